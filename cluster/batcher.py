@@ -1,0 +1,116 @@
+"""Which sequences go into the next step: a pure module that the worker and the simulator both run.
+
+It owns the residents of one replica as a struct of arrays, indexed by the worker's own batch row. Decodes go first,
+what is left of the token budget goes to prefill chunks by precedence, with a bound on how often one is passed over.
+It never allocates a block, never talks to anyone and has no clock.
+
+How the budget bounds the time between tokens: a step takes about `a + b * tokens`, and a decoding sequence gets a
+token in every step, so an inter-token limit of L seconds is kept by `token_budget = (L - a) / b`, with a and b from
+`quire bench offline` (columns "step base" and "per token"). `token_budget_for` is that formula.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+
+
+def token_budget_for(inter_token_s: float, step_base_s: float, per_token_s: float, max_batch: int) -> int:
+    """The largest token budget that keeps a step under `inter_token_s`; never less than one chunk beside the decodes."""
+    return max(max_batch + 16, int((inter_token_s - step_base_s) / per_token_s))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step: `rows[i]` computes `counts[i]` tokens from `starts[i]` on. Decodes (count 1) come first."""
+
+    rows: Int32
+    starts: Int32
+    counts: Int32
+    num_decodes: int
+    num_tokens: int
+    num_dry: int  # residents that stood still because their lease had run out
+
+
+class Batcher:
+    """Residents and their leases; `next` picks a step, `retire` moves the positions on."""
+
+    def __init__(self, max_batch: int, token_budget: int, max_passed_over: int = 32) -> None:
+        assert token_budget >= 1 and max_batch >= 1
+        self.max_batch = max_batch
+        self.token_budget = token_budget
+        self.max_passed_over = max_passed_over
+        self.resident = np.zeros(max_batch, np.bool_)
+        # A paused row is resident but not to be run: a fork whose parent is still at the prompt.
+        self.paused = np.zeros(max_batch, np.bool_)
+        self.position = np.zeros(max_batch, np.int32)
+        self.length = np.zeros(max_batch, np.int32)
+        self.lease_end = np.zeros(max_batch, np.int32)
+        self.precedence = np.zeros(max_batch, np.int64)
+        self.passed_over = np.zeros(max_batch, np.int32)
+
+    def add(self, row: int, position: int, length: int, lease_end: int, precedence: int, paused: bool = False) -> None:
+        assert not self.resident[row], f"batch row {row} is taken"
+        assert position < length, f"nothing to compute at row {row}: position {position}, length {length}"
+        self.resident[row] = True
+        self.paused[row] = paused
+        self.position[row] = position
+        self.length[row] = length
+        self.lease_end[row] = lease_end
+        self.precedence[row] = precedence
+        self.passed_over[row] = 0
+
+    def remove(self, row: int) -> None:
+        assert self.resident[row], f"batch row {row} is free already"
+        self.resident[row] = False
+        self.paused[row] = False
+
+    def next(self) -> Batch:
+        """The next step. An empty batch means that nothing can run: no residents, or every lease is dry."""
+        runnable = self.resident & ~self.paused
+        left = np.minimum(self.length, self.lease_end) - self.position
+        num_dry = int(np.count_nonzero(runnable & (left <= 0)))
+        runnable &= left > 0
+        to_compute = self.length - self.position
+        decodes = np.flatnonzero(runnable & (to_compute == 1))
+        prefills = np.flatnonzero(runnable & (to_compute > 1))
+        if len(decodes) > self.token_budget:
+            decodes = self._fewest(decodes)
+        rows = decodes
+        counts = np.ones(len(decodes), np.int32)
+        if len(prefills):
+            chosen, chunks = self._chunks(prefills, left, self.token_budget - len(decodes))
+            rows = np.concatenate([decodes, chosen])
+            counts = np.concatenate([counts, chunks])
+        rows = rows.astype(np.int32)
+        return Batch(rows, self.position[rows], counts, len(decodes), int(counts.sum()), num_dry)
+
+    def retire(self, batch: Batch) -> None:
+        """The step has been issued: its positions are taken. A row that was removed meanwhile is left alone."""
+        rows = batch.rows[self.resident[batch.rows]]
+        counts = batch.counts[self.resident[batch.rows]]
+        self.position[rows] += counts
+
+    def _fewest(self, decodes: Int64) -> Int64:
+        """More decodes than budget: those that waited longest go first, then by precedence."""
+        order = np.lexsort((self.precedence[decodes], -self.passed_over[decodes]))
+        chosen = decodes[order[: self.token_budget]]
+        self.passed_over[decodes] += 1
+        self.passed_over[chosen] = 0
+        return np.sort(chosen)
+
+    def _chunks(self, prefills: Int64, left: Int32, budget: int) -> tuple[Int64, Int32]:
+        """Prefill chunks by precedence; one passed over `max_passed_over` times goes before all others."""
+        late = self.passed_over[prefills] >= self.max_passed_over
+        order = prefills[np.lexsort((self.precedence[prefills], ~late))]
+        ends = np.cumsum(left[order])
+        # The last chunk is cut to what the budget leaves; all behind it are passed over.
+        chunks = np.minimum(left[order], np.maximum(0, budget - (ends - left[order]))).astype(np.int32)
+        self.passed_over[order] = np.where(chunks > 0, 0, self.passed_over[order] + 1)
+        served = chunks > 0
+        return order[served], chunks[served]
