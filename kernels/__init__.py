@@ -1,17 +1,5 @@
-"""Paged attention and what goes with it, for GPUs and CPUs, beside a plain reference. Imports nothing of ours."""
+"""Computes: paged attention, cache writes, block copies and quantisation.
 
-from kernels.batch import AttentionBatch
-from kernels.dispatch import BACKEND_NAMES, Backend, BackendName, backend
-from kernels.layout import BlockLayout, KeyOrder, LayerCache, LayerShape
-
-__all__ = [
-    "BACKEND_NAMES",
-    "AttentionBatch",
-    "Backend",
-    "BackendName",
-    "BlockLayout",
-    "KeyOrder",
-    "LayerCache",
-    "LayerShape",
-    "backend",
-]
+Each op has a plain reference in torch, a fast CPU path and a Triton kernel; `worker` calls them.
+This package imports nothing else of the project, and importing it loads no torch.
+"""

@@ -21,8 +21,11 @@ BACKEND_NAMES: tuple[BackendName, ...] = ("reference", "cpu", "triton")
 class Backend(Protocol):
     """The kernels of one device. A backend may keep scratch memory, so one belongs to one thread at a time."""
 
-    name: BackendName
-    device: torch.device
+    @property
+    def name(self) -> BackendName: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
     def key_order(self, dtype: torch.dtype, block_size: int) -> KeyOrder:
         """The order of keys in blocks that this backend wants: what to build the BlockLayout with."""
@@ -47,7 +50,7 @@ class Backend(Protocol):
         out: torch.Tensor | None = None,
         lse: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Causal attention of q [tokens, heads, head_dim] over paged keys; returns [tokens, heads, value_dim] as q's dtype.
+        """Causal attention of q [tokens, heads, head_dim] over paged keys; returns [tokens, heads, value_dim] like q.
 
         window: a query sees this many keys, its own included; 0: all. softcap: c * tanh(score / c); 0: none.
         sinks [heads]: one more score per head that takes weight and gives no value. lse: float32 [tokens, heads],

@@ -25,7 +25,7 @@ BLOCK_ALIGNMENT_BYTES = 64
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What one layer keeps per token: `num_kv_heads` keys of `head_dim`, values of `value_dim` (head_dim unless set)."""
+    """What one layer keeps per token: `num_kv_heads` keys of `head_dim`, values of `value_dim` (0: head_dim)."""
 
     num_kv_heads: int
     head_dim: int
@@ -131,7 +131,7 @@ class BlockLayout:
         if not pool.is_contiguous():
             raise ValueError(f"pool must be contiguous, got strides {pool.stride()}")
         elements = pool.view(self.dtype)
-        offset = elements.storage_offset()
+        offset = int(elements.storage_offset())
         caches = []
         for shape in self.layers:
             caches.append(self._layer_view(elements, shape, offset))

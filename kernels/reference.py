@@ -1,0 +1,181 @@
+"""What every kernel computes, in plain torch, one sequence at a time: the yardstick of all tests and benchmarks.
+
+It accumulates in float64 where the inputs are float32 and in float32 otherwise (or as `accumulate` says), gathers what
+it needs and is as slow as that. Nothing here is tuned, and the fast paths share no code with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from kernels.batch import AttentionBatch
+from kernels.checks import (
+    check_attention,
+    check_batch_bounds,
+    check_copy,
+    check_copy_bounds,
+    check_write,
+    check_write_bounds,
+)
+from kernels.layout import BlockLayout, KeyOrder, LayerCache
+
+
+def gather_tokens(cache: LayerCache, table: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first `length` keys and values of a table, as [length, kv_heads, dim]."""
+    blocks = table[: -(-length // cache.block_size)].long()
+    k = cache.keys_as_slot_dim()[blocks] if cache.keys != "pair_slot" else _unpaired(cache.k[blocks])
+    v = cache.v[blocks]
+    return k.transpose(1, 2).flatten(0, 1)[:length], v.transpose(1, 2).flatten(0, 1)[:length]
+
+
+def _unpaired(k: torch.Tensor) -> torch.Tensor:
+    return k.permute(0, 1, 3, 2, 4).flatten(3)
+
+
+def sequence_attention(
+    q: torch.Tensor,  # [queries, heads, dim]
+    k: torch.Tensor,  # [keys, kv_heads, dim]
+    v: torch.Tensor,  # [keys, kv_heads, value_dim]
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of the last queries of one sequence, in the dtype given: out [queries, heads, value_dim], lse."""
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    scores = torch.einsum("qhd,khd->hqk", q, k) * scale
+    if softcap > 0.0:
+        scores = softcap * torch.tanh(scores / softcap)
+    at = torch.arange(k.shape[0] - q.shape[0], k.shape[0], device=q.device)[:, None]
+    key = torch.arange(k.shape[0], device=q.device)[None, :]
+    hidden = key > at
+    if window > 0:
+        hidden |= key <= at - window
+    scores = scores.masked_fill(hidden, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(q.dtype)[:, None, None].expand(-1, q.shape[0], 1)], dim=-1)
+    lse = torch.logsumexp(scores, dim=-1)  # [heads, queries]
+    weights = torch.exp(scores - lse.masked_fill(lse.isneginf(), 0.0)[..., None])[..., : k.shape[0]]
+    return torch.einsum("hqk,khd->qhd", weights, v), lse.transpose(0, 1)
+
+
+def attention(
+    q: torch.Tensor,
+    cache: LayerCache,
+    batch: AttentionBatch,
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: torch.Tensor | None = None,
+    accumulate: torch.dtype | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`Backend.attention` as (out, lse), both in the dtype of accumulation."""
+    precise = accumulate or (torch.float64 if q.dtype == torch.float32 else torch.float32)
+    out = torch.zeros((*q.shape[:2], cache.value_dim), dtype=precise, device=q.device)
+    lse = torch.full(q.shape[:2], float("-inf"), dtype=precise, device=q.device)
+    starts, contexts, rows = batch.query_start.tolist(), batch.context_len.tolist(), batch.rows.tolist()
+    for seq, (context, row) in enumerate(zip(contexts, rows, strict=True)):
+        tokens = slice(starts[seq], starts[seq + 1])
+        if context == 0 or starts[seq] == starts[seq + 1]:
+            continue
+        k, v = gather_tokens(cache, batch.tables[row], context)
+        out[tokens], lse[tokens] = sequence_attention(
+            q[tokens].to(precise),
+            k.to(precise),
+            v.to(precise),
+            scale=scale,
+            window=window,
+            softcap=softcap,
+            sinks=sinks,
+        )
+    return out, lse
+
+
+def write_kv(k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slots: torch.Tensor) -> None:
+    """`Backend.write_kv`."""
+    kept = slots >= 0
+    blocks, slot = slots[kept] // cache.block_size, slots[kept] % cache.block_size
+    k, v = k[kept].to(cache.k.dtype), v[kept].to(cache.v.dtype)
+    if cache.keys == "slot_dim":
+        cache.k[blocks, :, slot] = k
+    elif cache.keys == "dim_slot":
+        cache.k[blocks, :, :, slot] = k
+    else:
+        cache.k[blocks, :, :, slot] = k.unflatten(-1, (-1, 2))
+    cache.v[blocks, :, slot] = v
+
+
+def copy_blocks(pool: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> None:
+    """`Backend.copy_blocks`."""
+    pool[dst] = pool[src]
+
+
+def merge(outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`Backend.merge`: exact, because each part knows how much weight it saw. The result keeps the inputs' dtypes."""
+    precise = torch.float64
+    lse = torch.logsumexp(lses.to(precise), dim=0)
+    shares = torch.exp(lses.to(precise) - lse.masked_fill(lse.isneginf(), 0.0))
+    out = (outs.to(precise) * shares[..., None]).sum(dim=0)
+    return out.to(outs.dtype), lse.to(lses.dtype)
+
+
+class ReferenceBackend:
+    """The functions above behind the same calls as the fast backends, on any device; always checks bounds."""
+
+    name: Literal["reference"] = "reference"
+
+    def __init__(self, device: torch.device, *, debug: bool = False) -> None:
+        self.device = device
+
+    def key_order(self, dtype: torch.dtype, block_size: int) -> KeyOrder:
+        return "slot_dim"
+
+    def prepare(
+        self, batch: AttentionBatch, *, num_heads: int, num_kv_heads: int, head_dim: int, block_size: int
+    ) -> AttentionBatch:
+        return batch
+
+    def attention(
+        self,
+        q: torch.Tensor,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        *,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        sinks: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
+        lse: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        check_attention(q, cache, batch, window=window, softcap=softcap, sinks=sinks, out=out, lse=lse)
+        check_batch_bounds(batch, cache)
+        result, log_sum = attention(q, cache, batch, scale=scale, window=window, softcap=softcap, sinks=sinks)
+        if lse is not None:
+            lse.copy_(log_sum)
+        return result.to(q.dtype) if out is None else out.copy_(result)
+
+    def write_kv(self, k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slots: torch.Tensor) -> None:
+        check_write(k, v, cache, slots)
+        check_write_bounds(cache, slots)
+        write_kv(k, v, cache, slots)
+
+    def copy_blocks(
+        self, pool: torch.Tensor, src: Sequence[int] | torch.Tensor, dst: Sequence[int] | torch.Tensor
+    ) -> None:
+        src, dst = torch.as_tensor(src, dtype=torch.int64), torch.as_tensor(dst, dtype=torch.int64)
+        check_copy(pool, src, dst)
+        check_copy_bounds(pool, src, dst)
+        copy_blocks(pool, src.to(pool.device), dst.to(pool.device))
+
+    def merge(self, outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return merge(outs, lses)
+
+    def warm_up(self, layout: BlockLayout, num_heads: int) -> None:
+        """Nothing is compiled here."""
