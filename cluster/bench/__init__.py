@@ -1,0 +1,1 @@
+"""Benchmarks, one file each, run by `quire bench NAME` or `python -m cluster.bench NAME`."""
