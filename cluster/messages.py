@@ -142,6 +142,15 @@ class Drop:
     seq: int
 
 
+@dataclass(frozen=True, slots=True)
+class Reroute:
+    """Send this sequence's tokens to another gateway from now on, its whole known output first."""
+
+    seq: int
+    gateway: str
+    route: int
+
+
 class Road(IntEnum):
     WRITE = 1  # from the worker's pool to the peer's
     READ = 2  # from the peer's pool to the worker's
@@ -162,8 +171,8 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the scheduler orders of one replica. Obeyed in the order: aborts, drops, revokes, copies, extends,
-    starts, transfers. Numbers run from 1 without gaps within (epoch, incarnation); a plan seen before is ignored."""
+    """What the scheduler orders of one replica. Obeyed in the order: aborts, drops, revokes, reroutes, copies,
+    extends, starts, transfers. Numbers run from 1 without gaps within (epoch, incarnation); a plan seen before is ignored."""
 
     replica: str
     incarnation: int
@@ -175,6 +184,7 @@ class Plan:
     starts: tuple[Start, ...] = ()
     drops: tuple[Drop, ...] = ()
     revokes: tuple[Revoke, ...] = ()
+    reroutes: tuple[Reroute, ...] = ()
     copies: tuple[Copy, ...] = ()
     transfers: tuple[Transfer, ...] = ()
     aborts: tuple[int, ...] = ()  # transfers to give up
@@ -335,6 +345,23 @@ class Sealed:
 
 
 @dataclass(frozen=True, slots=True)
+class Closed:
+    """The gateway has every token of the request: nothing of it need be kept any longer."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """A client resumes a request through this gateway, also after its first gateway died."""
+
+    request_id: str
+    tenant: str
+    gateway: str
+    route: int
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaJoined:
     replica: str
     incarnation: int
@@ -380,6 +407,42 @@ class GatewayLost:
 
 
 @dataclass(frozen=True, slots=True)
+class Resident:
+    """An attempt that a replica holds: as it was started, and how far it is."""
+
+    start: Start
+    tokens: Ids
+    position: int
+    table: Ids
+    lease_end: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """A replica tells a new scheduler (a higher epoch) all that it holds."""
+
+    joined: ReplicaJoined
+    residents: tuple[Resident, ...]
+    cached: tuple[tuple[int, bytes], ...]  # block, name
+    transfers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRequest:
+    submit: Submit
+    outputs: tuple[Ids, ...]
+    finished: tuple[Reason, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayState:
+    """A gateway tells a new scheduler which requests are under way and what it has of them."""
+
+    gateway: str
+    requests: tuple[OpenRequest, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Take no new work on this replica and move what runs there elsewhere (or take it back, on=False)."""
 
@@ -408,8 +471,19 @@ class Tick:
 
 
 Event: TypeAlias = (
-    Submit | Cancel | StopAt | Sealed | Result | ReplicaJoined | ReplicaLost | HostPoolJoined | HostPoolLost
-    | GatewayLost | Drain | Pin | Tick
+    Submit
+    | Cancel
+    | StopAt
+    | Sealed
+    | Result
+    | ReplicaJoined
+    | ReplicaLost
+    | HostPoolJoined
+    | HostPoolLost
+    | GatewayLost
+    | Drain
+    | Pin
+    | Tick
 )
 
 
@@ -472,4 +546,12 @@ class Done:
     host_block_seconds: float
 
 
-Order: TypeAlias = Plan | Accepted | Started | Refused | Seal | Done
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Tokens that a dead worker may not have delivered, from the scheduler's own record."""
+
+    gateway: str
+    tokens: Tokens
+
+
+Order: TypeAlias = Plan | Accepted | Started | Refused | Seal | Replay | Done
