@@ -1,0 +1,247 @@
+"""The accounting of one pool: who holds which block, how often, what is moving, what is cached.
+
+A ledger belongs to the scheduler and is changed by nobody else. It counts; the tables that the counts stand for live
+in `cluster/sequences.py`, and `check` holds the two against each other. Every operation is atomic: it does all that it
+says or, where memory is short, nothing. A mistake of ours (double free, use after free) is an assertion that names the
+block, its holders and its last operations.
+
+A block is in exactly one state:
+  free         nobody holds it, its content means nothing
+  cached       nobody holds it, its content is full, good and named in the prefix index
+  held         in one table, or in several that share it
+  moving       no table holds it, a transfer does (to: not yet in a table; from: no longer in one)
+  quarantined  a late writer could still touch it
+
+Block-seconds are exact without work per second: a block that h holders share costs each 1/h of its time. `_paid` is the
+integral of 1/h up to `_paid_at`; a holder remembers it when it comes and pays the difference when it goes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from cluster.allocators import make_allocator
+from cluster.prefix import PrefixIndex
+from cluster.settings import AllocatorName
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many blocks are in each state; they add up to the pool."""
+
+    free: int
+    cached: int
+    held: int
+    moving: int
+    quarantined: int
+
+
+class Ledger:
+    """The blocks of one pool. `pool` is its number in the prefix index; `clock` is the scheduler's time of now."""
+
+    def __init__(self, pool: int, num_blocks: int, allocator: AllocatorName, index: PrefixIndex) -> None:
+        assert num_blocks > 0
+        self.pool = pool
+        self.num_blocks = num_blocks
+        self.clock = 0.0
+        self.num_evictions = 0
+        self._index = index
+        self._unheld = make_allocator(allocator, num_blocks)
+        self._holders = [0] * num_blocks
+        self._moving = bytearray(num_blocks)
+        self._quarantined = bytearray(num_blocks)
+        self._names: list[bytes] = [b""] * num_blocks
+        self._paid = [0.0] * num_blocks
+        self._paid_at = [0.0] * num_blocks
+        self._num_moving = 0
+        self._num_quarantined = 0
+        # What was last done, for the error that names it; bounded.
+        self._operations: deque[tuple[str, Sequence[int], int]] = deque(maxlen=1024)
+
+    # -- figures
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that `allocate` can give: free and cached."""
+        return self._unheld.num_free + self._unheld.num_cached
+
+    def counts(self) -> Counts:
+        free, cached = self._unheld.num_free, self._unheld.num_cached
+        held = self.num_blocks - free - cached - self._num_moving - self._num_quarantined
+        return Counts(free, cached, held, self._num_moving, self._num_quarantined)
+
+    def holders(self, block: int) -> int:
+        return self._holders[block]
+
+    def name(self, block: int) -> bytes:
+        """The name of a block's content in the prefix index; b"" if it has none."""
+        return self._names[block]
+
+    def state(self, block: int) -> str:
+        if self._quarantined[block]:
+            return "quarantined"
+        if self._holders[block]:
+            return "shared" if self._holders[block] > 1 else "held"
+        if self._moving[block]:
+            return "moving"
+        return "cached" if self._names[block] else "free"
+
+    # -- holding
+
+    def allocate(self, count: int, owner: int, after: int = -1) -> list[int] | None:
+        """`count` blocks with one holder each, or None if there are not so many. Cached ones lose their content."""
+        unheld = self._unheld
+        if count > unheld.num_free + unheld.num_cached:
+            return None
+        blocks, evicted = unheld.take(count, after)
+        for block in evicted:
+            self._unname(block)
+            self.num_evictions += 1
+        holders, paid, paid_at, clock = self._holders, self._paid, self._paid_at, self.clock
+        for block in blocks:
+            assert not holders[block], self._blame(block, "allocated while held")
+            holders[block] = 1
+            paid[block] = 0.0
+            paid_at[block] = clock
+        self._operations.append(("allocate", blocks, owner))
+        return blocks
+
+    def share(self, blocks: Sequence[int], owner: int) -> float:
+        """One holder more for each block: held, or cached and now in use again. Returns what they have cost so far."""
+        holders, total = self._holders, 0.0
+        for block in blocks:
+            if holders[block]:
+                total += self._settle(block)
+            else:
+                assert self._names[block], self._blame(block, f"shared by {owner:#x} while free")
+                if not self._moving[block]:
+                    self._unheld.take_cached(block)
+                else:
+                    self._num_moving -= 1
+                self._paid[block] = 0.0
+                self._paid_at[block] = self.clock
+            holders[block] += 1
+        self._operations.append(("share", tuple(blocks), owner))
+        return total
+
+    def release(self, blocks: Sequence[int], owner: int) -> float:
+        """One holder less for each block, tail first. Without a holder a named block stays as cache, another is free.
+
+        Returns what the blocks have cost up to now; the holder owes the difference to what it was told when it came.
+        """
+        holders, names, total = self._holders, self._names, 0.0
+        free: list[int] = []
+        for block in reversed(blocks):
+            count = holders[block]
+            assert count, self._blame(block, f"freed twice by {owner:#x}")
+            total += self._settle(block)
+            holders[block] = count - 1
+            if count == 1:
+                if self._moving[block]:
+                    self._num_moving += 1
+                elif names[block]:
+                    self._unheld.put_cached(block)
+                else:
+                    free.append(block)
+        self._unheld.put_free(free)
+        self._operations.append(("release", tuple(blocks), owner))
+        return total
+
+    def _settle(self, block: int) -> float:
+        paid = self._paid[block] + (self.clock - self._paid_at[block]) / self._holders[block]
+        self._paid[block] = paid
+        self._paid_at[block] = self.clock
+        return paid
+
+    def cost_so_far(self, blocks: Iterable[int]) -> float:
+        """The block-seconds of `blocks`, shared ones split, since each was allocated."""
+        return sum(map(self._settle, blocks))
+
+    # -- names: what a prefix hit may find
+
+    def set_name(self, block: int, name: bytes) -> None:
+        """The block is full and a retired step filled it. The first block of a name is listed, a second stays unnamed."""
+        assert self._holders[block] or self._moving[block], self._blame(block, "named while free")
+        if not self._names[block] and self._index.list_block(name, self.pool, block):
+            self._names[block] = name
+
+    def _unname(self, block: int) -> None:
+        self._index.unlist_block(self._names[block], self.pool, block)
+        self._names[block] = b""
+
+    def forget_cache(self) -> int:
+        """Gives up all cached content; the blocks are free. Returns how many there were."""
+        count = self._unheld.num_cached
+        blocks = [block for block in range(self.num_blocks) if self.state(block) == "cached"]
+        for block in blocks:
+            self._unheld.take_cached(block)
+            self._unname(block)
+        self._unheld.put_free(blocks)
+        assert len(blocks) == count
+        return count
+
+    # -- transfers
+
+    def begin_moving(self, blocks: Sequence[int]) -> None:
+        """A transfer reads or writes these held blocks: they outlive their holders until `end_moving`."""
+        for block in blocks:
+            assert self._holders[block] and not self._moving[block], self._blame(block, "moved while free or moving")
+            self._moving[block] = 1
+        self._operations.append(("move", tuple(blocks), 0))
+
+    def end_moving(self, blocks: Sequence[int], quarantine: bool = False) -> None:
+        """The transfer has ended. `quarantine`: a late writer may still touch the blocks, so nobody gets them yet."""
+        for block in blocks:
+            assert self._moving[block], self._blame(block, "settled, but not moving")
+            self._moving[block] = 0
+            if self._holders[block]:
+                assert not quarantine, self._blame(block, "quarantined while held")
+                continue
+            self._num_moving -= 1
+            if quarantine:
+                if self._names[block]:
+                    self._unname(block)
+                self._quarantined[block] = 1
+                self._num_quarantined += 1
+            elif self._names[block]:
+                self._unheld.put_cached(block)
+            else:
+                self._unheld.put_free((block,))
+        self._operations.append(("settle", tuple(blocks), 0))
+
+    def end_quarantine(self, blocks: Sequence[int]) -> None:
+        for block in blocks:
+            assert self._quarantined[block], self._blame(block, "released from a quarantine that it is not in")
+            self._quarantined[block] = 0
+        self._num_quarantined -= len(blocks)
+        self._unheld.put_free(blocks)
+
+    # -- proof
+
+    def check(self, tables: Iterable[Sequence[int]]) -> None:
+        """Proves that states add up and that holders are appearances in `tables`; raises AssertionError if not."""
+        seen = [0] * self.num_blocks
+        for table in tables:
+            assert len(set(table)) == len(table), f"pool {self.pool}: a block stands twice in one table {list(table)}"
+            for block in table:
+                seen[block] += 1
+        states = {"free": 0, "cached": 0, "held": 0, "shared": 0, "moving": 0, "quarantined": 0}
+        for block in range(self.num_blocks):
+            assert seen[block] == self._holders[block], self._blame(block, f"in {seen[block]} tables")
+            states[self.state(block)] += 1
+            if self._names[block]:
+                listed = self._index.block_in(self._names[block], self.pool)
+                assert listed == block, self._blame(block, f"its name is listed for block {listed}")
+        counts = self.counts()
+        assert states["held"] + states["shared"] == counts.held, f"pool {self.pool}: {states} is not {counts}"
+        for state in ("free", "cached", "moving", "quarantined"):
+            assert states[state] == getattr(counts, state), f"pool {self.pool}: {states} is not {counts}"
+
+    def _blame(self, block: int, problem: str) -> str:
+        last = [f"{what} by {owner:#x}" for what, blocks, owner in self._operations if block in blocks][-4:]
+        return (
+            f"block {block} of pool {self.pool} {problem}: state {self.state(block)}, {self._holders[block]} holders, "
+            f"name {self._names[block].hex() or 'none'}, last operations: {', '.join(last) or 'none kept'}"
+        )
