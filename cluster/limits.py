@@ -1,0 +1,47 @@
+"""The bounds on what one request may ask, in one place.
+
+The validator of every door reads them and the client documentation quotes them; nothing else decides what is too much.
+They are constants, not settings: each bounds work or memory that one request could take from its neighbours.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+MAX_N: Final = 16
+"""Sequences of one request. They are resident together, so their tail blocks must all fit at once."""
+
+MAX_BEAM_WIDTH: Final = 8
+"""Beams of one request; each step ranks twice as many candidates."""
+
+MAX_LOGPROBS: Final = 20
+"""Top tokens reported with each token (the chosen one comes on top of these)."""
+
+MAX_STOP_STRINGS: Final = 16
+MAX_STOP_STRING_CHARS: Final = 256
+"""A stream holds back up to this many characters that might begin a stop string."""
+
+MAX_STOP_TOKEN_IDS: Final = 64
+"""Stop ids, end tokens included; the worker compares all of them with each token."""
+
+MAX_LOGIT_BIAS_ENTRIES: Final = 1024
+MAX_LOGIT_BIAS: Final = 100.0
+
+MAX_BAD_WORDS: Final = 256
+MAX_BAD_WORD_RUNS: Final = 1024
+MAX_BAD_WORD_TOKENS: Final = 16
+"""Tokens of one banned word; longer ones are refused, because a step compares that many past tokens."""
+
+MAX_FORCED_TOKENS: Final = 256
+
+MAX_PENALTY: Final = 2.0
+"""Presence and frequency penalties lie in -2 to 2, as OpenAI defines them."""
+
+MAX_REPETITION_PENALTY: Final = 10.0
+
+MAX_TEMPERATURE: Final = 100.0
+
+MIN_TEMPERATURE: Final = 1e-5
+"""A temperature below this is greedy: the quotient would leave fp32."""
+
+MAX_SEED: Final = 2**64 - 1
