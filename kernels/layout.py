@@ -14,11 +14,12 @@ from typing import Literal
 
 import torch
 
-# How the keys of one head lie inside a block. Values always lie as [slot, dim].
-#   slot_dim: [slot, dim], what GPUs like.
-#   dim_slot: [dim, slot], so that one vector register holds the scores of a block's slots (CPU, fp32 and fp16).
-#   pair_slot: [dim / 2, slot, 2], two neighbouring dims of a slot in one 32-bit word (CPU, bf16).
-KeyOrder = Literal["slot_dim", "dim_slot", "pair_slot"]
+# How the keys and values of one head lie inside a block.
+#   slot_dim: both [slot, dim], what GPUs like.
+#   dim_slot: keys [dim, slot], so that one vector register holds the scores of a block's slots; values [slot, dim].
+#   pairs: as dim_slot, with two neighbours in one 32-bit word: keys [dim / 2, slot, 2], values [slot / 2, dim, 2], so
+#          that bf16 needs no widening load and feeds the processor's pair products as it lies (16 bits, even sizes).
+KeyOrder = Literal["slot_dim", "dim_slot", "pairs"]
 
 BLOCK_ALIGNMENT_BYTES = 64
 
@@ -47,8 +48,8 @@ class LayerCache:
     """The keys and values of one layer in every block of a pool: views, as the kernels take them.
 
     k: [blocks, kv_heads, slot, dim] for slot_dim, [blocks, kv_heads, dim, slot] for dim_slot,
-       [blocks, kv_heads, dim / 2, slot, 2] for pair_slot.
-    v: [blocks, kv_heads, slot, value_dim].
+       [blocks, kv_heads, dim / 2, slot, 2] for pairs.
+    v: [blocks, kv_heads, slot, value_dim], for pairs [blocks, kv_heads, slot / 2, value_dim, 2].
     Everything of one block and head is contiguous; the stride over blocks is the whole block over all layers.
     """
 
@@ -67,7 +68,7 @@ class LayerCache:
 
     @property
     def head_dim(self) -> int:
-        if self.keys == "pair_slot":
+        if self.keys == "pairs":
             return self.k.shape[2] * 2
         return self.k.shape[3] if self.keys == "slot_dim" else self.k.shape[2]
 
@@ -75,13 +76,17 @@ class LayerCache:
     def value_dim(self) -> int:
         return self.v.shape[3]
 
-    def keys_as_slot_dim(self) -> torch.Tensor:
-        """The keys as [blocks, kv_heads, slot, dim]: a strided view, or a copy for pair_slot (reference and tests)."""
+    def slot_dim_keys(self, blocks: torch.Tensor) -> torch.Tensor:
+        """A copy of the keys of these blocks as [len(blocks), kv_heads, slot, dim], for the reference and tests."""
+        k = self.k[blocks]
         if self.keys == "slot_dim":
-            return self.k
-        if self.keys == "dim_slot":
-            return self.k.transpose(2, 3)
-        return self.k.permute(0, 1, 3, 2, 4).flatten(3)
+            return k
+        return k.transpose(2, 3) if self.keys == "dim_slot" else k.permute(0, 1, 3, 2, 4).flatten(3)
+
+    def slot_dim_values(self, blocks: torch.Tensor) -> torch.Tensor:
+        """A copy of the values of these blocks as [len(blocks), kv_heads, slot, value_dim]."""
+        v = self.v[blocks]
+        return v.permute(0, 1, 2, 4, 3).flatten(2, 3) if self.keys == "pairs" else v
 
 
 @dataclass(frozen=True)
@@ -98,12 +103,13 @@ class BlockLayout:
             raise ValueError("a block layout needs at least one layer")
         if not 1 <= self.block_size <= 256:
             raise ValueError(f"block size must be 1 to 256 slots, got {self.block_size}")
-        if self.keys == "pair_slot":
+        if self.keys == "pairs":
             if self.dtype.itemsize != 2:
-                raise ValueError(f"keys in pair_slot order are of 2 bytes each, got {self.dtype}")
-            odd = [shape.head_dim for shape in self.layers if shape.head_dim % 2]
-            if odd:
-                raise ValueError(f"keys in pair_slot order need an even head size, got {odd[0]}")
+                raise ValueError(f"keys in pairs are of 2 bytes each, got {self.dtype}")
+            if self.block_size % 2 or any(shape.head_dim % 2 for shape in self.layers):
+                raise ValueError(
+                    f"pairs need an even block size and even head sizes, got {self.block_size}, {self.layers}"
+                )
 
     @cached_property
     def token_bytes(self) -> int:
@@ -141,16 +147,17 @@ class BlockLayout:
     def _layer_view(self, elements: torch.Tensor, shape: LayerShape, offset: int) -> LayerCache:
         blocks, block_stride = elements.shape
         heads, dim, value_dim, slots = shape.num_kv_heads, shape.head_dim, shape.value_dim, self.block_size
-        if self.keys == "slot_dim":
-            k_size, k_stride = (slots, dim), (dim, 1)
-        elif self.keys == "dim_slot":
-            k_size, k_stride = (dim, slots), (slots, 1)
-        else:
-            k_size, k_stride = (dim // 2, slots, 2), (2 * slots, 2, 1)  # type: ignore[assignment]
-        k = elements.as_strided((blocks, heads, *k_size), (block_stride, dim * slots, *k_stride), offset)
-        v = elements.as_strided(
-            (blocks, heads, slots, value_dim),
-            (block_stride, value_dim * slots, value_dim, 1),
-            offset + heads * dim * slots,
-        )
+        k_size: tuple[int, ...] = (slots, dim) if self.keys == "slot_dim" else (dim, slots)
+        v_size: tuple[int, ...] = (slots, value_dim)
+        if self.keys == "pairs":
+            k_size, v_size = (dim // 2, slots, 2), (slots // 2, value_dim, 2)
+        k = self._heads_view(elements, (blocks, heads, *k_size), offset, block_stride)
+        v = self._heads_view(elements, (blocks, heads, *v_size), offset + heads * dim * slots, block_stride)
         return LayerCache(k, v, slots, self.keys)
+
+    @staticmethod
+    def _heads_view(elements: torch.Tensor, size: tuple[int, ...], offset: int, block_stride: int) -> torch.Tensor:
+        strides = [1]
+        for inner in reversed(size[2:]):
+            strides.append(strides[-1] * inner)
+        return elements.as_strided(size, (block_stride, *reversed(strides)), offset)

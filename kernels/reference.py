@@ -26,13 +26,8 @@ from kernels.layout import BlockLayout, KeyOrder, LayerCache
 def gather_tokens(cache: LayerCache, table: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The first `length` keys and values of a table, as [length, kv_heads, dim]."""
     blocks = table[: -(-length // cache.block_size)].long()
-    k = cache.keys_as_slot_dim()[blocks] if cache.keys != "pair_slot" else _unpaired(cache.k[blocks])
-    v = cache.v[blocks]
+    k, v = cache.slot_dim_keys(blocks), cache.slot_dim_values(blocks)
     return k.transpose(1, 2).flatten(0, 1)[:length], v.transpose(1, 2).flatten(0, 1)[:length]
-
-
-def _unpaired(k: torch.Tensor) -> torch.Tensor:
-    return k.permute(0, 1, 3, 2, 4).flatten(3)
 
 
 def sequence_attention(
@@ -108,7 +103,10 @@ def write_kv(k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slots: torch.T
         cache.k[blocks, :, :, slot] = k
     else:
         cache.k[blocks, :, :, slot] = k.unflatten(-1, (-1, 2))
-    cache.v[blocks, :, slot] = v
+    if cache.keys == "pairs":
+        cache.v[blocks, :, slot // 2, :, slot % 2] = v
+    else:
+        cache.v[blocks, :, slot] = v
 
 
 def copy_blocks(pool: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> None:
