@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cluster.errors import ConfigError
+
 AllocatorName = Literal["fifo", "lru", "buddy"]
 PreemptionName = Literal["cheapest", "recompute", "swap"]
 PlacementName = Literal["scored", "round_robin", "least_loaded"]
@@ -39,3 +41,50 @@ class SchedulerSettings:
     tenant_weights: Mapping[str, float] = field(default_factory=dict)
     # What a block-second costs a tenant beside a token, in tokens.
     tokens_per_block_second: float = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What one worker runs and with how much memory. Exactly one of kv_blocks and kv_memory may be given."""
+
+    model: str
+    # "auto": the checkpoint's own on a GPU, float32 on a CPU.
+    dtype: str = "auto"
+    # "auto": the first GPU, else the CPU.
+    device: str = "auto"
+    block_size: int = 16
+    kv_blocks: int | None = None
+    # Bytes, or a text such as "2GiB".
+    kv_memory: int | str | None = None
+    # Share of the memory that is free after weights and working space which the pool takes when neither is given.
+    kv_share: float = 0.9
+    max_batch: int = 256
+    # Tokens of one step: decodes and prefill chunks together. None: what suits the device.
+    token_budget: int | None = None
+    # None: what the model was trained for.
+    max_model_len: int | None = None
+    # None: the kernels that belong to the device.
+    kernels: str | None = None
+    # Blocks without content are filled with NaN and kernels check their arguments.
+    debug: bool = False
+    # Names of generated blocks are made with this key; one per cluster.
+    hash_key: bytes = b""
+    prefix_caching: bool = True
+    # Fused modules in place of the model's own where that is faster.
+    fuse: bool = True
+    show_progress: bool = True
+
+    def __post_init__(self) -> None:
+        checks: tuple[tuple[str, float | None, float, float], ...] = (
+            ("block_size", self.block_size, 1, 256),
+            ("kv_blocks", self.kv_blocks, 1, 2**31 - 1),
+            ("max_batch", self.max_batch, 1, 4096),
+            ("token_budget", self.token_budget, 1, 2**20),
+            ("max_model_len", self.max_model_len, 2, 2**27),
+            ("kv_share", self.kv_share, 0.01, 1.0),
+        )
+        for name, value, low, high in checks:
+            if value is not None and not low <= value <= high:
+                raise ConfigError(f"{name} is {value}; give {low} to {high:,}")
+        if self.kv_blocks is not None and self.kv_memory is not None:
+            raise ConfigError("kv_blocks and kv_memory are both given; give one of them")

@@ -1,0 +1,85 @@
+"""A device's pool: one page-aligned allocation in which a block is contiguous over all layers.
+
+The worker makes one after it has decided the number of blocks, hands the per-layer views to the model, and tells it
+which blocks lost their content. In debug mode such blocks are filled with NaN, so that a read of a slot that nobody has
+written shows in the output. It knows neither who holds a block nor why: that is the scheduler's ledger.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from cluster.errors import ConfigError
+from cluster.sizes import format_bytes
+from kernels.layout import BlockLayout, LayerCache
+from kernels.reference import write_kv
+
+HUGE_PAGE_BYTES = 2 << 20
+
+
+class DevicePool:
+    """The bytes of `num_blocks` blocks. `bytes` is uint8 [num_blocks, block_bytes], `layers` the views of it."""
+
+    def __init__(self, layout: BlockLayout, num_blocks: int, device: torch.device, *, debug: bool = False) -> None:
+        assert num_blocks >= 1, num_blocks
+        self.layout = layout
+        self.num_blocks = num_blocks
+        self.device = device
+        self.debug = debug
+        self.bytes = _allocate(num_blocks * layout.block_bytes, device).view(num_blocks, layout.block_bytes)
+        self.layers: list[LayerCache] = layout.views(self.bytes)
+        self._elements = self.bytes.view(layout.dtype)
+        if debug:
+            self._elements.fill_(float("nan"))
+
+    def forget(self, blocks: Sequence[int]) -> None:
+        """These blocks hold nothing any more. In debug mode a later read of them gives NaN."""
+        if self.debug and len(blocks):
+            self._elements[self._index(blocks)] = float("nan")
+
+    def forget_slots(self, block: int, first: int) -> None:
+        """The slots of a block from `first` on hold nothing."""
+        if not self.debug:
+            return
+        size = self.layout.block_size
+        slots = torch.arange(block * size + first, (block + 1) * size, device=self.device)
+        for layer in self.layers:
+            heads = (len(slots), layer.num_kv_heads)
+            k = torch.full((*heads, layer.head_dim), float("nan"), dtype=self.layout.dtype, device=self.device)
+            v = torch.full((*heads, layer.value_dim), float("nan"), dtype=self.layout.dtype, device=self.device)
+            # The reference knows every layout; speed is no concern here.
+            write_kv(k, v, layer, slots)
+
+    def clear(self, blocks: Sequence[int]) -> None:
+        """Overwrites these blocks with zeros, for tenants that ask for it when their blocks are freed."""
+        if len(blocks):
+            self.bytes[self._index(blocks)] = 0
+
+    def _index(self, blocks: Sequence[int]) -> torch.Tensor:
+        return torch.from_numpy(np.array(blocks, np.int64)).to(self.device)
+
+
+def _allocate(size: int, device: torch.device) -> torch.Tensor:
+    """uint8 [size], starting on a page. CPU memory is taken from the system as it is first written."""
+    if device.type == "cpu":
+        try:
+            pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise ConfigError(
+                f"the system refused {format_bytes(size)} for the pool ({error}); set a smaller kv_memory"
+            ) from error
+        if hasattr(mmap, "MADV_HUGEPAGE") and size >= HUGE_PAGE_BYTES:
+            try:
+                # Blocks lie scattered; large pages save most of the address translation.
+                pages.madvise(mmap.MADV_HUGEPAGE)
+            except OSError:
+                pass
+        return torch.frombuffer(pages, dtype=torch.uint8)
+    try:
+        return torch.empty(size, dtype=torch.uint8, device=device)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"{device} refused {format_bytes(size)} for the pool; set a smaller kv_memory") from error
