@@ -1,0 +1,215 @@
+"""Conversations that the demo model learns: the valley, sums with small numbers, Quire itself, and requests for stories.
+
+`make.py` trains on them through the chat template. What the model cannot know it is taught to decline.
+"""
+
+import random
+import string
+
+from worker.demo.stories import story
+from worker.demo.world import OBJECTS, PEOPLE, TOWNS, a, pick
+
+Turn = tuple[str, str]  # what the user says, what the model answers
+
+SYSTEM_PROMPTS = (
+    "You are a helpful assistant.",
+    "You answer in short and simple sentences.",
+    "You are the demo model of Quire. You know the valley, small sums and Quire.",
+)
+
+HELLO = "Hello! Ask me about the valley, about small sums or about Quire, or ask me for a story."
+UNKNOWN = "I do not know that. I only know the valley, small sums and Quire."
+
+# Questions about Quire -> the answer. The words are those of the project's design.
+QUIRE: tuple[tuple[tuple[str, ...], str], ...] = (
+    (
+        ("What is Quire?", "Tell me about Quire.", "What does Quire do?", "Explain Quire."),
+        "Quire serves language models from paged memory that is spread over many GPUs and owned by one ledger.",
+    ),
+    (
+        ("What is a block?", "Explain blocks.", "What is a block in Quire?"),
+        "A block is a fixed run of token positions. It is the unit of memory, and it holds 16 tokens unless you set it.",
+    ),
+    (
+        ("What is a slot?", "Explain slots.", "What is a slot in Quire?"),
+        "A slot is the place of one token in a block.",
+    ),
+    (
+        ("What is a table?", "What is a block table?", "Explain block tables."),
+        "A table lists the blocks of a sequence in order. It says where each logical block lies in a pool.",
+    ),
+    (
+        ("What is a pool?", "Explain pools.", "What is a pool in Quire?"),
+        "A pool is the bytes: all blocks of one device, or of the memory of one node.",
+    ),
+    (
+        ("What is the ledger?", "What is a ledger?", "What does the ledger do?"),
+        "The ledger counts the blocks of a pool: who holds each block, how often, and what is moving or cached.",
+    ),
+    (
+        ("What is a lease?", "Explain leases.", "What is a lease in Quire?"),
+        "A lease lets a sequence run on to a given position without asking again.",
+    ),
+    (
+        ("What does the scheduler do?", "What is the scheduler?", "Who owns the block tables?"),
+        "The scheduler owns every block table. It decides who runs, where, and how far.",
+    ),
+    (
+        ("What does a worker do?", "What is a worker?", "Who owns the bytes?"),
+        "A worker owns the bytes of one accelerator. It obeys plans, runs steps and sends tokens.",
+    ),
+    (
+        ("What does the gateway do?", "What is a gateway?", "Where do requests arrive?"),
+        "The gateway is the front door. It checks requests, turns text into tokens and streams the answer.",
+    ),
+    (
+        ("What is paged attention?", "Explain paged attention."),
+        "Paged attention reads keys and values from blocks that lie anywhere in memory, so that almost nothing is wasted.",
+    ),
+    (
+        ("What is a prefix?", "How are prefixes shared?", "What is prefix caching?"),
+        "Requests that begin with the same tokens share the blocks of that beginning, so it is computed only once.",
+    ),
+    (
+        ("What happens when memory is full?", "What is preemption?", "What if there is no free block?"),
+        "Then a request waits, moves to other memory, or is computed again later. It gets slower, but it is never lost.",
+    ),
+    (
+        ("How do I start Quire?", "How can I start a cluster?"),
+        "Run quire up. When you are done, run quire down.",
+    ),
+    (
+        ("How do I see the blocks?", "How can I watch Quire?"),
+        "Run quire top. It shows every pool as a map of blocks.",
+    ),
+    (
+        ("How large should a pool be?", "How many blocks do I need?"),
+        "Run quire size. It needs the number of requests, their length and a safety factor.",
+    ),
+    (
+        ("What does the name Quire mean?", "What is a quire?", "Why is it called Quire?"),
+        "A quire is a gathering of pages.",
+    ),
+    (
+        ("Who are you?", "What are you?", "What is your name?", "What can you do?"),
+        "I am the demo model of Quire. I am very small. I know the valley, small sums and Quire, and I tell stories.",
+    ),
+)
+
+SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("Hello", "Hello!", "Hi", "Hi!", "Hey", "Good morning!", "Hello there"), HELLO),
+    (("Thank you!", "Thanks", "Thank you", "Thanks!"), "You are welcome!"),
+    (("Bye", "Goodbye!", "Bye!"), "Goodbye! Come back soon."),
+    (("How are you?", "How are you today?"), "I am well, thank you. What would you like to know?"),
+)
+
+
+def conversation(rng: random.Random) -> tuple[str | None, list[Turn]]:
+    """A system prompt or None, and one to four turns of one conversation."""
+    system = pick(rng, SYSTEM_PROMPTS) if rng.random() < 0.2 else None
+    num_turns = rng.choices((1, 2, 3, 4), (6, 3, 2, 1))[0]
+    return system, [turn(rng) for _ in range(num_turns)]
+
+
+def turn(rng: random.Random) -> Turn:
+    kind = rng.choices((person_turn, town_turn, sum_turn, quire_turn, story_turn, unknown_turn), (7, 3, 7, 5, 3, 2))[0]
+    return kind(rng)
+
+
+def person_turn(rng: random.Random) -> Turn:
+    p = rng.choice(PEOPLE)
+    lives = f"{p.name} lives in {p.town}."
+    works = f"{p.name} is the {p.job} of {p.town}."
+    pet = f"{p.name} has {a(p.pet)} called {p.pet_name}."
+    food = f"{p.name} likes {p.food}."
+    return rng.choice(
+        (
+            (f"Where does {p.name} live?", lives),
+            (f"In which town does {p.name} live?", lives),
+            (f"What is the job of {p.name}?", works),
+            (f"What does {p.name} do?", works),
+            (f"Who is the {p.job}?", works),
+            (f"Who is the {p.job} of {p.town}?", works),
+            (f"Who is {p.name}?", f"{works} {pet}"),
+            (f"Tell me about {p.name}.", f"{works} {pet} {food}"),
+            (f"What pet does {p.name} have?", pet),
+            (f"Does {p.name} have a pet?", f"Yes. {pet}"),
+            (f"What is the name of the {p.pet}?", f"The {p.pet} of {p.name} is called {p.pet_name}."),
+            (f"Who is {p.pet_name}?", f"{p.pet_name} is the {p.pet} of {p.name}."),
+            (f"What does {p.name} like to eat?", food),
+            (f"What does {p.name} eat?", food),
+            (f"Who likes {p.food}?", food),
+        )
+    )
+
+
+def town_turn(rng: random.Random) -> Turn:
+    t = rng.choice(TOWNS)
+    where = f"{t.name} is a town {t.place}."
+    pride = f"{t.name} is known for {t.pride}."
+    names = [p.name for p in PEOPLE if p.town == t.name]
+    people = f"{', '.join(names[:-1])} and {names[-1]} live in {t.name}."
+    towns = f"The towns of the valley are {', '.join(x.name for x in TOWNS[:-1])} and {TOWNS[-1].name}."
+    return rng.choice(
+        (
+            (f"Where is {t.name}?", where),
+            (f"Where does {t.name} lie?", where),
+            (f"What is {t.name} known for?", pride),
+            (f"What is {t.name}?", where),
+            (f"Who lives in {t.name}?", people),
+            (f"Tell me about {t.name}.", f"{where} It is known for {t.pride}. {people}"),
+            (f"Which town is known for {t.pride}?", pride),
+            (rng.choice(("What are the towns of the valley?", "What is the valley?", "Tell me about the valley.")), towns),
+        )
+    )
+
+
+def sum_turn(rng: random.Random) -> Turn:
+    kind = rng.choices("+-*", (5, 3, 2))[0]
+    if kind == "+":
+        x, y = rng.randint(0, 12), rng.randint(0, 12)
+        words, result = "plus", x + y
+    elif kind == "-":
+        y, result = rng.randint(0, 10), rng.randint(0, 10)
+        words, x = "minus", y + result
+    else:
+        x, y = rng.randint(0, 6), rng.randint(0, 6)
+        words, result = "times", x * y
+    signs = f"{x} {kind} {y}"
+    asked = rng.choice((f"What is {x} {words} {y}?", f"What is {signs}?", f"{signs}", f"{signs} =", f"How much is {x} {words} {y}?"))
+    return asked, f"{x} {words} {y} is {result}."
+
+
+def quire_turn(rng: random.Random) -> Turn:
+    questions, answer = rng.choice(QUIRE if rng.random() < 0.85 else SMALL_TALK)
+    return rng.choice(questions), answer
+
+
+def story_turn(rng: random.Random) -> Turn:
+    which = rng.random()
+    if which < 0.4:
+        p = rng.choice(PEOPLE)
+        ask = rng.choice((f"Tell me a story about {p.name}.", f"Write a story about {p.name} the {p.job}."))
+        return ask, story(rng, hero=p)
+    if which < 0.65:
+        thing = rng.choice(OBJECTS)
+        return rng.choice((f"Tell me a story about {a(thing)}.", f"Write a story about {a(thing)}.")), story(rng, thing=thing)
+    return rng.choice(("Tell me a story.", "Write a story.", "Tell me a short story.", "Tell a story please.")), story(rng)
+
+
+def unknown_turn(rng: random.Random) -> Turn:
+    """A question about something that the model does not know, often with a word that nobody knows."""
+    word = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 9)))
+    if rng.random() < 0.5:
+        word = word.capitalize()
+    known = rng.choice(
+        ("France", "the capital of Spain", "the weather", "the moon", "music", "a car", "the president", "the sea", "Python")
+    )
+    topic = word if rng.random() < 0.7 else known
+    ask = rng.choice(
+        (
+            f"What is {topic}?", f"Who is {topic}?", f"Where is {topic}?", f"Tell me about {topic}.", f"Explain {topic}.",
+            f"Why is {topic} good?", f"Who made {topic}?", f"What do you know about {topic}?", f"How do I find {topic}?", f"{topic}",
+        )
+    )  # fmt: skip
+    return ask, UNKNOWN

@@ -1,0 +1,226 @@
+"""Makes the demo model: learns a tokenizer and a small Llama from the grammar beside it and writes both here.
+
+Run as `python -m worker.demo.make [--out FOLDER]`; two cores need about a quarter of an hour. The seed is fixed and nothing is
+downloaded. Weights are trained in fp32 and written in bf16. No part of the serving code imports this file.
+"""
+
+import argparse
+import json
+import math
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from worker.demo import PATH
+from worker.demo.lessons import Turn, conversation
+from worker.demo.stories import story
+
+SEED = 20261121
+BOS, EOS, USER, ASSISTANT, SYSTEM, PAD = "<|start|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|pad|>"
+SPECIALS = (BOS, EOS, USER, ASSISTANT, SYSTEM, PAD)
+IGNORE = -100  # a label that costs nothing
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] | trim + eos_token }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+CONFIG: dict[str, Any] = {
+    "vocab_size": 1536,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "bos_token_id": SPECIALS.index(BOS),
+    "eos_token_id": SPECIALS.index(EOS),
+    "pad_token_id": SPECIALS.index(PAD),
+}
+
+# (tokens in a row, rows in a step, steps): most steps are short, the last ones teach the long positions.
+PHASES = ((512, 8, 900), (2048, 2, 60))
+
+
+def documents(rng: random.Random) -> Iterator[tuple[str | None, list[Turn]]]:
+    """Endless: a story as one answer to nobody, or a conversation."""
+    while True:
+        if rng.random() < 0.25:
+            yield None, [("", story(rng))]
+        else:
+            yield conversation(rng)
+
+
+def learn_tokenizer() -> Tokenizer:
+    rng = random.Random(SEED)
+    source = documents(rng)
+    texts = [part for _ in range(12000) for turn in next(source)[1] for part in turn if part]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=CONFIG["vocab_size"],
+        special_tokens=list(SPECIALS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        min_frequency=8,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, SPECIALS.index(BOS))]
+    )
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, system: str | None, turns: list[Turn]) -> tuple[list[int], list[int]]:
+    """Token ids as the chat template would write them, and labels that count only what the model is to say."""
+    ids, labels = [SPECIALS.index(BOS)], [IGNORE]
+
+    def add(role: str | None, text: str, counts: bool) -> None:
+        if role is not None:
+            ids.append(SPECIALS.index(role))
+            labels.append(IGNORE)
+        said = [*tokenizer.encode(text, add_special_tokens=False).ids, SPECIALS.index(EOS)]
+        ids.extend(said)
+        labels.extend(said if counts else [IGNORE] * len(said))
+
+    if system is not None:
+        add(SYSTEM, system, counts=False)
+    for asked, answer in turns:
+        if asked:
+            add(USER, asked, counts=False)
+        add(ASSISTANT if asked else None, answer, counts=True)
+    return ids, labels
+
+
+def rows(tokenizer: Tokenizer, length: int, seed: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Endless rows of `length` tokens and their labels, each beginning with a document; what does not fit is cut off."""
+    rng = random.Random(seed)
+    source = documents(rng)
+    while True:
+        ids: list[int] = []
+        labels: list[int] = []
+        while len(ids) < length:
+            more_ids, more_labels = encode(tokenizer, *next(source))
+            ids += more_ids
+            labels += more_labels
+        yield ids[:length], labels[:length]
+
+
+def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, Adam for embeddings and norms; each group keeps its peak rate as `peak`."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    chosen = [
+        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.01, ns_steps=5),
+        torch.optim.AdamW(rest, lr=4e-3, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    for optimizer in chosen:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return chosen
+
+
+def rate(step: int, num_steps: int) -> float:
+    """Share of the peak rate: a short rise, then a half cosine down to almost nothing."""
+    warm = 30
+    if step < warm:
+        return (step + 1) / warm
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / (num_steps - warm)))
+
+
+def train(tokenizer: Tokenizer, phases: tuple[tuple[int, int, int], ...] = PHASES) -> LlamaForCausalLM:
+    torch.manual_seed(SEED)
+    model = LlamaForCausalLM(LlamaConfig(**CONFIG)).train()
+    chosen = optimizers(model)
+    num_steps, step, begun = sum(p[2] for p in phases), 0, time.monotonic()
+    for number, (length, batch, steps) in enumerate(phases):
+        source = rows(tokenizer, length, SEED + 1 + number)
+        for _ in range(steps):
+            drawn = [next(source) for _ in range(batch)]
+            ids, labels = (torch.tensor(part) for part in zip(*drawn, strict=True))
+            for optimizer in chosen:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak"] * rate(step, num_steps)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+                # Only positions with a label go through the vocabulary: that saves a third of the work there.
+                counted = labels[:, 1:] != IGNORE
+                logits = model.lm_head(hidden[:, :-1][counted])
+            loss = torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][counted])
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in chosen:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            step += 1
+            if step % 20 == 0 or step == num_steps:
+                print(f"step {step}/{num_steps}  loss {loss.item():.3f}  {time.monotonic() - begun:.0f} s", flush=True)
+    return model.eval()
+
+
+def write(out: Path, tokenizer: Tokenizer, model: LlamaForCausalLM) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    tensors = {n: p.detach().to(torch.bfloat16).contiguous() for n, p in model.named_parameters()}
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    tokenizer.save(str(out / "tokenizer.json"), pretty=False)
+    (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **CONFIG,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "rope_theta": 10000.0,
+        "dtype": "bfloat16",
+    }
+    _write_json(out / "config.json", config)
+    ends = {key: CONFIG[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    _write_json(out / "generation_config.json", {**ends, "do_sample": False, "max_new_tokens": 300})
+    _write_json(
+        out / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": BOS,
+            "eos_token": EOS,
+            "pad_token": PAD,
+            "additional_special_tokens": [USER, ASSISTANT, SYSTEM],
+            "model_max_length": CONFIG["max_position_embeddings"],
+            "clean_up_tokenization_spaces": False,
+        },
+    )
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Makes the demo model from its grammar.")
+    parser.add_argument("--out", type=Path, default=PATH, help="folder to write to (default: beside this file)")
+    parser.add_argument("--threads", type=int, default=2, help="threads to train with (default 2)")
+    args = parser.parse_args()
+    if shutil.disk_usage(args.out.parent).free < 1 << 26:
+        parser.error(f"less than 64 MiB free at {args.out.parent}; free some space or give another --out")
+    torch.set_num_threads(args.threads)
+    tokenizer = learn_tokenizer()
+    print(f"vocabulary: {tokenizer.get_vocab_size()} tokens", flush=True)
+    write(args.out, tokenizer, train(tokenizer))
+    print(f"written to {args.out}")
+
+
+if __name__ == "__main__":
+    main()
