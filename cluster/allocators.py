@@ -32,7 +32,7 @@ class Allocator(Protocol):
 
 
 class Lru:
-    """Free blocks last in first out (warm in the processor's caches), then cached ones, least recently released first."""
+    """Free blocks last in first out (warm in the processor's caches), then cached ones, longest unused first."""
 
     def __init__(self, num_blocks: int) -> None:
         self._free = list(range(num_blocks - 1, -1, -1))
@@ -119,8 +119,8 @@ class Fifo:
 class Buddy:
     """Aligned runs of adjacent blocks: a sequence grows into the neighbour of its last block while that is free.
 
-    Free blocks are kept as runs of 2^k, aligned to their size, merged as soon as both halves are free. Cached blocks are
-    given up, oldest first, when the runs are empty.
+    Free blocks are kept as runs of 2^k, aligned to their size, merged as soon as both halves are free. Cached blocks
+    are given up, oldest first, when the runs are empty.
     """
 
     def __init__(self, num_blocks: int) -> None:
@@ -205,4 +205,6 @@ class Buddy:
 
 
 def make_allocator(name: AllocatorName, num_blocks: int) -> Allocator:
-    return {"lru": Lru, "fifo": Fifo, "buddy": Buddy}[name](num_blocks)
+    if name == "fifo":
+        return Fifo(num_blocks)
+    return Lru(num_blocks) if name == "lru" else Buddy(num_blocks)

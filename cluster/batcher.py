@@ -21,7 +21,7 @@ Int64 = NDArray[np.int64]
 
 
 def token_budget_for(inter_token_s: float, step_base_s: float, per_token_s: float, max_batch: int) -> int:
-    """The largest token budget that keeps a step under `inter_token_s`; never less than one chunk beside the decodes."""
+    """The largest token budget that keeps a step under `inter_token_s`; never less than 16 beside the decodes."""
     return max(max_batch + 16, int((inter_token_s - step_base_s) / per_token_s))
 
 

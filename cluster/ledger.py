@@ -27,6 +27,15 @@ from cluster.prefix import PrefixIndex
 from cluster.settings import AllocatorName
 
 
+class Clock:
+    """The time of the turn, shared by all ledgers: time comes in with events and is the same within a turn."""
+
+    __slots__ = ("now",)
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Counts:
     """How many blocks are in each state; they add up to the pool."""
@@ -39,13 +48,13 @@ class Counts:
 
 
 class Ledger:
-    """The blocks of one pool. `pool` is its number in the prefix index; `clock` is the scheduler's time of now."""
+    """The blocks of one pool. `pool` is its number in the prefix index."""
 
-    def __init__(self, pool: int, num_blocks: int, allocator: AllocatorName, index: PrefixIndex) -> None:
+    def __init__(self, pool: int, num_blocks: int, allocator: AllocatorName, index: PrefixIndex, clock: Clock) -> None:
         assert num_blocks > 0
         self.pool = pool
         self.num_blocks = num_blocks
-        self.clock = 0.0
+        self._clock = clock
         self.num_evictions = 0
         self._index = index
         self._unheld = make_allocator(allocator, num_blocks)
@@ -99,7 +108,7 @@ class Ledger:
         for block in evicted:
             self._unname(block)
             self.num_evictions += 1
-        holders, paid, paid_at, clock = self._holders, self._paid, self._paid_at, self.clock
+        holders, paid, paid_at, clock = self._holders, self._paid, self._paid_at, self._clock.now
         for block in blocks:
             assert not holders[block], self._blame(block, "allocated while held")
             holders[block] = 1
@@ -121,7 +130,7 @@ class Ledger:
                 else:
                     self._num_moving -= 1
                 self._paid[block] = 0.0
-                self._paid_at[block] = self.clock
+                self._paid_at[block] = self._clock.now
             holders[block] += 1
         self._operations.append(("share", tuple(blocks), owner))
         return total
@@ -150,9 +159,9 @@ class Ledger:
         return total
 
     def _settle(self, block: int) -> float:
-        paid = self._paid[block] + (self.clock - self._paid_at[block]) / self._holders[block]
+        paid = self._paid[block] + (self._clock.now - self._paid_at[block]) / self._holders[block]
         self._paid[block] = paid
-        self._paid_at[block] = self.clock
+        self._paid_at[block] = self._clock.now
         return paid
 
     def cost_so_far(self, blocks: Iterable[int]) -> float:
@@ -162,7 +171,7 @@ class Ledger:
     # -- names: what a prefix hit may find
 
     def set_name(self, block: int, name: bytes) -> None:
-        """The block is full and a retired step filled it. The first block of a name is listed, a second stays unnamed."""
+        """A retired step filled the block. The first block of a name in a pool is listed, a second stays unnamed."""
         assert self._holders[block] or self._moving[block], self._blame(block, "named while free")
         if not self._names[block] and self._index.list_block(name, self.pool, block):
             self._names[block] = name

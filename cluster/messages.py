@@ -18,6 +18,7 @@ Words used by every message:
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TypeAlias
@@ -36,8 +37,16 @@ def row_of(seq: int) -> int:
     return seq & (MAX_ROWS - 1)
 
 
-def ids(values: object = ()) -> Ids:
-    return array("i", values)  # type: ignore[arg-type]
+def ids(values: Iterable[int] = ()) -> Ids:
+    return array("i", values)
+
+
+def _no_ids() -> Ids:
+    return array("i")
+
+
+def _no_seqs() -> array[int]:
+    return array("q")
 
 
 class Reason(IntEnum):
@@ -104,11 +113,11 @@ class Start:
 class Extends:
     """New blocks and lease ends, one entry per sequence; `blocks` is flat, `counts[i]` of them from `firsts[i]` on."""
 
-    seqs: array[int] = field(default_factory=lambda: array("q"))
-    lease_ends: Ids = field(default_factory=ids)
-    firsts: Ids = field(default_factory=ids)  # logical number of the first new block: makes an extend idempotent
-    counts: Ids = field(default_factory=ids)
-    blocks: Ids = field(default_factory=ids)
+    seqs: array[int] = field(default_factory=_no_seqs)
+    lease_ends: Ids = field(default_factory=_no_ids)
+    firsts: Ids = field(default_factory=_no_ids)  # logical number of the first new block: makes an extend idempotent
+    counts: Ids = field(default_factory=_no_ids)
+    blocks: Ids = field(default_factory=_no_ids)
 
     def add(self, seq: int, lease_end: int, first: int, blocks: Ids) -> None:
         self.seqs.append(seq)
@@ -172,7 +181,8 @@ class Transfer:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What the scheduler orders of one replica. Obeyed in the order: aborts, drops, revokes, reroutes, copies,
-    extends, starts, transfers. Numbers run from 1 without gaps within (epoch, incarnation); a plan seen before is ignored."""
+    extends, starts, transfers. Numbers run from 1 without gaps within (epoch, incarnation); a plan
+    seen before is ignored."""
 
     replica: str
     incarnation: int
@@ -201,11 +211,11 @@ class Advances:
     `hashes` those of newly filled blocks beyond the prompt's full blocks, HASH_BYTES each. Both are flat.
     """
 
-    seqs: array[int] = field(default_factory=lambda: array("q"))
-    positions: Ids = field(default_factory=ids)
-    num_ids: Ids = field(default_factory=ids)
-    ids: Ids = field(default_factory=ids)
-    num_hashes: Ids = field(default_factory=ids)
+    seqs: array[int] = field(default_factory=_no_seqs)
+    positions: Ids = field(default_factory=_no_ids)
+    num_ids: Ids = field(default_factory=_no_ids)
+    ids: Ids = field(default_factory=_no_ids)
+    num_hashes: Ids = field(default_factory=_no_ids)
     hashes: bytes = b""
 
 

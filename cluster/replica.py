@@ -1,0 +1,282 @@
+"""One replica as the scheduler sees it: its ledger, its residents, their leases, and the plan being written for it.
+
+This is the hot path: `advance` and `renew` run once per filled block of every sequence and do nothing else. A replica
+never chooses between requests; it says what it lacks (`wanting`), and the scheduler relieves it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+
+from cluster.hashing import HASH_BYTES
+from cluster.ledger import Clock, Ledger
+from cluster.messages import (
+    Advances,
+    Copy,
+    Drop,
+    Extends,
+    Plan,
+    ReplicaJoined,
+    Reroute,
+    Result,
+    Revoke,
+    Start,
+    Transfer,
+    ids,
+)
+from cluster.prefix import PrefixIndex
+from cluster.rows import ROW_MASK, Rows
+from cluster.sequences import Request, Sequence, State
+from cluster.settings import SchedulerSettings
+
+
+class PlanDraft:
+    """The orders of this turn, until they are numbered and sent."""
+
+    __slots__ = ("aborts", "copies", "drops", "extends", "reroutes", "revokes", "starts", "transfers")
+
+    def __init__(self) -> None:
+        self.extends = Extends()
+        self.starts: list[Start] = []
+        self.drops: list[Drop] = []
+        self.revokes: list[Revoke] = []
+        self.reroutes: list[Reroute] = []
+        self.copies: list[Copy] = []
+        self.transfers: list[Transfer] = []
+        self.aborts: list[int] = []
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.extends.seqs or self.starts or self.drops or self.revokes or self.reroutes or self.copies
+            or self.transfers or self.aborts
+        )  # fmt: skip
+
+
+class Replica:
+    """The workers that hold one copy of a model, their pool of blocks, and who lives there."""
+
+    def __init__(
+        self,
+        joined: ReplicaJoined,
+        pool: int,
+        settings: SchedulerSettings,
+        index: PrefixIndex,
+        rows: Rows,
+        clock: Clock,
+    ) -> None:
+        self.name = joined.replica
+        self.incarnation = joined.incarnation
+        self.joined = joined
+        self.block_size = joined.block_size
+        self.ledger = Ledger(pool, joined.num_blocks, settings.allocator, index, clock)
+        self.residents: dict[int, Sequence] = {}
+        self.requests: dict[str, Request] = {}
+        # Sequences whose lease could not be renewed, and how many requests are on their way out.
+        self.wanting: dict[int, Sequence] = {}
+        self.num_stopping = 0
+        # Blocks that pins hold, by the request that warmed them, oldest first.
+        self.pins: dict[str, list[int]] = {}
+        self.is_draining = False
+        self.draft = PlanDraft()
+        self.prefill_waiting = 0
+        self.num_dry = 0
+        self.num_stale = 0
+        self.last_result = 0
+        self._settings = settings
+        self._rows = rows
+        self._number = 0
+        self._ahead = settings.ahead
+        # Sources of copies stay held until the worker has obeyed the plan that copies them.
+        self._copying: deque[tuple[int, int]] = deque()
+
+    # -- the hot path: once per block
+
+    def advance(self, advances: Advances) -> None:
+        """Sequences filled blocks: their tokens and names are noted, their leases renewed ahead of need."""
+        by_row = self._rows.by_row
+        flat, hashes, at, hash_at = advances.ids, advances.hashes, 0, 0
+        for seq, position, num_ids, num_hashes in zip(
+            advances.seqs, advances.positions, advances.num_ids, advances.num_hashes, strict=True
+        ):
+            sequence = by_row[seq & ROW_MASK]
+            if sequence is None or sequence.seq != seq:
+                self.num_stale += 1
+            else:
+                if num_ids:
+                    sequence.outputs.extend(flat[at : at + num_ids])
+                    tenant = sequence.request.tenant
+                    tenant.tokens += num_ids
+                    tenant.service += num_ids / tenant.weight
+                names = hashes[hash_at : hash_at + num_hashes * HASH_BYTES] if num_hashes else b""
+                self.fill(sequence, position, names)
+                if sequence.request.state is State.RUNNING:
+                    self.renew(sequence)
+            at += num_ids
+            hash_at += num_hashes * HASH_BYTES
+
+    def fill(self, sequence: Sequence, position: int, hashes: bytes) -> None:
+        """Positions up to here are written: full blocks get their names and can be shared."""
+        size = self.block_size
+        first, end = sequence.position // size, position // size
+        sequence.position = position
+        if end == first or not sequence.request.is_cacheable:
+            return
+        names, table, ledger = sequence.names, sequence.table, self.ledger
+        at = 0
+        for logical in range(first, end):
+            if logical >= len(sequence.request.hashes):
+                # Generated blocks are named by the worker; a restarted sequence may report a name that is known.
+                name = hashes[at : at + HASH_BYTES]
+                at += HASH_BYTES
+                if logical == len(names):
+                    names.append(name)
+            ledger.set_name(table[logical], names[logical])
+
+    def renew(self, sequence: Sequence) -> None:
+        """Extends a lease so that the worker has leave beyond `ahead` slots; without memory the sequence waits."""
+        size, ahead = self.block_size, self._ahead
+        wanted = sequence.position + ahead + (1 if ahead < size else ahead - size + 1)
+        target = min(sequence.limit, -(-wanted // size) * size)
+        if target <= sequence.lease_end:
+            return
+        table = sequence.table
+        first = len(table)
+        num_new = -(-target // size) - first
+        if num_new > 0:
+            # Those that wait already go first; they are served by precedence at the end of the turn.
+            blocks = None if self.wanting else self.ledger.allocate(num_new, sequence.seq, table[-1])
+            if blocks is None:
+                self.wanting[sequence.seq] = sequence
+                return
+            table.extend(blocks)
+        else:
+            blocks = []
+        sequence.lease_end = min(sequence.limit, len(table) * size)
+        self.draft.extends.add(sequence.seq, sequence.lease_end, first, array("i", blocks))
+
+    # -- residents
+
+    def first_lease(self, length: int, limit: int) -> int:
+        """The lease of a sequence that starts with `length` known tokens: as far as `renew` would have it."""
+        wanted = length + self._ahead + 1
+        return min(limit, -(-wanted // self.block_size) * self.block_size)
+
+    def enter(self, sequence: Sequence) -> None:
+        self.residents[sequence.seq] = sequence
+        self.requests[sequence.request.request_id] = sequence.request
+
+    def leave(self, sequence: Sequence) -> None:
+        """An attempt has ended and its blocks are free or cached. Copies of named blocks stay as cache."""
+        seq = sequence.seq
+        del self.residents[seq]
+        self.wanting.pop(seq, None)
+        request = sequence.request
+        request.block_seconds += self.ledger.release(sequence.table, seq) - sequence.paid
+        sequence.table = ids()
+        sequence.position = sequence.lease_end = 0
+        sequence.paid = 0.0
+        self._rows.leave(sequence)
+
+    def serve_wanting(self) -> Sequence | None:
+        """Renews those that wait, by precedence; the first that cannot be served is returned."""
+        while self.wanting:
+            sequence = min(self.wanting.values(), key=lambda waiting: waiting.request.precedence)
+            del self.wanting[sequence.seq]
+            others, self.wanting = self.wanting, {}
+            self.renew(sequence)
+            failed = bool(self.wanting)
+            self.wanting |= others
+            if failed:
+                return sequence
+        return None
+
+    def pin(self, request_id: str, blocks: list[int]) -> None:
+        """Keeps these blocks, which a resident holds now, until `unpin`."""
+        self.ledger.share(blocks, 0)
+        self.pins[request_id] = blocks
+
+    def unpin(self, request_id: str) -> None:
+        self.ledger.release(self.pins.pop(request_id, []), 0)
+
+    def hold_for_copy(self, block: int) -> None:
+        """The source of a copy in this turn's plan; it must not be evicted before the worker has copied it."""
+        self._copying.append((self._number + 1, block))
+
+    def _end_copies(self, plan: int) -> None:
+        while self._copying and self._copying[0][0] <= plan:
+            self.ledger.release([self._copying.popleft()[1]], 0)
+
+    def close(self) -> None:
+        """The replica is gone: nothing that it cached or copied can be found any more."""
+        assert not self.residents and not self.pins
+        self._end_copies(self._number + 1)
+        self.ledger.forget_cache()
+
+    # -- plans and results
+
+    def take(self, result: Result) -> bool:
+        """Notes the envelope of a result. False: it was seen before, or is not from this incarnation."""
+        if result.incarnation != self.incarnation or result.number <= self.last_result:
+            self.num_stale += 1
+            return False
+        assert result.number == self.last_result + 1, (
+            f"replica {self.name} sent result {result.number} after {self.last_result}"
+        )
+        self.last_result = result.number
+        self.prefill_waiting = result.prefill_waiting
+        self.num_dry += result.dry
+        self._end_copies(result.plan)
+        return True
+
+    def watch_pressure(self) -> None:
+        """Under pressure leases are not renewed ahead; they are again when twice as much memory is at hand."""
+        low = max(1, int(self._settings.pressure * self.ledger.num_blocks))
+        available = self.ledger.num_available
+        if available < low:
+            self._ahead = 0
+        elif available >= 2 * low:
+            self._ahead = self._settings.ahead
+
+    def plan(self, epoch: int) -> Plan | None:
+        """The plan of this turn, numbered; None if there is nothing to say."""
+        draft = self.draft
+        if not draft:
+            return None
+        self.draft = PlanDraft()
+        self._number += 1
+        return Plan(
+            replica=self.name,
+            incarnation=self.incarnation,
+            epoch=epoch,
+            number=self._number,
+            ahead=self._ahead,
+            result=self.last_result,
+            extends=draft.extends,
+            starts=tuple(draft.starts),
+            drops=tuple(draft.drops),
+            revokes=tuple(draft.revokes),
+            reroutes=tuple(draft.reroutes),
+            copies=tuple(draft.copies),
+            transfers=tuple(draft.transfers),
+            aborts=tuple(draft.aborts),
+        )
+
+    def check(self) -> None:
+        """Proves the ledger against the tables of all residents."""
+        tables: list[array[int] | list[int]] = [sequence.table for sequence in self.residents.values()]
+        tables += [[block] for _, block in self._copying]
+        tables += self.pins.values()
+        self.ledger.check(tables)
+        for sequence in self.residents.values():
+            assert sequence.lease_end <= len(sequence.table) * self.block_size, f"{sequence} has leave without blocks"
+            self._check_writable(sequence)
+
+    def _check_writable(self, sequence: Sequence) -> None:
+        """Blocks that a sequence may still write are its own, but for prompt blocks that its own forks wait for."""
+        for logical in range(sequence.position // self.block_size, len(sequence.table)):
+            block = sequence.table[logical]
+            siblings = sum(1 for other in sequence.request.sequences if block in other.table)
+            assert self.ledger.holders(block) == siblings, f"{sequence} can write block {block}, which others share"
+            if siblings > 1:
+                assert (logical + 1) * self.block_size <= len(sequence.request.prompt), f"{sequence}: {block} shared"

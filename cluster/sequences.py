@@ -1,0 +1,180 @@
+"""Requests and their sequences, as the scheduler knows them: tables, positions, outputs, names.
+
+Plain objects that the scheduler and its replicas change. A sequence's table is the truth about where its tokens lie;
+the ledgers count its appearances. Nothing here decides or allocates.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from cluster.messages import Ids, Pin, Reason, Submit, ids
+
+if TYPE_CHECKING:
+    from cluster.fairness import Tenant
+    from cluster.replica import Replica
+
+
+class State(IntEnum):
+    """Where a request stands. Its sequences go together: all are on one replica, or none is."""
+
+    QUEUED = 0  # waits for blocks
+    PARKED = 1  # waits for another request to fill a prefix that both need
+    RUNNING = 2  # its sequences are on a replica
+    STOPPING = 3  # dropped there; their blocks are still held until the worker has answered
+    SEALING = 4  # its replica is lost; the gateway is asked what it has
+    ENDED = 5
+
+
+class Sequence:
+    """One stream of tokens. `seq` names its attempt on a replica; 0 while it is on none."""
+
+    __slots__ = (
+        "index",
+        "lease_end",
+        "limit",
+        "names",
+        "outputs",
+        "paid",
+        "position",
+        "reason",
+        "request",
+        "seq",
+        "table",
+        "waiters",
+    )
+
+    def __init__(self, request: Request, index: int, outputs: Ids) -> None:
+        self.request = request
+        self.index = index
+        self.seq = 0
+        self.outputs = outputs
+        self.table = ids()
+        self.position = 0
+        self.lease_end = 0
+        # The last sampled token is never written, so this is the end of what it can ever write.
+        self.limit = len(request.prompt) + request.max_tokens - 1
+        self.names: list[bytes] = list(request.hashes)
+        self.reason = Reason.NONE
+        # What the blocks of the table had cost when they came into it (see `Ledger`).
+        self.paid = 0.0
+        # Requests that wait until this sequence has filled a prefix, and up to which position.
+        self.waiters: list[tuple[int, Request]] = []
+
+    @property
+    def length(self) -> int:
+        """Tokens known, prompt and output."""
+        return len(self.request.prompt) + len(self.outputs)
+
+    @property
+    def is_ended(self) -> bool:
+        return self.reason != Reason.NONE
+
+    def translate(self, position: int, block_size: int) -> tuple[int, int]:
+        """Logical to physical: the block and the slot that hold this token position."""
+        assert 0 <= position < len(self.table) * block_size, f"position {position} is behind the table of {self}"
+        return self.table[position // block_size], position % block_size
+
+    def __repr__(self) -> str:
+        return f"{self.request.request_id}[{self.index}] seq {self.seq:#x} at {self.position}/{self.lease_end}"
+
+
+class Request:
+    """What a client asked, and how it goes."""
+
+    __slots__ = (
+        "arrival",
+        "attempt",
+        "block_seconds",
+        "cached_tokens",
+        "deadline",
+        "gateway",
+        "hashes",
+        "is_cacheable",
+        "is_cancelled",
+        "last_replica",
+        "max_tokens",
+        "model",
+        "orphaned_until",
+        "parked_on",
+        "pin_until",
+        "preemptions",
+        "priority",
+        "prompt",
+        "queue_seconds",
+        "queued_at",
+        "reason_waiting",
+        "replica",
+        "request_id",
+        "route",
+        "salt",
+        "sampling",
+        "seal_deadline",
+        "sequences",
+        "state",
+        "tenant",
+    )
+
+    def __init__(self, submit: Submit | Pin, arrival: int, tenant: Tenant, now: float) -> None:
+        self.request_id = submit.request_id
+        self.gateway = submit.gateway
+        self.route = submit.route
+        self.model = submit.model
+        self.tenant = tenant
+        self.prompt = submit.prompt
+        self.hashes = submit.hashes
+        self.salt = submit.salt
+        self.arrival = arrival
+        self.state = State.QUEUED
+        self.replica: Replica | None = None
+        self.last_replica: Replica | None = None
+        self.attempt = 0
+        self.parked_on: Sequence | None = None
+        self.is_cancelled = False
+        # Its blocks are named and can be shared: prefix caching is on and its prompt came with names.
+        self.is_cacheable = False
+        self.queued_at = now
+        self.queue_seconds = 0.0
+        self.reason_waiting = ""
+        self.cached_tokens = 0
+        self.preemptions = 0
+        self.block_seconds = 0.0
+        self.seal_deadline = 0.0
+        self.pin_until: float | None = None
+        # Its gateway died; its client has until then to come back through another one.
+        self.orphaned_until: float | None = None
+        outputs: tuple[Ids, ...] = ()
+        if isinstance(submit, Pin):
+            self.pin_until = submit.until
+            self.sampling = None
+            self.priority = 0
+            self.deadline = None
+            self.max_tokens = 1
+            count = 1
+        else:
+            self.sampling = submit.sampling
+            self.priority = submit.priority
+            self.deadline = submit.deadline
+            self.max_tokens = submit.sampling.max_tokens or 1
+            count = submit.sampling.n or 1
+            outputs = submit.outputs
+        known = [ids(output) for output in outputs] or [ids() for _ in range(count)]
+        self.sequences = [Sequence(self, index, known[index]) for index in range(count)]
+
+    @property
+    def precedence(self) -> int:
+        """Lower goes first: priority, then arrival. A request that comes back keeps its place."""
+        return self.priority << 40 | self.arrival
+
+    @property
+    def live(self) -> list[Sequence]:
+        return [sequence for sequence in self.sequences if not sequence.is_ended]
+
+    def num_blocks(self, block_size: int, lengths: list[int]) -> int:
+        """Blocks that its sequences need together at these lengths, the full prompt blocks shared."""
+        shared = len(self.prompt) // block_size if len(lengths) > 1 else 0
+        return shared + sum(max(0, -(-length // block_size) - shared) for length in lengths)
+
+    def __repr__(self) -> str:
+        return f"request {self.request_id} ({self.state.name.lower()}, attempt {self.attempt})"
