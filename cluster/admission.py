@@ -105,6 +105,8 @@ class Admission:
         request.parked_on = owner
         request.reason_waiting = f"{owner.request.request_id} computes its prefix"
         owner.waiters.append((until, request))
+        assert owner.request.replica is not None
+        owner.request.replica.awaited[owner.seq] = owner
         self._scheduler.counters["parked on a prefix"] += 1
 
     def _leave_parking(self, request: Request) -> None:
@@ -120,12 +122,13 @@ class Admission:
         self._queues[request.model].push(request, returns=True)
 
     def wake_waiters(self, replica: Replica) -> None:
-        for sequence in [sequence for sequence in replica.residents.values() if sequence.waiters]:
+        for sequence in list(replica.awaited.values()):
             ready = [waiter for until, waiter in sequence.waiters if until <= sequence.position]
-            if ready:
-                sequence.waiters = [waiter for waiter in sequence.waiters if waiter[0] > sequence.position]
-                for request in ready:
-                    self.unpark(request)
+            sequence.waiters = [waiter for waiter in sequence.waiters if waiter[0] > sequence.position]
+            if not sequence.waiters:
+                del replica.awaited[sequence.seq]
+            for request in ready:
+                self.unpark(request)
 
     # -- starting
 
@@ -235,7 +238,7 @@ class Admission:
         tokens = ids(request.prompt)
         tokens.extend(parent.outputs)
         sampling = request.sampling if request.sampling is not None else scheduler.pin_sampling
-        replica.draft.starts.append(
+        replica.write().starts.append(
             Start(
                 seq=parent.seq,
                 request_id=request.request_id,
@@ -258,7 +261,7 @@ class Admission:
         scheduler.tell(Started(request.gateway, request.route, request.request_id, parent.position, replica.name))
 
     def _fill_table(self, sequence: Sequence, candidate: Candidate) -> None:
-        """The table of a sequence that starts: the cached prefix shared, the rest new; of a whole hit the last is copied."""
+        """The table of a sequence that starts: the cached prefix shared, the rest new; a whole hit's last copied."""
         replica, size = candidate.replica, candidate.replica.block_size
         ledger, seq = replica.ledger, self._scheduler.rows.enter(sequence)
         last = (sequence.length - 1) // size
@@ -277,7 +280,7 @@ class Admission:
         if whole is not None:
             # The hit covers all but the last token, which is computed again: logits are needed from it.
             num_slots = sequence.length - 1 - sequence.position
-            replica.draft.copies.append(Copy(whole, blocks[0], num_slots))
+            replica.write().copies.append(Copy(whole, blocks[0], num_slots))
             sequence.position += num_slots
         replica.enter(sequence)
 

@@ -64,6 +64,7 @@ class Replica:
         index: PrefixIndex,
         rows: Rows,
         clock: Clock,
+        touched: dict[str, Replica],
     ) -> None:
         self.name = joined.replica
         self.incarnation = joined.incarnation
@@ -75,10 +76,13 @@ class Replica:
         # Sequences whose lease could not be renewed, and how many requests are on their way out.
         self.wanting: dict[int, Sequence] = {}
         self.num_stopping = 0
+        # Residents whose prefix others wait for.
+        self.awaited: dict[int, Sequence] = {}
         # Blocks that pins hold, by the request that warmed them, oldest first.
         self.pins: dict[str, list[int]] = {}
         self.is_draining = False
-        self.draft = PlanDraft()
+        self._draft = PlanDraft()
+        self._touched = touched
         self.prefill_waiting = 0
         self.num_dry = 0
         self.num_stale = 0
@@ -89,6 +93,11 @@ class Replica:
         self._ahead = settings.ahead
         # Sources of copies stay held until the worker has obeyed the plan that copies them.
         self._copying: deque[tuple[int, int]] = deque()
+
+    def write(self) -> PlanDraft:
+        """The plan of this turn, to write orders into."""
+        self._touched[self.name] = self
+        return self._draft
 
     # -- the hot path: once per block
 
@@ -153,7 +162,7 @@ class Replica:
         else:
             blocks = []
         sequence.lease_end = min(sequence.limit, len(table) * size)
-        self.draft.extends.add(sequence.seq, sequence.lease_end, first, array("i", blocks))
+        self._draft.extends.add(sequence.seq, sequence.lease_end, first, array("i", blocks))
 
     # -- residents
 
@@ -171,6 +180,7 @@ class Replica:
         seq = sequence.seq
         del self.residents[seq]
         self.wanting.pop(seq, None)
+        self.awaited.pop(seq, None)
         request = sequence.request
         request.block_seconds += self.ledger.release(sequence.table, seq) - sequence.paid
         sequence.table = ids()
@@ -198,6 +208,7 @@ class Replica:
 
     def unpin(self, request_id: str) -> None:
         self.ledger.release(self.pins.pop(request_id, []), 0)
+        self.write()
 
     def hold_for_copy(self, block: int) -> None:
         """The source of a copy in this turn's plan; it must not be evicted before the worker has copied it."""
@@ -224,6 +235,7 @@ class Replica:
             f"replica {self.name} sent result {result.number} after {self.last_result}"
         )
         self.last_result = result.number
+        self.write()
         self.prefill_waiting = result.prefill_waiting
         self.num_dry += result.dry
         self._end_copies(result.plan)
@@ -240,10 +252,10 @@ class Replica:
 
     def plan(self, epoch: int) -> Plan | None:
         """The plan of this turn, numbered; None if there is nothing to say."""
-        draft = self.draft
+        draft = self._draft
         if not draft:
             return None
-        self.draft = PlanDraft()
+        self._draft = PlanDraft()
         self._number += 1
         return Plan(
             replica=self.name,

@@ -4,8 +4,8 @@
 clock, no I/O, no randomness, no torch. The embedded engine, the Ray actor and the simulator run this same code.
 
 The road of a request: submit -> waiting queue -> `Admission` finds room and a cached prefix -> Start in a replica's
-plan -> the replica's results renew leases (`Replica.advance`, once per block) -> Stopped frees the blocks -> Done. Under
-pressure `_relieve` sends the request of lowest precedence back into the queue. When a replica is lost, the gateway is
+plan -> the replica's results renew leases (`Replica.advance`, once per block) -> Stopped frees the blocks -> Done.
+Under pressure `_relieve` sends the request of lowest precedence back into the queue. When a replica is lost, the gateway is
 asked what it has (Seal), and the request starts again from there.
 """
 
@@ -72,6 +72,8 @@ class Scheduler:
         self._clock = Clock()
         self.admission = Admission(self)
         self.pin_sampling = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
+        # Replicas that something happened to in this turn: no others are looked at.
+        self._touched: dict[str, Replica] = {}
         self._orders: list[Order] = []
         self._num_arrivals = 0
         self._num_pools = 0
@@ -101,16 +103,17 @@ class Scheduler:
         for event in events:
             self._obey[type(event)](event)
         self._expire(now)
-        for replica in self.replicas.values():
+        for replica in list(self._touched.values()):
             if replica.wanting:
                 self._relieve(replica)
         self.admission.admit(now)
         orders, self._orders = self._orders, []
-        for replica in self.replicas.values():
+        for replica in self._touched.values():
             plan = replica.plan(self.epoch)
             if plan is not None:
                 orders.append(plan)
             replica.watch_pressure()
+        self._touched.clear()
         return orders
 
     @property
@@ -198,7 +201,7 @@ class Scheduler:
         for sequence in request.sequences:
             if sequence.seq:
                 replica.wanting.pop(sequence.seq, None)
-                replica.draft.drops.append(Drop(sequence.seq))
+                replica.write().drops.append(Drop(sequence.seq))
 
     def _on_stop_at(self, stop: StopAt) -> None:
         """A stop string was found: the sequence ends where the gateway says, whatever was sampled behind it."""
@@ -209,7 +212,7 @@ class Scheduler:
         sequence.reason = Reason.STOP
         if request.state is State.RUNNING and sequence.seq:
             assert request.replica is not None
-            request.replica.draft.drops.append(Drop(sequence.seq))
+            request.replica.write().drops.append(Drop(sequence.seq))
             request.replica.wanting.pop(sequence.seq, None)
         elif request.state in (State.QUEUED, State.PARKED, State.SEALING) and not request.live:
             self.admission.withdraw(request)
@@ -357,7 +360,7 @@ class Scheduler:
                 return
             self._lose(known)
         self._num_pools += 1
-        replica = Replica(joined, self._num_pools, self.settings, self.index, self.rows, self._clock)
+        replica = Replica(joined, self._num_pools, self.settings, self.index, self.rows, self._clock, self._touched)
         self.replicas[joined.replica] = replica
         self.admission.add(replica)
 
@@ -376,6 +379,7 @@ class Scheduler:
         for sequence in list(replica.residents.values()):
             self._detach(replica, sequence)
         replica.close()
+        self._touched.pop(replica.name, None)
         for request in list(replica.requests.values()):
             request.replica = None
             self._seal(request)
@@ -445,7 +449,7 @@ class Scheduler:
         self.tell(Accepted(request.gateway, request.route, request.request_id, 0, "resumed"))
         for sequence in request.sequences:
             if sequence.seq and request.replica is not None:
-                request.replica.draft.reroutes.append(Reroute(sequence.seq, adopt.gateway, adopt.route))
+                request.replica.write().reroutes.append(Reroute(sequence.seq, adopt.gateway, adopt.route))
             elif sequence.outputs or sequence.is_ended:
                 self._replay(request, sequence)
 
