@@ -1,0 +1,73 @@
+"""How the Triton kernels are cut for a device: tiles, warps, pipeline stages and programs, in one table.
+
+`triton_backend` asks once per shape; nothing is tuned while serving. To find better figures on a device, run
+`quire bench kernels --tune` there and write them down here. Compiled resource use of every row is held by tests for
+sm_80, sm_90, sm_100 and gfx942.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import triton
+
+Schedule = Literal["flat", "parts"]
+Family = Literal["sm80", "sm90", "sm100", "cdna3", "interpreter"]
+
+MAX_GROUP = 128
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to run attention. `rows` is the height of a query tile; the flat schedule grows it to fit a group."""
+
+    rows: int
+    tile: int
+    warps: int
+    stages: int
+    programs_per_sm: int
+    split_edges: bool = True
+    edge_stages: int = 1
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What the choices depend on."""
+
+    family: Family
+    num_sms: int
+
+
+# (family, schedule, padded head size, bytes per element) -> Choice. A head size between two rows takes the larger one.
+_TABLE: dict[tuple[Family, Schedule, int, int], Choice] = {
+    ("sm90", "flat", 128, 2): Choice(rows=16, tile=64, warps=4, stages=4, programs_per_sm=2),
+    ("sm90", "parts", 128, 2): Choice(rows=128, tile=64, warps=8, stages=3, programs_per_sm=1),
+    ("interpreter", "flat", 256, 4): Choice(rows=16, tile=16, warps=4, stages=1, programs_per_sm=2),
+    ("interpreter", "parts", 256, 4): Choice(rows=32, tile=32, warps=4, stages=1, programs_per_sm=2),
+}
+
+
+def interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter, on tensors of the CPU."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def device_facts(device: torch.device) -> DeviceFacts:
+    if device.type == "cpu":
+        # Few, so that small batches are split as large ones are on a GPU.
+        return DeviceFacts("interpreter", 3)
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        return DeviceFacts("cdna3", properties.multi_processor_count)
+    family: Family = "sm80" if properties.major < 9 else "sm90" if properties.major == 9 else "sm100"
+    return DeviceFacts(family, properties.multi_processor_count)
+
+
+def choose(family: Family, schedule: Schedule, dim_pad: int, itemsize: int) -> Choice:
+    """The row of the table for this shape."""
+    fits = [key for key in _TABLE if key[:2] == (family, schedule) and key[2] >= dim_pad and key[3] >= itemsize]
+    if not fits:
+        raise ValueError(f"no choice for {family}, {schedule}, head size {dim_pad}, {itemsize} bytes per element")
+    return _TABLE[min(fits, key=lambda key: (key[3], key[2]))]
