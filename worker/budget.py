@@ -39,7 +39,7 @@ class Budget:
 
     def lines(self, max_model_len: int) -> list[str]:
         """What is printed at start."""
-        lengths = [length for length in (512, 2048, 8192, 32768) if length < max_model_len][:3] + [max_model_len]
+        lengths = [*[length for length in (512, 2048, 8192, 32768) if length < max_model_len][:3], max_model_len]
         fits = ", ".join(f"{self.num_requests(length):,} of {length:,}" for length in lengths)
         return [
             f"memory: weights {format_bytes(self.weights_bytes)}, working space {format_bytes(self.working_bytes)}, "

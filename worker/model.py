@@ -1,0 +1,119 @@
+"""One decoder in memory as the worker sees it: what a token's keys and values look like, and a forward pass.
+
+The modules are transformers' own. A batch is flat, [1, tokens] with explicit positions; no cache object of theirs is
+made, and logits are computed only for the tokens that are asked for. The model owns no pool: `attach_pool` shows it
+one. It samples nothing and knows no sequences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from cluster.errors import ModelError
+from kernels.batch import AttentionBatch
+from kernels.dispatch import Backend
+from kernels.layout import BlockLayout, KeyOrder
+from worker.attention import LayerCall, PagedLayer, StepContext, attach
+from worker.loading import Loaded
+from worker.pool import DevicePool
+
+
+class Model:
+    """A loaded decoder whose attention reads and writes blocks."""
+
+    def __init__(self, loaded: Loaded, backend: Backend, device: torch.device) -> None:
+        self.loaded = loaded
+        self.backend = backend
+        self.device = device
+        self._context = StepContext(backend)
+        self._layers = self._give_layers()
+        self.calls = self._probe()
+        self._keys = [(call.num_heads, call.shape) for call in self.calls]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.loaded.vocab_size
+
+    @property
+    def num_heads(self) -> int:
+        return self.calls[0].num_heads
+
+    def layout(self, block_size: int) -> BlockLayout:
+        """How this model's keys and values lie in a block, in the order that the kernels like."""
+        order: KeyOrder = self.backend.key_order(self.loaded.dtype, block_size)
+        return BlockLayout(tuple(call.shape for call in self.calls), block_size, self.loaded.dtype, order)
+
+    def attach_pool(self, pool: DevicePool) -> None:
+        """From now on attention reads and writes this pool."""
+        for layer, cache, key in zip(self._layers, pool.layers, self._keys, strict=True):
+            layer.cache = cache
+            layer.batch_key = key
+        self._block_size = pool.layout.block_size
+
+    def prepare(self, batch: AttentionBatch) -> None:
+        """Once per step, when the batch's tensors are final."""
+        for key in dict.fromkeys(self._keys):
+            heads, shape = key
+            self._context.batches[key] = self.backend.prepare(
+                replace(batch, tasks=None),
+                num_heads=heads,
+                num_kv_heads=shape.num_kv_heads,
+                head_dim=shape.head_dim,
+                block_size=self._block_size,
+            )
+
+    @torch.inference_mode()
+    def forward(self, ids: torch.Tensor, positions: torch.Tensor, logit_rows: torch.Tensor) -> torch.Tensor:
+        """Computes the prepared batch: ids and positions int64 [tokens]. Logits [len(logit_rows), vocabulary]."""
+        out = self.loaded.module(
+            input_ids=ids.unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
+            use_cache=False,
+            logits_to_keep=logit_rows,
+        )
+        return out.logits[0]  # type: ignore[no-any-return]
+
+    def _give_layers(self) -> list[PagedLayer]:
+        layers: dict[int, PagedLayer] = {}
+        for module in self.loaded.module.modules():
+            index = getattr(module, "layer_idx", None)
+            if isinstance(index, int):
+                attach(module, layers.setdefault(index, PagedLayer(index, self._context)))
+        return [layers[index] for index in sorted(layers)]
+
+    def _probe(self) -> list[LayerCall]:
+        """Runs one token through the model to see what each layer asks of attention; refuses what we can't give."""
+        config, name = self.loaded.config, type(self.loaded.module).__name__
+        calls: dict[int, LayerCall] = {}
+        self._context.probe = calls
+        zero = torch.zeros(1, dtype=torch.int64, device=self.device)
+        try:
+            self.forward(zero, zero, zero)
+        except (AttributeError, TypeError, RuntimeError, ValueError, KeyError) as error:
+            raise ModelError(f"{name} does not run without a cache of its own: {error}; give another model") from error
+        finally:
+            self._context.probe = None
+        if len(calls) != config.num_hidden_layers:
+            raise ModelError(
+                f"{name} called attention in {len(calls)} of {config.num_hidden_layers} layers; the others keep a "
+                "state that blocks of keys and values can't hold"
+            )
+        found = [calls[index] for index in sorted(calls)]
+        self._check_windows(config, name, found)
+        return found
+
+    @staticmethod
+    def _check_windows(config: Any, name: str, calls: list[LayerCall]) -> None:
+        """A window that transformers puts only into its mask would be lost here."""
+        kinds = getattr(config, "layer_types", None) or []
+        sliding = [i for i, kind in enumerate(kinds) if kind == "sliding_attention"]
+        lost = [i for i in sliding if not calls[i].window]
+        if not kinds and getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+            lost = [i for i, call in enumerate(calls) if not call.window]
+        if lost:
+            raise ModelError(
+                f"{name} does not tell attention the sliding window of layer {lost[0]}; it can't be run exactly"
+            )
