@@ -1,0 +1,381 @@
+from protos.quire.v1 import common_pb2 as _common_pb2
+from protos.quire.v1 import control_pb2 as _control_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class AttachRequest(_message.Message):
+    __slots__ = ("number", "taken", "hello", "events")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    taken: int
+    hello: GatewayHello
+    events: _containers.RepeatedCompositeFieldContainer[FrontEvent]
+    def __init__(self, number: _Optional[int] = ..., taken: _Optional[int] = ..., hello: _Optional[_Union[GatewayHello, _Mapping[str, object]]] = ..., events: _Optional[_Iterable[_Union[FrontEvent, _Mapping[str, object]]]] = ...) -> None: ...
+
+class GatewayHello(_message.Message):
+    __slots__ = ("gateway", "incarnation", "token_address", "epoch", "oldest_protocol", "newest_protocol")
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    gateway: str
+    incarnation: int
+    token_address: str
+    epoch: int
+    oldest_protocol: int
+    newest_protocol: int
+    def __init__(self, gateway: _Optional[str] = ..., incarnation: _Optional[int] = ..., token_address: _Optional[str] = ..., epoch: _Optional[int] = ..., oldest_protocol: _Optional[int] = ..., newest_protocol: _Optional[int] = ...) -> None: ...
+
+class FrontEvent(_message.Message):
+    __slots__ = ("submit", "cancel", "stop_at", "sealed", "closed", "adopt", "pin", "state")
+    SUBMIT_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    STOP_AT_FIELD_NUMBER: _ClassVar[int]
+    SEALED_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
+    ADOPT_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    submit: Submit
+    cancel: CancelEvent
+    stop_at: StopAtEvent
+    sealed: SealedEvent
+    closed: ClosedEvent
+    adopt: AdoptEvent
+    pin: Pin
+    state: GatewayState
+    def __init__(self, submit: _Optional[_Union[Submit, _Mapping[str, object]]] = ..., cancel: _Optional[_Union[CancelEvent, _Mapping[str, object]]] = ..., stop_at: _Optional[_Union[StopAtEvent, _Mapping[str, object]]] = ..., sealed: _Optional[_Union[SealedEvent, _Mapping[str, object]]] = ..., closed: _Optional[_Union[ClosedEvent, _Mapping[str, object]]] = ..., adopt: _Optional[_Union[AdoptEvent, _Mapping[str, object]]] = ..., pin: _Optional[_Union[Pin, _Mapping[str, object]]] = ..., state: _Optional[_Union[GatewayState, _Mapping[str, object]]] = ...) -> None: ...
+
+class AttachResponse(_message.Message):
+    __slots__ = ("number", "taken", "welcome", "notices", "models")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    NOTICES_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    taken: int
+    welcome: FrontWelcome
+    notices: _containers.RepeatedCompositeFieldContainer[Notice]
+    models: ServedModels
+    def __init__(self, number: _Optional[int] = ..., taken: _Optional[int] = ..., welcome: _Optional[_Union[FrontWelcome, _Mapping[str, object]]] = ..., notices: _Optional[_Iterable[_Union[Notice, _Mapping[str, object]]]] = ..., models: _Optional[_Union[ServedModels, _Mapping[str, object]]] = ...) -> None: ...
+
+class FrontWelcome(_message.Message):
+    __slots__ = ("epoch", "wants_state", "protocol", "hash_key", "silence_s", "block_size")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    WANTS_STATE_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    HASH_KEY_FIELD_NUMBER: _ClassVar[int]
+    SILENCE_S_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    wants_state: bool
+    protocol: int
+    hash_key: bytes
+    silence_s: float
+    block_size: int
+    def __init__(self, epoch: _Optional[int] = ..., wants_state: _Optional[bool] = ..., protocol: _Optional[int] = ..., hash_key: _Optional[bytes] = ..., silence_s: _Optional[float] = ..., block_size: _Optional[int] = ...) -> None: ...
+
+class ServedModels(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[ServedModel]
+    def __init__(self, models: _Optional[_Iterable[_Union[ServedModel, _Mapping[str, object]]]] = ...) -> None: ...
+
+class ServedModel(_message.Message):
+    __slots__ = ("name", "ready", "detail", "num_replicas", "block_size", "max_model_len")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    NUM_REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    ready: bool
+    detail: str
+    num_replicas: int
+    block_size: int
+    max_model_len: int
+    def __init__(self, name: _Optional[str] = ..., ready: _Optional[bool] = ..., detail: _Optional[str] = ..., num_replicas: _Optional[int] = ..., block_size: _Optional[int] = ..., max_model_len: _Optional[int] = ...) -> None: ...
+
+class Submit(_message.Message):
+    __slots__ = ("request_id", "gateway", "route", "model", "tenant", "prompt", "hashes", "sampling", "priority", "salt", "timeout_s", "outputs")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    gateway: str
+    route: int
+    model: str
+    tenant: str
+    prompt: bytes
+    hashes: bytes
+    sampling: _control_pb2.ResolvedSampling
+    priority: int
+    salt: bytes
+    timeout_s: float
+    outputs: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, request_id: _Optional[str] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ..., model: _Optional[str] = ..., tenant: _Optional[str] = ..., prompt: _Optional[bytes] = ..., hashes: _Optional[bytes] = ..., sampling: _Optional[_Union[_control_pb2.ResolvedSampling, _Mapping[str, object]]] = ..., priority: _Optional[int] = ..., salt: _Optional[bytes] = ..., timeout_s: _Optional[float] = ..., outputs: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class CancelEvent(_message.Message):
+    __slots__ = ("request_id",)
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    def __init__(self, request_id: _Optional[str] = ...) -> None: ...
+
+class StopAtEvent(_message.Message):
+    __slots__ = ("request_id", "index", "num_outputs")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    NUM_OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    index: int
+    num_outputs: int
+    def __init__(self, request_id: _Optional[str] = ..., index: _Optional[int] = ..., num_outputs: _Optional[int] = ...) -> None: ...
+
+class SealedEvent(_message.Message):
+    __slots__ = ("request_id", "attempt", "outputs", "finished")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    attempt: int
+    outputs: _containers.RepeatedScalarFieldContainer[bytes]
+    finished: _containers.RepeatedScalarFieldContainer[_control_pb2.StopReason]
+    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., outputs: _Optional[_Iterable[bytes]] = ..., finished: _Optional[_Iterable[_Union[_control_pb2.StopReason, str]]] = ...) -> None: ...
+
+class ClosedEvent(_message.Message):
+    __slots__ = ("request_id",)
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    def __init__(self, request_id: _Optional[str] = ...) -> None: ...
+
+class AdoptEvent(_message.Message):
+    __slots__ = ("request_id", "tenant", "gateway", "route")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    tenant: str
+    gateway: str
+    route: int
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ...) -> None: ...
+
+class Pin(_message.Message):
+    __slots__ = ("request_id", "gateway", "route", "model", "tenant", "prompt", "hashes", "ttl_s", "salt")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    TTL_S_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    gateway: str
+    route: int
+    model: str
+    tenant: str
+    prompt: bytes
+    hashes: bytes
+    ttl_s: float
+    salt: bytes
+    def __init__(self, request_id: _Optional[str] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ..., model: _Optional[str] = ..., tenant: _Optional[str] = ..., prompt: _Optional[bytes] = ..., hashes: _Optional[bytes] = ..., ttl_s: _Optional[float] = ..., salt: _Optional[bytes] = ...) -> None: ...
+
+class GatewayState(_message.Message):
+    __slots__ = ("gateway", "requests")
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    gateway: str
+    requests: _containers.RepeatedCompositeFieldContainer[OpenRequest]
+    def __init__(self, gateway: _Optional[str] = ..., requests: _Optional[_Iterable[_Union[OpenRequest, _Mapping[str, object]]]] = ...) -> None: ...
+
+class OpenRequest(_message.Message):
+    __slots__ = ("submit", "outputs", "finished")
+    SUBMIT_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    submit: Submit
+    outputs: _containers.RepeatedScalarFieldContainer[bytes]
+    finished: _containers.RepeatedScalarFieldContainer[_control_pb2.StopReason]
+    def __init__(self, submit: _Optional[_Union[Submit, _Mapping[str, object]]] = ..., outputs: _Optional[_Iterable[bytes]] = ..., finished: _Optional[_Iterable[_Union[_control_pb2.StopReason, str]]] = ...) -> None: ...
+
+class Notice(_message.Message):
+    __slots__ = ("accepted", "started", "refused", "seal", "replay", "done")
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    SEAL_FIELD_NUMBER: _ClassVar[int]
+    REPLAY_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    accepted: AcceptedNotice
+    started: StartedNotice
+    refused: RefusedNotice
+    seal: SealNotice
+    replay: ReplayNotice
+    done: DoneNotice
+    def __init__(self, accepted: _Optional[_Union[AcceptedNotice, _Mapping[str, object]]] = ..., started: _Optional[_Union[StartedNotice, _Mapping[str, object]]] = ..., refused: _Optional[_Union[RefusedNotice, _Mapping[str, object]]] = ..., seal: _Optional[_Union[SealNotice, _Mapping[str, object]]] = ..., replay: _Optional[_Union[ReplayNotice, _Mapping[str, object]]] = ..., done: _Optional[_Union[DoneNotice, _Mapping[str, object]]] = ...) -> None: ...
+
+class AcceptedNotice(_message.Message):
+    __slots__ = ("gateway", "route", "request_id", "place", "reason")
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    gateway: str
+    route: int
+    request_id: str
+    place: int
+    reason: str
+    def __init__(self, gateway: _Optional[str] = ..., route: _Optional[int] = ..., request_id: _Optional[str] = ..., place: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class StartedNotice(_message.Message):
+    __slots__ = ("gateway", "route", "request_id", "cached_tokens", "replica")
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    gateway: str
+    route: int
+    request_id: str
+    cached_tokens: int
+    replica: str
+    def __init__(self, gateway: _Optional[str] = ..., route: _Optional[int] = ..., request_id: _Optional[str] = ..., cached_tokens: _Optional[int] = ..., replica: _Optional[str] = ...) -> None: ...
+
+class RefusedNotice(_message.Message):
+    __slots__ = ("gateway", "route", "request_id", "code", "detail", "retry_after_s")
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    gateway: str
+    route: int
+    request_id: str
+    code: str
+    detail: str
+    retry_after_s: float
+    def __init__(self, gateway: _Optional[str] = ..., route: _Optional[int] = ..., request_id: _Optional[str] = ..., code: _Optional[str] = ..., detail: _Optional[str] = ..., retry_after_s: _Optional[float] = ...) -> None: ...
+
+class SealNotice(_message.Message):
+    __slots__ = ("gateway", "route", "request_id", "attempt")
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    gateway: str
+    route: int
+    request_id: str
+    attempt: int
+    def __init__(self, gateway: _Optional[str] = ..., route: _Optional[int] = ..., request_id: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
+
+class ReplayNotice(_message.Message):
+    __slots__ = ("gateway", "tokens")
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    gateway: str
+    tokens: TokenBatch
+    def __init__(self, gateway: _Optional[str] = ..., tokens: _Optional[_Union[TokenBatch, _Mapping[str, object]]] = ...) -> None: ...
+
+class DoneNotice(_message.Message):
+    __slots__ = ("gateway", "route", "request_id", "cached_tokens", "preemptions", "queue_seconds", "device_block_seconds", "host_block_seconds")
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_BLOCK_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    HOST_BLOCK_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    gateway: str
+    route: int
+    request_id: str
+    cached_tokens: int
+    preemptions: int
+    queue_seconds: float
+    device_block_seconds: float
+    host_block_seconds: float
+    def __init__(self, gateway: _Optional[str] = ..., route: _Optional[int] = ..., request_id: _Optional[str] = ..., cached_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., device_block_seconds: _Optional[float] = ..., host_block_seconds: _Optional[float] = ...) -> None: ...
+
+class PushRequest(_message.Message):
+    __slots__ = ("hello", "number", "batch")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    hello: TokenHello
+    number: int
+    batch: TokenBatch
+    def __init__(self, hello: _Optional[_Union[TokenHello, _Mapping[str, object]]] = ..., number: _Optional[int] = ..., batch: _Optional[_Union[TokenBatch, _Mapping[str, object]]] = ...) -> None: ...
+
+class TokenHello(_message.Message):
+    __slots__ = ("replica", "incarnation")
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    replica: str
+    incarnation: int
+    def __init__(self, replica: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
+
+class PushResponse(_message.Message):
+    __slots__ = ("taken",)
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
+    taken: int
+    def __init__(self, taken: _Optional[int] = ...) -> None: ...
+
+class TokenBatch(_message.Message):
+    __slots__ = ("routes", "indexes", "attempts", "positions", "counts", "ids", "reasons", "extras")
+    ROUTES_FIELD_NUMBER: _ClassVar[int]
+    INDEXES_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    REASONS_FIELD_NUMBER: _ClassVar[int]
+    EXTRAS_FIELD_NUMBER: _ClassVar[int]
+    routes: bytes
+    indexes: bytes
+    attempts: bytes
+    positions: bytes
+    counts: bytes
+    ids: bytes
+    reasons: bytes
+    extras: _containers.RepeatedCompositeFieldContainer[TokenExtra]
+    def __init__(self, routes: _Optional[bytes] = ..., indexes: _Optional[bytes] = ..., attempts: _Optional[bytes] = ..., positions: _Optional[bytes] = ..., counts: _Optional[bytes] = ..., ids: _Optional[bytes] = ..., reasons: _Optional[bytes] = ..., extras: _Optional[_Iterable[_Union[TokenExtra, _Mapping[str, object]]]] = ...) -> None: ...
+
+class TokenExtra(_message.Message):
+    __slots__ = ("entry", "logprobs", "prompt_logprobs", "detail", "score")
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    entry: int
+    logprobs: _containers.RepeatedCompositeFieldContainer[_common_pb2.Logprob]
+    prompt_logprobs: _containers.RepeatedCompositeFieldContainer[_common_pb2.PromptLogprob]
+    detail: str
+    score: float
+    def __init__(self, entry: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.Logprob, _Mapping[str, object]]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_common_pb2.PromptLogprob, _Mapping[str, object]]]] = ..., detail: _Optional[str] = ..., score: _Optional[float] = ...) -> None: ...

@@ -1,0 +1,51 @@
+"""Services of quire/v1/front.proto, written by protos/generate.py. Do not edit."""
+
+import grpc
+
+from protos.quire.v1 import front_pb2
+
+
+class FrontServiceStub:
+    def __init__(self, channel):
+        self.Attach = channel.stream_stream(
+            "/quire.v1.FrontService/Attach",
+            request_serializer=front_pb2.AttachRequest.SerializeToString,
+            response_deserializer=front_pb2.AttachResponse.FromString,
+        )
+
+
+FrontServiceAsyncStub = FrontServiceStub
+
+
+def add_FrontServiceServicer_to_server(servicer, server):
+    methods = {
+        "Attach": grpc.stream_stream_rpc_method_handler(
+            servicer.Attach,
+            request_deserializer=front_pb2.AttachRequest.FromString,
+            response_serializer=front_pb2.AttachResponse.SerializeToString,
+        ),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("quire.v1.FrontService", methods),))
+
+
+class TokenServiceStub:
+    def __init__(self, channel):
+        self.Push = channel.stream_stream(
+            "/quire.v1.TokenService/Push",
+            request_serializer=front_pb2.PushRequest.SerializeToString,
+            response_deserializer=front_pb2.PushResponse.FromString,
+        )
+
+
+TokenServiceAsyncStub = TokenServiceStub
+
+
+def add_TokenServiceServicer_to_server(servicer, server):
+    methods = {
+        "Push": grpc.stream_stream_rpc_method_handler(
+            servicer.Push,
+            request_deserializer=front_pb2.PushRequest.FromString,
+            response_serializer=front_pb2.PushResponse.SerializeToString,
+        ),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("quire.v1.TokenService", methods),))
