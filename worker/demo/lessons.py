@@ -1,4 +1,4 @@
-"""Conversations that the demo model learns: the valley, sums with small numbers, Quire itself, and requests for stories.
+"""Conversations that the demo model learns: the valley, small sums, Quire itself, and requests for stories.
 
 `make.py` trains on them through the chat template. What the model cannot know it is taught to decline.
 """
@@ -28,7 +28,8 @@ QUIRE: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("What is a block?", "Explain blocks.", "What is a block in Quire?"),
-        "A block is a fixed run of token positions. It is the unit of memory, and it holds 16 tokens unless you set it.",
+        "A block is a fixed run of token positions. It is the unit of memory, and it holds 16 tokens unless you "
+        "set it.",
     ),
     (
         ("What is a slot?", "Explain slots.", "What is a slot in Quire?"),
@@ -64,7 +65,8 @@ QUIRE: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("What is paged attention?", "Explain paged attention."),
-        "Paged attention reads keys and values from blocks that lie anywhere in memory, so that almost nothing is wasted.",
+        "Paged attention reads keys and values from blocks that lie anywhere in memory, so that almost nothing is "
+        "wasted.",
     ),
     (
         ("What is a prefix?", "How are prefixes shared?", "What is prefix caching?"),
@@ -72,7 +74,8 @@ QUIRE: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("What happens when memory is full?", "What is preemption?", "What if there is no free block?"),
-        "Then a request waits, moves to other memory, or is computed again later. It gets slower, but it is never lost.",
+        "Then a request waits, moves to other memory, or is computed again later. It gets slower, but it is never "
+        "lost.",
     ),
     (
         ("How do I start Quire?", "How can I start a cluster?"),
@@ -159,7 +162,10 @@ def town_turn(rng: random.Random) -> Turn:
             (f"Who lives in {t.name}?", people),
             (f"Tell me about {t.name}.", f"{where} It is known for {t.pride}. {people}"),
             (f"Which town is known for {t.pride}?", pride),
-            (rng.choice(("What are the towns of the valley?", "What is the valley?", "Tell me about the valley.")), towns),
+            (
+                rng.choice(("What are the towns of the valley?", "What is the valley?", "Tell me about the valley.")),
+                towns,
+            ),
         )
     )
 
@@ -176,7 +182,9 @@ def sum_turn(rng: random.Random) -> Turn:
         x, y = rng.randint(0, 6), rng.randint(0, 6)
         words, result = "times", x * y
     signs = f"{x} {kind} {y}"
-    asked = rng.choice((f"What is {x} {words} {y}?", f"What is {signs}?", f"{signs}", f"{signs} =", f"How much is {x} {words} {y}?"))
+    asked = rng.choice(
+        (f"What is {x} {words} {y}?", f"What is {signs}?", f"{signs}", f"{signs} =", f"How much is {x} {words} {y}?")
+    )
     return asked, f"{x} {words} {y} is {result}."
 
 
@@ -193,8 +201,12 @@ def story_turn(rng: random.Random) -> Turn:
         return ask, story(rng, hero=p)
     if which < 0.65:
         thing = rng.choice(OBJECTS)
-        return rng.choice((f"Tell me a story about {a(thing)}.", f"Write a story about {a(thing)}.")), story(rng, thing=thing)
-    return rng.choice(("Tell me a story.", "Write a story.", "Tell me a short story.", "Tell a story please.")), story(rng)
+        return rng.choice((f"Tell me a story about {a(thing)}.", f"Write a story about {a(thing)}.")), story(
+            rng, thing=thing
+        )
+    return rng.choice(("Tell me a story.", "Write a story.", "Tell me a short story.", "Tell a story please.")), story(
+        rng
+    )
 
 
 def unknown_turn(rng: random.Random) -> Turn:
@@ -203,13 +215,31 @@ def unknown_turn(rng: random.Random) -> Turn:
     if rng.random() < 0.5:
         word = word.capitalize()
     known = rng.choice(
-        ("France", "the capital of Spain", "the weather", "the moon", "music", "a car", "the president", "the sea", "Python")
+        (
+            "France",
+            "the capital of Spain",
+            "the weather",
+            "the moon",
+            "music",
+            "a car",
+            "the president",
+            "the sea",
+            "Python",
+        )
     )
     topic = word if rng.random() < 0.7 else known
     ask = rng.choice(
         (
-            f"What is {topic}?", f"Who is {topic}?", f"Where is {topic}?", f"Tell me about {topic}.", f"Explain {topic}.",
-            f"Why is {topic} good?", f"Who made {topic}?", f"What do you know about {topic}?", f"How do I find {topic}?", f"{topic}",
+            f"What is {topic}?",
+            f"Who is {topic}?",
+            f"Where is {topic}?",
+            f"Tell me about {topic}.",
+            f"Explain {topic}.",
+            f"Why is {topic} good?",
+            f"Who made {topic}?",
+            f"What do you know about {topic}?",
+            f"How do I find {topic}?",
+            f"{topic}",
         )
-    )  # fmt: skip
+    )
     return ask, UNKNOWN

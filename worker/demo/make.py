@@ -1,6 +1,6 @@
 """Makes the demo model: learns a tokenizer and a small Llama from the grammar beside it and writes both here.
 
-Run as `python -m worker.demo.make [--out FOLDER]`; two cores need about a quarter of an hour. The seed is fixed and nothing is
+Run as `python -m worker.demo.make [--out FOLDER]`; two cores need about ten minutes. The seed is fixed and nothing is
 downloaded. Weights are trained in fp32 and written in bf16. No part of the serving code imports this file.
 """
 
@@ -108,7 +108,7 @@ def encode(tokenizer: Tokenizer, system: str | None, turns: list[Turn]) -> tuple
 
 
 def rows(tokenizer: Tokenizer, length: int, seed: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Endless rows of `length` tokens and their labels, each beginning with a document; what does not fit is cut off."""
+    """Endless rows of `length` tokens and labels, each beginning with a document; what does not fit is cut off."""
     rng = random.Random(seed)
     source = documents(rng)
     while True:
@@ -162,7 +162,7 @@ def train(tokenizer: Tokenizer, phases: tuple[tuple[int, int, int], ...] = PHASE
                 counted = labels[:, 1:] != IGNORE
                 logits = model.lm_head(hidden[:, :-1][counted])
             loss = torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][counted])
-            loss.backward()
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in chosen:
                 optimizer.step()

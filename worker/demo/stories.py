@@ -1,4 +1,4 @@
-"""Stories of the valley, written by a small grammar: each plot keeps its people, things and weather consistent and ends.
+"""Stories of the valley, written by a small grammar: each plot keeps its people and things consistent and ends.
 
 `make.py` trains the demo model on them. A story has one paragraph of about 60 to 170 words.
 """
@@ -92,13 +92,25 @@ def _lost(rng: random.Random, hero: Person, thing: str) -> list[str]:
         f"{when(rng)}, {hero.name} lost {hero.his} {thing}.",
         pick(rng, (f"{hero.he.capitalize()} was very sad.", f"{hero.he.capitalize()} did not know where it was.")),
         f'{hero.name} asked {friend.name} the {friend.job}: "Have you seen my {thing}?"',
-        pick(rng, (f'"No," said {friend.name}, "but I will help you."', f'"Let us look for it together," said {friend.name}.')),
+        pick(
+            rng,
+            (
+                f'"No," said {friend.name}, "but I will help you."',
+                f'"Let us look for it together," said {friend.name}.',
+            ),
+        ),
         f"First they looked at {first}, but the {thing} was not there.",
         f"Then they looked at {second}, but they found nothing.",
         f"At last {finder} looked behind {third}, and there was the {thing}!",
-        pick(rng, (f'"Thank you," said {hero.name} to {found}.', f"{hero.name} was so glad that {hero.he} thanked {found} three times.")),
+        pick(
+            rng,
+            (
+                f'"Thank you," said {hero.name} to {found}.',
+                f"{hero.name} was so glad that {hero.he} thanked {found} three times.",
+            ),
+        ),
         *ending(rng, hero, friend),
-    ]  # fmt: skip
+    ]
 
 
 def _parcel(rng: random.Random, hero: Person, thing: str) -> list[str]:
@@ -133,17 +145,19 @@ def _parcel(rng: random.Random, hero: Person, thing: str) -> list[str]:
 
 def _storm(rng: random.Random, hero: Person, thing: str) -> list[str]:
     friend, spot = other(rng, hero), pick(rng, town_of(hero).spots)
+    came = "at once" if friend.town == hero.town else f"from {friend.town}"
+    tool, stuff = pick(rng, ("ladder", "hammer", "rope")), pick(rng, ("wood", "nails", "buckets"))
     return [
         f"{when(rng)}, a great storm came over {hero.town}.",
         pick(rng, ("The wind blew and the rain fell all night.", "The sky was black and the wind was strong.")),
         f"In the morning {hero.name} saw that it had damaged {spot}.",
         f'"We must do something," said {hero.name}.',
-        f"{friend.name} the {friend.job} came {'at once' if friend.town == hero.town else f'from {friend.town}'} to help.",
-        f"{hero.name} brought the {pick(rng, ('ladder', 'hammer', 'rope'))}, and {friend.name} brought the {pick(rng, ('wood', 'nails', 'buckets'))}.",
+        f"{friend.name} the {friend.job} came {came} to help.",
+        f"{hero.name} brought the {tool}, and {friend.name} brought the {stuff}.",
         f"They worked for {pick(rng, ('two', 'three', 'four'))} days, and even {hero.pet_name} the {hero.pet} helped.",
         pick(rng, (f"Then {spot} looked as good as new.", f"Then everything at {spot} was well again.")),
         *ending(rng, hero, friend),
-    ]  # fmt: skip
+    ]
 
 
 def _noise(rng: random.Random, hero: Person, thing: str) -> list[str]:
@@ -164,15 +178,18 @@ def _noise(rng: random.Random, hero: Person, thing: str) -> list[str]:
         f'"There is something {place}," {hero.he} said.',
         f"{friend.name} took a lantern, and together they went back to look.",
         f"It was only {source}!",
-        pick(rng, ("They both laughed for a long time.", f"{hero.name} laughed so much that {hero.he} had to sit down.")),
+        pick(
+            rng, ("They both laughed for a long time.", f"{hero.name} laughed so much that {hero.he} had to sit down.")
+        ),
         *ending(rng, hero, friend),
-    ]  # fmt: skip
+    ]
 
 
 def _gift(rng: random.Random, hero: Person, thing: str) -> list[str]:
     guest = visitor(rng) if hero in PEOPLE else other(rng, hero)
+    mood = pick(rng, ("tired", "hungry", "kind"))
     return [
-        f"{when(rng)}, a {pick(rng, ('tired', 'hungry', 'kind'))} {guest.job} named {guest.name} knocked at {hero.his} door.",
+        f"{when(rng)}, a {mood} {guest.job} named {guest.name} knocked at {hero.his} door.",
         f'"May I rest here?" asked {guest.name}. "I have walked all day."',
         f"{hero.name} gave {guest.him} {hero.food} and a warm bed.",
         f"In the morning {guest.name} said thank you and gave {hero.him} a {thing}.",
@@ -195,15 +212,23 @@ def _fair(rng: random.Random, hero: Person, thing: str) -> list[str]:
         f"{when(rng)}, there was a fair in {hero.town}, and the prize was a {prize}.",
         f"{hero.name} wanted to bring the best {hero.food} of the valley.",
         f"But {hero.pet_name} the {hero.pet} was hungry and ate it all!",
-        pick(rng, (f"{hero.name} was angry at first, but then {hero.he} laughed.", f'"Oh no," said {hero.name}, "what now?"')),
-        f"{friend.name} the {friend.job} said: \"I have {friend.food}. Let us share it.\"",
+        pick(
+            rng,
+            (f"{hero.name} was angry at first, but then {hero.he} laughed.", f'"Oh no," said {hero.name}, "what now?"'),
+        ),
+        f'{friend.name} the {friend.job} said: "I have {friend.food}. Let us share it."',
         f"So they brought {friend.food} to the fair, and everybody liked it.",
         f"They won the {prize} together and shared the rest of the {friend.food}.",
         f'"You keep it," said {friend.name}, "and I will visit you to look at it."',
         _last(rng, hero),
-    ]  # fmt: skip
+    ]
 
 
 PLOTS: dict[str, Plot] = {
-    "lost": _lost, "parcel": _parcel, "storm": _storm, "gift": _gift, "noise": _noise, "fair": _fair,
-}  # fmt: skip
+    "lost": _lost,
+    "parcel": _parcel,
+    "storm": _storm,
+    "gift": _gift,
+    "noise": _noise,
+    "fair": _fair,
+}

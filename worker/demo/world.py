@@ -74,13 +74,32 @@ OBJECTS = (
 WEATHER = ("rain", "wind", "fog", "snow", "sun")
 SEASONS = ("spring", "summer", "autumn", "winter")
 
-# Syllables of names for visitors from outside the valley, so that a name which the model never saw is used consistently.
+# Syllables of names for visitors, so that the model learns to keep to a name which it never saw.
 _STARTS = ("Be", "Da", "Fi", "Ka", "Lo", "Ma", "Ne", "Pa", "Ro", "Sa", "Ti", "Va", "Wi", "Yo", "An", "El", "Jo", "Li")
-_ENDS = ("lo", "ra", "nn", "mi", "ta", "rek", "lia", "na", "vin", "sel", "dor", "ka", "rin", "my", "bo", "as", "ly", "m")
+_ENDS = (
+    "lo",
+    "ra",
+    "nn",
+    "mi",
+    "ta",
+    "rek",
+    "lia",
+    "na",
+    "vin",
+    "sel",
+    "dor",
+    "ka",
+    "rin",
+    "my",
+    "bo",
+    "as",
+    "ly",
+    "m",
+)
 
 
 def pick(rng: random.Random, options: Sequence[T]) -> T:
-    """One of `options`, the early ones more often: even odds everywhere would leave the model's best guess a near tie."""
+    """One of `options`, the early ones more often: even odds would leave the model's best guess a near tie."""
     weights = [1.0 / (i + 2.0) for i in range(len(options))]
     return rng.choices(options, weights)[0]
 

@@ -1,0 +1,100 @@
+"""The command line `quire`: finds the command, runs it, and turns every error into one line and an exit code.
+
+Each file of this folder holds one group of commands and registers it; it imports what is heavy (torch, ray, grpc)
+inside the command, so that `quire --help` is quick and the client's install is enough for the client's commands.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+from cluster import __version__
+from cluster.cli import exits
+from cluster.errors import QuireError
+
+# Files of this folder with `register(app)`, in the order of the help page.
+GROUPS = ("size", "bench")
+
+
+def build() -> typer.Typer:
+    """The whole command line as one typer app."""
+    app = typer.Typer(
+        name="quire",
+        help="Serve language models from paged memory.",
+        epilog=exits.EPILOG,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        # Boxes only where somebody looks at them.
+        rich_markup_mode="rich" if sys.stdout.isatty() else None,
+    )
+    app.callback()(_options)
+    for group in GROUPS:
+        import_module(f"cluster.cli.{group}").register(app)
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code; the console script `quire` exits with it."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = bool(os.environ.get("QUIRE_DEBUG"))
+    # Taken out wherever it stands, but not out of what a benchmark gets.
+    own = words.index("bench") if "bench" in words else len(words)
+    if "--debug" in words[:own]:
+        words.remove("--debug")
+        debug = True
+    try:
+        code = build()(args=words, prog_name="quire", standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or exits.DONE)
+    except QuireError as error:
+        return _fail(str(error), exits.code_of(error), debug)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", exits.INTERRUPTED, debug)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exits.DONE
+    except Exception as error:
+        # typer's own exceptions, whose class moved between its versions, tell what is wrong with the command line.
+        told = getattr(error, "format_message", None)
+        if told is not None:
+            return _fail(
+                f"{' '.join(told().split()).rstrip('.')}; `quire --help` lists what there is", exits.WRONG_INPUT, debug
+            )
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] not in ("cluster", "worker"):
+            remedy = "this command needs the serving side: pip install 'quire[serve]'"
+            return _fail(f"the package {error.name} is not installed; {remedy}", exits.WRONG_INPUT, debug)
+        return _fail(f"{type(error).__name__}: {error} (--debug shows where)", exits.FAILED, debug)
+
+
+def _fail(line: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"error: {line}", file=sys.stderr)
+    return code
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"quire {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_version),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show a traceback with an error. Also: QUIRE_DEBUG=1.")
+    ] = False,
+) -> None:
+    """Serve language models from paged memory that is spread over many GPUs and owned by one ledger."""

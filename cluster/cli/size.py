@@ -1,0 +1,96 @@
+"""`quire size`: how many blocks and bytes a pool should have for an expected load.
+
+Reads a config.json and needs no torch; the arithmetic is in cluster/sizing.py.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.errors import ConfigError, ModelError
+
+_BLOCK_SIZES = (8, 16, 32, 64, 128)
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(size)
+
+
+def size(
+    model: Annotated[
+        str | None, typer.Option(help="Folder with a config.json, or that file. Default: the demo model.")
+    ] = None,
+    requests: Annotated[int, typer.Option(help="Requests at once at the busiest time.")] = 50,
+    length: Annotated[float, typer.Option(help="Their mean length in tokens, prompt and output.")] = 200,
+    safety: Annotated[float, typer.Option(help="How many times that the pool shall hold.")] = 1.5,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    block_size: Annotated[int, typer.Option(help="Slots in a block, 1 to 256.")] = 16,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Say how many blocks and bytes of KV memory an expected load needs, and what last blocks waste."""
+    from cluster.bench.report import Row, render
+    from cluster.sizes import format_bytes
+    from cluster.sizing import Load, kv_shape
+
+    shape, load = kv_shape(read_config(model), dtype), Load(requests, length, safety)
+    if shape.max_model_len is not None and length > shape.max_model_len:
+        raise ConfigError(f"length is {length:g}, and this model ends at {shape.max_model_len:,} tokens; give less")
+    blocks = load.num_blocks(block_size)
+    kv_bytes = blocks * shape.block_bytes(block_size)
+    figures: list[dict[str, Any]] = [
+        {
+            "block_size": each,
+            "blocks": load.num_blocks(each),
+            "block_bytes": shape.block_bytes(each),
+            "kv_bytes": load.num_blocks(each) * shape.block_bytes(each),
+            "last_block_waste": round(load.expected_waste(each), 5),
+        }
+        for each in sorted({*_BLOCK_SIZES, block_size})
+    ]
+    if as_json:
+        summary = {"requests": requests, "length": length, "safety": safety, "dtype": shape.dtype}
+        answer = {"block_size": block_size, "kv_blocks": blocks, "kv_bytes": kv_bytes, "token_bytes": shape.token_bytes}
+        print(json.dumps({**summary, **answer, "by_block_size": figures}, indent=1))
+        return
+    print(
+        f"{requests:,} requests of {length:g} tokens, {safety:g} times over: {blocks:,} blocks of {block_size} tokens "
+        f"= {format_bytes(kv_bytes)} of KV memory\n"
+        f"({shape.num_layers} layers, {shape.num_kv_heads} key-value heads of {shape.head_dim}, {shape.dtype}: "
+        f"{format_bytes(shape.token_bytes)} a token)\n"
+    )
+    rows: list[Row] = [
+        {
+            "block size": row["block_size"],
+            "blocks": row["blocks"],
+            "bytes a block": format_bytes(row["block_bytes"]),
+            "KV memory": format_bytes(row["kv_bytes"]),
+            "wasted in last blocks": f"{100 * row['last_block_waste']:.1f} %",
+        }
+        for row in figures
+    ]
+    print(render(rows))
+    print(f"\nStart with: --kv-blocks {blocks} --block-size {block_size}")
+
+
+def read_config(model: str | None) -> dict[str, Any]:
+    """The config.json of a model folder as a dict; raises ModelError with one line if there is none to read."""
+    if model is None:
+        from worker.demo import PATH
+
+        model = str(PATH)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        path = path / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path} does not exist; give a folder with a config.json, or that file") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON ({error}); is the file whole?") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} holds no JSON object; give a folder with a model's config.json")
+    return config
