@@ -7,11 +7,13 @@ the earlier has filled the blocks that both need.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from cluster.fairness import WaitingQueue
+from cluster.hashing import HASH_BYTES
 from cluster.messages import Copy, Fork, Start, Started, ids
-from cluster.placement import Candidate, choose
+from cluster.placement import Board, Need, Place
 from cluster.replica import Replica
 from cluster.sequences import Request, Sequence, State
 
@@ -28,20 +30,24 @@ class Admission:
         self._scheduler = scheduler
         self._settings = scheduler.settings
         self._queues: dict[str, WaitingQueue] = {}
-        self._replicas: dict[str, list[Replica]] = {}
-        self._num_placed = 0
-        self._num_parked = 0
+        self._boards: dict[str, Board] = {}
 
     # -- replicas
 
     def add(self, replica: Replica) -> None:
-        self._replicas.setdefault(replica.joined.model, []).append(replica)
+        self._boards.setdefault(replica.joined.model, Board(self._settings)).add(replica)
 
     def remove(self, replica: Replica) -> None:
-        self._replicas[replica.joined.model].remove(replica)
+        self._boards[replica.joined.model].remove(replica)
 
     def replicas_of(self, model: str) -> list[Replica]:
-        return self._replicas.get(model, [])
+        board = self._boards.get(model)
+        return board.replicas if board is not None else []
+
+    def block_size(self, model: str) -> int:
+        """Slots of a block, the same on all replicas of a model; 1 while none has joined."""
+        replicas = self.replicas_of(model)
+        return replicas[0].block_size if replicas else 1
 
     def pin_limit(self, model: str) -> int:
         replicas = self.replicas_of(model)
@@ -51,26 +57,25 @@ class Admission:
 
     def refusal(self, request: Request) -> Refusal | None:
         """Why this request can never be served, or not now; None if it may wait."""
-        if request.model not in self._replicas:
-            known = ", ".join(sorted(self._replicas)) or "none"
+        if request.model not in self._boards:
+            known = ", ".join(sorted(self._boards)) or "none"
             return "NOT_FOUND", f"no model {request.model} is served here; there is {known}", 0.0
+        board = self._boards[request.model]
         length = len(request.prompt) + request.max_tokens - 1
-        replicas = self.replicas_of(request.model)
-        roomiest = max(replicas, key=lambda replica: replica.ledger.num_blocks, default=None)
-        if roomiest is not None:
-            needed = request.num_blocks(roomiest.block_size, [length] * len(request.sequences))
-            if needed > roomiest.ledger.num_blocks:
+        if board.replicas:
+            size = board.replicas[0].block_size
+            needed = request.num_blocks(size, [length] * len(request.sequences))
+            if needed > board.largest_pool:
                 detail = (
                     f"a prompt of {len(request.prompt):,} tokens with max_tokens {request.max_tokens:,} and "
-                    f"{len(request.sequences)} sequence(s) needs {needed:,} blocks of {roomiest.block_size} tokens; "
-                    f"the largest pool has {roomiest.ledger.num_blocks:,}; lower max_tokens or n, or raise kv_memory"
+                    f"{len(request.sequences)} sequence(s) needs {needed:,} blocks of {size} tokens; "
+                    f"the largest pool has {board.largest_pool:,}; lower max_tokens or n, or raise kv_memory"
                 )
                 return "INVALID_ARGUMENT", detail, 0.0
-            longest = max(replica.joined.max_model_len for replica in replicas)
-            if length + 1 > longest:
+            if length + 1 > board.longest:
                 detail = (
                     f"a prompt of {len(request.prompt):,} tokens with max_tokens {request.max_tokens:,} is longer than "
-                    f"the {longest:,} tokens that the model takes; shorten the prompt or lower max_tokens"
+                    f"the {board.longest:,} tokens that the model takes; shorten the prompt or lower max_tokens"
                 )
                 return "INVALID_ARGUMENT", detail, 0.0
         num_waiting = self.num_waiting(request.model)
@@ -103,8 +108,7 @@ class Admission:
     def _park(self, request: Request, owner: Sequence, until: int) -> None:
         request.state = State.PARKED
         request.parked_on = owner
-        request.reason_waiting = f"{owner.request.request_id} computes its prefix"
-        owner.waiters.append((until, request))
+        owner.waiters = [*owner.waiters, (until, request)]
         assert owner.request.replica is not None
         owner.request.replica.awaited[owner.seq] = owner
         self._scheduler.counters["parked on a prefix"] += 1
@@ -132,107 +136,99 @@ class Admission:
 
     # -- starting
 
-    def admit(self, now: float) -> None:
-        """Starts what fits, in order of each model's queue."""
+    def admit(self, now: float, touched: Iterable[Replica]) -> None:
+        """Starts what fits, in order of each model's queue. Figures of `touched` replicas have changed."""
+        for replica in touched:
+            self._boards[replica.joined.model].refresh(replica)
         for model, queue in self._queues.items():
-            while True:
+            board = self._boards.get(model)
+            while board is not None:
                 request = queue.head()
                 if request is None:
                     break
-                owner = self._prefix_owner(request)
+                owner = self._prefix_owner(request, board)
                 if owner is not None:
                     queue.pop(request)
                     self._park(request, *owner)
                     continue
-                candidate = self._place(request, self.replicas_of(model))
-                if candidate is None:
+                place = self._place(request, board)
+                if place is None and self._give_up_pin(board):
+                    continue
+                if place is None:
                     break
                 queue.pop(request)
                 request.queue_seconds += now - request.queued_at
-                self._start(request, candidate)
+                self._start(request, place)
+                board.refresh(place.replica)
 
-    def _prefix_owner(self, request: Request) -> tuple[Sequence, int] | None:
+    def _give_up_pin(self, board: Board) -> bool:
+        """Nothing runs on a replica and still the head does not fit: pins give way to work."""
+        for replica in board.replicas:
+            if replica.pins and not replica.requests and self._scheduler.unpin_one(replica):
+                board.refresh(replica)
+                return True
+        return False
+
+    def _prefix_owner(self, request: Request, board: Board) -> tuple[Sequence, int] | None:
         """Who computes the next block that this request lacks, and up to where it should wait for that."""
-        if not request.is_cacheable or not request.hashes:
-            return None
         index = self._scheduler.index
-        replicas = self.replicas_of(request.model)
-        names = self._matchable(request, replicas[0].block_size) if replicas else []
-        held = max(map(len, index.match(names).values()), default=0)
-        if held >= len(names):
+        if not request.is_cacheable or not request.names or not index.num_computing or not board.replicas:
             return None
-        owner = index.computing(names[held])
+        size = board.replicas[0].block_size
+        names = self._matchable(request, size)
+        held = max(map(len, index.match(names).values()), default=0)
+        owner = index.computing(names[held * HASH_BYTES : (held + 1) * HASH_BYTES])
         if owner is None or not owner.seq or owner.request is request or owner.request.state is not State.RUNNING:
             return None
-        if owner.position // replicas[0].block_size > held:
+        if owner.position // size > held:
             return None
-        depth = held
-        while depth < len(names) and index.computing(names[depth]) is owner:
+        depth = held + 1
+        while index.computing(names[depth * HASH_BYTES : (depth + 1) * HASH_BYTES]) is owner:
             depth += 1
-        return owner, depth * replicas[0].block_size
+        return owner, depth * size
 
-    def _matchable(self, request: Request, block_size: int) -> list[bytes]:
+    def _matchable(self, request: Request, block_size: int) -> bytes:
         """The names that a hit may cover: full blocks of the first live sequence, all but its last token at most."""
         sequence = request.live[0]
         if not request.is_cacheable or (request.sampling is not None and request.sampling.prompt_logprobs is not None):
-            return []
-        return sequence.names[: sequence.length // block_size]
+            return b""
+        return sequence.names[: sequence.length // block_size * HASH_BYTES]
 
-    def _place(self, request: Request, replicas: list[Replica]) -> Candidate | None:
+    def _place(self, request: Request, board: Board) -> Place | None:
         """The best replica that has room for all sequences of the request now; None: it has to wait."""
-        open_replicas = [replica for replica in replicas if not replica.is_draining]
-        if not open_replicas:
-            request.reason_waiting = f"no replica of {request.model} takes work"
+        if not board.replicas:
             return None
-        names = self._matchable(request, open_replicas[0].block_size)
-        found = self._scheduler.index.match(names) if names else {}
-        candidates = []
-        for replica in open_replicas:
-            candidate = self._room(request, replica, found.get(replica.ledger.pool, []))
-            if candidate is not None:
-                candidates.append(candidate)
-        if not candidates:
-            return None
-        self._num_placed += 1
-        return choose(candidates, request.live[0].length, self._settings.placement, self._num_placed)
+        size = board.replicas[0].block_size
+        names = self._matchable(request, size)
+        return board.choose(self._need(request, size), self._scheduler.index.match(names) if names else {})
 
-    def _room(self, request: Request, replica: Replica, hit: list[int]) -> Candidate | None:
+    def _need(self, request: Request, block_size: int) -> Need:
         live = request.live
-        if len(replica.residents) + len(live) > replica.joined.max_batch:
-            request.reason_waiting = f"{len(replica.residents)} sequences run, of {replica.joined.max_batch} at most"
-            return None
-        if replica.wanting:
-            request.reason_waiting = "running requests grow first"
-            return None
-        lengths = [replica.first_lease(sequence.length, sequence.limit) for sequence in live]
-        needed = request.num_blocks(replica.block_size, lengths)
-        ledger = replica.ledger
-        # A full-prompt hit keeps its last block out: that one is copied, so it takes a new block.
-        num_new = needed - min(len(hit), (live[0].length - 1) // replica.block_size)
-        idle_hits = sum(1 for block in hit if not ledger.holders(block))
-        reserve = int(ledger.num_blocks * self._settings.admit_reserve) if replica.requests else 0
-        if num_new + idle_hits + reserve > ledger.num_available:
-            if replica.pins and not replica.requests and self._scheduler.unpin_one(replica):
-                return self._room(request, replica, [])
-            request.reason_waiting = (
-                f"needs {num_new} blocks and {reserve} in reserve, {ledger.num_available - idle_hits} are free"
-            )
-            return None
-        return Candidate(replica, hit, num_new)
+        ahead = self._settings.ahead
+        ends = [min(sequence.limit, sequence.length + ahead + 1) for sequence in live]
+        return Need(live[0].length, request.num_blocks(block_size, ends), len(live))
 
-    def _start(self, request: Request, candidate: Candidate) -> None:
+    def why_waiting(self, request: Request) -> str:
+        """The reason why a request waits, for people."""
+        if request.parked_on is not None:
+            return f"{request.parked_on.request.request_id} computes its prefix"
+        board = self._boards.get(request.model)
+        if board is None or not board.replicas:
+            return f"no replica of {request.model} is here"
+        return board.why_none(self._need(request, board.replicas[0].block_size))
+
+    def _start(self, request: Request, place: Place) -> None:
         """Builds the tables of all sequences and orders the first of them; forks ride along."""
-        replica, scheduler = candidate.replica, self._scheduler
+        replica, scheduler = place.replica, self._scheduler
         request.attempt += 1
         request.replica = request.last_replica = replica
         request.state = State.RUNNING
-        request.reason_waiting = ""
         parent, *others = request.live
-        self._fill_table(parent, candidate)
+        self._fill_table(parent, place)
         forks = tuple(self._fork(parent, sequence, replica) for sequence in others)
         if request.attempt == 1:
             request.cached_tokens = parent.position
-        scheduler.index.begin_computing(parent.names[parent.position // replica.block_size :], parent)
+        scheduler.index.begin_computing(parent.names[parent.position // replica.block_size * HASH_BYTES :], parent)
         request.tenant.charge(parent.length - parent.position, 0.0, 0.0)
         replica.prefill_waiting += parent.length - parent.position
         tokens = ids(request.prompt)
@@ -254,20 +250,20 @@ class Admission:
                 precedence=request.precedence,
                 sampling=sampling,
                 salt=request.salt,
-                chain=request.hashes[-1] if request.hashes else b"",
+                chain=request.names[-HASH_BYTES:],
                 forks=forks,
             )
         )
         scheduler.tell(Started(request.gateway, request.route, request.request_id, parent.position, replica.name))
 
-    def _fill_table(self, sequence: Sequence, candidate: Candidate) -> None:
+    def _fill_table(self, sequence: Sequence, place: Place) -> None:
         """The table of a sequence that starts: the cached prefix shared, the rest new; a whole hit's last copied."""
-        replica, size = candidate.replica, candidate.replica.block_size
+        replica, size = place.replica, place.replica.block_size
         ledger, seq = replica.ledger, self._scheduler.rows.enter(sequence)
         last = (sequence.length - 1) // size
-        shared = candidate.hit[:last]
+        shared = place.hit[:last]
         sequence.paid = ledger.share(shared, seq)
-        whole = candidate.hit[last] if len(candidate.hit) > last and size > 1 else None
+        whole = place.hit[last] if len(place.hit) > last and size > 1 else None
         if whole is not None:
             ledger.share([whole], seq)
             replica.hold_for_copy(whole)

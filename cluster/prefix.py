@@ -7,8 +7,9 @@ Beside it stands what is being computed right now: a request that finds its next
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from cluster.hashing import HASH_BYTES
 
 if TYPE_CHECKING:
     from cluster.sequences import Sequence as TokenSequence
@@ -58,12 +59,12 @@ class PrefixIndex:
                 return place & _BLOCK_MASK
         return None
 
-    def match(self, names: Sequence[bytes]) -> dict[int, list[int]]:
+    def match(self, names: bytes) -> dict[int, list[int]]:
         """For each pool the blocks of the longest run of `names` from the first on. One walk, one look-up a name."""
         found: dict[int, list[int]] = {}
         get = self._places.get
-        for depth, name in enumerate(names):
-            known = get(name)
+        for depth, at in enumerate(range(0, len(names), HASH_BYTES)):
+            known = get(names[at : at + HASH_BYTES])
             if known is None:
                 break
             went_on = False
@@ -81,13 +82,14 @@ class PrefixIndex:
 
     # -- what is being computed
 
-    def begin_computing(self, names: Sequence[bytes], owner: TokenSequence) -> None:
+    def begin_computing(self, names: bytes, owner: TokenSequence) -> None:
         """`owner` will fill the blocks of these names; the first owner of a name stays it."""
-        for name in names:
-            self._computing.setdefault(name, owner)
+        for at in range(0, len(names), HASH_BYTES):
+            self._computing.setdefault(names[at : at + HASH_BYTES], owner)
 
-    def end_computing(self, names: Sequence[bytes], owner: TokenSequence) -> None:
-        for name in names:
+    def end_computing(self, names: bytes, owner: TokenSequence) -> None:
+        for at in range(0, len(names), HASH_BYTES):
+            name = names[at : at + HASH_BYTES]
             if self._computing.get(name) is owner:
                 del self._computing[name]
 

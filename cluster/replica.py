@@ -131,16 +131,15 @@ class Replica:
         sequence.position = position
         if end == first or not sequence.request.is_cacheable:
             return
-        names, table, ledger = sequence.names, sequence.table, self.ledger
-        at = 0
+        table, ledger = sequence.table, self.ledger
+        # Generated blocks are named by the worker, which may repeat names that are known from an attempt before.
+        num_known = len(sequence.names) // HASH_BYTES
+        if num_known < end:
+            assert len(hashes) >= (end - num_known) * HASH_BYTES, f"{sequence} filled blocks without naming them"
+            sequence.names += hashes[len(hashes) - (end - num_known) * HASH_BYTES :]
+        names = sequence.names
         for logical in range(first, end):
-            if logical >= len(sequence.request.hashes):
-                # Generated blocks are named by the worker; a restarted sequence may report a name that is known.
-                name = hashes[at : at + HASH_BYTES]
-                at += HASH_BYTES
-                if logical == len(names):
-                    names.append(name)
-            ledger.set_name(table[logical], names[logical])
+            ledger.set_name(table[logical], names[logical * HASH_BYTES : (logical + 1) * HASH_BYTES])
 
     def renew(self, sequence: Sequence) -> None:
         """Extends a lease so that the worker has leave beyond `ahead` slots; without memory the sequence waits."""

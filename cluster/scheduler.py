@@ -5,8 +5,8 @@ clock, no I/O, no randomness, no torch. The embedded engine, the Ray actor and t
 
 The road of a request: submit -> waiting queue -> `Admission` finds room and a cached prefix -> Start in a replica's
 plan -> the replica's results renew leases (`Replica.advance`, once per block) -> Stopped frees the blocks -> Done.
-Under pressure `_relieve` sends the request of lowest precedence back into the queue. When a replica is lost, the gateway is
-asked what it has (Seal), and the request starts again from there.
+Under pressure `_relieve` sends the request of lowest precedence back into the queue. When a replica is lost, the
+gateway is asked what it has (Seal), and the request starts again from there.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from cluster.admission import Admission
 from cluster.fairness import Tenants
+from cluster.hashing import HASH_BYTES
 from cluster.ledger import Clock
 from cluster.messages import (
     Accepted,
@@ -106,7 +107,7 @@ class Scheduler:
         for replica in list(self._touched.values()):
             if replica.wanting:
                 self._relieve(replica)
-        self.admission.admit(now)
+        self.admission.admit(now, list(self._touched.values()))
         orders, self._orders = self._orders, []
         for replica in self._touched.values():
             plan = replica.plan(self.epoch)
@@ -147,11 +148,8 @@ class Scheduler:
     def _enter(self, event: Submit | Pin) -> Request:
         self._num_arrivals += 1
         request = Request(event, self._num_arrivals, self.tenants.get(event.tenant), self._clock.now)
-        names_fit = any(
-            len(event.hashes) == len(event.prompt) // replica.block_size
-            for replica in self.admission.replicas_of(event.model)
-        )
-        request.is_cacheable = self.settings.prefix_caching and names_fit
+        size = self.admission.block_size(event.model)
+        request.is_cacheable = self.settings.prefix_caching and len(event.hashes) == len(event.prompt) // size
         self.tenants.enter(request.tenant)
         self.requests[request.request_id] = request
         return request
@@ -169,7 +167,7 @@ class Scheduler:
             return
         num_blocks = len(pin.hashes)
         limit = self.admission.pin_limit(pin.model)
-        pinned = sum(len(other.hashes) for other in self._pinned.values() if other.model == pin.model)
+        pinned = sum(len(other.names) // HASH_BYTES for other in self._pinned.values() if other.model == pin.model)
         if pinned + num_blocks > limit:
             detail = f"{num_blocks} blocks more than the {pinned} pinned now would pass the bound of {limit} on pins"
             self._refuse(pin, "RESOURCE_EXHAUSTED", detail)
@@ -280,7 +278,7 @@ class Scheduler:
         """The attempt is over: blocks are released, and who waited for its prefix looks again."""
         request = sequence.request
         self.index.end_computing(sequence.names, sequence)
-        waiters, sequence.waiters = sequence.waiters, []
+        waiters, sequence.waiters = sequence.waiters, ()
         if request.pin_until is not None and sequence.reason in (Reason.LENGTH, Reason.STOP):
             self._hold_pin(replica, sequence)
         replica.leave(sequence)
@@ -323,7 +321,7 @@ class Scheduler:
 
     def preempt(self, request: Request, why: str) -> None:
         request.preemptions += 1
-        request.reason_waiting = why
+        request.why_preempted = why
         self.counters["preempted recompute"] += 1
         self.drop(request)
 
@@ -332,8 +330,8 @@ class Scheduler:
     def _hold_pin(self, replica: Replica, sequence: TokenSequence) -> None:
         request = sequence.request
         assert request.pin_until is not None
-        if request.is_cacheable and request.hashes:
-            replica.pin(request.request_id, list(sequence.table[: len(request.hashes)]))
+        if request.is_cacheable and request.names:
+            replica.pin(request.request_id, list(sequence.table[: len(request.names) // HASH_BYTES]))
             self._pinned[request.request_id] = request
             self._wake_at(request.pin_until, request)
 
@@ -363,6 +361,7 @@ class Scheduler:
         replica = Replica(joined, self._num_pools, self.settings, self.index, self.rows, self._clock, self._touched)
         self.replicas[joined.replica] = replica
         self.admission.add(replica)
+        replica.write()
 
     def _on_replica_lost(self, lost: ReplicaLost) -> None:
         replica = self.replicas.get(lost.replica)
@@ -430,6 +429,7 @@ class Scheduler:
         if replica is None:
             return
         replica.is_draining = drain.on
+        replica.write()
         if drain.on:
             for request in list(replica.requests.values()):
                 if request.state is State.RUNNING:

@@ -55,12 +55,13 @@ class Sequence:
         self.lease_end = 0
         # The last sampled token is never written, so this is the end of what it can ever write.
         self.limit = len(request.prompt) + request.max_tokens - 1
-        self.names: list[bytes] = list(request.hashes)
+        # Names of its full blocks, HASH_BYTES each: flat, so that the garbage collector has nothing to walk.
+        self.names = request.names
         self.reason = Reason.NONE
         # What the blocks of the table had cost when they came into it (see `Ledger`).
         self.paid = 0.0
         # Requests that wait until this sequence has filled a prefix, and up to which position.
-        self.waiters: list[tuple[int, Request]] = []
+        self.waiters: list[tuple[int, Request]] | tuple[()] = ()
 
     @property
     def length(self) -> int:
@@ -90,12 +91,12 @@ class Request:
         "cached_tokens",
         "deadline",
         "gateway",
-        "hashes",
         "is_cacheable",
         "is_cancelled",
         "last_replica",
         "max_tokens",
         "model",
+        "names",
         "orphaned_until",
         "parked_on",
         "pin_until",
@@ -104,7 +105,6 @@ class Request:
         "prompt",
         "queue_seconds",
         "queued_at",
-        "reason_waiting",
         "replica",
         "request_id",
         "route",
@@ -114,6 +114,7 @@ class Request:
         "sequences",
         "state",
         "tenant",
+        "why_preempted",
     )
 
     def __init__(self, submit: Submit | Pin, arrival: int, tenant: Tenant, now: float) -> None:
@@ -123,7 +124,7 @@ class Request:
         self.model = submit.model
         self.tenant = tenant
         self.prompt = submit.prompt
-        self.hashes = submit.hashes
+        self.names = b"".join(submit.hashes)
         self.salt = submit.salt
         self.arrival = arrival
         self.state = State.QUEUED
@@ -136,7 +137,7 @@ class Request:
         self.is_cacheable = False
         self.queued_at = now
         self.queue_seconds = 0.0
-        self.reason_waiting = ""
+        self.why_preempted = ""
         self.cached_tokens = 0
         self.preemptions = 0
         self.block_seconds = 0.0
