@@ -5,23 +5,50 @@ the base install is the client.
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-# Public name -> the module that defines it.
-_EXPORTS: dict[str, str] = {}
+# Public name -> the module that defines it. `CLIENT` needs nothing beyond the base install, `SERVING` needs quire[serve].
+CLIENT: dict[str, str] = {
+    "SamplingParams": "cluster.sampling",
+    "QuireError": "cluster.errors",
+    "InvalidRequest": "cluster.errors",
+    "NeverFits": "cluster.errors",
+    "QueueFull": "cluster.errors",
+    "Unavailable": "cluster.errors",
+    "DeadlineExceeded": "cluster.errors",
+    "Aborted": "cluster.errors",
+    "NotFound": "cluster.errors",
+    "AccessDenied": "cluster.errors",
+    "ConfigError": "cluster.errors",
+    "ModelError": "cluster.errors",
+}
+SERVING: dict[str, str] = {}
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from cluster.errors import Aborted as Aborted
+    from cluster.errors import AccessDenied as AccessDenied
+    from cluster.errors import ConfigError as ConfigError
+    from cluster.errors import DeadlineExceeded as DeadlineExceeded
+    from cluster.errors import InvalidRequest as InvalidRequest
+    from cluster.errors import ModelError as ModelError
+    from cluster.errors import NeverFits as NeverFits
+    from cluster.errors import NotFound as NotFound
+    from cluster.errors import QueueFull as QueueFull
+    from cluster.errors import QuireError as QuireError
+    from cluster.errors import Unavailable as Unavailable
+    from cluster.sampling import SamplingParams as SamplingParams
 
 
 def __getattr__(name: str) -> object:
-    module = _EXPORTS.get(name)
+    module = CLIENT.get(name) or SERVING.get(name)
     if module is None:
-        raise AttributeError(f"module 'cluster' has no attribute '{name}'; it offers {', '.join(sorted(_EXPORTS))}")
+        raise AttributeError(f"module 'cluster' has no attribute {name!r}; it offers {', '.join((*CLIENT, *SERVING))}")
     value = getattr(import_module(module), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_EXPORTS])
+    return sorted({*globals(), *CLIENT, *SERVING})

@@ -1,0 +1,151 @@
+"""Holds the lines between the rooms: who may import whom, and that what decides knows no torch, ray or grpc.
+
+It reads every import statement with `ast`, those inside functions too.
+"""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("cluster", "worker", "kernels", "protos")
+
+# From here everything is followed: what these files import, and what those import, must be able to decide alone.
+DECIDING = (
+    "cluster.scheduler",
+    "cluster.batcher",
+    "cluster.messages",
+    "cluster.ledger",
+    "cluster.prefix",
+    "cluster.settings",
+    "cluster.sampling",
+    "cluster.errors",
+    "cluster.hashing",
+    "cluster.limits",
+    "cluster.sizes",
+    "cluster.sizing",
+)
+# The files of `cluster` that a worker may know: messages and their form on the wire, settings, errors, the batcher.
+KNOWN_TO_WORKERS = {
+    "cluster",
+    "cluster.messages",
+    "cluster.wire",
+    "cluster.settings",
+    "cluster.errors",
+    "cluster.batcher",
+    "cluster.limits",
+    "cluster.sampling",
+    "cluster.sampling_rules",
+    "cluster.hashing",
+    "cluster.sizes",
+}
+# The benchmarks of kernels are commands of the product and live in `cluster`; kernels themselves never see them.
+ALLOWED = {
+    "kernels": {"kernels"},
+    "protos": {"protos"},
+    "worker": {"worker", "kernels", "protos", "cluster"},
+    "cluster": {"cluster", "worker", "kernels", "protos"},
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {
+    module_name(path): path
+    for room in ROOMS
+    for path in sorted((ROOT / room).rglob("*.py"))
+    if not path.stem.endswith(("_pb2", "_pb2_grpc"))
+}
+
+
+def imports_of(path: Path) -> list[str]:
+    """The absolute names that a file imports; for `from a import b` both a.b, if that is a module, and a."""
+    found: list[str] = []
+    package = module_name(path).split(".") if path.name == "__init__.py" else module_name(path).split(".")[:-1]
+    tree = ast.parse(path.read_text())
+    # What stands under `if TYPE_CHECKING` never runs.
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for child in node.body
+        for inner in ast.walk(child)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            full = ".".join(part for part in (base, node.module or "") if part)
+            found += [f"{full}.{a.name}" if f"{full}.{a.name}" in MODULES else full for a in node.names]
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_it_may(room: str) -> None:
+    assert any(name.split(".")[0] == room for name in MODULES), f"no files found in {room}/"
+    for name, path in MODULES.items():
+        if name.split(".")[0] != room:
+            continue
+        ours = {i.split(".")[0] for i in imports_of(path)} & set(ROOMS)
+        assert ours <= ALLOWED[room], f"{name} imports {sorted(ours - ALLOWED[room])}"
+
+
+def test_workers_know_few_files_of_cluster() -> None:
+    for name, path in MODULES.items():
+        if name.startswith("worker"):
+            known = {i for i in imports_of(path) if i.split(".")[0] == "cluster"}
+            assert known <= KNOWN_TO_WORKERS, f"{name} imports {sorted(known - KNOWN_TO_WORKERS)}"
+
+
+def test_no_test_or_deploy_code_is_imported_by_the_product() -> None:
+    for name, path in MODULES.items():
+        wrong = [i for i in imports_of(path) if i.split(".")[0] in ("tests", "deploy", "pytest", "hypothesis")]
+        assert not wrong, f"{name} imports {wrong}"
+
+
+def test_what_decides_needs_only_numpy_and_the_standard_library() -> None:
+    waiting, followed = [*DECIDING], set()
+    while waiting:
+        name = waiting.pop()
+        if name in followed:
+            continue
+        followed.add(name)
+        assert name in MODULES, f"{name} is on the list of deciding files and does not exist"
+        for imported in imports_of(MODULES[name]):
+            top = imported.split(".")[0]
+            if top == "cluster":
+                waiting.append(imported)
+            else:
+                assert top == "numpy" or top in sys.stdlib_module_names, f"{name} decides and imports {imported}"
+    assert len(followed) >= len(DECIDING)
+
+
+def test_the_check_sees_a_forbidden_import(tmp_path: Path) -> None:
+    """The reader of imports finds them at the top, inside functions, and not under TYPE_CHECKING."""
+    path = ROOT / "kernels" / "probe_of_the_test.py"
+    text = (
+        "import torch\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import ray\n"
+        "def f():\n    from cluster.ledger import Ledger\n    return Ledger\n"
+    )
+    assert "cluster.ledger" in MODULES
+
+    class Text:
+        """Stands in for a path, so that nothing is written into the tree."""
+
+        name = path.name
+
+        def read_text(self) -> str:
+            return text
+
+        def relative_to(self, other: Path) -> Path:
+            return path.relative_to(other)
+
+    assert imports_of(Text()) == ["torch", "typing", "cluster.ledger"]  # type: ignore[arg-type]
