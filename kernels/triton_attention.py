@@ -88,6 +88,7 @@ def _tile_step(
     MASKED: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_CAP: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """Adds one tile of keys to the running softmax."""
     key_at = tile * TILE + tl.arange(0, TILE)
@@ -99,7 +100,7 @@ def _tile_step(
     if k.dtype != q.dtype:
         k = k.to(q.dtype)
         v = v.to(q.dtype)
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee")  # [rows, tile]
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [rows, tile]
     if HAS_CAP:
         # cap * tanh(s / cap) as 1 - 2 / (e^(2 s / cap) + 1), which is right at both infinities; `scale` and `cap`
         # come with the factors of log2 in them.
@@ -120,7 +121,7 @@ def _tile_step(
         weights = tl.exp2(scores * factor - new_top[:, None])
     shrink = tl.exp2(top - new_top)
     total = total * shrink + tl.sum(weights, 1)
-    acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+    acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
     return acc, new_top, total
 
 
@@ -168,6 +169,7 @@ def _piece(
     HAS_SINKS: tl.constexpr,
     HAS_LSE: tl.constexpr,
     WIDEN: tl.constexpr,
+    PRECISION: tl.constexpr,
     SPLIT_EDGES: tl.constexpr,
     EDGE_STAGES: tl.constexpr,
 ):
@@ -211,7 +213,7 @@ def _piece(
         next_ids = _block_ids(table_ptr, tile + 1, last_block, TILE, BLOCK_SIZE)
         acc, top, total = _tile_step(
             acc, top, total, q, q_at, ids, tile, k_ptr, v_ptr, k_stride, v_stride, context, scale, cap, window,
-            DIM, DIM_PAD, VALUE_DIM, VALUE_PAD, TILE, BLOCK_SIZE, not SPLIT_EDGES, HAS_WINDOW, HAS_CAP,
+            DIM, DIM_PAD, VALUE_DIM, VALUE_PAD, TILE, BLOCK_SIZE, not SPLIT_EDGES, HAS_WINDOW, HAS_CAP, PRECISION,
         )  # fmt: skip
         ids = next_ids
     if SPLIT_EDGES:
@@ -221,7 +223,7 @@ def _piece(
             ids = _block_ids(table_ptr, tile, last_block, TILE, BLOCK_SIZE)
             acc, top, total = _tile_step(
                 acc, top, total, q, q_at, ids, tile, k_ptr, v_ptr, k_stride, v_stride, context, scale, cap, window,
-                DIM, DIM_PAD, VALUE_DIM, VALUE_PAD, TILE, BLOCK_SIZE, True, HAS_WINDOW, HAS_CAP,
+                DIM, DIM_PAD, VALUE_DIM, VALUE_PAD, TILE, BLOCK_SIZE, True, HAS_WINDOW, HAS_CAP, PRECISION,
             )  # fmt: skip
 
     # A row that saw no key has only weighed masked scores: it counts for nothing.
@@ -291,6 +293,7 @@ def attention_kernel(
     HAS_SINKS: tl.constexpr,
     HAS_LSE: tl.constexpr,
     WIDEN: tl.constexpr,
+    PRECISION: tl.constexpr,
     SPLIT_EDGES: tl.constexpr,
     EDGE_STAGES: tl.constexpr,
 ):
@@ -346,5 +349,5 @@ def attention_kernel(
             q_token_stride, q_head_stride, out_token_stride, out_head_stride, lse_token_stride,
             k_stride.to(tl.int64), v_stride.to(tl.int64),
             GROUP, DIM, DIM_PAD, VALUE_DIM, VALUE_PAD, BLOCK_M, BLOCK_Q, TILE, BLOCK_SIZE,
-            HAS_WINDOW, HAS_CAP, HAS_SINKS, HAS_LSE, WIDEN, SPLIT_EDGES, EDGE_STAGES,
+            HAS_WINDOW, HAS_CAP, HAS_SINKS, HAS_LSE, WIDEN, PRECISION, SPLIT_EDGES, EDGE_STAGES,
         )  # fmt: skip

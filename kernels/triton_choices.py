@@ -28,8 +28,9 @@ class Choice:
     warps: int
     stages: int
     programs_per_sm: int
-    split_edges: bool = True
-    edge_stages: int = 1
+    precision: str = "ieee"  # of products of float32: "ieee", or "tf32x3" where tensor cores come close to it
+    split_edges: bool = True  # tiles that every row sees whole are computed without masks, in a loop of their own
+    edge_stages: int = 1  # pipeline stages of the other tiles' loop
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,48 @@ class DeviceFacts:
 
 # (family, schedule, padded head size, bytes per element) -> Choice. A head size between two rows takes the larger one.
 _TABLE: dict[tuple[Family, Schedule, int, int], Choice] = {
+    # 99 KB of shared memory at most, so that it serves sm_86, sm_89 and sm_120 too.
+    ("sm80", "flat", 64, 2): Choice(rows=16, tile=128, warps=4, stages=3, programs_per_sm=2),
+    ("sm80", "flat", 128, 2): Choice(rows=16, tile=64, warps=4, stages=3, programs_per_sm=2),
+    ("sm80", "flat", 256, 2): Choice(rows=16, tile=32, warps=8, stages=3, programs_per_sm=2),
+    ("sm80", "flat", 128, 4): Choice(rows=16, tile=32, warps=8, stages=3, programs_per_sm=1, precision="tf32x3"),
+    ("sm80", "flat", 256, 4): Choice(rows=16, tile=16, warps=8, stages=2, programs_per_sm=1, precision="tf32x3"),
+    ("sm80", "parts", 64, 2): Choice(rows=128, tile=64, warps=4, stages=3, programs_per_sm=2),
+    ("sm80", "parts", 128, 2): Choice(rows=128, tile=32, warps=8, stages=3, programs_per_sm=1),
+    ("sm80", "parts", 256, 2): Choice(rows=64, tile=32, warps=8, stages=2, programs_per_sm=1),
+    ("sm80", "parts", 128, 4): Choice(rows=32, tile=32, warps=8, stages=2, programs_per_sm=1, precision="tf32x3"),
+    ("sm80", "parts", 256, 4): Choice(rows=16, tile=16, warps=8, stages=2, programs_per_sm=1, precision="tf32x3"),
+    # 227 KB of shared memory.
+    ("sm90", "flat", 64, 2): Choice(rows=16, tile=128, warps=4, stages=4, programs_per_sm=2),
     ("sm90", "flat", 128, 2): Choice(rows=16, tile=64, warps=4, stages=4, programs_per_sm=2),
+    ("sm90", "flat", 256, 2): Choice(rows=16, tile=32, warps=4, stages=4, programs_per_sm=2),
+    ("sm90", "flat", 128, 4): Choice(rows=16, tile=32, warps=8, stages=3, programs_per_sm=1, precision="tf32x3"),
+    ("sm90", "flat", 256, 4): Choice(rows=16, tile=16, warps=8, stages=2, programs_per_sm=1, precision="tf32x3"),
+    ("sm90", "parts", 64, 2): Choice(rows=128, tile=128, warps=8, stages=3, programs_per_sm=1),
     ("sm90", "parts", 128, 2): Choice(rows=128, tile=64, warps=8, stages=3, programs_per_sm=1),
+    ("sm90", "parts", 256, 2): Choice(rows=128, tile=32, warps=8, stages=3, programs_per_sm=1),
+    ("sm90", "parts", 128, 4): Choice(rows=32, tile=32, warps=8, stages=2, programs_per_sm=1, precision="tf32x3"),
+    ("sm90", "parts", 256, 4): Choice(rows=16, tile=16, warps=8, stages=2, programs_per_sm=1, precision="tf32x3"),
+    ("sm100", "flat", 64, 2): Choice(rows=16, tile=128, warps=4, stages=4, programs_per_sm=2),
+    ("sm100", "flat", 128, 2): Choice(rows=16, tile=64, warps=4, stages=4, programs_per_sm=2),
+    ("sm100", "flat", 256, 2): Choice(rows=16, tile=32, warps=4, stages=4, programs_per_sm=2),
+    ("sm100", "flat", 128, 4): Choice(rows=16, tile=32, warps=8, stages=3, programs_per_sm=1, precision="tf32x3"),
+    ("sm100", "flat", 256, 4): Choice(rows=16, tile=16, warps=8, stages=2, programs_per_sm=1, precision="tf32x3"),
+    ("sm100", "parts", 64, 2): Choice(rows=128, tile=128, warps=8, stages=3, programs_per_sm=1),
+    ("sm100", "parts", 128, 2): Choice(rows=128, tile=64, warps=8, stages=3, programs_per_sm=1),
+    ("sm100", "parts", 256, 2): Choice(rows=128, tile=32, warps=8, stages=3, programs_per_sm=1),
+    ("sm100", "parts", 128, 4): Choice(rows=32, tile=32, warps=8, stages=2, programs_per_sm=1, precision="tf32x3"),
+    ("sm100", "parts", 256, 4): Choice(rows=16, tile=16, warps=8, stages=2, programs_per_sm=1, precision="tf32x3"),
+    # 64 KB of shared memory, float32 in the matrix units.
+    ("cdna3", "flat", 64, 2): Choice(rows=16, tile=64, warps=4, stages=2, programs_per_sm=2),
+    ("cdna3", "flat", 128, 2): Choice(rows=16, tile=64, warps=4, stages=2, programs_per_sm=2),
+    ("cdna3", "flat", 256, 2): Choice(rows=16, tile=32, warps=4, stages=2, programs_per_sm=2),
+    ("cdna3", "flat", 256, 4): Choice(rows=16, tile=16, warps=4, stages=1, programs_per_sm=2),
+    ("cdna3", "parts", 128, 2): Choice(rows=128, tile=64, warps=4, stages=1, programs_per_sm=1),
+    ("cdna3", "parts", 256, 2): Choice(rows=64, tile=32, warps=4, stages=1, programs_per_sm=1),
+    ("cdna3", "parts", 128, 4): Choice(rows=64, tile=16, warps=4, stages=1, programs_per_sm=1),
+    ("cdna3", "parts", 256, 4): Choice(rows=32, tile=16, warps=4, stages=1, programs_per_sm=1),
+    # Small, because every operation there costs the same; several tiles and parts come together soon.
     ("interpreter", "flat", 256, 4): Choice(rows=16, tile=16, warps=4, stages=1, programs_per_sm=2),
     ("interpreter", "parts", 256, 4): Choice(rows=32, tile=32, warps=4, stages=1, programs_per_sm=2),
 }

@@ -174,6 +174,51 @@ def _first_step(count: int) -> int:
     return 1 << max(count - 1, 1).bit_length() - 1
 
 
+def constants(
+    group: Group, shape: AttentionShape, *, window: bool, softcap: bool, sinks: bool, lse: bool, widen: bool
+) -> dict[str, object]:
+    """What the attention kernel is compiled for."""
+    return {
+        "FLAT": group.flat,
+        "KV_HEADS": shape.num_kv_heads,
+        "GROUP": shape.group,
+        "DIM": shape.head_dim,
+        "DIM_PAD": shape.dim_pad,
+        "VALUE_DIM": shape.value_dim,
+        "VALUE_PAD": shape.value_pad,
+        "BLOCK_M": group.block_m,
+        "BLOCK_Q": group.block_q,
+        "TILE": group.choice.tile,
+        "BLOCK_SIZE": shape.block_size,
+        "HAS_WINDOW": window,
+        "HAS_CAP": softcap,
+        "HAS_SINKS": sinks,
+        "HAS_LSE": lse,
+        "WIDEN": widen,
+        "PRECISION": group.choice.precision,
+        "SPLIT_EDGES": group.choice.split_edges,
+        "EDGE_STAGES": group.choice.edge_stages,
+    }
+
+
+def merge_constants(group: Group, shape: AttentionShape, *, lse: bool) -> dict[str, object]:
+    """What the kernel that merges the group's partials is compiled for."""
+    # A decode has few rows and many parts, a prefill tile many rows and few parts.
+    rows, parts = (1, 16) if group.flat else (8, 4)
+    return {
+        "FLAT": group.flat,
+        "KV_HEADS": shape.num_kv_heads,
+        "GROUP": shape.group,
+        "VALUE_DIM": shape.value_dim,
+        "VALUE_PAD": shape.value_pad,
+        "BLOCK_M": group.block_m,
+        "BLOCK_Q": group.block_q,
+        "HAS_LSE": lse,
+        "ROWS": rows,
+        "PARTS": parts,
+    }
+
+
 def launch_attention(
     launch: Launch,
     shape: AttentionShape,
@@ -191,12 +236,13 @@ def launch_attention(
     lse: torch.Tensor | None,
 ) -> None:
     """Attention of one group, then the merge of what its plan split."""
-    group, layout, choice = launch.group, launch.layout, launch.group.choice
+    group, layout = launch.group, launch.layout
     # Inside the kernel scores are in units of log2, and the softcap's tanh is written with one exponential.
     factor, cap = scale * LOG2_E, 0.0
     if softcap > 0.0:
         factor, cap = 2.0 * LOG2_E * scale / softcap, softcap * LOG2_E
     programs = group.programs if group.flat else layout.owners * shape.num_kv_heads
+    lse_or_any, lse_stride = (sums, 0) if lse is None else (lse, lse.stride(0))
     attention_kernel[(programs,)](
         q,
         cache.k,
@@ -208,7 +254,7 @@ def launch_attention(
         launch.plan,
         out if sinks is None else sinks,
         out,
-        sums if lse is None else lse,
+        lse_or_any,
         partials,
         sums,
         layout.owners_at,
@@ -220,70 +266,37 @@ def launch_attention(
         q.stride(1),
         out.stride(0),
         out.stride(1),
-        0 if lse is None else lse.stride(0),
+        lse_stride,
         cache.k.stride(0),
         cache.v.stride(0),
         batch.tables.stride(0),
-        FLAT=group.flat,
-        KV_HEADS=shape.num_kv_heads,
-        GROUP=shape.group,
-        DIM=shape.head_dim,
-        DIM_PAD=shape.dim_pad,
-        VALUE_DIM=shape.value_dim,
-        VALUE_PAD=shape.value_pad,
-        BLOCK_M=group.block_m,
-        BLOCK_Q=group.block_q,
-        TILE=choice.tile,
-        BLOCK_SIZE=shape.block_size,
-        HAS_WINDOW=window > 0,
-        HAS_CAP=softcap > 0.0,
-        HAS_SINKS=sinks is not None,
-        HAS_LSE=lse is not None,
-        WIDEN=q.dtype != cache.k.dtype,
-        SPLIT_EDGES=choice.split_edges,
-        EDGE_STAGES=choice.edge_stages,
-        num_warps=choice.warps,
-        num_stages=choice.stages,
+        **constants(
+            group,
+            shape,
+            window=window > 0,
+            softcap=softcap > 0.0,
+            sinks=sinks is not None,
+            lse=lse is not None,
+            widen=q.dtype != cache.k.dtype,
+        ),
+        num_warps=group.choice.warps,
+        num_stages=group.choice.stages,
     )
-    _launch_merge(launch, shape, batch, partials, sums, out, lse)
-
-
-def _launch_merge(
-    launch: Launch,
-    shape: AttentionShape,
-    batch: AttentionBatch,
-    partials: torch.Tensor,
-    sums: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor | None,
-) -> None:
-    group, layout = launch.group, launch.layout
-    # A decode has few rows and many parts, a prefill tile many rows and few parts.
-    rows, parts = (1, 16) if group.flat else (8, 4)
-    used_rows = group.block_q * shape.group
+    merge = merge_constants(group, shape, lse=lse is not None)
     programs = group.programs if group.flat else layout.max_splits * shape.num_kv_heads
-    merge_pieces_kernel[(programs, triton.cdiv(used_rows, rows))](
+    merge_pieces_kernel[(programs, triton.cdiv(group.block_q * shape.group, merge["ROWS"]))](
         launch.plan,
         batch.query_start,
         partials,
         sums,
         out,
-        sums if lse is None else lse,
+        lse_or_any,
         layout.owners_at,
         layout.splits_at,
         group.programs,
         out.stride(0),
         out.stride(1),
-        0 if lse is None else lse.stride(0),
-        FLAT=group.flat,
-        KV_HEADS=shape.num_kv_heads,
-        GROUP=shape.group,
-        VALUE_DIM=shape.value_dim,
-        VALUE_PAD=shape.value_pad,
-        BLOCK_M=group.block_m,
-        BLOCK_Q=group.block_q,
-        HAS_LSE=lse is not None,
-        ROWS=rows,
-        PARTS=parts,
+        lse_stride,
+        **merge,
         num_warps=4,
     )
