@@ -1,0 +1,61 @@
+"""What replicas and host pools tell when they join or meet a new scheduler, between dataclasses and protobuf.
+
+Cold messages: each goes over once per connection at most. `cluster/wire.py` has the rules. Nothing here imports grpc.
+"""
+
+from __future__ import annotations
+
+from cluster.messages import HostPoolJoined, ReplicaJoined, ReplicaState, Resident
+from cluster.wire import fill_start, ids_from, start_from
+from protos.quire.v1 import control_pb2 as pb
+
+
+def fill_replica_joined(message: pb.ReplicaJoined, joined: ReplicaJoined) -> None:
+    for name in ReplicaJoined.__slots__:
+        setattr(message, name, getattr(joined, name))
+
+
+def replica_joined_from(message: pb.ReplicaJoined) -> ReplicaJoined:
+    return ReplicaJoined(*(getattr(message, name) for name in ReplicaJoined.__slots__))
+
+
+def fill_host_pool_joined(message: pb.HostPoolJoined, joined: HostPoolJoined) -> None:
+    for name in HostPoolJoined.__slots__:
+        setattr(message, name, getattr(joined, name))
+
+
+def host_pool_joined_from(message: pb.HostPoolJoined) -> HostPoolJoined:
+    return HostPoolJoined(*(getattr(message, name) for name in HostPoolJoined.__slots__))
+
+
+def fill_replica_state(message: pb.ReplicaState, state: ReplicaState) -> None:
+    fill_replica_joined(message.joined, state.joined)
+    for resident in state.residents:
+        part = message.residents.add()
+        fill_start(part.start, resident.start)
+        part.tokens = resident.tokens.tobytes()
+        part.position = resident.position
+        part.table = resident.table.tobytes()
+        part.lease_end = resident.lease_end
+    for block, name in state.cached:
+        message.cached.add(block=block, name=name)
+    message.transfers.extend(state.transfers)
+
+
+def replica_state_from(message: pb.ReplicaState) -> ReplicaState:
+    return ReplicaState(
+        replica_joined_from(message.joined),
+        tuple([_resident_from(resident) for resident in message.residents]),
+        tuple([(cached.block, cached.name) for cached in message.cached]),
+        tuple(message.transfers),
+    )
+
+
+def _resident_from(message: pb.Resident) -> Resident:
+    return Resident(
+        start_from(message.start),
+        ids_from(message.tokens),
+        message.position,
+        ids_from(message.table),
+        message.lease_end,
+    )
