@@ -1,0 +1,95 @@
+"""A simulated client: what it asks, and what it has got. It is the witness of the promise that nothing is lost.
+
+A client counts a token only in its place: one that comes twice, out of order or after the end is a failure of the
+cluster, raised on the spot. What it should have got is known from the model alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cluster.messages import Reason
+from cluster.sim.model import expected
+
+
+class Violation(AssertionError):
+    """The cluster broke a promise that this project makes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request of a workload, as a person could write it down. Times in seconds of virtual time."""
+
+    request_id: str
+    at: float
+    gateway: int
+    tenant: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+    seed: int
+    n: int = 1
+    beam_width: int = 0
+    priority: int = 0
+    salt: bytes = b""
+    deadline_s: float | None = None
+    cancel_after_s: float | None = None
+    stop_at: tuple[int, int] | None = None  # a stop string ends this sequence after so many tokens
+    resumes: bool = True  # comes back through another gateway when its own has died
+
+
+@dataclass(slots=True)
+class Client:
+    """`outcome`: "" while it goes on, "done", "cancelled", "refused CODE", or "broken" when its gateway died."""
+
+    ask: Ask
+    end_one_in: int
+    received: list[list[int]] = field(default_factory=list)
+    reasons: list[Reason] = field(default_factory=list)
+    outcome: str = ""
+    detail: str = ""
+    accepted: bool = False
+    num_resumes: int = 0
+    last_token_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.received = [[] for _ in range(self.num_sequences)]
+        self.reasons = [Reason.NONE] * self.num_sequences
+
+    @property
+    def num_sequences(self) -> int:
+        return self.ask.n
+
+    def take(self, index: int, position: int, tokens: list[int], now: float) -> None:
+        if self.outcome:
+            return  # it has gone away
+        mine = self.received[index]
+        if self.reasons[index] is not Reason.NONE:
+            raise Violation(f"{self.ask.request_id}[{index}] got {len(tokens)} tokens after its end")
+        if position != len(mine):
+            raise Violation(f"{self.ask.request_id}[{index}] got position {position} after {len(mine)} tokens")
+        mine.extend(tokens)
+        self.last_token_at = now
+
+    def finish(self, index: int, reason: Reason) -> None:
+        if not self.outcome:
+            self.reasons[index] = reason
+
+    def wanted(self, index: int) -> list[int]:
+        """All tokens that this sequence should have."""
+        ask = self.ask
+        tokens = expected(ask.prompt, ask.seed, index, ask.max_tokens, self.end_one_in)
+        if ask.stop_at is not None and ask.stop_at[0] == index:
+            return tokens[: ask.stop_at[1]]
+        return tokens
+
+    def judge(self) -> None:
+        """What it has is what it should have; called once it has ended."""
+        for index, mine in enumerate(self.received):
+            wanted = self.wanted(index)
+            whole = self.outcome == "done"
+            if whole and self.reasons[index] is Reason.NONE:
+                raise Violation(f"{self.ask.request_id}[{index}] is done, but was never told why it ended")
+            if mine != (wanted if whole else wanted[: len(mine)]):
+                at = next((i for i, (a, b) in enumerate(zip(mine, wanted, strict=False)) if a != b), None)
+                where = f"differs at {at}" if at is not None else f"has {len(mine)} tokens, not {len(wanted)}"
+                raise Violation(f"{self.ask.request_id}[{index}] ({self.outcome}) {where}: {mine} is not {wanted}")

@@ -1,0 +1,98 @@
+"""What a history met: the rare things that make it worth running, counted from what was said, not from intentions."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from cluster.messages import (
+    Adopt,
+    Event,
+    GatewayLost,
+    GatewayState,
+    Order,
+    Plan,
+    ReplicaLost,
+    Result,
+    Seal,
+)
+from cluster.sim.world import World
+
+WANTED = (
+    "swap",
+    "remote swap",
+    "migrate",
+    "recompute",
+    "fork",
+    "beam swap of parents",
+    "revoke in flight",
+    "wait on a prefix",
+    "full-prompt hit",
+    "scheduler rebuild",
+    "transfer abort",
+    "gateway loss",
+    "stale epoch",
+)
+"""Each must be met by at least 5 % of the histories of a run."""
+
+
+class Coverage:
+    """Counts of one history."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def look(self, events: list[Event], orders: list[Order]) -> None:
+        counts = self.counts
+        for event in events:
+            kind = type(event)
+            if kind is Result:
+                assert isinstance(event, Result)
+                self._result(event)
+            elif kind is GatewayLost:
+                counts["gateway loss"] += 1
+            elif kind is ReplicaLost:
+                counts["replica loss"] += 1
+            elif kind is GatewayState:
+                counts["scheduler rebuild"] += 1
+            elif kind is Adopt:
+                counts["resume"] += 1
+        for order in orders:
+            if isinstance(order, Plan):
+                self._plan(order)
+            elif isinstance(order, Seal):
+                counts["seal"] += 1
+
+    def _result(self, result: Result) -> None:
+        for transferred in result.transferred:
+            if not transferred.ok:
+                self.counts["transfer abort"] += 1
+
+    def _plan(self, plan: Plan) -> None:
+        counts = self.counts
+        for start in plan.starts:
+            if start.forks:
+                counts["fork"] += 1
+            if start.attempt > 1:
+                counts["restart"] += 1
+            if start.position and start.position == start.num_prompt - 1 and len(start.tokens) == start.num_prompt:
+                counts["full-prompt hit"] += 1
+            elif start.position:
+                counts["prefix hit"] += 1
+        if plan.copies:
+            counts["copy"] += 1
+        if plan.revokes:
+            counts["revoke in flight"] += 1
+        if plan.reroutes:
+            counts["reroute"] += 1
+
+    def met(self, world: World) -> Counter[str]:
+        """All counts, those of the scheduler and of stale messages included."""
+        counts = self.counts
+        scheduler = world.shell.scheduler
+        counts["recompute"] = scheduler.counters["preempted recompute"]
+        counts["wait on a prefix"] = scheduler.counters["parked on a prefix"]
+        counts["stale epoch"] = scheduler.counters["stale results"] + sum(
+            process.num_stale for process in (*world.workers.values(), *world.gateways.values())
+        )
+        counts["broken streams"] = world.network.num_breaks
+        return counts

@@ -1,0 +1,82 @@
+"""The bytes of a simulated pool and the ordered stream of work on a simulated device.
+
+A pool's blocks really hold slots (see `cluster/sim/model.py`); what nobody has written is junk. The device does its
+work in the order in which it was issued, as a GPU stream does: a copy that was ordered while a step runs happens after
+that step, and a step that was issued with a table keeps that table. Workers and host pools own one each.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from random import Random
+from zlib import crc32
+
+from cluster.sim.clock import Process
+from cluster.sim.model import SLOT_BYTES, before_first, values
+
+
+class Blocks:
+    """The content of a pool. Knows nothing of who holds what: it does what it is told, late or not."""
+
+    def __init__(self, num_blocks: int, block_size: int, random: Random) -> None:
+        self.block_size = block_size
+        self.num_bytes = block_size * SLOT_BYTES
+        self.content = [bytearray(random.randbytes(self.num_bytes)) for _ in range(num_blocks)]
+
+    def write(self, table: Sequence[int], start: int, tokens: Sequence[int]) -> None:
+        """Computes and stores the slots of `tokens` from position `start` on, behind what the table holds before."""
+        if start:
+            block, slot = table[(start - 1) // self.block_size], (start - 1) % self.block_size
+            before = int.from_bytes(self.content[block][slot * SLOT_BYTES : (slot + 1) * SLOT_BYTES], "little")
+        else:
+            before = before_first()
+        new = values(before, tokens)
+        at, position, end = 0, start, start + len(tokens)
+        while position < end:
+            slot = position % self.block_size
+            count = min(self.block_size - slot, end - position)
+            size = count * SLOT_BYTES
+            target = self.content[table[position // self.block_size]]
+            target[slot * SLOT_BYTES : slot * SLOT_BYTES + size] = new[at : at + size]
+            at += size
+            position += count
+
+    def read(self, table: Sequence[int], count: int) -> int:
+        """The checksum of the first `count` slots, as they lie in the table's blocks now."""
+        content = self.content
+        num_blocks = -(-count // self.block_size)
+        return crc32(b"".join([content[block] for block in table[:num_blocks]])[: count * SLOT_BYTES])
+
+    def copy(self, source: int, target: int, num_slots: int) -> None:
+        size = num_slots * SLOT_BYTES
+        self.content[target][:size] = self.content[source][:size]
+
+
+class Stream:
+    """Work of one device, done in order: each piece takes its seconds, then its effect happens."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._queue: deque[tuple[float, Callable[[], None]]] = deque()
+        self._busy = False
+
+    def issue(self, seconds: float, effect: Callable[[], None]) -> None:
+        self._queue.append((seconds, effect))
+        if not self._busy:
+            self._next()
+
+    def _next(self) -> None:
+        while self._queue:
+            seconds, effect = self._queue.popleft()
+            if seconds > 0.0:
+                self._busy = True
+                self._process.after(seconds, self._end, effect)
+                return
+            effect()
+        self._busy = False
+
+    def _end(self, effect: Callable[[], None]) -> None:
+        # Still busy while the effect runs: what it issues comes behind what was issued before.
+        effect()
+        self._next()

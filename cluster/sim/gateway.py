@@ -1,0 +1,241 @@
+"""A simulated gateway: it submits for clients, puts tokens in their places by position, and answers seals.
+
+Its log of a request is the truth about what the client has seen. Tokens of attempts up to the request's seal are
+dropped; what overlaps with the log must agree with it. A request is open here until all its sequences have ended and
+the scheduler has said Done, or until its client has gone and the scheduler has said so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cluster.hashing import BlockHasher
+from cluster.messages import (
+    Accepted,
+    Adopt,
+    Cancel,
+    Closed,
+    Done,
+    Event,
+    GatewayState,
+    Ids,
+    OpenRequest,
+    Order,
+    Reason,
+    Refused,
+    Replay,
+    Seal,
+    Sealed,
+    Started,
+    StopAt,
+    Submit,
+    Tokens,
+    ids,
+)
+from cluster.sampling import SamplingParams
+from cluster.sim.client import Ask, Client, Violation
+from cluster.sim.clock import Clock, Process
+from cluster.sim.model import END_TOKEN
+
+
+class Open:
+    """One request at one gateway."""
+
+    def __init__(self, client: Client, route: int, submit: Submit) -> None:
+        self.client = client
+        self.route = route
+        self.submit = submit
+        self.sealed = 0
+        self.outputs: list[Ids] = [ids() for _ in range(client.num_sequences)]
+        self.finished = [Reason.NONE] * client.num_sequences
+        self.is_done = False
+        self.is_cancelled = False
+
+    @property
+    def is_complete(self) -> bool:
+        return Reason.NONE not in self.finished
+
+
+class SimGateway(Process):
+    """One front door. `tell` is its stream to the scheduler."""
+
+    def __init__(
+        self, name: str, life: int, clock: Clock, tell: Callable[[Event], None], block_size: int, key: bytes
+    ) -> None:
+        super().__init__(name, clock)
+        self.life = life
+        self.tell = tell
+        self.num_stale = 0
+        self.open: dict[int, Open] = {}
+        self._block_size = block_size
+        self._key = key
+        self._num_routes = 0
+        self._take: dict[type, Callable[..., None]] = {
+            Accepted: self._on_accepted,
+            Started: lambda order: None,
+            Refused: self._on_refused,
+            Seal: self._on_seal,
+            Replay: lambda order: self._on_tokens(order.tokens),
+            Done: self._on_done,
+        }
+
+    # -- clients
+
+    def submit(self, client: Client) -> None:
+        request = self._begin(client)
+        self.tell(request.submit)
+        ask = client.ask
+        if ask.cancel_after_s is not None:
+            self.after(ask.cancel_after_s, self._cancel, request)
+
+    def resume(self, client: Client) -> None:
+        """The client had another gateway, which died; it has `client.received`."""
+        request = self._begin(client)
+        client.num_resumes += 1
+        self.tell(Adopt(client.ask.request_id, client.ask.tenant, self.name, request.route))
+
+    def _begin(self, client: Client) -> Open:
+        self._num_routes += 1
+        request = Open(client, self._num_routes, self._submit_of(client.ask, self._num_routes))
+        self.open[request.route] = request
+        return request
+
+    def _submit_of(self, ask: Ask, route: int) -> Submit:
+        prompt = ids(ask.prompt)
+        return Submit(
+            request_id=ask.request_id,
+            gateway=self.name,
+            route=route,
+            model="m",
+            tenant=ask.tenant,
+            prompt=prompt,
+            hashes=BlockHasher(self._key, ask.salt, self._block_size).prompt(prompt),
+            sampling=sampling_of(ask),
+            priority=ask.priority,
+            salt=ask.salt,
+            deadline=None if ask.deadline_s is None else self.clock.now + ask.deadline_s,
+        )
+
+    def _cancel(self, request: Open) -> None:
+        if request.route in self.open and not request.client.outcome:
+            request.client.outcome = "cancelled"
+            request.is_cancelled = True
+            self.tell(Cancel(request.client.ask.request_id))
+
+    # -- from workers
+
+    def take_tokens(self, batch: list[Tokens]) -> None:
+        for tokens in batch:
+            self._on_tokens(tokens)
+
+    def _on_tokens(self, tokens: Tokens) -> None:
+        request = self.open.get(tokens.route)
+        if request is None or tokens.attempt <= request.sealed or request.finished[tokens.index] is not Reason.NONE:
+            self.num_stale += 1
+            return
+        log, index = request.outputs[tokens.index], tokens.index
+        name = f"{request.client.ask.request_id}[{index}]"
+        known = len(log) - tokens.position
+        if known < 0:
+            raise Violation(f"{self.name}: {name} attempt {tokens.attempt} jumps from {len(log)} to {tokens.position}")
+        if log[tokens.position : tokens.position + len(tokens.ids)] != tokens.ids[:known]:
+            raise Violation(f"{self.name}: {name} attempt {tokens.attempt} changes what was sent: {log} and {tokens}")
+        log.extend(tokens.ids[known:])
+        reason = tokens.reason
+        cut = request.client.ask.stop_at
+        if cut is not None and cut[0] == index and len(log) >= cut[1]:
+            del log[cut[1] :]
+            reason = Reason.STOP
+            self.tell(StopAt(request.client.ask.request_id, index, cut[1]))
+        self._forward(request, index)
+        if reason is not Reason.NONE:
+            request.finished[index] = reason
+            request.client.finish(index, reason)
+            self._close_if_over(request)
+
+    def _forward(self, request: Open, index: int) -> None:
+        log = request.outputs[index]
+        has = len(request.client.received[index])
+        if len(log) > has:
+            request.client.take(index, has, list(log[has:]), self.clock.now)
+
+    # -- from the scheduler
+
+    def take_order(self, order: Order) -> None:
+        self._take[type(order)](order)
+
+    def _on_accepted(self, accepted: Accepted) -> None:
+        request = self.open.get(accepted.route)
+        if request is not None:
+            request.client.accepted = True
+
+    def _on_refused(self, refused: Refused) -> None:
+        request = self.open.pop(refused.route, None)
+        if request is None or request.client.outcome:
+            return
+        if refused.code == "NOT_FOUND" and request.client.num_resumes:
+            # The cluster knows the request no more: it is asked again, whole.
+            self.submit(request.client)
+            return
+        request.client.outcome = f"refused {refused.code}"
+        request.client.detail = refused.detail
+
+    def _on_seal(self, seal: Seal) -> None:
+        request = self.open.get(seal.route)
+        if request is None:
+            self.num_stale += 1
+            return
+        request.sealed = max(request.sealed, seal.attempt)
+        outputs = tuple(ids(log) for log in request.outputs)
+        self.tell(Sealed(seal.request_id, seal.attempt, outputs, tuple(request.finished)))
+
+    def _on_done(self, done: Done) -> None:
+        request = self.open.get(done.route)
+        if request is None:
+            self.tell(Closed(done.request_id))
+            return
+        request.is_done = True
+        self._close_if_over(request)
+
+    def _close_if_over(self, request: Open) -> None:
+        if request.is_done and (request.is_complete or request.is_cancelled):
+            del self.open[request.route]
+            if not request.client.outcome:
+                request.client.outcome = "done"
+            self.tell(Closed(request.client.ask.request_id))
+
+    # -- a new scheduler
+
+    def state(self) -> GatewayState:
+        requests = tuple(
+            OpenRequest(request.submit, tuple(ids(log) for log in request.outputs), tuple(request.finished))
+            for request in self.open.values()
+        )
+        return GatewayState(self.name, requests)
+
+    def repeat_cancels(self) -> None:
+        """What was on its way to the old scheduler may be lost; a state cannot say that a client has gone."""
+        for request in self.open.values():
+            if request.is_cancelled:
+                self.tell(Cancel(request.client.ask.request_id))
+
+
+def sampling_of(ask: Ask) -> SamplingParams:
+    """The settings as a gateway would have resolved them."""
+    return SamplingParams(
+        n=ask.n,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        min_p=0.0,
+        repetition_penalty=1.0,
+        presence_penalty=0.0,
+        frequency_penalty=0.0,
+        seed=ask.seed,
+        max_tokens=ask.max_tokens,
+        min_tokens=0,
+        beam_width=ask.beam_width or None,
+        length_penalty=1.0,
+        early_stopping=False,
+        eos_token_ids=(END_TOKEN,),
+    )

@@ -1,0 +1,116 @@
+"""One history from its scenario to its verdict: the world is built, clients come, faults strike, the judge looks.
+
+The same scenario runs in the same way every time. A verdict says what was broken, or that nothing was, and what the
+history met on its way.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from dataclasses import dataclass, field
+
+from cluster.messages import Event, Order
+from cluster.scheduler import Scheduler
+from cluster.sim.client import Client
+from cluster.sim.coverage import Coverage
+from cluster.sim.faults import Fault, strike
+from cluster.sim.judge import Judge
+from cluster.sim.story import Story
+from cluster.sim.workload import Scenario
+from cluster.sim.world import World
+
+LIMIT_S = 60.0
+"""Virtual seconds behind the last arrival and fault in which everything must have ended."""
+
+
+@dataclass(slots=True)
+class Verdict:
+    seed: int
+    failure: str = ""  # one line; empty: all promises were kept
+    where: str = ""  # the traceback of the failure
+    num_events: int = 0
+    num_turns: int = 0
+    num_clock_events: int = 0
+    virtual_s: float = 0.0
+    met: Counter[str] = field(default_factory=Counter)
+
+
+class History:
+    """A scenario on its way."""
+
+    def __init__(self, scenario: Scenario, story: Story | None = None) -> None:
+        self.scenario = scenario
+        self.story = story
+        self.judge = Judge(scenario.full_check)
+        self.coverage = Coverage()
+        self.world = World(scenario.world, f"{scenario.seed}", self._look)
+        end_one_in = scenario.world.workers[0].end_one_in
+        self.clients = [Client(ask, end_one_in) for ask in scenario.asks]
+        self._last_s = 0.0
+        for client in self.clients:
+            self._last_s = max(self._last_s, client.ask.at)
+            self.world.clock.at(client.ask.at, self._arrive, client)
+        for fault in scenario.faults:
+            self._last_s = max(self._last_s, fault.at + fault.seconds)
+            self.world.clock.at(fault.at, self._strike, fault)
+
+    def run(self) -> Verdict:
+        verdict = Verdict(self.scenario.seed)
+        if self.story is not None:
+            self.story.scenario(self.scenario)
+        try:
+            self.world.clock.run(self._last_s + LIMIT_S, self._is_over)
+            self.judge.end(self.world, self.clients)
+        except Exception as error:  # whatever breaks is this history's verdict
+            verdict.failure = f"{type(error).__name__}: {error}"
+            verdict.where = traceback.format_exc()
+        verdict.num_events = self.judge.num_events
+        verdict.num_turns = self.judge.num_turns
+        verdict.num_clock_events = self.world.clock.num_events
+        verdict.virtual_s = self.world.clock.now
+        verdict.met = self.coverage.met(self.world)
+        return verdict
+
+    def _strike(self, fault: Fault) -> None:
+        if self.story is not None:
+            self.story.note(self.world.clock.now, str(fault))
+        strike(self.world, fault, self._come_back)
+
+    def _look(self, scheduler: Scheduler, events: list[Event], orders: list[Order]) -> None:
+        if self.story is not None:
+            self.story.turn(self.world.clock.now, events, orders)
+        self.coverage.look(events, orders)
+        self.judge.look(scheduler, events, orders)
+
+    def _is_over(self) -> bool:
+        """Nothing can happen any more that the judge would want to see."""
+        world = self.world
+        if world.clock.now < self._last_s or any(not client.outcome for client in self.clients):
+            return False
+        scheduler = world.shell.scheduler
+        return not (
+            scheduler.requests
+            or scheduler._unclosed
+            or any(gateway.open for gateway in world.gateways.values())
+            or any(worker.residents or worker.transfers.under_way for worker in world.workers.values())
+        )
+
+    def _gateways(self) -> list[str]:
+        return [name for name, gateway in self.world.gateways.items() if gateway.alive]
+
+    def _arrive(self, client: Client) -> None:
+        gateways = self._gateways()
+        if not gateways:
+            self.world.clock.after(0.1, self._arrive, client)
+            return
+        gateway = self.world.gateways[gateways[client.ask.gateway % len(gateways)]]
+        gateway.run(gateway.submit, client)
+
+    def _come_back(self, client: Client) -> None:
+        gateways = self._gateways()
+        if not gateways:
+            self.world.clock.after(0.1, self._come_back, client)
+            return
+        gateway = self.world.gateways[gateways[client.ask.seed % len(gateways)]]
+        gateway.run(gateway.resume, client)

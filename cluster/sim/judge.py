@@ -1,0 +1,99 @@
+"""Says whether a simulated cluster kept its promises: after every turn, at the end, and on its way there.
+
+After a turn the ledgers must add up (proven in full where the scenario says so, else in part now and then). At the end
+every accepted request has exactly its tokens, every block is free or cached, nobody waits, and every transfer is
+settled. On the way no request may stand still while memory is free. It looks into the scheduler, but changes nothing.
+"""
+
+from __future__ import annotations
+
+from cluster.messages import Event, Order
+from cluster.scheduler import Scheduler
+from cluster.sim.client import Client, Violation
+from cluster.sim.world import World
+
+
+class Judge:
+    """One history's judge."""
+
+    def __init__(self, full_check: bool) -> None:
+        self.full_check = full_check
+        self.num_turns = 0
+        self.num_events = 0
+
+    def look(self, scheduler: Scheduler, events: list[Event], orders: list[Order]) -> None:
+        """After every turn."""
+        self.num_turns += 1
+        self.num_events += len(events)
+        if self.full_check or self.num_turns % 64 == 0:
+            scheduler.check()
+        else:
+            for replica in scheduler.replicas.values():
+                counts = replica.ledger.counts()
+                if min(counts.free, counts.cached, counts.held, counts.moving, counts.quarantined) < 0:
+                    raise Violation(f"{replica.name}: {counts} does not add up")
+
+    def end(self, world: World, clients: list[Client]) -> None:
+        """Nothing happens any more: what was promised is there, and nothing is left."""
+        for client in clients:
+            self._judge_client(world, client)
+        scheduler = world.shell.scheduler
+        scheduler.check()
+        self._judge_scheduler(scheduler)
+        for worker in world.workers.values():
+            if worker.residents:
+                raise Violation(f"{worker.name} still runs {list(worker.residents.values())}")
+            if worker.transfers.under_way:
+                raise Violation(f"{worker.name} still moves {list(worker.transfers.under_way)}")
+        for gateway in world.gateways.values():
+            if gateway.open:
+                left = [request.client.ask.request_id for request in gateway.open.values()]
+                raise Violation(f"{gateway.name} still holds {left}")
+
+    def _judge_client(self, world: World, client: Client) -> None:
+        ask, outcome = client.ask, client.outcome
+        if not outcome:
+            raise Violation(f"{ask.request_id} never ended: {_where(world, client)}")
+        client.judge()
+        code = outcome.removeprefix("refused ")
+        if code == outcome:
+            return
+        if code == "DEADLINE_EXCEEDED" and ask.deadline_s is not None:
+            return
+        if code == "INVALID_ARGUMENT" and not client.accepted and not self._fits(world, client):
+            return
+        raise Violation(f"{ask.request_id} was {outcome}: {client.detail}")
+
+    def _fits(self, world: World, client: Client) -> bool:
+        """Whether the largest pool could hold the request alone."""
+        ask = client.ask
+        for shape in world.shape.workers:
+            length = len(ask.prompt) + ask.max_tokens - 1
+            shared = len(ask.prompt) // shape.block_size if ask.n > 1 else 0
+            needed = shared + ask.n * (-(-length // shape.block_size) - shared)
+            if needed <= shape.num_blocks and length + 1 <= shape.max_model_len and ask.n <= shape.max_batch:
+                return True
+        return False
+
+    def _judge_scheduler(self, scheduler: Scheduler) -> None:
+        if scheduler.requests:
+            raise Violation(f"requests are left: {list(scheduler.requests.values())}")
+        waiting = scheduler.admission.waiting()
+        if waiting:
+            raise Violation(f"requests wait: {waiting}")
+        if len(scheduler.rows):
+            raise Violation(f"{len(scheduler.rows)} sequences hold rows")
+        for replica in scheduler.replicas.values():
+            counts = replica.ledger.counts()
+            if counts.held or counts.moving or counts.quarantined:
+                raise Violation(f"{replica.name}: at the end {counts}")
+
+
+def _where(world: World, client: Client) -> str:
+    """What is known of a request that did not end."""
+    scheduler = world.shell.scheduler
+    request = scheduler.requests.get(client.ask.request_id)
+    if request is None:
+        return f"the scheduler does not know it; got {[len(mine) for mine in client.received]} tokens"
+    pools = ", ".join(f"{replica.name} {replica.ledger.counts()}" for replica in scheduler.replicas.values())
+    return f"{request}, {request.reason_waiting or 'no reason'}, on {request.replica and request.replica.name}; {pools}"

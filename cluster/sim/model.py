@@ -1,0 +1,64 @@
+"""The model of a simulated worker: what a slot holds, and which token follows.
+
+A slot holds a number made from its token and from the slot before it, as keys and values depend on all that came
+before; a draw reads every slot through the table, as attention does. So a lost, doubled, reordered or wrong token, a
+block of another prefix, a missed copy or a stale block changes what comes out. What a request should say is computed
+by `expected` alone, without blocks, workers or a cluster. Nothing here holds state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from struct import Struct
+from zlib import crc32
+
+SLOT_BYTES = 4
+END_TOKEN = 0
+VOCAB_SIZE = 10_000
+_FIRST = 0x51554952
+_noise = Struct("<qii")
+_token = Struct("<i")
+
+
+def slot_value(before: int, token: int) -> int:
+    """What the slot of `token` holds behind a slot that holds `before`."""
+    return crc32(_token.pack(token), before)
+
+
+def values(before: int, tokens: Iterable[int]) -> bytes:
+    """The slots of a run of tokens, as they lie in blocks."""
+    out = bytearray()
+    for token in tokens:
+        before = crc32(_token.pack(token), before)
+        out += before.to_bytes(SLOT_BYTES, "little")
+    return bytes(out)
+
+
+def before_first() -> int:
+    return _FIRST
+
+
+def draw(read: int, seed: int, index: int, position: int, end_one_in: int) -> int:
+    """The token behind `position`, from the checksum of all slots read up to there and the sequence's own noise."""
+    drawn = crc32(_noise.pack(seed, index, position), read)
+    if drawn % end_one_in == 0:
+        return END_TOKEN
+    return 1 + drawn % (VOCAB_SIZE - 1)
+
+
+def expected(prompt: Sequence[int], seed: int, index: int, max_tokens: int, end_one_in: int) -> list[int]:
+    """All tokens of one sequence, its end token included."""
+    before, read = _FIRST, 0
+    for token in prompt:
+        before = crc32(_token.pack(token), before)
+        read = crc32(before.to_bytes(SLOT_BYTES, "little"), read)
+    outputs: list[int] = []
+    position = len(prompt) - 1
+    while True:
+        token = draw(read, seed, index, position, end_one_in)
+        outputs.append(token)
+        if token == END_TOKEN or len(outputs) == max_tokens:
+            return outputs
+        position += 1
+        before = crc32(_token.pack(token), before)
+        read = crc32(before.to_bytes(SLOT_BYTES, "little"), read)

@@ -1,0 +1,156 @@
+"""A history written down: the cluster, what clients ask and what goes wrong, all drawn from one seed.
+
+A scenario is plain data, so that the minimiser can leave parts out and a person can read it. The figures are small on
+purpose: small pools and blocks make pressure, sharing and evictions frequent.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from random import Random
+
+from cluster.settings import AllocatorName, PlacementName, PreemptionName, SchedulerSettings
+from cluster.sim.client import Ask
+from cluster.sim.faults import Fault, draw_faults
+from cluster.sim.network import Weather
+from cluster.sim.traces import TRACES, gap, length
+from cluster.sim.worker import WorkerShape
+from cluster.sim.world import WorldShape, node_name
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """Everything that a history needs to run, again and again in the same way."""
+
+    seed: int
+    world: WorldShape
+    asks: tuple[Ask, ...]
+    faults: tuple[Fault, ...]
+    full_check: bool  # the ledgers are proven after every turn, not only now and then
+
+
+def draw_scenario(seed: int, with_faults: bool) -> Scenario:
+    random = Random(f"scenario/{seed}")
+    world = _draw_world(random, with_faults)
+    asks = _draw_asks(random, world)
+    span = max(ask.at for ask in asks) + 1.0
+    faults = draw_faults(random, world, span) if with_faults else ()
+    return Scenario(seed, world, asks, faults, full_check=seed % 10 == 0)
+
+
+def _draw_world(random: Random, with_faults: bool) -> WorldShape:
+    num_nodes = random.randint(1, 3)
+    num_workers = random.randint(2, 6)
+    block_size = random.choice((2, 4, 4, 8))
+    tokens = random.choice((60, 90, 140))
+    worker = dict(
+        block_size=block_size,
+        max_batch=random.randint(3, 10),
+        max_model_len=random.choice((96, 160)),
+        token_budget=random.choice((8, 16, 32, 64)),
+        depth=random.choice((1, 2, 2)),
+        end_one_in=random.choice((25, 60, 1000)),
+    )
+    workers = tuple(
+        WorkerShape(
+            node=node_name(number % num_nodes),
+            num_blocks=max(4, tokens * random.randint(80, 120) // 100 // block_size),
+            **worker,  # type: ignore[arg-type]
+        )
+        for number in range(num_workers)
+    )
+    host_blocks = tuple(0 * random.choice((0, tokens // block_size, 2 * tokens // block_size)) for _ in range(num_nodes))
+    return WorldShape(
+        workers=workers,
+        host_blocks=host_blocks,
+        num_gateways=random.randint(2, 3),
+        settings=_draw_settings(random, block_size),
+        weather=_draw_weather(random, with_faults),
+    )
+
+
+def _draw_settings(random: Random, block_size: int) -> SchedulerSettings:
+    allocators: tuple[AllocatorName, ...] = ("lru", "lru", "fifo", "buddy")
+    placements: tuple[PlacementName, ...] = ("scored", "scored", "round_robin", "least_loaded")
+    preemptions: tuple[PreemptionName, ...] = ("cheapest", "cheapest", "swap", "recompute")
+    return SchedulerSettings(
+        ahead=random.randint(0, 2 * block_size),
+        prefix_caching=random.random() < 0.9,
+        allocator=random.choice(allocators),
+        placement=random.choice(placements),
+        preemption=random.choice(preemptions),
+        admit_reserve=random.choice((0.0, 0.02, 0.1)),
+        pressure=random.choice((0.0, 0.05, 0.2)),
+        max_queue=1000,
+        seal_timeout_s=0.5,
+        orphan_grace_s=1.5,
+        tenant_weights={"t0": 2.0},
+    )
+
+
+def _draw_weather(random: Random, with_faults: bool) -> Weather:
+    if not with_faults or random.random() < 0.2:
+        return Weather()
+    return Weather(
+        delay_s=random.choice((0.0005, 0.002, 0.01)),
+        slow=random.choice((0.0, 0.02, 0.1)),
+        loss=random.choice((0.0, 0.001, 0.005)),
+        double=random.choice((0.0, 0.02, 0.1)),
+    )
+
+
+def _draw_asks(random: Random, world: WorldShape) -> tuple[Ask, ...]:
+    trace = TRACES[random.choice(("azure-conv", "sharegpt", "alpaca", "azure-code"))]
+    shape = world.workers[0]
+    room = min(shape.max_model_len, min(w.num_blocks for w in world.workers) * shape.block_size)
+    prompt_scale = math.exp(trace.prompt[0]) / random.choice((6.0, 14.0, 24.0))
+    output_scale = math.exp(trace.output[0]) / random.choice((8.0, 16.0, 24.0))
+    shared = [
+        tuple(random.randrange(1, 1000) for _ in range(random.randint(2, max(3, room // 3))))
+        for _ in range(random.randint(1, 3))
+    ]
+    rate = random.choice((8.0, 20.0, 60.0))
+    asks = []
+    now = 0.02
+    for number in range(random.randint(10, 22)):
+        now += gap(random, rate, random.choice((1.0, trace.cv)))
+        prompt: tuple[int, ...] = ()
+        if random.random() < 0.6:
+            prompt = random.choice(shared)
+        if not prompt or random.random() < 0.6:
+            own = length(random, trace.prompt, prompt_scale, 1, max(1, room // 2))
+            prompt += tuple(random.randrange(1, 1000) for _ in range(own))
+        max_tokens = length(random, trace.output, output_scale, 1, 60)
+        if random.random() < 0.98:
+            # All but a few fit into every pool.
+            prompt = prompt[: room - 2]
+            max_tokens = max(1, min(max_tokens, room - len(prompt)))
+        asks.append(_draw_ask(random, world, number, (min(now, 8.0), prompt, max_tokens)))
+    return tuple(asks)
+
+
+def _draw_ask(random: Random, world: WorldShape, number: int, drawn: tuple[float, tuple[int, ...], int]) -> Ask:
+    at, prompt, max_tokens = drawn
+    shape = world.workers[0]
+    room = min(w.num_blocks for w in world.workers)
+    n = random.choice((2, 2, 3, 4)) if random.random() < 0.25 else 1
+    own = -(-(len(prompt) + max_tokens) // shape.block_size) - len(prompt) // shape.block_size
+    while n > 1 and (len(prompt) // shape.block_size + n * own > room or n > shape.max_batch):
+        n -= 1
+    return Ask(
+        request_id=f"r{number}",
+        at=at,
+        gateway=random.randrange(world.num_gateways),
+        tenant=f"t{random.randrange(3)}",
+        prompt=prompt,
+        max_tokens=max_tokens,
+        seed=random.randrange(1 << 31),
+        n=n,
+        priority=random.choice((0, 0, 0, 1, 2)),
+        salt=random.choice((b"", b"", b"salt")),
+        deadline_s=random.uniform(0.05, 2.0) if random.random() < 0.06 else None,
+        cancel_after_s=random.uniform(0.0, 1.0) if random.random() < 0.08 else None,
+        stop_at=(random.randrange(n), random.randint(1, max(1, max_tokens - 1))) if random.random() < 0.1 else None,
+        resumes=random.random() < 0.8,
+    )
