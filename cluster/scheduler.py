@@ -225,6 +225,9 @@ class Scheduler:
             self._unclosed[request.request_id] = request
         request.tenant.charge(0, request.block_seconds, self.settings.tokens_per_block_second)
         self.counters["cancelled" if request.is_cancelled else "finished"] += 1
+        self._tell_done(request)
+
+    def _tell_done(self, request: Request) -> None:
         self.tell(
             Done(
                 request.gateway,
@@ -452,6 +455,9 @@ class Scheduler:
                 request.replica.write().reroutes.append(Reroute(sequence.seq, adopt.gateway, adopt.route))
             elif sequence.outputs or sequence.is_ended:
                 self._replay(request, sequence)
+        if request.state is State.ENDED:
+            # Its first gateway may have died before it could pass this on.
+            self._tell_done(request)
 
     def _on_gateway_lost(self, lost: GatewayLost) -> None:
         """Its requests run on for a grace in which their clients can come back through another gateway."""
