@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-# Public name -> the module that defines it. `CLIENT` needs nothing beyond the base install, `SERVING` needs quire[serve].
+# Public name -> the module that defines it. `CLIENT` needs only the base install, `SERVING` needs quire[serve].
 CLIENT: dict[str, str] = {
     "SamplingParams": "cluster.sampling",
     "QuireError": "cluster.errors",

@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = build()(args=words, prog_name="quire", standalone_mode=False)
         sys.stdout.flush()
-        return int(code or exits.DONE)
+        # typer turns Ctrl-C into this code by itself.
+        return _fail("interrupted", code, debug) if code == exits.INTERRUPTED else int(code or exits.DONE)
     except QuireError as error:
         return _fail(str(error), exits.code_of(error), debug)
     except (KeyboardInterrupt, typer.Abort):

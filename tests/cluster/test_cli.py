@@ -1,0 +1,115 @@
+"""The command line as its users meet it: exit codes, one line per error, plain text in a pipe."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster import errors
+from cluster.cli import exits, main
+
+ROOT = Path(__file__).parents[2]
+QUIRE = [sys.executable, "-m", "cluster.cli"]
+
+
+def quire(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*QUIRE, *words],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_version() -> None:
+    done = quire("--version")
+    assert (done.returncode, done.stdout) == (0, "quire 0.1.0\n")
+
+
+def test_help_in_a_pipe_has_no_boxes_and_no_colours() -> None:
+    done = quire("--help")
+    assert done.returncode == 0
+    assert done.stdout.isascii()
+    assert "\x1b" not in done.stdout
+    assert "Exit codes" in done.stdout
+
+
+@pytest.mark.parametrize("words", [["nonsense"], ["size", "--nope"], ["bench", "nonsense"], ["size", "extra"]])
+def test_a_wrong_command_line_is_one_line(words: list[str]) -> None:
+    done = quire(*words)
+    assert done.returncode == 2
+    assert (done.stdout, done.stderr.count("\n")) == ("", 1), done.stderr
+
+
+def test_a_traceback_only_with_debug() -> None:
+    wrong = ["size", "--model", "nowhere"]
+    assert "Traceback" not in quire(*wrong).stderr
+    assert "Traceback" in quire("--debug", *wrong).stderr
+    assert "Traceback" in quire(*wrong, "--debug").stderr
+    assert "Traceback" in quire(*wrong, QUIRE_DEBUG="1").stderr
+
+
+def test_a_benchmark_gets_its_own_options() -> None:
+    done = quire("bench", "scheduler", "--help")
+    assert done.returncode == 0
+    assert "--json" in done.stdout
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; '{sys.executable}' -m cluster.cli size --json | head -n 1"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "{\n", "")
+
+
+def test_ctrl_c_ends_with_130(tmp_path: Path) -> None:
+    pipe = tmp_path / "config.json"
+    os.mkfifo(pipe)
+    process = subprocess.Popen([*QUIRE, "size", "--model", str(pipe)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                # Succeeds once the command waits for what we would write.
+                writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+                break
+            except OSError:
+                assert time.monotonic() < deadline, "the command never opened its input"
+                time.sleep(0.02)
+        # Python drops an interrupt that comes while it is still opening the file.
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, shown = process.communicate(timeout=30)
+        os.close(writer)
+    finally:
+        process.kill()
+    assert (process.returncode, shown) == (130, "error: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.ConfigError("x"), exits.WRONG_INPUT),
+        (errors.ModelError("x"), exits.WRONG_INPUT),
+        (errors.NeverFits("tokens", 9, 5, "tokens", "less"), exits.WRONG_INPUT),
+        (errors.Unavailable("x"), exits.NOBODY),
+        (errors.QueueFull("x", 1.0), exits.NOBODY),
+        (errors.AccessDenied("x"), exits.DENIED),
+        (errors.Aborted("x"), exits.FAILED),
+    ],
+)
+def test_every_kind_of_error_has_its_code(error: errors.QuireError, code: int) -> None:
+    assert exits.code_of(error) == code
+
+
+def test_main_returns_instead_of_leaving(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == "quire 0.1.0\n"
