@@ -92,6 +92,7 @@ class Request:
         "deadline",
         "gateway",
         "is_cacheable",
+        "is_adopted",
         "is_cancelled",
         "last_replica",
         "max_tokens",
@@ -145,6 +146,8 @@ class Request:
         self.pin_until: float | None = None
         # Its gateway died; its client has until then to come back through another one.
         self.orphaned_until: float | None = None
+        # A reroute may have come too late for its worker, so what ends is told from here as well.
+        self.is_adopted = False
         outputs: tuple[Ids, ...] = ()
         if isinstance(submit, Pin):
             self.pin_until = submit.until
