@@ -271,6 +271,8 @@ class Scheduler:
         replica.fill(sequence, stopped.position, stopped.hashes)
         if sequence.reason is Reason.NONE and stopped.reason is not Reason.DROPPED:
             sequence.reason = stopped.reason
+        if request.is_adopted and sequence.is_ended:
+            self._replay(request, sequence)
         self._detach(replica, sequence)
         if stopped.reason is Reason.FAILED:
             self._fail(request, stopped.detail)
@@ -449,6 +451,7 @@ class Scheduler:
             return
         request.gateway, request.route = adopt.gateway, adopt.route
         request.orphaned_until = None
+        request.is_adopted = True
         self.tell(Accepted(request.gateway, request.route, request.request_id, 0, "resumed"))
         for sequence in request.sequences:
             if sequence.seq and request.replica is not None:
