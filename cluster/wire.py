@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import sys
 from array import array
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
 
 from cluster.errors import ProtocolError
 from cluster.hashing import HASH_BYTES
@@ -40,6 +43,8 @@ from protos.quire.v1 import control_pb2 as pb
 assert sys.byteorder == "little", "ids travel as little-endian bytes, and this machine is big-endian"
 assert array("i").itemsize == 4, "token ids are four bytes on the wire"
 
+Parsed = TypeVar("Parsed", bound=Message)
+
 REASONS = tuple(Reason)
 REASONS_TO_WIRE = (
     pb.STOP_REASON_UNSPECIFIED,
@@ -51,6 +56,14 @@ REASONS_TO_WIRE = (
 assert [int(reason) for reason in REASONS] == list(REASONS_TO_WIRE), "the numbers of Reason and StopReason differ"
 _ROADS = {int(road): road for road in Road}
 _ROADS_TO_WIRE = {Road.WRITE: pb.ROAD_WRITE, Road.READ: pb.ROAD_READ}
+
+
+def parsed(kind: type[Parsed], raw: bytes) -> Parsed:
+    """The message in these bytes."""
+    try:
+        return kind.FromString(raw)
+    except DecodeError as error:
+        raise ProtocolError(f"{len(raw)} bytes are no {kind.DESCRIPTOR.full_name}: {error}") from error
 
 
 def ids_from(raw: bytes) -> Ids:
@@ -78,6 +91,16 @@ def reason_from(number: int) -> Reason:
 
 
 # ---------------------------------------------------------------- plans
+
+
+def encode_plan(plan: Plan) -> bytes:
+    message = pb.Plan()
+    fill_plan(message, plan)
+    return message.SerializeToString()
+
+
+def decode_plan(raw: bytes) -> Plan:
+    return plan_from(parsed(pb.Plan, raw))
 
 
 def fill_plan(message: pb.Plan, plan: Plan) -> None:
@@ -223,6 +246,16 @@ def _fork_from(message: pb.Fork) -> Fork:
 # ---------------------------------------------------------------- results
 
 
+def encode_result(result: Result) -> bytes:
+    message = pb.Result()
+    fill_result(message, result)
+    return message.SerializeToString()
+
+
+def decode_result(raw: bytes) -> Result:
+    return result_from(parsed(pb.Result, raw))
+
+
 def fill_result(message: pb.Result, result: Result) -> None:
     message.replica = result.replica
     message.incarnation = result.incarnation
@@ -268,6 +301,7 @@ def fill_result(message: pb.Result, result: Result) -> None:
     message.dry = result.dry
     message.prefill_waiting = result.prefill_waiting
     message.step_seconds = result.step_seconds
+    message.prefill_tokens_per_s = result.prefill_tokens_per_s
 
 
 def result_from(message: pb.Result) -> Result:
@@ -286,6 +320,7 @@ def result_from(message: pb.Result) -> Result:
         message.dry,
         message.prefill_waiting,
         message.step_seconds,
+        message.prefill_tokens_per_s,
     )
 
 

@@ -5,7 +5,7 @@ Cold messages: each goes over once per connection at most. `cluster/wire.py` has
 
 from __future__ import annotations
 
-from cluster.messages import HostPoolJoined, ReplicaJoined, ReplicaState, Resident
+from cluster.messages import HostPoolJoined, HostPoolSettled, ReplicaJoined, ReplicaState, Resident
 from cluster.wire import fill_start, ids_from, start_from
 from protos.quire.v1 import control_pb2 as pb
 
@@ -26,6 +26,15 @@ def fill_host_pool_joined(message: pb.HostPoolJoined, joined: HostPoolJoined) ->
 
 def host_pool_joined_from(message: pb.HostPoolJoined) -> HostPoolJoined:
     return HostPoolJoined(*(getattr(message, name) for name in HostPoolJoined.__slots__))
+
+
+def fill_host_pool_settled(message: pb.HostPoolSettled, settled: HostPoolSettled) -> None:
+    for name in HostPoolSettled.__slots__:
+        setattr(message, name, getattr(settled, name))
+
+
+def host_pool_settled_from(message: pb.HostPoolSettled) -> HostPoolSettled:
+    return HostPoolSettled(*(getattr(message, name) for name in HostPoolSettled.__slots__))
 
 
 def fill_replica_state(message: pb.ReplicaState, state: ReplicaState) -> None:

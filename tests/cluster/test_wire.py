@@ -157,6 +157,7 @@ results = st.builds(
     dry=longs,
     prefill_waiting=longs,
     step_seconds=finite,
+    prefill_tokens_per_s=finite,
 )
 replicas = st.builds(m.ReplicaJoined, names, longs, names, names, counts, counts, longs, names, counts, counts, finite)
 states = st.builds(
@@ -225,13 +226,13 @@ def over(message, fill, read, value, *clock):
 @EXAMPLES
 @given(plans)
 def test_plan(plan):
-    assert over(control_pb2.Plan(), wire.fill_plan, wire.plan_from, plan) == plan
+    assert wire.decode_plan(wire.encode_plan(plan)) == plan
 
 
 @EXAMPLES
 @given(results)
 def test_result(result):
-    assert over(control_pb2.Result(), wire.fill_result, wire.result_from, result) == result
+    assert wire.decode_result(wire.encode_result(result)) == result
 
 
 @EXAMPLES
@@ -246,6 +247,13 @@ def test_replica_state(state):
 def test_host_pool_joined(joined):
     message = control_pb2.HostPoolJoined()
     assert over(message, wire_state.fill_host_pool_joined, wire_state.host_pool_joined_from, joined) == joined
+
+
+@EXAMPLES
+@given(st.builds(m.HostPoolSettled, names, longs, longs))
+def test_host_pool_settled(settled):
+    message = control_pb2.HostPoolSettled()
+    assert over(message, wire_state.fill_host_pool_settled, wire_state.host_pool_settled_from, settled) == settled
 
 
 @EXAMPLES
@@ -307,6 +315,8 @@ def test_figures_beyond_the_wire_are_the_clients_mistake():
 
 
 BROKEN = [
+    (wire.decode_plan, b"\xff\xff", "no quire.v1.Plan"),
+    (wire.decode_result, b"\x0a\x02\xff\xff", "no quire.v1.Result"),
     (wire.plan_from, control_pb2.Plan(drops=b"1234"), "eight-byte"),
     (wire.plan_from, control_pb2.Plan(extends=control_pb2.Extends(seqs=b"12345678")), "other lengths"),
     (wire.plan_from, control_pb2.Plan(transfers=[control_pb2.Transfer(road=7)]), "road 7"),

@@ -31,16 +31,18 @@ STOP_REASON_DROPPED: StopReason
 STOP_REASON_FAILED: StopReason
 
 class ConnectRequest(_message.Message):
-    __slots__ = ("hello", "result", "state", "pulse")
+    __slots__ = ("hello", "result", "state", "pulse", "settled")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     PULSE_FIELD_NUMBER: _ClassVar[int]
+    SETTLED_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     result: Result
     state: ReplicaState
     pulse: Pulse
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping[str, object]]] = ..., result: _Optional[_Union[Result, _Mapping[str, object]]] = ..., state: _Optional[_Union[ReplicaState, _Mapping[str, object]]] = ..., pulse: _Optional[_Union[Pulse, _Mapping[str, object]]] = ...) -> None: ...
+    settled: HostPoolSettled
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping[str, object]]] = ..., result: _Optional[_Union[Result, _Mapping[str, object]]] = ..., state: _Optional[_Union[ReplicaState, _Mapping[str, object]]] = ..., pulse: _Optional[_Union[Pulse, _Mapping[str, object]]] = ..., settled: _Optional[_Union[HostPoolSettled, _Mapping[str, object]]] = ...) -> None: ...
 
 class ConnectResponse(_message.Message):
     __slots__ = ("welcome", "plan", "pulse")
@@ -251,7 +253,7 @@ class Transfer(_message.Message):
     def __init__(self, transfer: _Optional[int] = ..., road: _Optional[_Union[Road, str]] = ..., peer: _Optional[str] = ..., peer_incarnation: _Optional[int] = ..., mine: _Optional[bytes] = ..., theirs: _Optional[bytes] = ..., timeout_s: _Optional[float] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("replica", "incarnation", "epoch", "number", "plan", "step", "advances", "stopped", "revoked", "groups", "transferred", "dry", "prefill_waiting", "step_seconds")
+    __slots__ = ("replica", "incarnation", "epoch", "number", "plan", "step", "advances", "stopped", "revoked", "groups", "transferred", "dry", "prefill_waiting", "step_seconds", "prefill_tokens_per_s")
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -266,6 +268,7 @@ class Result(_message.Message):
     DRY_FIELD_NUMBER: _ClassVar[int]
     PREFILL_WAITING_FIELD_NUMBER: _ClassVar[int]
     STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
     replica: str
     incarnation: int
     epoch: int
@@ -280,7 +283,8 @@ class Result(_message.Message):
     dry: int
     prefill_waiting: int
     step_seconds: float
-    def __init__(self, replica: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., number: _Optional[int] = ..., plan: _Optional[int] = ..., step: _Optional[int] = ..., advances: _Optional[_Union[Advances, _Mapping[str, object]]] = ..., stopped: _Optional[_Iterable[_Union[Stopped, _Mapping[str, object]]]] = ..., revoked: _Optional[_Iterable[_Union[Revoked, _Mapping[str, object]]]] = ..., groups: _Optional[_Iterable[_Union[GroupTables, _Mapping[str, object]]]] = ..., transferred: _Optional[_Iterable[_Union[Transferred, _Mapping[str, object]]]] = ..., dry: _Optional[int] = ..., prefill_waiting: _Optional[int] = ..., step_seconds: _Optional[float] = ...) -> None: ...
+    prefill_tokens_per_s: float
+    def __init__(self, replica: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., number: _Optional[int] = ..., plan: _Optional[int] = ..., step: _Optional[int] = ..., advances: _Optional[_Union[Advances, _Mapping[str, object]]] = ..., stopped: _Optional[_Iterable[_Union[Stopped, _Mapping[str, object]]]] = ..., revoked: _Optional[_Iterable[_Union[Revoked, _Mapping[str, object]]]] = ..., groups: _Optional[_Iterable[_Union[GroupTables, _Mapping[str, object]]]] = ..., transferred: _Optional[_Iterable[_Union[Transferred, _Mapping[str, object]]]] = ..., dry: _Optional[int] = ..., prefill_waiting: _Optional[int] = ..., step_seconds: _Optional[float] = ..., prefill_tokens_per_s: _Optional[float] = ...) -> None: ...
 
 class Advances(_message.Message):
     __slots__ = ("seqs", "positions", "num_ids", "ids", "num_hashes", "hashes")
@@ -391,6 +395,16 @@ class HostPoolJoined(_message.Message):
     fingerprint: str
     bytes_per_s: float
     def __init__(self, pool: _Optional[str] = ..., incarnation: _Optional[int] = ..., node: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_bytes: _Optional[int] = ..., fingerprint: _Optional[str] = ..., bytes_per_s: _Optional[float] = ...) -> None: ...
+
+class HostPoolSettled(_message.Message):
+    __slots__ = ("pool", "incarnation", "transfer")
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_FIELD_NUMBER: _ClassVar[int]
+    pool: str
+    incarnation: int
+    transfer: int
+    def __init__(self, pool: _Optional[str] = ..., incarnation: _Optional[int] = ..., transfer: _Optional[int] = ...) -> None: ...
 
 class ReplicaState(_message.Message):
     __slots__ = ("joined", "residents", "cached", "transfers")
