@@ -164,7 +164,7 @@ class Admission:
     def _give_up_pin(self, board: Board) -> bool:
         """Nothing runs on a replica and still the head does not fit: pins give way to work."""
         for replica in board.replicas:
-            if replica.pins and not replica.requests and self._scheduler.unpin_one(replica):
+            if replica.pins and not replica.requests and self._scheduler.pins.give_up_one(replica):
                 board.refresh(replica)
                 return True
         return False
@@ -226,35 +226,59 @@ class Admission:
         parent, *others = request.live
         self._fill_table(parent, place)
         forks = tuple(self._fork(parent, sequence, replica) for sequence in others)
+        if request.host is not None:
+            if not scheduler.swapper.read_back(request):
+                scheduler.swapper.restored(request)
+                self.start_restored(request)
+            return
         if request.attempt == 1:
             request.cached_tokens = parent.position
         scheduler.index.begin_computing(parent.names[parent.position // replica.block_size * HASH_BYTES :], parent)
         request.tenant.charge(parent.length - parent.position, 0.0, 0.0)
         replica.prefill_waiting += parent.length - parent.position
+        self._order_start(parent, forks)
+
+    def start_restored(self, request: Request) -> None:
+        """Its blocks are back from host memory: every sequence goes on by itself where it stood."""
+        replica = request.replica
+        assert replica is not None
+        request.state = State.RUNNING
+        for sequence in request.sequences:
+            if sequence.seq and sequence.is_ended:
+                self._scheduler.detach(replica, sequence)
+            elif sequence.seq:
+                self._order_start(sequence, ())
+        if not request.live:
+            self._scheduler.off_replica(replica, request)
+
+    def _order_start(self, sequence: Sequence, forks: tuple[Fork, ...]) -> None:
+        request, scheduler = sequence.request, self._scheduler
+        replica = request.replica
+        assert replica is not None
         tokens = ids(request.prompt)
-        tokens.extend(parent.outputs)
-        sampling = request.sampling if request.sampling is not None else scheduler.pin_sampling
+        tokens.extend(sequence.outputs)
         replica.write().starts.append(
             Start(
-                seq=parent.seq,
+                seq=sequence.seq,
                 request_id=request.request_id,
-                index=parent.index,
+                index=sequence.index,
                 attempt=request.attempt,
                 gateway=request.gateway,
                 route=request.route,
                 tokens=tokens,
                 num_prompt=len(request.prompt),
-                position=parent.position,
-                table=ids(parent.table),
-                lease_end=parent.lease_end,
+                position=sequence.position,
+                table=ids(sequence.table),
+                lease_end=sequence.lease_end,
                 precedence=request.precedence,
-                sampling=sampling,
+                sampling=request.sampling if request.sampling is not None else scheduler.pin_sampling,
                 salt=request.salt,
                 chain=request.names[-HASH_BYTES:],
                 forks=forks,
             )
         )
-        scheduler.tell(Started(request.gateway, request.route, request.request_id, parent.position, replica.name))
+        position, name = sequence.position, replica.name
+        scheduler.tell(Started(request.gateway, request.route, request.request_id, position, name))
 
     def _fill_table(self, sequence: Sequence, place: Place) -> None:
         """The table of a sequence that starts: the cached prefix shared, the rest new; a whole hit's last copied."""

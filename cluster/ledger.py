@@ -196,17 +196,17 @@ class Ledger:
     def begin_moving(self, blocks: Sequence[int]) -> None:
         """A transfer reads or writes these held blocks: they outlive their holders until `end_moving`."""
         for block in blocks:
-            assert self._holders[block] and not self._moving[block], self._blame(block, "moved while free or moving")
-            self._moving[block] = 1
+            assert self._holders[block], self._blame(block, "moved without a holder")
+            self._moving[block] += 1
         self._operations.append(("move", tuple(blocks), 0))
 
     def end_moving(self, blocks: Sequence[int], quarantine: bool = False) -> None:
         """The transfer has ended. `quarantine`: a late writer may still touch the blocks, so nobody gets them yet."""
         for block in blocks:
             assert self._moving[block], self._blame(block, "settled, but not moving")
-            self._moving[block] = 0
-            if self._holders[block]:
-                assert not quarantine, self._blame(block, "quarantined while held")
+            self._moving[block] -= 1
+            if self._holders[block] or self._moving[block]:
+                assert not quarantine, self._blame(block, "quarantined while held or moving")
                 continue
             self._num_moving -= 1
             if quarantine:

@@ -221,7 +221,10 @@ class Advances:
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """An attempt has ended and no step can touch its blocks any more. `ids` as in Advances."""
+    """An attempt has ended and no step can touch its blocks any more. `ids` as in Advances.
+
+    `position` is below the known length: a step whose token was not taken is not counted either.
+    """
 
     seq: int
     reason: Reason
@@ -274,6 +277,7 @@ class Result:
     dry: int = 0  # steps in which a sequence stood still for want of a lease, since the last result
     prefill_waiting: int = 0  # prompt tokens of residents not computed yet
     step_seconds: float = 0.0  # moving average of a step
+    prefill_tokens_per_s: float = 0.0  # moving average of steps that are mostly prefill; 0 = not known yet
 
 
 # ---------------------------------------------------------------- worker -> gateway
@@ -412,6 +416,15 @@ class HostPoolLost:
 
 
 @dataclass(frozen=True, slots=True)
+class HostPoolSettled:
+    """Nothing of this transfer can touch the pool any more: its quarantined blocks are free."""
+
+    pool: str
+    incarnation: int
+    transfer: int
+
+
+@dataclass(frozen=True, slots=True)
 class GatewayLost:
     gateway: str
 
@@ -490,6 +503,7 @@ Event: TypeAlias = (
     | ReplicaLost
     | HostPoolJoined
     | HostPoolLost
+    | HostPoolSettled
     | GatewayLost
     | Drain
     | Pin

@@ -84,6 +84,7 @@ class Replica:
         self._draft = PlanDraft()
         self._touched = touched
         self.prefill_waiting = 0
+        self.prefill_tokens_per_s = joined.prefill_tokens_per_s
         self.num_dry = 0
         self.num_stale = 0
         self.last_result = 0
@@ -185,6 +186,7 @@ class Replica:
         sequence.table = ids()
         sequence.position = sequence.lease_end = 0
         sequence.paid = 0.0
+        sequence.has_stopped = False
         self._rows.leave(sequence)
 
     def serve_wanting(self) -> Sequence | None:
@@ -236,6 +238,7 @@ class Replica:
         self.last_result = result.number
         self.write()
         self.prefill_waiting = result.prefill_waiting
+        self.prefill_tokens_per_s = result.prefill_tokens_per_s or self.prefill_tokens_per_s
         self.num_dry += result.dry
         self._end_copies(result.plan)
         return True

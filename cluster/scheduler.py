@@ -18,8 +18,7 @@ from typing import Any
 
 from cluster.admission import Admission
 from cluster.fairness import Tenants
-from cluster.hashing import HASH_BYTES
-from cluster.ledger import Clock
+from cluster.ledger import Clock, Ledger
 from cluster.messages import (
     Accepted,
     Adopt,
@@ -30,32 +29,32 @@ from cluster.messages import (
     Drop,
     Event,
     GatewayLost,
-    Ids,
+    HostPoolJoined,
+    HostPoolLost,
+    HostPoolSettled,
     Order,
     Pin,
     Reason,
     Refused,
-    Replay,
     ReplicaJoined,
     ReplicaLost,
-    Reroute,
     Result,
-    Seal,
     Sealed,
     StopAt,
     Stopped,
     Submit,
     Tick,
-    Tokens,
-    ids,
 )
+from cluster.pins import Pins
 from cluster.prefix import PrefixIndex
+from cluster.recovery import Recovery
 from cluster.replica import Replica
 from cluster.rows import Rows
 from cluster.sampling import SamplingParams
 from cluster.sequences import Request, State
 from cluster.sequences import Sequence as TokenSequence
 from cluster.settings import SchedulerSettings
+from cluster.swap import Swapper
 
 
 class Scheduler:
@@ -70,51 +69,56 @@ class Scheduler:
         self.counters: Counter[str] = Counter()
         self.index = PrefixIndex()
         self.rows = Rows()
-        self._clock = Clock()
+        self.clock = Clock()
         self.admission = Admission(self)
+        self.swapper = Swapper(self)
+        self.pins = Pins(self)
+        self.recovery = Recovery(self)
         self.pin_sampling = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
         # Replicas that something happened to in this turn: no others are looked at.
-        self._touched: dict[str, Replica] = {}
+        self.touched: dict[str, Replica] = {}
         self._orders: list[Order] = []
         self._num_arrivals = 0
-        self._num_pools = 0
+        self.num_pools = 0
         self._deadlines: list[tuple[float, int, str]] = []
         # Ended requests whose gateway may still lack tokens, until it says Closed.
-        self._unclosed: dict[str, Request] = {}
-        self._pinned: dict[str, Request] = {}
+        self.unclosed: dict[str, Request] = {}
         self._obey: dict[type, Callable[[Any], None]] = {
             Submit: self._on_submit,
-            Pin: self._on_pin,
+            Pin: self.pins.on_pin,
             Cancel: self._on_cancel,
             StopAt: self._on_stop_at,
-            Sealed: self._on_sealed,
+            Sealed: self.recovery.on_sealed,
             Closed: self._on_closed,
-            Adopt: self._on_adopt,
+            Adopt: self.recovery.on_adopt,
             Result: self._on_result,
-            ReplicaJoined: self._on_replica_joined,
-            ReplicaLost: self._on_replica_lost,
-            GatewayLost: self._on_gateway_lost,
+            ReplicaJoined: self.recovery.on_replica_joined,
+            ReplicaLost: self.recovery.on_replica_lost,
+            HostPoolJoined: self._on_host_pool_joined,
+            HostPoolLost: self._on_host_pool_lost,
+            HostPoolSettled: self.swapper.on_settled,
+            GatewayLost: self.recovery.on_gateway_lost,
             Drain: self._on_drain,
             Tick: lambda event: None,
         }
 
     def turn(self, events: Sequence[Event], now: float) -> list[Order]:
         """Takes all that has happened since the last turn, in order, and says what is to be done."""
-        self._clock.now = now
+        self.clock.now = now
         for event in events:
             self._obey[type(event)](event)
         self._expire(now)
-        for replica in list(self._touched.values()):
+        for replica in list(self.touched.values()):
             if replica.wanting:
                 self._relieve(replica)
-        self.admission.admit(now, list(self._touched.values()))
+        self.admission.admit(now, list(self.touched.values()))
         orders, self._orders = self._orders, []
-        for replica in self._touched.values():
+        for replica in self.touched.values():
             plan = replica.plan(self.epoch)
             if plan is not None:
                 orders.append(plan)
             replica.watch_pressure()
-        self._touched.clear()
+        self.touched.clear()
         return orders
 
     @property
@@ -124,71 +128,60 @@ class Scheduler:
 
     @property
     def now(self) -> float:
-        return self._clock.now
+        return self.clock.now
 
     # -- requests come and go
 
     def _on_submit(self, submit: Submit) -> None:
         if submit.request_id in self.requests:
-            self._refuse(submit, "ALREADY_EXISTS", f"a request {submit.request_id} is under way")
+            self.refuse(submit, "ALREADY_EXISTS", f"a request {submit.request_id} is under way")
             return
-        request = self._enter(submit)
+        request = self.enter(submit)
         refusal = self.admission.refusal(request)
         if refusal is not None:
-            self._forget(request)
+            self.forget(request)
             code, detail, retry_after_s = refusal
-            self._refuse(submit, code, detail, retry_after_s)
+            self.refuse(submit, code, detail, retry_after_s)
             return
         self.admission.queue(request)
         place = self.admission.num_waiting(request.model) - 1
         self.tell(Accepted(request.gateway, request.route, request.request_id, place, ""))
         if request.deadline is not None:
-            self._wake_at(request.deadline, request)
+            self.wake_at(request.deadline, request)
 
-    def _enter(self, event: Submit | Pin) -> Request:
+    def enter(self, event: Submit | Pin) -> Request:
         self._num_arrivals += 1
-        request = Request(event, self._num_arrivals, self.tenants.get(event.tenant), self._clock.now)
+        request = Request(event, self._num_arrivals, self.tenants.get(event.tenant), self.clock.now)
         size = self.admission.block_size(event.model)
         request.is_cacheable = self.settings.prefix_caching and len(event.hashes) == len(event.prompt) // size
         self.tenants.enter(request.tenant)
         self.requests[request.request_id] = request
         return request
 
-    def _refuse(self, event: Submit | Pin, code: str, detail: str, retry_after_s: float = 0.0) -> None:
+    def refuse(self, event: Submit | Pin, code: str, detail: str, retry_after_s: float = 0.0) -> None:
         self.counters[f"refused {code}"] += 1
         self.tell(Refused(event.gateway, event.route, event.request_id, code, detail, retry_after_s))
 
     def tell(self, order: Order) -> None:
         self._orders.append(order)
 
-    def _on_pin(self, pin: Pin) -> None:
-        if pin.request_id in self.requests or pin.request_id in self._pinned:
-            self._refuse(pin, "ALREADY_EXISTS", f"a request {pin.request_id} is under way")
-            return
-        num_blocks = len(pin.hashes)
-        limit = self.admission.pin_limit(pin.model)
-        pinned = sum(len(other.names) // HASH_BYTES for other in self._pinned.values() if other.model == pin.model)
-        if pinned + num_blocks > limit:
-            detail = f"{num_blocks} blocks more than the {pinned} pinned now would pass the bound of {limit} on pins"
-            self._refuse(pin, "RESOURCE_EXHAUSTED", detail)
-            return
-        self.admission.queue(self._enter(pin))
-
     def _on_cancel(self, cancel: Cancel) -> None:
         request = self.requests.get(cancel.request_id)
         if request is not None:
-            self._abort(request, Reason.DROPPED)
+            self.abort(request, Reason.DROPPED)
 
-    def _abort(self, request: Request, reason: Reason) -> None:
+    def abort(self, request: Request, reason: Reason) -> None:
         """Nobody wants it any more: what runs is dropped, what waits goes at once."""
         request.is_cancelled = True
         if request.state is State.RUNNING:
             self.drop(request)
+        elif request.state in (State.SWAPPING, State.RESTORING):
+            self.swapper.abort(request)
         elif request.state in (State.QUEUED, State.PARKED, State.SEALING):
             self.admission.withdraw(request)
             for sequence in request.live:
                 sequence.reason = reason
-            self._finish(request)
+            self.finish(request)
 
     def drop(self, request: Request) -> None:
         """Takes a running request off its replica; its blocks are held until the worker has answered."""
@@ -214,20 +207,21 @@ class Scheduler:
             request.replica.wanting.pop(sequence.seq, None)
         elif request.state in (State.QUEUED, State.PARKED, State.SEALING) and not request.live:
             self.admission.withdraw(request)
-            self._finish(request)
+            self.finish(request)
 
-    def _finish(self, request: Request) -> None:
+    def finish(self, request: Request) -> None:
         """All its sequences have ended and hold nothing."""
         assert not any(sequence.seq for sequence in request.sequences)
+        self.swapper.forget(request)
         request.state = State.ENDED
-        self._forget(request)
+        self.forget(request)
         if request.pin_until is None:
-            self._unclosed[request.request_id] = request
+            self.unclosed[request.request_id] = request
         request.tenant.charge(0, request.block_seconds, self.settings.tokens_per_block_second)
         self.counters["cancelled" if request.is_cancelled else "finished"] += 1
-        self._tell_done(request)
+        self.tell_done(request)
 
-    def _tell_done(self, request: Request) -> None:
+    def tell_done(self, request: Request) -> None:
         self.tell(
             Done(
                 request.gateway,
@@ -237,16 +231,16 @@ class Scheduler:
                 request.preemptions,
                 request.queue_seconds,
                 request.block_seconds,
-                0.0,
+                request.host_block_seconds,
             )
         )
 
-    def _forget(self, request: Request) -> None:
+    def forget(self, request: Request) -> None:
         del self.requests[request.request_id]
         self.tenants.leave(request.tenant)
 
     def _on_closed(self, closed: Closed) -> None:
-        self._unclosed.pop(closed.request_id, None)
+        self.unclosed.pop(closed.request_id, None)
 
     # -- results
 
@@ -255,6 +249,8 @@ class Scheduler:
         if replica is None or result.epoch != self.epoch or not replica.take(result):
             self.counters["stale results"] += 1
             return
+        for transferred in result.transferred:
+            self.swapper.on_transferred(replica, transferred)
         replica.advance(result.advances)
         for stopped in result.stopped:
             self._on_stopped(replica, stopped)
@@ -272,28 +268,34 @@ class Scheduler:
         if sequence.reason is Reason.NONE and stopped.reason is not Reason.DROPPED:
             sequence.reason = stopped.reason
         if request.is_adopted and sequence.is_ended:
-            self._replay(request, sequence)
-        self._detach(replica, sequence)
+            self.recovery.replay(request, sequence)
+        if request.host is not None and not sequence.is_ended and not request.is_cancelled:
+            sequence.has_stopped = True
+        else:
+            self.detach(replica, sequence)
         if stopped.reason is Reason.FAILED:
             self._fail(request, stopped.detail)
-        if not any(other.seq for other in request.sequences):
-            self._off_replica(replica, request)
+        on_replica = [other for other in request.sequences if other.seq]
+        if on_replica and all(other.has_stopped for other in on_replica):
+            self.swapper.write_out(request)
+        elif not on_replica:
+            self.off_replica(replica, request)
 
-    def _detach(self, replica: Replica, sequence: TokenSequence) -> None:
+    def detach(self, replica: Replica, sequence: TokenSequence) -> None:
         """The attempt is over: blocks are released, and who waited for its prefix looks again."""
         request = sequence.request
         self.index.end_computing(sequence.names, sequence)
         waiters, sequence.waiters = sequence.waiters, ()
         if request.pin_until is not None and sequence.reason in (Reason.LENGTH, Reason.STOP):
-            self._hold_pin(replica, sequence)
+            self.pins.hold(replica, sequence)
         replica.leave(sequence)
         for _, waiter in waiters:
             self.admission.unpark(waiter)
 
-    def _off_replica(self, replica: Replica, request: Request) -> None:
+    def off_replica(self, replica: Replica, request: Request) -> None:
         """No sequence of the request is on the replica any more: it has ended, or it waits to start again."""
         del replica.requests[request.request_id]
-        if request.state is State.STOPPING:
+        if request.state in (State.STOPPING, State.SWAPPING):
             replica.num_stopping -= 1
         request.replica = None
         if request.is_cancelled:
@@ -303,12 +305,12 @@ class Scheduler:
             request.state = State.QUEUED
             self.admission.queue(request)
         else:
-            self._finish(request)
+            self.finish(request)
 
     def _fail(self, request: Request, detail: str) -> None:
         self.counters["failed"] += 1
         self.tell(Refused(request.gateway, request.route, request.request_id, "INTERNAL", detail))
-        self._abort(request, Reason.FAILED)
+        self.abort(request, Reason.FAILED)
 
     # -- pressure
 
@@ -320,114 +322,38 @@ class Scheduler:
                 return
             running = [request for request in replica.requests.values() if request.state is State.RUNNING]
             victim = max(running, key=lambda request: request.precedence)
-            if len(running) == 1 and self.unpin_one(replica):
+            if len(running) == 1 and self.pins.give_up_one(replica):
                 continue
             self.preempt(victim, f"{starving.request.request_id} needs a block and none is free")
 
     def preempt(self, request: Request, why: str) -> None:
+        """Its replica is needed: it goes to host memory or is computed again, whichever is cheaper."""
+        replica = request.replica
+        assert replica is not None
         request.preemptions += 1
-        request.why_preempted = why
-        self.counters["preempted recompute"] += 1
+        way = self.swapper.way_out(request, replica)
+        kind = (
+            "recompute"
+            if way.host is None
+            else "swap"
+            if way.host.joined.node == replica.joined.node
+            else "remote swap"
+        )
+        request.why_preempted = f"{why}; {kind}, estimated {way.seconds * 1e3:.1f} ms"
+        self.counters[f"preempted {kind}"] += 1
+        if way.host is not None:
+            self.swapper.reserve(request, way.host)
         self.drop(request)
 
-    # -- pins
+    def _on_host_pool_joined(self, joined: HostPoolJoined) -> None:
+        self.num_pools += 1
+        ledger = Ledger(self.num_pools, joined.num_blocks, "lru", self.index, self.clock)
+        self.swapper.add(joined, ledger)
 
-    def _hold_pin(self, replica: Replica, sequence: TokenSequence) -> None:
-        request = sequence.request
-        assert request.pin_until is not None
-        if request.is_cacheable and request.names:
-            replica.pin(request.request_id, list(sequence.table[: len(request.names) // HASH_BYTES]))
-            self._pinned[request.request_id] = request
-            self._wake_at(request.pin_until, request)
-
-    def _unpin(self, request: Request) -> None:
-        del self._pinned[request.request_id]
-        for replica in self.replicas.values():
-            replica.unpin(request.request_id)
-
-    def unpin_one(self, replica: Replica) -> bool:
-        """Memory for running work goes before pins: the oldest one gives way."""
-        for request_id in replica.pins:
-            self._unpin(self._pinned[request_id])
-            self.counters["pins given up"] += 1
-            return True
-        return False
-
-    # -- replicas come and go
-
-    def _on_replica_joined(self, joined: ReplicaJoined) -> None:
-        known = self.replicas.get(joined.replica)
-        if known is not None:
-            if known.incarnation >= joined.incarnation:
-                self.counters["stale joins"] += 1
-                return
-            self._lose(known)
-        self._num_pools += 1
-        replica = Replica(joined, self._num_pools, self.settings, self.index, self.rows, self._clock, self._touched)
-        self.replicas[joined.replica] = replica
-        self.admission.add(replica)
-        replica.write()
-
-    def _on_replica_lost(self, lost: ReplicaLost) -> None:
-        replica = self.replicas.get(lost.replica)
-        if replica is not None and replica.incarnation == lost.incarnation:
-            self._lose(replica)
-
-    def _lose(self, replica: Replica) -> None:
-        """Its memory is gone. What ran there starts again from what the gateways have."""
-        self.counters["replicas lost"] += 1
-        del self.replicas[replica.name]
-        self.admission.remove(replica)
-        for request_id in list(replica.pins):
-            self._unpin(self._pinned[request_id])
-        for sequence in list(replica.residents.values()):
-            self._detach(replica, sequence)
-        replica.close()
-        self._touched.pop(replica.name, None)
-        for request in list(replica.requests.values()):
-            request.replica = None
-            self._seal(request)
-        # The tokens of requests that ended there may have died with it: their gateways are asked as well.
-        for request in self._unclosed.values():
-            if request.last_replica is replica:
-                self._ask_seal(request)
-
-    def _seal(self, request: Request) -> None:
-        request.state = State.SEALING
-        if request.is_cancelled or request.pin_until is not None:
-            for sequence in request.live:
-                sequence.reason = Reason.DROPPED
-            self._finish(request)
-            return
-        self._ask_seal(request)
-
-    def _ask_seal(self, request: Request) -> None:
-        request.seal_deadline = self._clock.now + self.settings.seal_timeout_s
-        self._wake_at(request.seal_deadline, request)
-        self.tell(Seal(request.gateway, request.route, request.request_id, request.attempt))
-
-    def _on_sealed(self, sealed: Sealed) -> None:
-        request = self.requests.get(sealed.request_id) or self._unclosed.get(sealed.request_id)
-        if request is None or sealed.attempt != request.attempt:
-            self.counters["stale seals"] += 1
-            return
-        for sequence, known, finished in zip(request.sequences, sealed.outputs, sealed.finished, strict=True):
-            if len(known) > len(sequence.outputs) and not sequence.is_ended:
-                sequence.outputs = ids(known)
-            if finished is not Reason.NONE and not sequence.is_ended:
-                sequence.reason = finished
-            if sequence.is_ended and finished is Reason.NONE:
-                self._replay(request, sequence)
-        if request.state is State.SEALING:
-            if request.live:
-                request.state = State.QUEUED
-                self.admission.queue(request)
-            else:
-                self._finish(request)
-
-    def _replay(self, request: Request, sequence: TokenSequence) -> None:
-        tokens = Tokens(request.route, sequence.index, request.attempt + 1, 0, sequence.outputs, reason=sequence.reason)
-        self.tell(Replay(request.gateway, tokens))
+    def _on_host_pool_lost(self, lost: HostPoolLost) -> None:
+        host = self.swapper.pools.get(lost.pool)
+        if host is not None and host.incarnation == lost.incarnation:
+            self.swapper.lose(host)
 
     def _on_drain(self, drain: Drain) -> None:
         replica = self.replicas.get(drain.replica)
@@ -440,73 +366,35 @@ class Scheduler:
                 if request.state is State.RUNNING:
                     self.preempt(request, f"replica {replica.name} is draining")
 
-    # -- gateways come and go
-
-    def _on_adopt(self, adopt: Adopt) -> None:
-        """A client came back through another gateway: tokens go there from now on."""
-        request = self.requests.get(adopt.request_id) or self._unclosed.get(adopt.request_id)
-        if request is None or request.tenant.name != adopt.tenant:
-            detail = f"no request {adopt.request_id} of this tenant is under way"
-            self.tell(Refused(adopt.gateway, adopt.route, adopt.request_id, "NOT_FOUND", detail))
-            return
-        request.gateway, request.route = adopt.gateway, adopt.route
-        request.orphaned_until = None
-        request.is_adopted = True
-        self.tell(Accepted(request.gateway, request.route, request.request_id, 0, "resumed"))
-        for sequence in request.sequences:
-            if sequence.seq and request.replica is not None:
-                request.replica.write().reroutes.append(Reroute(sequence.seq, adopt.gateway, adopt.route))
-            elif sequence.outputs or sequence.is_ended:
-                self._replay(request, sequence)
-        if request.state is State.ENDED:
-            # Its first gateway may have died before it could pass this on.
-            self._tell_done(request)
-
-    def _on_gateway_lost(self, lost: GatewayLost) -> None:
-        """Its requests run on for a grace in which their clients can come back through another gateway."""
-        until = self._clock.now + self.settings.orphan_grace_s
-        for request in [*self.requests.values(), *self._unclosed.values()]:
-            if request.gateway == lost.gateway and request.pin_until is None:
-                request.orphaned_until = until
-                self._wake_at(until, request)
-                if request.state is State.SEALING:
-                    # Nobody is left to say what was sent; what the workers reported is a prefix of it, and the same
-                    # draws give the same tokens again.
-                    self._on_sealed(self._own_word(request))
-
-    def _own_word(self, request: Request) -> Sealed:
-        outputs: tuple[Ids, ...] = tuple(sequence.outputs for sequence in request.sequences)
-        return Sealed(request.request_id, request.attempt, outputs, tuple(s.reason for s in request.sequences))
-
     # -- time
 
-    def _wake_at(self, when: float, request: Request) -> None:
+    def wake_at(self, when: float, request: Request) -> None:
         heapq.heappush(self._deadlines, (when, request.arrival, request.request_id))
 
     def _expire(self, now: float) -> None:
         while self._deadlines and self._deadlines[0][0] <= now:
             _, arrival, request_id = heapq.heappop(self._deadlines)
-            pinned = self._pinned.get(request_id)
-            if pinned is not None and pinned.arrival == arrival and (pinned.pin_until or 0.0) <= now:
-                self._unpin(pinned)
+            pinned = self.pins.held.get(request_id)
+            if pinned is not None and pinned.arrival == arrival:
+                self.pins.release(pinned)
                 continue
-            request = self.requests.get(request_id) or self._unclosed.get(request_id)
+            request = self.requests.get(request_id) or self.unclosed.get(request_id)
             if request is not None and request.arrival == arrival:
                 self._expire_request(request, now)
 
     def _expire_request(self, request: Request, now: float) -> None:
         if request.orphaned_until is not None and request.orphaned_until <= now:
-            self._unclosed.pop(request.request_id, None)
+            self.unclosed.pop(request.request_id, None)
             if request.state is not State.ENDED:
                 self.counters["orphans given up"] += 1
-                self._abort(request, Reason.DROPPED)
+                self.abort(request, Reason.DROPPED)
         elif request.deadline is not None and request.deadline <= now and request.state is not State.ENDED:
             if not request.is_cancelled:
                 detail = "the deadline of the request has passed"
                 self.tell(Refused(request.gateway, request.route, request.request_id, "DEADLINE_EXCEEDED", detail))
-                self._abort(request, Reason.DROPPED)
+                self.abort(request, Reason.DROPPED)
         elif request.state is State.SEALING and request.seal_deadline <= now:
-            self._ask_seal(request)
+            self.recovery.ask_seal(request)
 
     # -- proof
 
@@ -514,8 +402,11 @@ class Scheduler:
         """Proves the rules of the ledgers and of every request; raises AssertionError with the figures."""
         for replica in self.replicas.values():
             replica.check()
+        self.swapper.check()
         for request in self.requests.values():
             on_replica = [sequence for sequence in request.sequences if sequence.seq]
-            assert bool(on_replica) == (request.state in (State.RUNNING, State.STOPPING)), f"{request}: {on_replica}"
+            assert bool(on_replica) == (request.state in (State.RUNNING, State.STOPPING, State.RESTORING)), (
+                f"{request}: {on_replica}"
+            )
             assert request.state is not State.PARKED or request.parked_on is not None, f"{request} waits for nobody"
         assert len(self.rows) == sum(len(replica.residents) for replica in self.replicas.values())

@@ -14,6 +14,7 @@ from cluster.messages import Ids, Pin, Reason, Submit, ids
 if TYPE_CHECKING:
     from cluster.fairness import Tenant
     from cluster.replica import Replica
+    from cluster.swap import HostPool
 
 
 class State(IntEnum):
@@ -23,14 +24,18 @@ class State(IntEnum):
     PARKED = 1  # waits for another request to fill a prefix that both need
     RUNNING = 2  # its sequences are on a replica
     STOPPING = 3  # dropped there; their blocks are still held until the worker has answered
-    SEALING = 4  # its replica is lost; the gateway is asked what it has
-    ENDED = 5
+    SWAPPING = 4  # its blocks are on the way to host memory
+    RESTORING = 5  # its tables stand on a replica; their content is on the way from host memory
+    SEALING = 6  # its replica is lost; the gateway is asked what it has
+    ENDED = 7
 
 
 class Sequence:
     """One stream of tokens. `seq` names its attempt on a replica; 0 while it is on none."""
 
     __slots__ = (
+        "has_stopped",
+        "host_table",
         "index",
         "lease_end",
         "limit",
@@ -40,6 +45,7 @@ class Sequence:
         "position",
         "reason",
         "request",
+        "saved",
         "seq",
         "table",
         "waiters",
@@ -60,6 +66,11 @@ class Sequence:
         self.reason = Reason.NONE
         # What the blocks of the table had cost when they came into it (see `Ledger`).
         self.paid = 0.0
+        # While it is swapped out: its blocks in host memory, and up to which position they are good.
+        self.host_table: list[int] = []
+        self.saved = 0
+        # It was dropped to be swapped out and its worker has answered; its blocks are still held.
+        self.has_stopped = False
         # Requests that wait until this sequence has filled a prefix, and up to which position.
         self.waiters: list[tuple[int, Request]] | tuple[()] = ()
 
@@ -91,8 +102,11 @@ class Request:
         "cached_tokens",
         "deadline",
         "gateway",
-        "is_cacheable",
+        "host",
+        "host_block_seconds",
+        "host_paid",
         "is_adopted",
+        "is_cacheable",
         "is_cancelled",
         "last_replica",
         "max_tokens",
@@ -108,6 +122,7 @@ class Request:
         "queued_at",
         "replica",
         "request_id",
+        "reserved",
         "route",
         "salt",
         "sampling",
@@ -142,6 +157,11 @@ class Request:
         self.cached_tokens = 0
         self.preemptions = 0
         self.block_seconds = 0.0
+        # Where its blocks are in host memory, the room reserved there, and what that has cost.
+        self.host: HostPool | None = None
+        self.reserved: list[int] = []
+        self.host_paid = 0.0
+        self.host_block_seconds = 0.0
         self.seal_deadline = 0.0
         self.pin_until: float | None = None
         # Its gateway died; its client has until then to come back through another one.

@@ -33,6 +33,9 @@ class SchedulerSettings:
     admit_reserve: float = 0.02
     # Below this share of free and cached blocks a replica is under pressure: leases are not renewed ahead.
     pressure: float = 0.02
+    # The part of a swap's time that the replica's steps lose; the copy engine takes the rest.
+    swap_share: float = 0.5
+    transfer_timeout_s: float = 10.0
     seal_timeout_s: float = 5.0
     # A request of a dead gateway waits this long for its client to come back through another one.
     orphan_grace_s: float = 10.0

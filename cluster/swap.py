@@ -1,0 +1,307 @@
+"""Preemption into host memory: which way out is cheapest, and the two transfers that take a request there and back.
+
+Owns the host pools' ledgers and every transfer under way. A request goes out whole (blocks that its sequences share go
+once) and comes back whole. Host room is reserved before anything is dropped. A table names the new place only after
+its transfer has committed; until then the source is kept, and whatever goes wrong ends in recompute.
+
+What a way costs is time that the replica loses: recomputing costs `tokens / prefill rate`, swapping `2 * bytes / road`
+of which the copy engine takes most, so that only `swap_share` of it stalls the others. Rates are measured at start and
+while running; a way whose rate is not known is not taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cluster.ledger import Ledger
+from cluster.messages import HostPoolJoined, HostPoolSettled, Road, Transfer, Transferred, ids
+from cluster.replica import Replica
+from cluster.sequences import Request, State
+
+if TYPE_CHECKING:
+    from cluster.scheduler import Scheduler
+
+# How fast a new measurement moves a rate.
+SMOOTHING = 0.2
+
+
+class HostPool:
+    """One node's host memory as the scheduler sees it."""
+
+    def __init__(self, joined: HostPoolJoined, ledger: Ledger) -> None:
+        self.name = joined.pool
+        self.incarnation = joined.incarnation
+        self.joined = joined
+        self.ledger = ledger
+        self.bytes_per_s = joined.bytes_per_s
+        # Requests whose blocks lie here or are on the way.
+        self.requests: dict[str, Request] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way out for a request and what it was estimated to cost. `host` None: recompute."""
+
+    host: HostPool | None
+    seconds: float
+
+
+@dataclass(slots=True)
+class Moving:
+    """One transfer under way. `blocks` are the device's, `host_blocks` the host's, pair by pair."""
+
+    request: Request
+    replica: Replica
+    host: HostPool
+    road: Road
+    blocks: list[int]
+    host_blocks: list[int]
+
+
+class Swapper:
+    """The host side of the scheduler. The scheduler says whom to preempt; this says how, and sees it through."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._settings = scheduler.settings
+        self.pools: dict[str, HostPool] = {}
+        self.transfers: dict[int, Moving] = {}
+        # By pool and transfer: blocks that a writer could still touch, until the pool says that it cannot.
+        self.quarantined: dict[tuple[str, int], list[int]] = {}
+        self._num_transfers = 0
+
+    # -- pools come and go
+
+    def add(self, joined: HostPoolJoined, ledger: Ledger) -> None:
+        known = self.pools.get(joined.pool)
+        if known is not None:
+            if known.incarnation >= joined.incarnation:
+                self._scheduler.counters["stale joins"] += 1
+                return
+            self.lose(known)
+        self.pools[joined.pool] = HostPool(joined, ledger)
+
+    def lose(self, host: HostPool) -> None:
+        """Its memory is gone: what lay there is computed again; what is on the way will fail by itself."""
+        del self.pools[host.name]
+        self._scheduler.counters["host pools lost"] += 1
+        for request in list(host.requests.values()):
+            if request.state is State.QUEUED:
+                self.forget(request)
+        host.ledger.forget_cache()
+
+    # -- the choice
+
+    def way_out(self, request: Request, replica: Replica) -> Way:
+        """The cheapest way for this request to leave its replica now, by the policy of the settings."""
+        policy = self._settings.preemption
+        rate = replica.prefill_tokens_per_s
+        tokens = sum(sequence.position for sequence in request.live)
+        recompute = Way(None, tokens / rate if rate else 0.0)
+        if policy == "recompute" or request.pin_until is not None:
+            return recompute
+        blocks = self._blocks_of(request, whole=True)
+        host = self._host_for(replica, len(blocks))
+        if host is None:
+            return recompute
+        size_bytes = len(blocks) * replica.joined.block_bytes
+        seconds = 2 * size_bytes / host.bytes_per_s * self._settings.swap_share if host.bytes_per_s else 0.0
+        if policy == "swap" or (rate and host.bytes_per_s and seconds < recompute.seconds):
+            return Way(host, seconds)
+        return recompute
+
+    def _host_for(self, replica: Replica, num_blocks: int) -> HostPool | None:
+        """The pool of the same node if it has room, else the roomiest; only pools of the same layout count."""
+        fits = [
+            host
+            for host in self.pools.values()
+            if host.joined.fingerprint == replica.joined.fingerprint and host.ledger.num_available >= num_blocks
+        ]
+        return min(
+            fits,
+            key=lambda host: (host.joined.node != replica.joined.node, -host.ledger.num_available),
+            default=None,
+        )
+
+    def _blocks_of(self, request: Request, whole: bool) -> list[int]:
+        """The distinct device blocks of a request in order: those with content, or (`whole`) all of its tables."""
+        replica = request.replica
+        assert replica is not None
+        blocks: dict[int, None] = {}
+        for sequence in request.live:
+            count = len(sequence.table) if whole else -(-sequence.position // replica.block_size)
+            blocks.update(dict.fromkeys(sequence.table[:count]))
+        return list(blocks)
+
+    # -- out
+
+    def reserve(self, request: Request, host: HostPool) -> None:
+        """Takes the room in host memory before the request is dropped."""
+        num_blocks = len(self._blocks_of(request, whole=True))
+        reserved = host.ledger.allocate(num_blocks, 0)
+        assert reserved is not None, f"{request} was to go to {host.name}, which has no room"
+        request.host, request.reserved = host, reserved
+        host.requests[request.request_id] = request
+
+    def write_out(self, request: Request) -> None:
+        """All its sequences have stopped: their blocks go to the reserved room, in one transfer."""
+        replica, host = request.replica, request.host
+        assert replica is not None and host is not None
+        if len(request.live) > 1 and request.live[0].position < len(request.prompt):
+            # Its forks still wait for the prompt, their blocks mean nothing: it is computed again.
+            self._give_up(request, replica)
+            return
+        blocks = self._blocks_of(request, whole=False)
+        reserved, request.reserved = request.reserved, []
+        targets, excess = reserved[: len(blocks)], reserved[len(blocks) :]
+        host.ledger.release(excess, 0)
+        place_of = dict(zip(blocks, targets, strict=True))
+        seen: set[int] = set()
+        for sequence in request.live:
+            count = -(-sequence.position // replica.block_size)
+            sequence.host_table = [place_of[block] for block in sequence.table[:count]]
+            request.host_paid += host.ledger.share([block for block in sequence.host_table if block in seen], 0)
+            seen.update(sequence.host_table)
+            sequence.saved = sequence.position
+        replica.ledger.begin_moving(blocks)
+        for sequence in request.live:
+            self._scheduler.detach(replica, sequence)
+        request.state = State.SWAPPING
+        self._order(Moving(request, replica, host, Road.WRITE, blocks, targets))
+
+    def _give_up(self, request: Request, replica: Replica) -> None:
+        self.forget(request)
+        for sequence in request.sequences:
+            if sequence.seq:
+                self._scheduler.detach(replica, sequence)
+        self._scheduler.off_replica(replica, request)
+
+    def _order(self, moving: Moving) -> None:
+        self._num_transfers += 1
+        self.transfers[self._num_transfers] = moving
+        moving.replica.write().transfers.append(
+            Transfer(
+                self._num_transfers,
+                moving.road,
+                moving.host.name,
+                moving.host.incarnation,
+                ids(moving.blocks),
+                ids(moving.host_blocks),
+                self._settings.transfer_timeout_s,
+            )
+        )
+
+    # -- back
+
+    def read_back(self, request: Request) -> bool:
+        """Its new tables stand: what is not cached there is read from the host. False: nothing has to be read."""
+        replica, host = request.replica, request.host
+        assert replica is not None and host is not None
+        pairs: dict[int, int] = {}
+        for sequence in request.live:
+            first = sequence.position // replica.block_size
+            targets = sequence.table[first : len(sequence.host_table)]
+            pairs.update(zip(targets, sequence.host_table[first:], strict=True))
+        if not pairs:
+            return False
+        request.state = State.RESTORING
+        self._order(Moving(request, replica, host, Road.READ, list(pairs), list(pairs.values())))
+        return True
+
+    def restored(self, request: Request) -> None:
+        """Every block is on the device: positions are as they were, the host's copies are no longer needed."""
+        replica = request.replica
+        assert replica is not None
+        for sequence in request.live:
+            if sequence.position < sequence.saved:
+                replica.fill(sequence, sequence.saved, b"")
+        self.forget(request)
+
+    def forget(self, request: Request) -> None:
+        """Releases what the request has in host memory, room or content; it would be computed again."""
+        host = request.host
+        if host is None:
+            return
+        cost = host.ledger.release(request.reserved, 0)
+        for sequence in request.sequences:
+            cost += host.ledger.release(sequence.host_table, 0)
+            sequence.host_table = []
+            sequence.saved = 0
+        request.host_block_seconds += cost - request.host_paid
+        request.host_paid = 0.0
+        request.reserved = []
+        request.host = None
+        del host.requests[request.request_id]
+
+    # -- how a transfer ended
+
+    def on_transferred(self, replica: Replica, transferred: Transferred) -> None:
+        moving = self.transfers.pop(transferred.transfer, None)
+        if moving is None or moving.replica is not replica:
+            self._scheduler.counters["stale transfers"] += 1
+            return
+        outcome = "done" if transferred.ok else "failed"
+        self._scheduler.counters[f"transfer {moving.road.name.lower()} {outcome}"] += 1
+        if transferred.ok and transferred.seconds > 0:
+            measured = transferred.size_bytes / transferred.seconds
+            known = moving.host.bytes_per_s
+            moving.host.bytes_per_s = known + SMOOTHING * (measured - known) if known else measured
+        if moving.road is Road.WRITE:
+            self._written(moving, transferred.ok)
+        else:
+            self._read(moving, transferred.ok)
+
+    def _written(self, moving: Moving, ok: bool) -> None:
+        request = moving.request
+        moving.replica.ledger.end_moving(moving.blocks)
+        if not ok or moving.host.name not in self.pools or request.is_cancelled:
+            self.forget(request)
+        self._scheduler.off_replica(moving.replica, request)
+
+    def _read(self, moving: Moving, ok: bool) -> None:
+        request = moving.request
+        if ok and not request.is_cancelled:
+            self.restored(request)
+            self._scheduler.admission.start_restored(request)
+            return
+        self._give_up(request, moving.replica)
+
+    def on_settled(self, settled: HostPoolSettled) -> None:
+        host = self.pools.get(settled.pool)
+        blocks = self.quarantined.pop((settled.pool, settled.transfer), None)
+        if host is not None and blocks is not None and host.incarnation == settled.incarnation:
+            host.ledger.end_quarantine(blocks)
+
+    def abort(self, request: Request) -> None:
+        """Nobody needs the request's transfer any more; it still ends with Transferred."""
+        for number, moving in self.transfers.items():
+            if moving.request is request:
+                moving.replica.write().aborts.append(number)
+
+    def lose_replica(self, replica: Replica) -> list[Request]:
+        """Transfers with a lost replica: targets in host memory are quarantined, sources there stay good.
+
+        Returns the requests that keep their content in host memory and need nothing of the lost replica.
+        """
+        kept = []
+        for number, moving in [item for item in self.transfers.items() if item[1].replica is replica]:
+            del self.transfers[number]
+            if moving.road is Road.WRITE:
+                moving.host.ledger.begin_moving(moving.host_blocks)
+                self.forget(moving.request)
+                moving.host.ledger.end_moving(moving.host_blocks, quarantine=True)
+                self.quarantined[moving.host.name, number] = moving.host_blocks
+                replica.ledger.end_moving(moving.blocks)
+            elif not moving.request.is_cancelled:
+                kept.append(moving.request)
+        return kept
+
+    def check(self) -> None:
+        for host in self.pools.values():
+            tables: list[list[int]] = []
+            for request in host.requests.values():
+                assert request.host is host
+                tables.append(request.reserved)
+                tables += [sequence.host_table for sequence in request.sequences]
+            host.ledger.check(tables)
