@@ -31,6 +31,8 @@ class Admission:
         self._settings = scheduler.settings
         self._queues: dict[str, WaitingQueue] = {}
         self._boards: dict[str, Board] = {}
+        # Requests whose content came back from host memory in this turn.
+        self.ready: list[Request] = []
 
     # -- replicas
 
@@ -138,6 +140,10 @@ class Admission:
 
     def admit(self, now: float, touched: Iterable[Replica]) -> None:
         """Starts what fits, in order of each model's queue. Figures of `touched` replicas have changed."""
+        for restored in self.ready:
+            if restored.state is State.RESTORING:
+                self._start_restored(restored)
+        self.ready.clear()
         for replica in touched:
             self._boards[replica.joined.model].refresh(replica)
         for model, queue in self._queues.items():
@@ -227,9 +233,9 @@ class Admission:
         self._fill_table(parent, place)
         forks = tuple(self._fork(parent, sequence, replica) for sequence in others)
         if request.host is not None:
+            request.state = State.RESTORING
             if not scheduler.swapper.read_back(request):
-                scheduler.swapper.restored(request)
-                self.start_restored(request)
+                self._start_restored(request)
             return
         if request.attempt == 1:
             request.cached_tokens = parent.position
@@ -238,10 +244,14 @@ class Admission:
         replica.prefill_waiting += parent.length - parent.position
         self._order_start(parent, forks)
 
-    def start_restored(self, request: Request) -> None:
+    def _start_restored(self, request: Request) -> None:
         """Its blocks are back from host memory: every sequence goes on by itself where it stood."""
         replica = request.replica
         assert replica is not None
+        if request.is_cancelled:
+            self._scheduler.swapper.give_up(request, replica)
+            return
+        self._scheduler.swapper.restored(request)
         request.state = State.RUNNING
         for sequence in request.sequences:
             if sequence.seq and sequence.is_ended:

@@ -148,9 +148,10 @@ class Swapper:
         """All its sequences have stopped: their blocks go to the reserved room, in one transfer."""
         replica, host = request.replica, request.host
         assert replica is not None and host is not None
-        if len(request.live) > 1 and request.live[0].position < len(request.prompt):
-            # Its forks still wait for the prompt, their blocks mean nothing: it is computed again.
-            self._give_up(request, replica)
+        live = request.live
+        if not live or request.is_cancelled or (len(live) > 1 and live[0].position < len(request.prompt)):
+            # Nobody wants it, or its forks still wait for the prompt and their blocks mean nothing.
+            self.give_up(request, replica)
             return
         blocks = self._blocks_of(request, whole=False)
         reserved, request.reserved = request.reserved, []
@@ -165,17 +166,19 @@ class Swapper:
             seen.update(sequence.host_table)
             sequence.saved = sequence.position
         replica.ledger.begin_moving(blocks)
-        for sequence in request.live:
-            self._scheduler.detach(replica, sequence)
+        self._detach_all(request, replica)
         request.state = State.SWAPPING
         self._order(Moving(request, replica, host, Road.WRITE, blocks, targets))
 
-    def _give_up(self, request: Request, replica: Replica) -> None:
+    def give_up(self, request: Request, replica: Replica) -> None:
         self.forget(request)
+        self._detach_all(request, replica)
+        self._scheduler.off_replica(replica, request)
+
+    def _detach_all(self, request: Request, replica: Replica) -> None:
         for sequence in request.sequences:
             if sequence.seq:
                 self._scheduler.detach(replica, sequence)
-        self._scheduler.off_replica(replica, request)
 
     def _order(self, moving: Moving) -> None:
         self._num_transfers += 1
@@ -205,7 +208,6 @@ class Swapper:
             pairs.update(zip(targets, sequence.host_table[first:], strict=True))
         if not pairs:
             return False
-        request.state = State.RESTORING
         self._order(Moving(request, replica, host, Road.READ, list(pairs), list(pairs.values())))
         return True
 
@@ -260,12 +262,11 @@ class Swapper:
         self._scheduler.off_replica(moving.replica, request)
 
     def _read(self, moving: Moving, ok: bool) -> None:
-        request = moving.request
-        if ok and not request.is_cancelled:
-            self.restored(request)
-            self._scheduler.admission.start_restored(request)
-            return
-        self._give_up(request, moving.replica)
+        if ok:
+            # Sequences start at the end of a turn only: a plan is obeyed drops first.
+            self._scheduler.admission.ready.append(moving.request)
+        else:
+            self.give_up(moving.request, moving.replica)
 
     def on_settled(self, settled: HostPoolSettled) -> None:
         host = self.pools.get(settled.pool)
