@@ -1,6 +1,6 @@
 """Loads a checkpoint into transformers' own modules with our attention in them.
 
-`worker/model.py` takes what it loads, once at start. Modules are made without memory, then filled from the memory-mapped
+`worker/model.py` takes the result, once at start. Modules are made without memory, then filled from memory-mapped
 safetensors files in the wanted dtype; tied weights stay one. What transformers would only warn of (weights missing,
 shapes that differ) is a ModelError here. It computes nothing.
 """

@@ -1,0 +1,75 @@
+"""What a worker tells the gateways: tokens by sequence, made when they are taken and not per step.
+
+A row only remembers how far its tokens were sent, so a consumer that comes rarely gets longer messages at the same
+cost. Ended sequences leave their last message here before their row is given away.
+"""
+
+from __future__ import annotations
+
+from cluster.messages import Logprobs, Reason, Tokens, ids
+from worker.state import BatchState, Resident
+
+
+class Outbox:
+    """Tokens that gateways have not got yet."""
+
+    def __init__(self, state: BatchState) -> None:
+        self._state = state
+        self._ended: dict[str, list[Tokens]] = {}
+
+    def end(self, resident: Resident, reason: Reason, detail: str = "") -> None:
+        """A sequence has ended: its last tokens, and why."""
+        self._ended.setdefault(resident.gateway, []).extend(self._messages(resident, reason, detail))
+
+    def refuse(self, gateway: str, route: int, index: int, attempt: int, detail: str) -> None:
+        """A sequence that could not be started."""
+        self._ended.setdefault(gateway, []).append(Tokens(route, index, attempt, 0, ids(), Reason.FAILED, (), detail))
+
+    def take(self) -> dict[str, list[Tokens]]:
+        """All that is new, by gateway; per sequence in order of position."""
+        taken, self._ended = self._ended, {}
+        state = self._state
+        for row in (state.known > state.sent).nonzero()[0].tolist():
+            resident = state.residents[row]
+            if resident is not None:
+                taken.setdefault(resident.gateway, []).extend(self._messages(resident, Reason.NONE, ""))
+        return taken
+
+    def _messages(self, resident: Resident, reason: Reason, detail: str) -> list[Tokens]:
+        state, row = self._state, resident.row
+        first, known, num_prompt = int(state.sent[row]), int(state.known[row]), int(state.num_prompt[row])
+        state.sent[row] = known
+        logprobs: tuple[Logprobs, ...] = ()
+        if resident.logprobs is not None:
+            logprobs, resident.logprobs = tuple(resident.logprobs), []
+        prompt: tuple[Logprobs | None, ...] = ()
+        if resident.prompt_logprobs is not None and known > num_prompt:
+            prompt, resident.prompt_logprobs = tuple(resident.prompt_logprobs), None
+        messages = []
+        # Tokens that an earlier attempt wrote are repeated without their logprobs: who lacks them lacks the tokens too.
+        repeated = known - first - len(logprobs) if resident.logprobs is not None else 0
+        if repeated > 0:
+            messages.append(
+                Tokens(
+                    resident.route,
+                    resident.index,
+                    resident.attempt,
+                    first - num_prompt,
+                    state.ids(row, first, first + repeated),
+                )
+            )
+            first += repeated
+        messages.append(
+            Tokens(
+                route=resident.route,
+                index=resident.index,
+                attempt=resident.attempt,
+                position=first - num_prompt,
+                ids=state.ids(row, first, known),
+                reason=reason,
+                logprobs=logprobs,
+                detail=detail,
+                prompt_logprobs=prompt,
+            )
+        )
+        return messages

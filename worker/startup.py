@@ -1,0 +1,134 @@
+"""Brings a worker up: loads the model, tries it with a full step, sizes the pool and says what became of the memory.
+
+`Worker` calls `start` once. Each stage is timed and reported through `say`; what does not fit is one ConfigError with
+the figures. After this nothing of the model or the pool changes its size.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cluster.batcher import Batch
+from cluster.errors import ConfigError
+from cluster.settings import WorkerSettings
+from kernels.dispatch import Backend, backend
+from kernels.layout import BlockLayout
+from worker import budget, loading, memory
+from worker.batch import StepBuilder
+from worker.budget import Budget
+from worker.model import Model
+from worker.pool import DevicePool
+from worker.state import BatchState
+
+Say = Callable[[str], None]
+CPU_TOKEN_BUDGET = 512
+GPU_TOKEN_BUDGET = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What a worker runs with."""
+
+    device: torch.device
+    backend: Backend
+    model: Model
+    layout: BlockLayout
+    pool: DevicePool
+    budget: Budget
+    max_model_len: int
+    token_budget: int
+    prefill_tokens_per_s: float
+
+
+def start(settings: WorkerSettings, say: Say) -> Started:
+    """Loads, profiles, sizes, allocates. Raises ModelError or ConfigError."""
+    began = time.perf_counter()
+    device = loading.pick_device(settings.device)
+    loaded = loading.load(
+        settings.model,
+        device=settings.device,
+        dtype=settings.dtype,
+        max_model_len=settings.max_model_len,
+        show_progress=settings.show_progress,
+    )
+    say(f"weights: {settings.model}, {loaded.dtype} on {device}, {time.perf_counter() - began:.1f} s")
+    began = time.perf_counter()
+    try:
+        kernels = backend(device, settings.kernels, debug=settings.debug)
+    except ValueError as error:
+        raise ConfigError(f"kernels: {error}") from error
+    model = Model(loaded, kernels, device)
+    layout = model.layout(settings.block_size)
+    kernels.warm_up(layout, model.num_heads)
+    say(f"kernels: {kernels.name}, {time.perf_counter() - began:.1f} s")
+    token_budget = settings.token_budget or (CPU_TOKEN_BUDGET if device.type == "cpu" else GPU_TOKEN_BUDGET)
+    began = time.perf_counter()
+    free_bytes = memory.free_bytes(device)
+    trial = _Trial(model, layout, device, min(token_budget, loaded.max_model_len), settings)
+    working_bytes = memory.peak_bytes(device, trial.run)
+    seconds = trial.time()
+    say(f"profile: a step of {trial.num_tokens:,} tokens takes {seconds:.3f} s, {time.perf_counter() - began:.1f} s")
+    sizes = budget.decide(
+        settings,
+        layout,
+        free_bytes=free_bytes,
+        weights_bytes=loaded.weights_bytes,
+        working_bytes=working_bytes,
+        max_model_len=loaded.max_model_len,
+    )
+    del trial
+    pool = DevicePool(layout, sizes.num_blocks, device, debug=settings.debug)
+    model.attach_pool(pool)
+    for line in sizes.lines(loaded.max_model_len):
+        say(line)
+    return Started(
+        device=device,
+        backend=kernels,
+        model=model,
+        layout=layout,
+        pool=pool,
+        budget=sizes,
+        max_model_len=loaded.max_model_len,
+        token_budget=token_budget,
+        prefill_tokens_per_s=min(token_budget, loaded.max_model_len) / seconds,
+    )
+
+
+class _Trial:
+    """One step as large as steps get, over a pool of its own that is thrown away."""
+
+    def __init__(
+        self, model: Model, layout: BlockLayout, device: torch.device, num_tokens: int, settings: WorkerSettings
+    ) -> None:
+        self.num_tokens = num_tokens
+        num_blocks = -(-num_tokens // layout.block_size)
+        self._model = model
+        self._device = device
+        self._pool = DevicePool(layout, num_blocks, device)
+        state = BatchState(1, num_tokens, layout.block_size, device)
+        state.tables[0] = np.arange(num_blocks)
+        self._builder = StepBuilder(state)
+        counts = np.array([num_tokens], np.int32)
+        none = np.zeros(1, np.int32)
+        self._batch = Batch(none, none, counts, 0, num_tokens, 0)
+        # As many rows of logits as a step of decodes has.
+        rows = min(settings.max_batch, num_tokens)
+        self._logit_rows = torch.arange(rows, device=device)
+
+    def run(self) -> None:
+        self._model.attach_pool(self._pool)
+        step = self._builder.build(self._batch, self._batch.counts)
+        self._model.prepare(step.attention)
+        self._model.forward(step.ids, step.positions, self._logit_rows)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def time(self) -> float:
+        began = time.perf_counter()
+        self.run()
+        return time.perf_counter() - began

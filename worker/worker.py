@@ -1,0 +1,272 @@
+"""The worker: obeys plans, runs steps by itself as long as it holds leases, and tells what came of it.
+
+A shell (the embedded engine, the Ray actor) calls `obey`, `step`, `take_result` and `take_tokens` from one thread. A
+step is prepared, launched and retired; between launch and retire the next plan may be obeyed. The worker allocates no
+block, chooses no request and talks to nobody.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from cluster.batcher import Batch, Batcher
+from cluster.errors import ProtocolError
+from cluster.messages import Plan, Reason, ReplicaJoined, Reroute, Result, Revoke, Tokens, Transfer, Transferred
+from cluster.settings import WorkerSettings
+from worker.batch import StepBuilder
+from worker.outbox import Outbox
+from worker.report import Reporter
+from worker.residence import Residence
+from worker.sampler import Sampled, Sampler
+from worker.startup import Say, start
+from worker.state import NEVER, BatchState, Int32
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A step that was launched and is not retired yet."""
+
+    batch: Batch
+    rows: Int32  # those that get a token
+    sampled: Sampled
+
+
+class Worker:
+    """One replica's rank 0."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        *,
+        replica: str = "local",
+        incarnation: int = 1,
+        node: str = "",
+        say: Say = lambda line: None,
+    ) -> None:
+        self.settings = settings
+        self.replica = replica
+        self.incarnation = incarnation
+        self.node = node
+        self.parts = start(settings, say)
+        parts = self.parts
+        self.state = BatchState(settings.max_batch, parts.max_model_len, settings.block_size, parts.device)
+        self.batcher = Batcher(settings.max_batch, parts.token_budget)
+        self.sampler = Sampler(settings.max_batch, parts.model.vocab_size, parts.device)
+        self.reporter = Reporter(self.state, replica, incarnation)
+        self.outbox = Outbox(self.state)
+        self.residence = Residence(self)
+        self._builder = StepBuilder(self.state)
+        self._flight: Flight | None = None
+        # Sequences whose drop came while a step with them was under way.
+        self._drop_later: list[int] = []
+        self._transfers: list[Transfer] = []
+        self._aborts: list[int] = []
+        self._epoch = 0
+        self._plan = 0
+        self._ahead = 0
+        self.num_steps = 0
+        self.num_stale_plans = 0
+        self._step_seconds = 0.0
+        # Seconds spent so far, by part of a step.
+        self.seconds = {"prepare": 0.0, "model": 0.0, "sample": 0.0, "retire": 0.0}
+
+    def joined(self) -> ReplicaJoined:
+        """How this worker introduces itself to a scheduler."""
+        parts = self.parts
+        return ReplicaJoined(
+            replica=self.replica,
+            incarnation=self.incarnation,
+            node=self.node,
+            model=self.settings.model,
+            num_blocks=parts.pool.num_blocks,
+            block_size=self.settings.block_size,
+            block_bytes=parts.layout.block_bytes,
+            fingerprint=parts.layout.fingerprint(),
+            max_batch=self.settings.max_batch,
+            max_model_len=parts.max_model_len,
+            prefill_tokens_per_s=parts.prefill_tokens_per_s,
+        )
+
+    # -- plans
+
+    def obey(self, plan: Plan) -> None:
+        """Does what the scheduler says. Plans of the past are counted and left alone; a gap is a ProtocolError."""
+        if plan.incarnation != self.incarnation or plan.epoch < self._epoch:
+            self.num_stale_plans += 1
+            return
+        if plan.epoch > self._epoch:
+            self._epoch = plan.epoch
+            self._plan = 0
+            self.reporter.begin_epoch(plan.epoch)
+        if plan.number <= self._plan:
+            self.num_stale_plans += 1
+            return
+        if plan.number != self._plan + 1:
+            raise ProtocolError(f"{self.replica} got plan {plan.number} after plan {self._plan}; send those between")
+        self._plan = plan.number
+        self._ahead = plan.ahead
+        self._aborts.extend(plan.aborts)
+        for drop in plan.drops:
+            self._drop(drop.seq)
+        for revoke in plan.revokes:
+            self._revoke(revoke)
+        for reroute in plan.reroutes:
+            self._reroute(reroute)
+        if plan.copies:
+            sources = [copy.source for copy in plan.copies]
+            targets = [copy.target for copy in plan.copies]
+            self.parts.backend.copy_blocks(self.parts.pool.bytes, sources, targets)
+        self._extend(plan)
+        for start_ in plan.starts:
+            self.residence.move_in(start_)
+        self._transfers.extend(plan.transfers)
+        self.reporter.obeyed(plan.number, plan.result)
+
+    def _drop(self, seq: int) -> None:
+        row = self.state.row_of.get(seq)
+        if row is None:
+            # It ended by itself before the order came; the scheduler learns so from its Stopped.
+            return
+        if self._flight is not None and row in self._flight.batch.rows:
+            self._drop_later.append(seq)
+            return
+        self.residence.move_out(row, Reason.DROPPED)
+
+    def _revoke(self, revoke: Revoke) -> None:
+        row = self.state.row_of.get(revoke.seq)
+        if row is None:
+            return
+        # What was launched is written; leave can be taken back behind that only.
+        end = max(revoke.lease_end, int(self.batcher.position[row]))
+        end = min(end, int(self.batcher.lease_end[row]))
+        self.batcher.lease_end[row] = end
+        self.reporter.revoke(revoke.seq, end)
+
+    def _reroute(self, reroute: Reroute) -> None:
+        row = self.state.row_of.get(reroute.seq)
+        if row is not None:
+            resident = self.state.at(row)
+            resident.gateway, resident.route = reroute.gateway, reroute.route
+            self.state.sent[row] = self.state.num_prompt[row]
+
+    def _extend(self, plan: Plan) -> None:
+        extends, state, at = plan.extends, self.state, 0
+        for i, seq in enumerate(extends.seqs):
+            count = extends.counts[i]
+            row = state.row_of.get(seq)
+            if row is not None:
+                blocks = extends.blocks[at : at + count]
+                self.parts.pool.forget(blocks)
+                state.extend(row, extends.firsts[i], blocks)
+                self.batcher.lease_end[row] = extends.lease_ends[i]
+                state.asked[row] = NEVER
+            at += count
+
+    # -- steps
+
+    def step(self) -> bool:
+        """Runs one step; False if nothing can run: no residents, or every lease is dry."""
+        began = time.perf_counter()
+        batch = self.batcher.next()
+        self.reporter.num_dry += batch.num_dry
+        if batch.num_tokens == 0:
+            return False
+        self._flight = self._launch(batch, began)
+        if self._flight is not None:
+            flight, self._flight = self._flight, None
+            self._retire(flight)
+        seconds = time.perf_counter() - began
+        self._step_seconds = seconds if not self._step_seconds else 0.9 * self._step_seconds + 0.1 * seconds
+        return True
+
+    def _launch(self, batch: Batch, began: float) -> Flight | None:
+        """Prepares the step and issues it: from here on its positions are taken and its tokens are coming."""
+        model, batcher, seconds = self.parts.model, self.batcher, self.seconds
+        step = self._builder.build(batch, batcher.length)
+        model.prepare(step.attention)
+        prepared = time.perf_counter()
+        try:
+            logits = model.forward(step.ids, step.positions, step.logit_rows)
+        except RuntimeError as error:
+            # One step is lost with those that were in it; the worker goes on.
+            detail = f"the step failed: {' '.join(str(error).split())}"
+            for row in batch.rows.tolist():
+                self.residence.move_out(row, Reason.FAILED, detail)
+            return None
+        computed = time.perf_counter()
+        sampled = self.sampler.sample(logits, step.sampled)
+        batcher.retire(batch)
+        batcher.length[step.sampled] += 1
+        self.residence.wake_forks(batch)
+        seconds["prepare"] += prepared - began
+        seconds["model"] += computed - prepared
+        seconds["sample"] += time.perf_counter() - computed
+        return Flight(batch, step.sampled, sampled)
+
+    def _retire(self, flight: Flight) -> None:
+        """The step is done: its tokens are known, some sequences end, some report."""
+        began = time.perf_counter()
+        state, rows = self.state, flight.rows
+        ids = flight.sampled.ids()
+        state.tokens[rows, state.known[rows]] = ids
+        state.known[rows] += 1
+        self.num_steps += 1
+        flight.sampled.note_logprobs(state.residents)
+        stopped = (state.stops[rows] == ids[:, None]).any(axis=1)
+        broken = flight.sampled.broken()
+        ended = stopped | broken | (state.known[rows] >= state.end[rows])
+        for i in np.flatnonzero(ended).tolist():
+            row = int(rows[i])
+            if broken[i]:
+                state.known[row] -= 1
+                self.residence.move_out(row, Reason.FAILED, "the model's logits are not numbers; try another dtype")
+            else:
+                self.residence.move_out(row, Reason.STOP if stopped[i] else Reason.LENGTH)
+        self._report(flight.batch.rows)
+        for seq in self._drop_later:
+            self._drop(seq)
+        self._drop_later.clear()
+        self.seconds["retire"] += time.perf_counter() - began
+
+    def _report(self, rows: Int32) -> None:
+        """Notes for the next result those rows that come near their lease's end or filled blocks of their prompt."""
+        state, batcher, size = self.state, self.batcher, self.state.block_size
+        rows = rows[batcher.resident[rows]]
+        position, lease_end, asked = batcher.position[rows], batcher.lease_end[rows], state.asked[rows]
+        left = lease_end - position
+        # Asked once ahead of need, and once more when it stands still: the scheduler may have thought it too early.
+        near = (
+            (left <= self._ahead) & (lease_end < state.limit[rows]) & ((asked == NEVER) | ((left == 0) & (asked > 0)))
+        )
+        filled = (position // size > state.reported[rows] // size) & (position <= state.num_prompt[rows])
+        state.asked[rows[near]] = left[near]
+        for row in rows[near | filled].tolist():
+            written = max(int(batcher.position[row]), int(state.write_from[row]))
+            self.reporter.advance(state.at(row), written)
+
+    # -- what came of it
+
+    def take_result(self) -> Result | None:
+        """All news for the scheduler since the last call; None if there is none."""
+        batcher = self.batcher
+        waiting = np.maximum(batcher.length - batcher.position - 1, 0)[batcher.resident]
+        return self.reporter.take(
+            step=self.num_steps, prefill_waiting=int(waiting.sum()), step_seconds=self._step_seconds
+        )
+
+    def take_tokens(self) -> dict[str, list[Tokens]]:
+        """Tokens that were not sent yet, by gateway."""
+        return self.outbox.take()
+
+    def take_transfers(self) -> tuple[list[Transfer], list[int]]:
+        """Transfers to begin and transfers to abort, for the transfer service beside this worker."""
+        transfers, self._transfers = self._transfers, []
+        aborts, self._aborts = self._aborts, []
+        return transfers, aborts
+
+    def transferred(self, outcome: Transferred) -> None:
+        """The transfer service has ended a transfer, one way or the other."""
+        self.reporter.transferred(outcome)
