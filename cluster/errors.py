@@ -2,13 +2,17 @@
 
     QuireError
     |- InvalidRequest          a request that no retry can help: the field, what is wrong, what to change
-    |  `- NeverFits            it could never run here, however long it waited: needed against available
+    |  |- NeverFits            it could never run here, however long it waited: needed against available
+    |  |- Unsupported          it asks for something that Quire does not do
+    |  `- AlreadyExists        a request of that id is under way
     |- QueueFull               the bounded queue is full: try again after `retry_after_s`
     |- Unavailable             nobody can serve now (no worker, draining, scheduler away): try again
     |- DeadlineExceeded        the request's own deadline passed
     |- Aborted                 the client, an operator or a broken connection ended the request
     |- NotFound                no such request, model, worker or transfer
-    |- AccessDenied            no token, a wrong one, or one without this right
+    |- AccessDenied            a token without this right
+    |  `- NotAuthenticated     no token, or a wrong one
+    |- WorkFailed              a worker could not compute the request, through no fault of the client
     |- ConfigError             a setting or a command line that cannot be obeyed
     |- ModelError              a model folder that cannot be loaded or run
     |- TransferError           blocks that did not arrive whole; the source is kept
@@ -63,6 +67,18 @@ class NeverFits(InvalidRequest):
         return type(self), (self.field, self.needed, self.available, self.unit, self.remedy)
 
 
+class Unsupported(InvalidRequest):
+    """A request for something that Quire does not do, by the name of the field that asks for it."""
+
+    grpc_status = "UNIMPLEMENTED"
+
+
+class AlreadyExists(InvalidRequest):
+    """The tenant has a request of this id under way."""
+
+    grpc_status = "ALREADY_EXISTS"
+
+
 class QueueFull(QuireError):
     """The waiting queue is at its bound. `retry_after_s` is an estimate of when a place will be free."""
 
@@ -112,9 +128,21 @@ class NotFound(QuireError):
 
 
 class AccessDenied(QuireError):
-    """The caller showed no token, an unknown one, or one that may not do this."""
+    """The caller may not do this."""
 
     grpc_status = "PERMISSION_DENIED"
+
+
+class NotAuthenticated(AccessDenied):
+    """The caller showed no token, or one that is not known."""
+
+    grpc_status = "UNAUTHENTICATED"
+
+
+class WorkFailed(QuireError):
+    """A worker could not compute the request; its own words say why."""
+
+    grpc_status = "INTERNAL"
 
 
 class ConfigError(QuireError, ValueError):
