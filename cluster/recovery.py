@@ -142,6 +142,12 @@ class Recovery:
         request.gateway, request.route = adopt.gateway, adopt.route
         request.orphaned_until = None
         request.is_adopted = True
+        if request.refusal is not None:
+            code, detail = request.refusal
+            scheduler.tell(Refused(request.gateway, request.route, request.request_id, code, detail))
+            if request.state is State.ENDED:
+                scheduler.tell_done(request)
+            return
         scheduler.tell(Accepted(request.gateway, request.route, request.request_id, 0, "resumed"))
         for sequence in request.sequences:
             if sequence.seq and request.replica is not None:

@@ -215,7 +215,8 @@ class Scheduler:
         self.swapper.forget(request)
         request.state = State.ENDED
         self.forget(request)
-        if request.pin_until is None:
+        given_up = request.orphaned_until is not None and request.orphaned_until <= self.now
+        if request.pin_until is None and not given_up:
             self.unclosed[request.request_id] = request
         request.tenant.charge(0, request.block_seconds, self.settings.tokens_per_block_second)
         self.counters["cancelled" if request.is_cancelled else "finished"] += 1
@@ -309,8 +310,13 @@ class Scheduler:
 
     def _fail(self, request: Request, detail: str) -> None:
         self.counters["failed"] += 1
-        self.tell(Refused(request.gateway, request.route, request.request_id, "INTERNAL", detail))
-        self.abort(request, Reason.FAILED)
+        self._break_off(request, "INTERNAL", detail, Reason.FAILED)
+
+    def _break_off(self, request: Request, code: str, detail: str, reason: Reason) -> None:
+        """It ends before its time; who adopts it later is told the same."""
+        request.refusal = (code, detail)
+        self.tell(Refused(request.gateway, request.route, request.request_id, code, detail))
+        self.abort(request, reason)
 
     # -- pressure
 
@@ -391,8 +397,7 @@ class Scheduler:
         elif request.deadline is not None and request.deadline <= now and request.state is not State.ENDED:
             if not request.is_cancelled:
                 detail = "the deadline of the request has passed"
-                self.tell(Refused(request.gateway, request.route, request.request_id, "DEADLINE_EXCEEDED", detail))
-                self.abort(request, Reason.DROPPED)
+                self._break_off(request, "DEADLINE_EXCEEDED", detail, Reason.DROPPED)
         elif request.state is State.SEALING and request.seal_deadline <= now:
             self.recovery.ask_seal(request)
 

@@ -120,6 +120,7 @@ class Request:
         "prompt",
         "queue_seconds",
         "queued_at",
+        "refusal",
         "replica",
         "request_id",
         "reserved",
@@ -168,6 +169,8 @@ class Request:
         self.orphaned_until: float | None = None
         # A reroute may have come too late for its worker, so what ends is told from here as well.
         self.is_adopted = False
+        # Why it was broken off: the code and the detail of its Refused.
+        self.refusal: tuple[str, str] | None = None
         outputs: tuple[Ids, ...] = ()
         if isinstance(submit, Pin):
             self.pin_until = submit.until
