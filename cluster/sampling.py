@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 
 from cluster.errors import ConfigError, InvalidRequest
 from cluster.limits import MIN_TEMPERATURE
-from cluster.sampling_rules import check_against_model, check_values
+from cluster.sampling_rules import check_against_model, check_something_left, check_values
 
 T = TypeVar("T")
 
@@ -157,10 +157,12 @@ class SamplingParams:
         if self.seed is None:
             chosen["seed"] = seed
         try:
-            return replace(self, **chosen)  # type: ignore[arg-type]  # the dict holds each field under its own name
+            resolved = replace(self, **chosen)  # type: ignore[arg-type]  # each field under its own name
         except InvalidRequest as error:
             # The request itself has passed, so that the figure can only come from the model's own file.
             raise ConfigError(f"generation_config.json of the model: {error}") from error
+        check_something_left(resolved, vocab_size)
+        return resolved
 
 
 _NEUTRAL: Mapping[str, object] = {

@@ -78,12 +78,18 @@ def check_against_model(params: SamplingParams, vocab_size: int, max_model_len: 
         for token in ids:
             if token >= vocab_size:
                 raise _wrong(name, f"holds token id {token:,}", f"ids of this model are 0 to {vocab_size - 1:,}")
-    allowed = params.allowed_token_ids
+
+
+def check_something_left(params: SamplingParams, vocab_size: int) -> None:
+    """Raise `InvalidRequest` when resolved settings ban every token at once."""
     banned = {run[0] for run in params.bad_words_token_ids if len(run) == 1}
-    if allowed is not None and banned.issuperset(allowed):
-        raise _wrong("allowed_token_ids", f"all {len(allowed)} of them are banned as bad words", "leave at least one")
-    if len(banned) >= vocab_size:
-        raise _wrong("bad_words_token_ids", f"bans all {vocab_size:,} tokens", "leave at least one")
+    early = banned.union(params.stop_ids) if params.min_tokens else banned
+    allowed = range(vocab_size) if params.allowed_token_ids is None else params.allowed_token_ids
+    name = "bad_words_token_ids" if params.allowed_token_ids is None else "allowed_token_ids"
+    if all(token in banned for token in allowed):
+        raise _wrong(name, f"leaves none of {len(allowed):,} tokens that is not banned as a bad word", "leave one")
+    if all(token in early for token in allowed):
+        raise _wrong("min_tokens", "bans the end tokens, and nothing but those is allowed", "set min_tokens to 0")
 
 
 def _wrong(name: str, problem: str, remedy: str) -> InvalidRequest:

@@ -157,7 +157,7 @@ def count_from(order, cut):
 @njit(error_model="numpy", nogil=True, cache=True, fastmath={"reassoc", "nsz"})
 def mass_from(order, weights, cut):
     """Sum of the weights at or above the cut, and their number. The compiler may choose the order of the terms."""
-    mass = 0.0
+    mass = np.float64(0.0)
     count = I32(0)
     for i in range(order.size):
         above = order[i] >= cut

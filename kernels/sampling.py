@@ -40,8 +40,10 @@ class DrawSettings:
 
     def part(self, first: int, last: int) -> DrawSettings:
         """The settings of rows first to last - 1."""
-        fields = (self.temperature, self.top_k, self.top_p, self.min_p, self.keys)
-        return DrawSettings(*(values[first:last] for values in fields))
+        rows = slice(first, last)
+        return DrawSettings(
+            self.temperature[rows], self.top_k[rows], self.top_p[rows], self.min_p[rows], self.keys[rows]
+        )
 
 
 def draw(logits: torch.Tensor, settings: DrawSettings) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,54 @@
+"""Log-probabilities of tokens under the raw logits, before penalties, temperature and filters, as vLLM reports them.
+
+The sampler asks for those of drawn tokens, the step loop for those of a block of prompt tokens, beam search for the
+best of each row. All stay on the device until `messages` is called, which is when the step is retired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from cluster.messages import Logprobs
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Of `rows` tokens: their own log-probability, rank (1 is the likeliest), and the likeliest of their place."""
+
+    ids: torch.Tensor  # int64 [rows]
+    logprobs: torch.Tensor  # fp32 [rows]
+    ranks: torch.Tensor  # int64 [rows]
+    top_ids: torch.Tensor  # int64 [rows, top]
+    top_logprobs: torch.Tensor  # fp32 [rows, top]
+
+    def messages(self, num_top: Sequence[int]) -> list[Logprobs]:
+        """One message per row with so many top tokens each. Waits for the device."""
+        ids, own, ranks = self.ids.tolist(), self.logprobs.tolist(), self.ranks.tolist()
+        top_ids, top = self.top_ids.tolist(), self.top_logprobs.tolist()
+        return [
+            Logprobs(ids[i], own[i], ranks[i], tuple(zip(top_ids[i][:wanted], top[i][:wanted], strict=True)))
+            for i, wanted in enumerate(num_top)
+        ]
+
+
+def token_logprobs(logits: torch.Tensor, ids: torch.Tensor, num_top: int) -> TokenLogprobs:
+    """Of token `ids[i]` under `logits[i]`, and of the `num_top` likeliest there. logits: [rows, vocabulary].
+
+    For a block of prompt tokens, `ids` are the tokens that follow: the logits of position i judge token i + 1.
+    """
+    values = logits.float()
+    norm = values.logsumexp(-1, keepdim=True)
+    own = values.gather(1, ids[:, None])
+    ranks = (values > own).sum(-1) + 1
+    best, best_ids = values.topk(min(num_top, values.shape[1]), dim=-1)
+    return TokenLogprobs(ids, (own - norm)[:, 0], ranks, best_ids, best - norm)
+
+
+def topk_logprobs(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `k` likeliest tokens of each row, best first: log-probabilities fp32 and ids int64, both [rows, k]."""
+    values = logits.float()
+    best, ids = values.topk(k, dim=-1)
+    return best - values.logsumexp(-1, keepdim=True), ids
