@@ -45,10 +45,12 @@ class Client:
     end_one_in: int
     received: list[list[int]] = field(default_factory=list)
     reasons: list[Reason] = field(default_factory=list)
+    gateway: str = ""  # the one that it is connected to
     outcome: str = ""
     detail: str = ""
     accepted: bool = False
     num_resumes: int = 0
+    num_repeats: int = 0  # resumes that found nothing, so that it was asked anew
     last_token_at: float = 0.0
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from cluster.messages import (
     Result,
     Seal,
 )
-from cluster.sim.world import World
+from cluster.sim.world import World, WorldShape, node_name
 
 WANTED = (
     "swap",
@@ -38,8 +38,10 @@ WANTED = (
 class Coverage:
     """Counts of one history."""
 
-    def __init__(self) -> None:
+    def __init__(self, shape: WorldShape) -> None:
         self.counts: Counter[str] = Counter()
+        self._ways: dict[int, str] = {}
+        self._node_of = {f"w{number}": worker.node for number, worker in enumerate(shape.workers)}
 
     def look(self, events: list[Event], orders: list[Order]) -> None:
         counts = self.counts
@@ -66,6 +68,8 @@ class Coverage:
         for transferred in result.transferred:
             if not transferred.ok:
                 self.counts["transfer abort"] += 1
+            else:
+                self.counts[self._ways.get(transferred.transfer, "transfer")] += 1
 
     def _plan(self, plan: Plan) -> None:
         counts = self.counts
@@ -78,6 +82,8 @@ class Coverage:
                 counts["full-prompt hit"] += 1
             elif start.position:
                 counts["prefix hit"] += 1
+        for transfer in plan.transfers:
+            self._ways[transfer.transfer] = self._way(plan.replica, transfer.peer)
         if plan.copies:
             counts["copy"] += 1
         if plan.revokes:
@@ -85,13 +91,19 @@ class Coverage:
         if plan.reroutes:
             counts["reroute"] += 1
 
+    def _way(self, replica: str, peer: str) -> str:
+        if peer.startswith("w"):
+            return "migrate"
+        number = int(peer[1:])
+        return "swap" if self._node_of[replica] == node_name(number) else "remote swap"
+
     def met(self, world: World) -> Counter[str]:
         """All counts, those of the scheduler and of stale messages included."""
         counts = self.counts
         scheduler = world.shell.scheduler
         counts["recompute"] = scheduler.counters["preempted recompute"]
         counts["wait on a prefix"] = scheduler.counters["parked on a prefix"]
-        counts["stale epoch"] = scheduler.counters["stale results"] + sum(
+        counts["stale epoch"] = world.num_stale + sum(
             process.num_stale for process in (*world.workers.values(), *world.gateways.values())
         )
         counts["broken streams"] = world.network.num_breaks

@@ -36,6 +36,9 @@ KINDS: dict[str, int] = {
     "stop gateway": 2,
     "cut gateway": 2,
     "stop scheduler": 2,
+    "kill host pool": 3,
+    "fail transfers": 3,
+    "corrupt transfers": 2,
     "drain": 3,
     "clock jump": 1,
 }
@@ -52,7 +55,7 @@ def draw_faults(random: Random, shape: WorldShape, span_s: float) -> tuple[Fault
     return tuple(sorted(faults, key=lambda fault: fault.at))
 
 
-def strike(world: World, fault: Fault, come_back: Callable[[Client], None]) -> None:
+def strike(world: World, fault: Fault, clients: list[Client], come_back: Callable[[Client], None]) -> None:
     """Does it, now. `come_back` is what clients of a dead gateway do."""
     worker = fault.target % len(world.workers)
     gateway = fault.target % len(world.gateways)
@@ -65,10 +68,13 @@ def strike(world: World, fault: Fault, come_back: Callable[[Client], None]) -> N
         "break token streams": lambda: world.break_token_streams(worker),
         "cut node": lambda: world.cut_node(node, fault.seconds),
         "kill node": lambda: world.kill_node(node),
-        "kill gateway": lambda: world.kill_gateway(gateway, come_back),
+        "kill gateway": lambda: world.kill_gateway(gateway, clients, come_back),
         "stop gateway": lambda: world.stop_gateway(gateway, min(fault.seconds, 0.4)),
         "cut gateway": lambda: world.cut_gateway(gateway, min(fault.seconds, 0.4)),
         "stop scheduler": lambda: world.stop_scheduler(min(fault.seconds, 0.4)),
+        "kill host pool": lambda: world.kill_pool(node),
+        "fail transfers": lambda: world.spoil_transfers(worker, fail=2, corrupt=0),
+        "corrupt transfers": lambda: world.spoil_transfers(worker, fail=0, corrupt=2),
         "drain": lambda: _drain(world, worker, fault.seconds),
         "clock jump": lambda: world.jump(fault.seconds),
     }

@@ -69,7 +69,8 @@ class SimGateway(Process):
         self.open: dict[int, Open] = {}
         self._block_size = block_size
         self._key = key
-        self._num_routes = 0
+        # Routes of an earlier life of this gateway must mean nobody: tokens for them may still be under way.
+        self._num_routes = life << 32
         self._take: dict[type, Callable[..., None]] = {
             Accepted: self._on_accepted,
             Started: lambda order: None,
@@ -130,7 +131,9 @@ class SimGateway(Process):
 
     def _on_tokens(self, tokens: Tokens) -> None:
         request = self.open.get(tokens.route)
-        if request is None or tokens.attempt <= request.sealed or request.finished[tokens.index] is not Reason.NONE:
+        if request is None or request.finished[tokens.index] is not Reason.NONE:
+            return  # it is over here
+        if tokens.attempt <= request.sealed:
             self.num_stale += 1
             return
         log, index = request.outputs[tokens.index], tokens.index
@@ -175,6 +178,7 @@ class SimGateway(Process):
             return
         if refused.code == "NOT_FOUND" and request.client.num_resumes:
             # The cluster knows the request no more: it is asked again, whole.
+            request.client.num_repeats += 1
             self.submit(request.client)
             return
         request.client.outcome = f"refused {refused.code}"
@@ -183,7 +187,6 @@ class SimGateway(Process):
     def _on_seal(self, seal: Seal) -> None:
         request = self.open.get(seal.route)
         if request is None:
-            self.num_stale += 1
             return
         request.sealed = max(request.sealed, seal.attempt)
         outputs = tuple(ids(log) for log in request.outputs)

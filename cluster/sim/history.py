@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from cluster.messages import Event, Order
 from cluster.scheduler import Scheduler
-from cluster.sim.client import Client
+from cluster.sim.client import Client, Violation
 from cluster.sim.coverage import Coverage
 from cluster.sim.faults import Fault, strike
 from cluster.sim.judge import Judge
@@ -22,6 +22,8 @@ from cluster.sim.world import World
 
 LIMIT_S = 60.0
 """Virtual seconds behind the last arrival and fault in which everything must have ended."""
+
+MAX_CLOCK_EVENTS = 200_000
 
 
 @dataclass(slots=True)
@@ -43,7 +45,7 @@ class History:
         self.scenario = scenario
         self.story = story
         self.judge = Judge(scenario.full_check)
-        self.coverage = Coverage()
+        self.coverage = Coverage(scenario.world)
         self.world = World(scenario.world, f"{scenario.seed}", self._look)
         end_one_in = scenario.world.workers[0].end_one_in
         self.clients = [Client(ask, end_one_in) for ask in scenario.asks]
@@ -75,7 +77,7 @@ class History:
     def _strike(self, fault: Fault) -> None:
         if self.story is not None:
             self.story.note(self.world.clock.now, str(fault))
-        strike(self.world, fault, self._come_back)
+        strike(self.world, fault, self.clients, self._come_back)
 
     def _look(self, scheduler: Scheduler, events: list[Event], orders: list[Order]) -> None:
         if self.story is not None:
@@ -86,12 +88,14 @@ class History:
     def _is_over(self) -> bool:
         """Nothing can happen any more that the judge would want to see."""
         world = self.world
+        if world.clock.num_events > MAX_CLOCK_EVENTS:
+            raise Violation(f"more than {MAX_CLOCK_EVENTS:,} things happened: somebody goes round in circles")
         if world.clock.now < self._last_s or any(not client.outcome for client in self.clients):
             return False
         scheduler = world.shell.scheduler
         return not (
             scheduler.requests
-            or scheduler._unclosed
+            or scheduler.unclosed
             or any(gateway.open for gateway in world.gateways.values())
             or any(worker.residents or worker.transfers.under_way for worker in world.workers.values())
         )
@@ -101,10 +105,11 @@ class History:
 
     def _arrive(self, client: Client) -> None:
         gateways = self._gateways()
-        if not gateways:
+        if not gateways or not self.world.serves:
             self.world.clock.after(0.1, self._arrive, client)
             return
         gateway = self.world.gateways[gateways[client.ask.gateway % len(gateways)]]
+        client.gateway = gateway.name
         gateway.run(gateway.submit, client)
 
     def _come_back(self, client: Client) -> None:
@@ -113,4 +118,5 @@ class History:
             self.world.clock.after(0.1, self._come_back, client)
             return
         gateway = self.world.gateways[gateways[client.ask.seed % len(gateways)]]
+        client.gateway = gateway.name
         gateway.run(gateway.resume, client)

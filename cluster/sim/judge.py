@@ -76,6 +76,8 @@ class Judge:
         return False
 
     def _judge_scheduler(self, scheduler: Scheduler) -> None:
+        if scheduler.unclosed:
+            raise Violation(f"ended requests are kept: {list(scheduler.unclosed)}")
         if scheduler.requests:
             raise Violation(f"requests are left: {list(scheduler.requests.values())}")
         waiting = scheduler.admission.waiting()
@@ -83,7 +85,9 @@ class Judge:
             raise Violation(f"requests wait: {waiting}")
         if len(scheduler.rows):
             raise Violation(f"{len(scheduler.rows)} sequences hold rows")
-        for replica in scheduler.replicas.values():
+        if scheduler.swapper.transfers:
+            raise Violation(f"transfers are left: {scheduler.swapper.transfers}")
+        for replica in (*scheduler.replicas.values(), *scheduler.swapper.pools.values()):
             counts = replica.ledger.counts()
             if counts.held or counts.moving or counts.quarantined:
                 raise Violation(f"{replica.name}: at the end {counts}")
@@ -96,4 +100,5 @@ def _where(world: World, client: Client) -> str:
     if request is None:
         return f"the scheduler does not know it; got {[len(mine) for mine in client.received]} tokens"
     pools = ", ".join(f"{replica.name} {replica.ledger.counts()}" for replica in scheduler.replicas.values())
-    return f"{request}, {request.reason_waiting or 'no reason'}, on {request.replica and request.replica.name}; {pools}"
+    why = "" if request.replica is not None else scheduler.admission.why_waiting(request)
+    return f"{request} {why} on {request.replica and request.replica.name}; {pools}"

@@ -22,6 +22,7 @@ class Running:
         "hashed",
         "hasher",
         "index",
+        "last_position",
         "lease_end",
         "lease_told",
         "max_tokens",
@@ -56,6 +57,7 @@ class Running:
         self.num_known = len(self.tokens)  # what the Start said; the rest was drawn here
         self.max_tokens = start.sampling.max_tokens or 1
         self.position = start.num_prompt if fork else start.position
+        self.last_position = 1 << 30  # what it may count as written, once its last token is drawn
         self.table = list(fork.table if fork else start.table)
         self.lease_end = fork.lease_end if fork else start.lease_end
         self.reason = Reason.NONE

@@ -31,7 +31,7 @@ class WorkerStream:
         name = f"{worker.name}.{worker.incarnation}-{self.shell.epoch}"
         self.link = world.network.connect(name, (Side(self.shell, self._take_up), Side(worker, self._take_down)))
         self._has_met = False
-        self._has_joined = False
+        self.has_joined = False
         self.link.send(DOWN, 0, self.shell.epoch)
 
     def plan(self, plan: Plan) -> None:
@@ -52,10 +52,11 @@ class WorkerStream:
 
     def _take_up(self, number: int, message: Result | ReplicaJoined | ReplicaState) -> None:
         if isinstance(message, Result):
+            self._world.count_stale(message)
             if self.shell.take_result(message):
                 self.link.acknowledge(DOWN, message.plan)
-        elif not self._has_joined:
-            self._has_joined = True
+        elif not self.has_joined:
+            self.has_joined = True
             self.link.acknowledge(UP, 0)
             self.shell.take(message)
 

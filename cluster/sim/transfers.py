@@ -79,6 +79,8 @@ class Transfers:
         self._roads = roads
         self._on_settled = on_settled
         self.faults = Faults()
+        # Declared lost while it cannot be reached: pools of other nodes refuse it.
+        self.is_fenced = False
         self.under_way: dict[int, Moving] = {}
 
     def begin(self, order: Transfer) -> None:
@@ -101,7 +103,7 @@ class Transfers:
 
     def _peer(self, order: Transfer) -> Pool | None:
         peer = self._roads.pool(order.peer)
-        if peer is None or not peer.alive or peer.incarnation != order.peer_incarnation:
+        if self.is_fenced or peer is None or not peer.alive or peer.incarnation != order.peer_incarnation:
             return None
         return peer
 

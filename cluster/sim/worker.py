@@ -153,11 +153,11 @@ class SimWorker(Process):
     # -- plans
 
     def take_plan(self, plan: Plan) -> None:
-        if plan.incarnation != self.incarnation or plan.epoch != self.epoch or plan.number <= self._plan:
+        if plan.incarnation != self.incarnation or plan.epoch != self.epoch:
             self.num_stale += 1
             return
         if plan.number != self._plan + 1:
-            return
+            return  # seen before, or behind a gap
         self._plan = plan.number
         self._ahead = plan.ahead
         for transfer in plan.aborts:
@@ -286,7 +286,7 @@ class SimWorker(Process):
             running = part.running
             running.num_in_flight -= 1
             self.blocks.write(part.table, part.start, running.tokens[part.start : part.start + part.count])
-            running.position = max(running.position, part.start + part.count)
+            running.position = min(max(running.position, part.start + part.count), running.last_position)
             for fork in part.forks:
                 self._begin_fork(part, fork, sent)
             if part.draws:
@@ -326,6 +326,8 @@ class SimWorker(Process):
             if running.reason is Reason.NONE:
                 self.batcher.remove(running.row)
             running.reason = reason
+            # A step under way may write one slot more, of a token that never existed.
+            running.last_position = last
         sent.setdefault(running.gateway, []).append(self._tokens(running, num_outputs - 1, ids((token,)), reason))
 
     def _advance(self, running: Running, part: Part | None) -> None:

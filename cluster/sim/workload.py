@@ -19,6 +19,10 @@ from cluster.sim.worker import WorkerShape
 from cluster.sim.world import WorldShape, node_name
 
 
+NUM_ASKS = (30, 50)
+"""Requests of a history, at least and at most: enough for several hundred events at the scheduler."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """Everything that a history needs to run, again and again in the same way."""
@@ -60,7 +64,7 @@ def _draw_world(random: Random, with_faults: bool) -> WorldShape:
         )
         for number in range(num_workers)
     )
-    host_blocks = tuple(0 * random.choice((0, tokens // block_size, 2 * tokens // block_size)) for _ in range(num_nodes))
+    host_blocks = tuple(random.choice((0, tokens // block_size, 2 * tokens // block_size)) for _ in range(num_nodes))
     return WorldShape(
         workers=workers,
         host_blocks=host_blocks,
@@ -84,7 +88,7 @@ def _draw_settings(random: Random, block_size: int) -> SchedulerSettings:
         pressure=random.choice((0.0, 0.05, 0.2)),
         max_queue=1000,
         seal_timeout_s=0.5,
-        orphan_grace_s=1.5,
+        orphan_grace_s=3.0,
         tenant_weights={"t0": 2.0},
     )
 
@@ -113,7 +117,7 @@ def _draw_asks(random: Random, world: WorldShape) -> tuple[Ask, ...]:
     rate = random.choice((8.0, 20.0, 60.0))
     asks = []
     now = 0.02
-    for number in range(random.randint(10, 22)):
+    for number in range(random.randint(*NUM_ASKS)):
         now += gap(random, rate, random.choice((1.0, trace.cv)))
         prompt: tuple[int, ...] = ()
         if random.random() < 0.6:

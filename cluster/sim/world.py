@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from cluster.messages import Event, GatewayLost, HostPoolLost, Order, Plan, ReplicaLost, Result, Tokens
+from cluster.messages import Event, GatewayLost, HostPoolLost, HostPoolSettled, Order, Plan, ReplicaLost, Result, Tokens, Transfer
 from cluster.scheduler import Scheduler
 from cluster.settings import SchedulerSettings
 from cluster.sim.client import Client
@@ -64,6 +64,8 @@ class World:
         self.token_streams: dict[tuple[str, str], TokenStream] = {}
         self.cut_nodes: set[str] = set()
         self.lost: set[str] = set()  # declared lost while cut off; to be killed when reached
+        # Transfers that were ordered of a life of a replica, and the pool that each was to touch.
+        self._ordered: dict[tuple[str, int], list[Transfer]] = {}
         self._incarnations: dict[str, int] = {}
         self.num_stale = 0
         self.shell = SimShell(1, shape.settings, self.clock, self.hand_out, look)
@@ -111,6 +113,16 @@ class World:
         if self.shell.alive:
             self.front_streams[name] = FrontStream(self, gateway, is_new=True)
 
+    def count_stale(self, result: Result) -> None:
+        """A result of a replica's earlier life, or for a scheduler that is no more; the scheduler must refuse it."""
+        if result.epoch != self.shell.epoch or result.incarnation != self.workers[result.replica].incarnation:
+            self.num_stale += 1
+
+    @property
+    def serves(self) -> bool:
+        """A gateway takes requests once it was told that its model is served."""
+        return any(stream.has_joined for stream in self.worker_streams.values())
+
     # -- who reaches whom
 
     def pool(self, name: str) -> Pool | None:
@@ -140,6 +152,8 @@ class World:
 
     def hand_out(self, order: Order) -> None:
         if isinstance(order, Plan):
+            if order.transfers:
+                self._ordered.setdefault((order.replica, order.incarnation), []).extend(order.transfers)
             stream = self.worker_streams.get(order.replica)
             if stream is not None and stream.worker.incarnation == order.incarnation:
                 stream.plan(order)
@@ -160,10 +174,16 @@ class World:
             return
         worker.die()
         self._close_streams(worker.name)
-        self.clock.after(
-            self.shape.detect_s, self.notify, ReplicaLost(worker.name, worker.incarnation, "its process died")
-        )
+        self.clock.after(self.shape.detect_s, self._lose_worker, worker, "its process died")
         self.clock.after(self.shape.restart_s, self._restart_worker, number, worker)
+
+    def _lose_worker(self, worker: SimWorker, detail: str) -> None:
+        """The scheduler is told; the pools refuse the lost life from now on, and say so of each of its transfers."""
+        self.notify(ReplicaLost(worker.name, worker.incarnation, detail))
+        for transfer in self._ordered.pop((worker.name, worker.incarnation), ()):
+            if transfer.peer in self.pools:
+                settled = HostPoolSettled(transfer.peer, transfer.peer_incarnation, transfer.transfer)
+                self.clock.after(0.02, self.notify, settled)
 
     def _restart_worker(self, number: int, dead: SimWorker) -> None:
         if self.workers[dead.name] is dead:
@@ -177,16 +197,16 @@ class World:
                 stream.link.close()
 
     def kill_pool(self, number: int) -> None:
-        pool = self.pools[f"h{number}"]
-        if not pool.alive:
+        pool = self.pools.get(f"h{number}")
+        if pool is None or not pool.alive:
             return
         pool.die()
         lost = HostPoolLost(pool.name, pool.incarnation, "its process died")
         self.clock.after(self.shape.detect_s, self.notify, lost)
         self.clock.after(self.shape.restart_s, self.start_pool, number)
 
-    def kill_gateway(self, number: int, come_back: Callable[[Client], None]) -> None:
-        """Its clients with a grace come back by `come_back`; the others are left with what they have."""
+    def kill_gateway(self, number: int, clients: list[Client], come_back: Callable[[Client], None]) -> None:
+        """Those of its clients that resume come back by `come_back`; the others are left with what they have."""
         gateway = self.gateways[f"g{number}"]
         if not gateway.alive:
             return
@@ -196,10 +216,10 @@ class World:
             self.front_streams[gateway.name].link.close()
         self.clock.after(self.shape.detect_s, self.notify, GatewayLost(gateway.name))
         self.clock.after(self.shape.restart_s, self.start_gateway, gateway.name)
-        for request in gateway.open.values():
-            client = request.client
-            if client.outcome:
+        for client in clients:
+            if client.gateway != gateway.name or client.outcome:
                 continue
+            client.gateway = ""
             if client.ask.resumes:
                 self.clock.after(0.1 + 0.4 * self.random.random(), come_back, client)
             else:
@@ -232,8 +252,7 @@ class World:
         for index, shape in enumerate(self.shape.workers):
             if shape.node == node:
                 self.kill_worker(index)
-        if f"h{number}" in self.pools:
-            self.kill_pool(number)
+        self.kill_pool(number)
 
     # -- silence
 
@@ -294,7 +313,8 @@ class World:
             worker = self.workers[f"w{index}"]
             if worker.alive and worker.name not in self.lost:
                 self.lost.add(worker.name)
-                self.notify(ReplicaLost(worker.name, worker.incarnation, "its node is cut off"))
+                worker.transfers.is_fenced = True
+                self._lose_worker(worker, "its node is cut off")
         pool = self.pools.get(f"h{number}")
         if pool is not None and pool.alive and pool.name not in self.lost:
             self.lost.add(pool.name)
@@ -341,3 +361,9 @@ class World:
     def jump(self, seconds: float) -> None:
         """The scheduler's clock leaps ahead, as it does where a machine was suspended."""
         self.shell.clock_ahead_s += seconds
+
+    def spoil_transfers(self, number: int, fail: int, corrupt: int) -> None:
+        """The next transfers of a worker break half-way, or carry a chunk whose checksum is wrong."""
+        faults = self.workers[f"w{number}"].transfers.faults
+        faults.fail_next += fail
+        faults.corrupt_next += corrupt
