@@ -1,0 +1,126 @@
+"""Who may speak to a transfer service: one secret for the cluster's pools, and TLS both ways where it is set up.
+
+The secret travels as a bearer token of each call, so a port without TLS belongs on a network that one trusts. Servers,
+clients and data sockets take what they need from `TransferSecurity`; nothing here reads the environment.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from cluster.errors import ConfigError
+
+MAX_MESSAGE_BYTES = 64 << 20
+_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # Two servers must never share a port and take each other's calls.
+    ("grpc.so_reuseport", 0),
+    # A connection that died without a word is noticed.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+_METADATA = "authorization"
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files of this process and of the authority that signed its peers. `name` is what peers' certificates say."""
+
+    certificate: Path
+    key: Path
+    authority: Path
+    name: str = "quire"
+
+
+@dataclass(frozen=True, slots=True)
+class TransferSecurity:
+    secret: str
+    tls: TlsFiles | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.secret) < 16:
+            raise ConfigError(f"the transfer secret has {len(self.secret)} characters; give at least 16")
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What every call carries."""
+        return ((_METADATA, f"Bearer {self.secret}"),)
+
+    def accepts(self, secret: str) -> bool:
+        return hmac.compare_digest(secret.encode(), self.secret.encode())
+
+    def channel(self, address: str) -> grpc.Channel:
+        if self.tls is None:
+            return grpc.insecure_channel(address, options=_OPTIONS)
+        authority, key, certificate = (
+            path.read_bytes() for path in (self.tls.authority, self.tls.key, self.tls.certificate)
+        )
+        credentials = grpc.ssl_channel_credentials(authority, key, certificate)
+        options = [*_OPTIONS, ("grpc.ssl_target_name_override", self.tls.name)]
+        return grpc.secure_channel(address, credentials, options=options)
+
+    def serve(self, server: grpc.Server, address: str) -> int:
+        """Adds the port to `server`; returns its number."""
+        try:
+            if self.tls is None:
+                return server.add_insecure_port(address)
+            authority, key, certificate = (
+                path.read_bytes() for path in (self.tls.authority, self.tls.key, self.tls.certificate)
+            )
+            credentials = grpc.ssl_server_credentials([(key, certificate)], authority, require_client_auth=True)
+            return server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise ConfigError(f"the transfer service cannot listen on {address}: {error}") from error
+
+    def server_options(self) -> list[tuple[str, int]]:
+        return list(_OPTIONS)
+
+    def interceptor(self) -> grpc.ServerInterceptor[Any, Any]:
+        return _Guard(self)
+
+    def client_context(self) -> ssl.SSLContext | None:
+        """For the data socket, the end that connects; None: no TLS."""
+        if self.tls is None:
+            return None
+        context = ssl.create_default_context(cafile=str(self.tls.authority))
+        context.load_cert_chain(self.tls.certificate, self.tls.key)
+        return context
+
+    def server_context(self) -> ssl.SSLContext | None:
+        if self.tls is None:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(self.tls.authority))
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_cert_chain(self.tls.certificate, self.tls.key)
+        return context
+
+
+class _Guard(grpc.ServerInterceptor[Any, Any]):
+    """Refuses calls without the secret before they reach the service."""
+
+    def __init__(self, security: TransferSecurity) -> None:
+        self._security = security
+
+        def refuse(request: object, context: grpc.ServicerContext) -> None:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "this port takes calls of the cluster's own pools only")
+
+        self._refuse_unary = grpc.unary_unary_rpc_method_handler(refuse)
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        given = dict(handler_call_details.invocation_metadata).get(_METADATA, "")
+        text = given if isinstance(given, str) else given.decode(errors="replace")
+        if self._security.accepts(text.removeprefix("Bearer ")):
+            return continuation(handler_call_details)
+        return self._refuse_unary
