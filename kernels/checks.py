@@ -24,16 +24,17 @@ def expect(
     device: torch.device,
 ) -> None:
     """Raises unless `tensor` has this shape (None: any), dtype and device, and a dense last dimension."""
-    if tensor.dim() != len(shape) or any(
-        want not in (None, got) for want, got in zip(shape, tensor.shape, strict=True)
+    found = tensor.shape
+    if found != shape and (
+        len(found) != len(shape) or any(want not in (None, got) for want, got in zip(shape, found, strict=True))
     ):
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"{name} must have shape [{wanted}], got {list(tensor.shape)}")
+        raise ValueError(f"{name} must have shape [{wanted}], got {list(found)}")
     if tensor.dtype not in dtypes:
         raise ValueError(f"{name} must be {' or '.join(str(dtype) for dtype in dtypes)}, got {tensor.dtype}")
-    if tensor.device.type != device.type:
+    if tensor.device != device and tensor.device.type != device.type:
         raise ValueError(f"{name} must be on {device.type}, got {tensor.device}")
-    if tensor.dim() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+    if found and found[-1] > 1 and tensor.stride(-1) != 1:
         raise ValueError(f"{name} must be dense in its last dimension, got strides {tensor.stride()}")
 
 
@@ -48,15 +49,15 @@ def check_attention(
     out: torch.Tensor | None,
     lse: torch.Tensor | None,
 ) -> None:
-    """The arguments of `Backend.attention`."""
-    device, tokens = q.device, batch.num_tokens
-    expect("q", q, (tokens, None, cache.head_dim), FLOATS, device)
-    heads = q.shape[1]
-    if cache.head_dim > MAX_HEAD_DIM or cache.value_dim > MAX_HEAD_DIM:
-        raise ValueError(f"head sizes go up to {MAX_HEAD_DIM}, got {cache.head_dim} and {cache.value_dim}")
+    """The arguments of `Backend.attention`; of the batch only if no `prepare` has checked it."""
+    device, tokens, head_dim, value_dim = q.device, batch.num_tokens, cache.head_dim, cache.value_dim
+    heads = q.shape[1] if q.dim() == 3 else 0
+    expect("q", q, (tokens, heads, head_dim), FLOATS, device)
+    if head_dim > MAX_HEAD_DIM or value_dim > MAX_HEAD_DIM:
+        raise ValueError(f"head sizes go up to {MAX_HEAD_DIM}, got {head_dim} and {value_dim}")
     if heads == 0 or heads % cache.num_kv_heads:
         raise ValueError(f"q's {heads} heads cannot be shared out over {cache.num_kv_heads} key/value heads")
-    if cache.k.device.type != device.type or cache.v.device.type != device.type:
+    if cache.k.device != device and cache.k.device.type != device.type:
         raise ValueError(f"q is on {device}, the cache on {cache.k.device}")
     if window < 0:
         raise ValueError(f"window must be 0 (none) or a number of keys, got {window}")
@@ -65,10 +66,11 @@ def check_attention(
     if sinks is not None:
         expect("sinks", sinks, (heads,), FLOATS, device)
     if out is not None:
-        expect("out", out, (tokens, heads, cache.value_dim), (q.dtype,), device)
+        expect("out", out, (tokens, heads, value_dim), (q.dtype,), device)
     if lse is not None:
         expect("lse", lse, (tokens, heads), (torch.float32,), device)
-    check_batch(batch, device)
+    if batch.tasks is None:
+        check_batch(batch, device)
 
 
 def check_batch(batch: AttentionBatch, device: torch.device) -> None:

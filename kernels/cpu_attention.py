@@ -212,7 +212,9 @@ class AttentionEmitter:
         keys = Blocks(code, task.keys.base, task.keys.stride_bytes, task.keys.table.at(block))
         values = Blocks(code, task.values.base, task.values.stride_bytes, task.values.table.at(block))
         query = self.query.of(BF16 if head.pair_products else F32).at(row * head.head_dim)
-        score_panel(head, panel, query, self.scores, keys, num_slots, stride=stride, prefetch=ahead)
+        score_panel(
+            head, panel, query, self.scores, keys, num_slots, stride=stride, afterwards=values if ahead else None
+        )
         with code.range(0, panel) as number:
             at = row + number
             position = task.position + (at // head.group).minimum(task.tokens - 1)
@@ -220,8 +222,12 @@ class AttentionEmitter:
         weights, weight_stride = self.scores, stride
         if head.pair_products:
             weights, weight_stride = self.scores.of(BF16), 2 * stride
+        # The next task of this thread is mostly the next head of the same blocks.
+        following = keys.moved(head.head_dim * head.block_size) if ahead else None
         sums = self.sums.at(row * value_stride(head))
-        value_panel(head, panel, weights, sums, self.rescale, values, num_slots, stride=weight_stride)
+        value_panel(
+            head, panel, weights, sums, self.rescale, values, num_slots, stride=weight_stride, afterwards=following
+        )
 
     def _softmax(self, scores: Pointer, row: Value, number: Value, position: Value, num_slots: Value) -> None:
         """Turns one row's scores into weights, in place, and keeps its running top and total.

@@ -66,6 +66,8 @@ class CpuBackend:
         self.target = target or host()
         self._debug = debug
         self._attend, self._write, self._copy = Call(ARGUMENTS), Call(WRITE_ARGUMENTS), Call(COPY_ARGUMENTS)
+        # A lookup by plain values each call; the kernels themselves are shared by all backends of the process.
+        self._kernels: dict[tuple[object, ...], tuple[AttentionShape, Kernel]] = {}
         self._scratch = torch.zeros(0)
         self._partials = torch.zeros(0)
 
@@ -75,6 +77,7 @@ class CpuBackend:
     def prepare(
         self, batch: AttentionBatch, *, num_heads: int, num_kv_heads: int, head_dim: int, block_size: int
     ) -> AttentionBatch:
+        checks.check_batch(batch, self.device)
         group = num_heads // num_kv_heads
         batch.tasks = cpu_plan.build(batch, group=group, num_kv_heads=num_kv_heads, block_size=block_size)
         return batch
@@ -95,7 +98,7 @@ class CpuBackend:
         checks.check_attention(q, cache, batch, window=window, softcap=softcap, sinks=sinks, out=out, lse=lse)
         if self._debug:
             checks.check_batch_bounds(batch, cache)
-        shape = self._shape(q, cache)
+        shape, kernel = self._kernel_for(q, cache)
         plan = self._plan(batch, shape, cache)
         if out is None:
             out = torch.empty((*q.shape[:2], cache.value_dim), dtype=q.dtype)
@@ -107,7 +110,7 @@ class CpuBackend:
         self._attend.set(
             num_items=len(plan.items), items=plan.items.ctypes.data, tasks_at_once=1, num_kv_heads=plan.num_kv_heads
         )
-        self._attend.run(attention_kernel(shape), threads)
+        self._attend.run(kernel, threads)
         if len(plan.merges):
             self._attend.set(num_items=len(plan.merges), items=plan.merges.ctypes.data)
             self._attend.run(merge_kernel(shape), min(threads, len(plan.merges) * plan.num_kv_heads))
@@ -185,18 +188,18 @@ class CpuBackend:
             write_kernel(write, self.target)
         copy_kernel(self.target)
 
-    def _shape(self, q: torch.Tensor, cache: LayerCache) -> AttentionShape:
-        self._check_order(cache)
-        return _attention_shape(
-            cache.k.dtype,
-            q.dtype,
-            cache.keys == "pairs",
-            cache.block_size,
-            cache.head_dim,
-            cache.value_dim,
-            q.shape[1] // cache.num_kv_heads,
-            self.target,
-        )
+    def _kernel_for(self, q: torch.Tensor, cache: LayerCache) -> tuple[AttentionShape, Kernel]:
+        group = q.shape[1] // cache.num_kv_heads
+        key = (q.dtype, cache.k.dtype, cache.keys, cache.block_size, cache.head_dim, cache.value_dim, group)
+        found = self._kernels.get(key)
+        if found is None:
+            self._check_order(cache)
+            kinds = KINDS[cache.k.dtype], KINDS[q.dtype]
+            pairs = cache.keys == "pairs"
+            head = HeadShape(*kinds, pairs, cache.block_size, cache.head_dim, cache.value_dim, group, self.target)
+            shape = AttentionShape(head)
+            found = self._kernels[key] = shape, attention_kernel(shape)
+        return found
 
     def _check_order(self, cache: LayerCache) -> None:
         pairs = cache.keys == "pairs" and cache.k.dtype == torch.bfloat16
@@ -266,18 +269,3 @@ class CpuBackend:
 
     def _threads_for(self, size_bytes: int) -> int:
         return max(1, min(torch.get_num_threads(), size_bytes // MIN_BYTES_PER_THREAD))
-
-
-@lru_cache(maxsize=256)
-def _attention_shape(
-    cache: torch.dtype,
-    query: torch.dtype,
-    pairs: bool,
-    block_size: int,
-    head_dim: int,
-    value_dim: int,
-    group: int,
-    target: Target,
-) -> AttentionShape:
-    head = HeadShape(KINDS[cache], KINDS[query], pairs, block_size, head_dim, value_dim, group, target)
-    return AttentionShape(head)

@@ -63,9 +63,11 @@ class Call:
         words = _FIRST + len(names.offsets)
         memory = np.zeros(words + 8, dtype=np.int64)
         skip = (-memory.ctypes.data % 64) // 8
-        self._words = memory[skip : skip + words]
-        self._floats = self._words.view(np.float32)
-        self.address = int(self._words.ctypes.data)
+        aligned = memory[skip : skip + words]
+        self.address = int(aligned.ctypes.data)
+        # Single items of a memoryview are set in half the time that an array's take.
+        self._words: memoryview[int] = aligned.data
+        self._floats: memoryview[float] = aligned.view(np.float32).data
 
     def set(self, **values: int) -> None:
         for name, value in values.items():

@@ -157,6 +157,9 @@ class Value:
         """This value is a condition (or one per lane)."""
         return Value(self.code, self.code.builder.select(self.ir, yes.ir, no.ir))
 
+    def choose_pointer(self, yes: Pointer, no: Pointer) -> Pointer:
+        return Pointer(self.code, self.code.builder.select(self.ir, yes.ir, no.ir), yes.kind)
+
     def splat(self, lanes: int) -> Value:
         """The scalar in every lane."""
         if lanes == 1:

@@ -17,7 +17,10 @@ from kernels.cpu_ir import BFLOAT, FLOAT, I32, Code, Kind, Pointer, Value, Varia
 from kernels.cpu_jit import Target
 
 LANES = 16  # float32 lanes of the widest vector that kernels use; narrower processors split it
-MAX_COLUMNS = 8
+# Blocks side by side in a panel of scores. More would let the keys fetched ahead push out those in use.
+MAX_COLUMNS = 4
+# How many blocks ahead of its use a block of values is asked for.
+VALUE_LEAD = 3
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,10 @@ class Blocks:
     def block(self, number: Value) -> Pointer:
         return self.base.at_bytes(self.table.load(number) * self.stride_bytes)
 
+    def moved(self, elements: int) -> Blocks:
+        """The same blocks from a place further on in each."""
+        return Blocks(self.code, self.base.at(elements), self.stride_bytes, self.table)
+
 
 def score_panel(
     shape: HeadShape,
@@ -75,12 +82,13 @@ def score_panel(
     num_slots: Value,
     *,
     stride: int,
-    prefetch: bool,
+    afterwards: Blocks | None = None,
 ) -> None:
     """scores[row, slot] = query[row] . key[slot] for `num_slots` slots of a run of blocks, not scaled.
 
     query: [rows, head_dim] float32, or bf16 for pair products; scores: [rows, stride] float32, with room for
-    MAX_COLUMNS - 1 more vectors than `num_slots` fills.
+    MAX_COLUMNS - 1 more vectors than `num_slots` fills. With `afterwards` keys are fetched ahead of their use, and
+    behind the last of them these values, which are needed next.
     """
     code, lanes = query.code, shape.score_lanes
     columns, per_block = shape.columns(rows), shape.block_size // lanes
@@ -92,9 +100,14 @@ def score_panel(
         block = keys.block(held // per_block)
         return (block.of(I32) if shape.pairs else block).at((held % per_block) * lanes)
 
+    def fetched(number: Value, afterwards: Blocks) -> Pointer:
+        past = (number - num_vectors).maximum(0).minimum(last)
+        start = afterwards.block(past // per_block).at((past % per_block) * (lanes * shape.value_dim))
+        return (number > last).choose_pointer(start, key_vector(number))
+
     with code.range(0, num_vectors, columns) as first:
         vectors = [key_vector(first + column) for column in range(columns)]
-        ahead = [key_vector(first + columns + column) for column in range(columns)] if prefetch else []
+        ahead = [fetched(first + columns + column, afterwards) for column in range(columns) if afterwards]
         sums = [[code.variable(code.number(0.0, lanes)) for _ in range(columns)] for _ in range(rows)]
         with code.range(0, shape.head_dim // 2 if shape.pairs else shape.head_dim) as step:
             for pointer in ahead:
@@ -143,11 +156,12 @@ def value_panel(
     num_slots: Value,
     *,
     stride: int,
+    afterwards: Blocks | None = None,
 ) -> None:
     """sums[row] = sums[row] * rescale[row] + weights[row] . values over `num_slots` slots of a run of blocks.
 
-    weights: [rows, stride] float32, or bf16 at the same places in bytes / 2 for pair products; sums: [rows, dims of
-    value_stride] float32; rescale: [rows].
+    weights: [rows, stride] float32, or bf16 for pair products; sums: [rows, value_stride] float32; rescale: [rows].
+    With `afterwards` values are fetched ahead of their use, and behind the last of them these keys.
     """
     code = sums.code
     columns, wide = shape.value_columns(), shape.columns(rows)
@@ -155,9 +169,15 @@ def value_panel(
         chains = 2 if rows * len(group) <= 8 and not shape.pair_products else 1
         totals = _start(shape, rows, group, sums, rescale, chains)
         full = num_slots // shape.block_size
+        last = (num_slots - 1) // shape.block_size
         with code.range(0, full) as number:
             block, at = values.block(number), number * shape.block_size
-            _value_block(shape, totals, group, block, weights.at(at), shape.block_size, stride)
+            ahead = None
+            if afterwards and group[0][0] == 0:
+                then = number + VALUE_LEAD
+                following = afterwards.block((then - last - 1).maximum(0))
+                ahead = (then > last).choose_pointer(following, values.block(then.minimum(last)))
+            _value_block(shape, totals, group, block, weights.at(at), shape.block_size, stride, ahead)
         rest = num_slots - full * shape.block_size
         with code.when(rest > 0):
             _value_block(shape, totals, group, values.block(full), weights.at(full * shape.block_size), rest, stride)
@@ -196,14 +216,19 @@ def _value_block(
     weights: Pointer,
     num_slots: Value | int,
     stride: int,
+    ahead: Pointer | None = None,
 ) -> None:
-    """Adds the first `num_slots` slots of one block; those behind them may hold anything and reach no sum."""
+    """Adds the first `num_slots` slots of one block; those behind them may hold anything and reach no sum.
+
+    While it does, it fetches as much of what begins at `ahead`.
+    """
     code = weights.code
     if shape.pairs:
-        _value_pairs(shape, totals, group, block, weights, code.integer(num_slots), stride)
+        _value_pairs(shape, totals, group, block, weights, code.integer(num_slots), stride, ahead)
         return
 
     def add(slot: Value, chain: int) -> None:
+        _fetch(ahead, slot, shape.value_dim)
         loaded = [block.load(slot * shape.value_dim + dim, lanes) for dim, lanes in group]
         for row, line in enumerate(totals):
             weight = weights.load(slot + row * stride)
@@ -231,6 +256,7 @@ def _value_pairs(
     weights: Pointer,
     num_slots: Value,
     stride: int,
+    ahead: Pointer | None,
 ) -> None:
     """The same for two slots in one word; of the last word of an odd number only the low half counts."""
     code = weights.code
@@ -253,6 +279,7 @@ def _value_pairs(
         return [block.of(I32).raw(pair * shape.value_dim + dim, lanes) for dim, lanes in group]
 
     with code.range(0, num_slots >> 1) as pair:
+        _fetch(ahead, pair, shape.value_dim * 2)
         if shape.pair_products:
             add_products(words_of(pair), pair)
         else:
@@ -263,6 +290,14 @@ def _value_pairs(
             add_products([word & 0xFFFF for word in words_of(pair)], pair)
         else:
             add_halves(words_of(pair), pair, (0,))
+
+
+def _fetch(ahead: Pointer | None, number: Value, elements: int) -> None:
+    """Asks for the cache lines of one run of elements."""
+    if ahead is not None:
+        start = ahead.at(number * elements)
+        for line in range(0, elements * ahead.kind.size_bytes, 64):
+            start.at_bytes(line).prefetch(0)
 
 
 def unpack_pair(word: Value) -> tuple[Value, Value]:
