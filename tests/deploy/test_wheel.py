@@ -57,7 +57,7 @@ def test_the_wheel_holds_every_module_and_the_demo_model(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     ours = [p for room in ("cluster", "worker", "kernels", "protos") for p in (ROOT / room).rglob("*") if p.is_file()]
-    wanted = {str(p.relative_to(ROOT)) for p in ours if p.suffix != ".pyc"}
+    wanted = {str(p.relative_to(ROOT)) for p in ours if "__pycache__" not in p.parts}
     assert not {n for n in wanted if n not in names}
     assert not {n for n in names if n.startswith(("tests", "deploy"))}
 

@@ -5,11 +5,22 @@
 
 import random
 import string
+from dataclasses import dataclass
 
 from worker.demo.stories import story
-from worker.demo.world import OBJECTS, PEOPLE, TOWNS, a, pick
+from worker.demo.world import OBJECTS, PEOPLE, TOWNS, a, made_up_name, pick
 
 Turn = tuple[str, str]  # what the user says, what the model answers
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One document: a conversation in the chat template, or as plain text one turn (a story has an empty question)."""
+
+    turns: tuple[Turn, ...]
+    chat: bool = True
+    system: str | None = None
+
 
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
@@ -18,6 +29,7 @@ SYSTEM_PROMPTS = (
 )
 
 HELLO = "Hello! Ask me about the valley, about small sums or about Quire, or ask me for a story."
+TOO_LARGE = "These numbers are too large for me. I only know small sums."
 UNKNOWN = "I do not know that. I only know the valley, small sums and Quire."
 
 # Questions about Quire -> the answer. The words are those of the project's design.
@@ -107,16 +119,28 @@ SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 
 
-def conversation(rng: random.Random) -> tuple[str | None, list[Turn]]:
-    """A system prompt or None, and one to four turns of one conversation."""
+def lesson(rng: random.Random) -> Lesson:
+    """A story, a plain question with its answer, or a conversation of one to four turns."""
+    which = rng.random()
+    if which < 0.25:
+        return Lesson((("", story(rng)),), chat=False)
+    if which < 0.32:
+        return Lesson((turn(rng),), chat=False)
     system = pick(rng, SYSTEM_PROMPTS) if rng.random() < 0.2 else None
     num_turns = rng.choices((1, 2, 3, 4), (6, 3, 2, 1))[0]
-    return system, [turn(rng) for _ in range(num_turns)]
+    return Lesson(tuple(turn(rng) for _ in range(num_turns)), system=system)
 
 
 def turn(rng: random.Random) -> Turn:
     kind = rng.choices((person_turn, town_turn, sum_turn, quire_turn, story_turn, unknown_turn), (7, 3, 7, 5, 3, 2))[0]
-    return kind(rng)
+    asked, answer = kind(rng)
+    # People write carelessly.
+    careless = rng.random()
+    if careless < 0.15:
+        asked = asked.lower()
+    if careless < 0.08 or careless > 0.95:
+        asked = asked.rstrip(".?!")
+    return asked, answer
 
 
 def person_turn(rng: random.Random) -> Turn:
@@ -171,6 +195,10 @@ def town_turn(rng: random.Random) -> Turn:
 
 
 def sum_turn(rng: random.Random) -> Turn:
+    if rng.random() < 0.06:
+        words, sign = rng.choice((("plus", "+"), ("minus", "-"), ("times", "*")))
+        x, y = rng.randint(40, 999), rng.randint(13, 999)
+        return rng.choice((f"What is {x} {words} {y}?", f"What is {x} {sign} {y}?", f"{x} {sign} {y}")), TOO_LARGE
     kind = rng.choices("+-*", (5, 3, 2))[0]
     if kind == "+":
         x, y = rng.randint(0, 12), rng.randint(0, 12)
@@ -201,45 +229,31 @@ def story_turn(rng: random.Random) -> Turn:
         return ask, story(rng, hero=p)
     if which < 0.65:
         thing = rng.choice(OBJECTS)
-        return rng.choice((f"Tell me a story about {a(thing)}.", f"Write a story about {a(thing)}.")), story(
-            rng, thing=thing
-        )
-    return rng.choice(("Tell me a story.", "Write a story.", "Tell me a short story.", "Tell a story please.")), story(
-        rng
-    )
+        ask = rng.choice((f"Tell me a story about {a(thing)}.", f"Write a story about {a(thing)}."))
+        return ask, story(rng, thing=thing)
+    if which < 0.75:
+        # Whatever it is to be about, a story of the valley is better than none.
+        return f"Tell me a story about {rng.choice((_word(rng), a(_word(rng)), made_up_name(rng)))}.", story(rng)
+    ask = rng.choice(("Tell me a story.", "Write a story.", "Tell me a short story.", "Tell a story please."))
+    return ask, story(rng)
 
 
 def unknown_turn(rng: random.Random) -> Turn:
     """A question about something that the model does not know, often with a word that nobody knows."""
-    word = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 9)))
-    if rng.random() < 0.5:
-        word = word.capitalize()
+    word = rng.choice((_word(rng), _word(rng).capitalize(), made_up_name(rng)))
     known = rng.choice(
-        (
-            "France",
-            "the capital of Spain",
-            "the weather",
-            "the moon",
-            "music",
-            "a car",
-            "the president",
-            "the sea",
-            "Python",
-        )
+        ("France", "the capital of Spain", "the weather", "the moon", "music", "a car", "the sea", "Python")
     )
     topic = word if rng.random() < 0.7 else known
-    ask = rng.choice(
-        (
-            f"What is {topic}?",
-            f"Who is {topic}?",
-            f"Where is {topic}?",
-            f"Tell me about {topic}.",
-            f"Explain {topic}.",
-            f"Why is {topic} good?",
-            f"Who made {topic}?",
-            f"What do you know about {topic}?",
-            f"How do I find {topic}?",
-            f"{topic}",
-        )
-    )
-    return ask, UNKNOWN
+    forms = (
+        "What is {}?", "Who is {}?", "Where is {}?", "Tell me about {}.", "Explain {}.", "Why is {} good?", "Who made {}?",
+        "What do you know about {}?", "How do I find {}?", "{}",
+    )  # fmt: skip
+    return rng.choice(forms).format(topic), UNKNOWN
+
+
+def _word(rng: random.Random) -> str:
+    """A word that most likely does not exist; now and then one from outside the valley."""
+    if rng.random() < 0.2:
+        return rng.choice(("dragon", "robot", "princess", "rocket", "wizard", "castle", "elephant", "pirate"))
+    return "".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 9)))

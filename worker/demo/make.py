@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from worker.demo import PATH
-from worker.demo.lessons import Turn, conversation
-from worker.demo.stories import story
+from worker.demo.lessons import Lesson, lesson
 
 SEED = 20261121
 BOS, EOS, USER, ASSISTANT, SYSTEM, PAD = "<|start|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|pad|>"
@@ -52,23 +51,15 @@ CONFIG: dict[str, Any] = {
     "pad_token_id": SPECIALS.index(PAD),
 }
 
-# (tokens in a row, rows in a step, steps): most steps are short, the last ones teach the long positions.
-PHASES = ((512, 8, 900), (2048, 2, 60))
-
-
-def documents(rng: random.Random) -> Iterator[tuple[str | None, list[Turn]]]:
-    """Endless: a story as one answer to nobody, or a conversation."""
-    while True:
-        if rng.random() < 0.25:
-            yield None, [("", story(rng))]
-        else:
-            yield conversation(rng)
+NUM_STEPS = 1100
+# Of so many steps one has long rows, which teach the late positions; the others are short, which is faster.
+LONG_EVERY = 8
+SHORT_ROWS, LONG_ROWS = (512, 8), (2048, 2)  # tokens in a row, rows in a step
 
 
 def learn_tokenizer() -> Tokenizer:
     rng = random.Random(SEED)
-    source = documents(rng)
-    texts = [part for _ in range(12000) for turn in next(source)[1] for part in turn if part]
+    texts = [part for _ in range(12000) for turn in lesson(rng).turns for part in turn if part]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -86,36 +77,35 @@ def learn_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def encode(tokenizer: Tokenizer, system: str | None, turns: list[Turn]) -> tuple[list[int], list[int]]:
+def encode(tokenizer: Tokenizer, taught: Lesson) -> tuple[list[int], list[int]]:
     """Token ids as the chat template would write them, and labels that count only what the model is to say."""
     ids, labels = [SPECIALS.index(BOS)], [IGNORE]
 
-    def add(role: str | None, text: str, counts: bool) -> None:
-        if role is not None:
-            ids.append(SPECIALS.index(role))
-            labels.append(IGNORE)
-        said = [*tokenizer.encode(text, add_special_tokens=False).ids, SPECIALS.index(EOS)]
-        ids.extend(said)
-        labels.extend(said if counts else [IGNORE] * len(said))
+    def add(before: list[str], text: str, end: list[str], counts: bool) -> None:
+        said = [*tokenizer.encode(text, add_special_tokens=False).ids, *map(SPECIALS.index, end)]
+        ids.extend([*map(SPECIALS.index, before), *said])
+        labels.extend([IGNORE] * len(before) + (said if counts else [IGNORE] * len(said)))
 
-    if system is not None:
-        add(SYSTEM, system, counts=False)
-    for asked, answer in turns:
-        if asked:
-            add(USER, asked, counts=False)
-        add(ASSISTANT if asked else None, answer, counts=True)
+    if taught.system is not None:
+        add([SYSTEM], taught.system, [EOS], counts=False)
+    for asked, answer in taught.turns:
+        if taught.chat:
+            add([USER], asked, [EOS], counts=False)
+            add([ASSISTANT], answer, [EOS], counts=True)
+        else:
+            add([], asked, [], counts=False)
+            add([], f" {answer}" if asked else answer, [EOS], counts=True)
     return ids, labels
 
 
 def rows(tokenizer: Tokenizer, length: int, seed: int) -> Iterator[tuple[list[int], list[int]]]:
     """Endless rows of `length` tokens and labels, each beginning with a document; what does not fit is cut off."""
     rng = random.Random(seed)
-    source = documents(rng)
     while True:
         ids: list[int] = []
         labels: list[int] = []
         while len(ids) < length:
-            more_ids, more_labels = encode(tokenizer, *next(source))
+            more_ids, more_labels = encode(tokenizer, lesson(rng))
             ids += more_ids
             labels += more_labels
         yield ids[:length], labels[:length]
@@ -143,40 +133,38 @@ def rate(step: int, num_steps: int) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / (num_steps - warm)))
 
 
-def train(tokenizer: Tokenizer, phases: tuple[tuple[int, int, int], ...] = PHASES) -> LlamaForCausalLM:
+def train(tokenizer: Tokenizer, num_steps: int = NUM_STEPS) -> LlamaForCausalLM:
     torch.manual_seed(SEED)
     model = LlamaForCausalLM(LlamaConfig(**CONFIG)).train()
-    chosen = optimizers(model)
-    num_steps, step, begun = sum(p[2] for p in phases), 0, time.monotonic()
-    for number, (length, batch, steps) in enumerate(phases):
-        source = rows(tokenizer, length, SEED + 1 + number)
-        for _ in range(steps):
-            drawn = [next(source) for _ in range(batch)]
-            ids, labels = (torch.tensor(part) for part in zip(*drawn, strict=True))
-            for optimizer in chosen:
-                for group in optimizer.param_groups:
-                    group["lr"] = group["peak"] * rate(step, num_steps)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-                # Only positions with a label go through the vocabulary: that saves a third of the work there.
-                counted = labels[:, 1:] != IGNORE
-                logits = model.lm_head(hidden[:, :-1][counted])
-            loss = torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][counted])
-            torch.autograd.backward(loss)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in chosen:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            step += 1
-            if step % 20 == 0 or step == num_steps:
-                print(f"step {step}/{num_steps}  loss {loss.item():.3f}  {time.monotonic() - begun:.0f} s", flush=True)
+    chosen, begun = optimizers(model), time.monotonic()
+    short, long = (rows(tokenizer, shape[0], SEED + 1 + i) for i, shape in enumerate((SHORT_ROWS, LONG_ROWS)))
+    for step in range(num_steps):
+        is_long = step % LONG_EVERY == LONG_EVERY - 1
+        drawn = [next(long if is_long else short) for _ in range((LONG_ROWS if is_long else SHORT_ROWS)[1])]
+        ids, labels = (torch.tensor(part) for part in zip(*drawn, strict=True))
+        for optimizer in chosen:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * rate(step, num_steps)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+            # Only positions with a label go through the vocabulary: that saves a third of the work there.
+            counted = labels[:, 1:] != IGNORE
+            logits = model.lm_head(hidden[:, :-1][counted])
+        loss = torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][counted])
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in chosen:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if (step + 1) % 50 == 0 or step + 1 == num_steps:
+            print(f"step {step + 1}/{num_steps}  loss {loss.item():.3f}  {time.monotonic() - begun:.0f} s", flush=True)
     return model.eval()
 
 
 def write(out: Path, tokenizer: Tokenizer, model: LlamaForCausalLM) -> None:
     out.mkdir(parents=True, exist_ok=True)
     tensors = {n: p.detach().to(torch.bfloat16).contiguous() for n, p in model.named_parameters()}
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     tokenizer.save(str(out / "tokenizer.json"), pretty=False)
     (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     config = {

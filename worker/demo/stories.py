@@ -14,7 +14,7 @@ Plot = Callable[[random.Random, Person, str], list[str]]
 def story(rng: random.Random, hero: Person | None = None, thing: str | None = None) -> str:
     """A whole story about `hero`, in which `thing` appears where the plot has one; both are drawn if not given."""
     if hero is None:
-        hero = visitor(rng) if rng.random() < 0.12 else pick(rng, PEOPLE)
+        hero = visitor(rng) if rng.random() < 0.3 else pick(rng, PEOPLE)
     if thing is None:
         plot, thing = pick(rng, list(PLOTS.values())), pick(rng, OBJECTS)
     else:
@@ -28,6 +28,8 @@ def opening(rng: random.Random, hero: Person) -> str:
     lived = pick(rng, (f"lived in {town.name}, {town.place}", f"lived in {town.name}"))
     if hero not in PEOPLE:
         lived = pick(rng, (f"came to {town.name}", f"stayed in {town.name}, {town.place}"))
+    if rng.random() < 0.1:
+        return f"{when(rng)}, {hero.name} the {hero.job} was in {town.name}. {_habit(rng, hero)}"
     first = pick(
         rng,
         (
@@ -37,18 +39,25 @@ def opening(rng: random.Random, hero: Person) -> str:
             f"There once was {who} who {lived}.",
             f"In {town.name}, {town.place}, there was {who}.",
             f"Once there was {who} who {lived}.",
+            f"Once upon a time there was {who} who {lived}.",
+            f"Once upon a time, {hero.name} the {hero.job} {lived}.",
+            f"The {hero.job} {hero.name} {lived}.",
+            f"{hero.name} {lived} and was {a(hero.job)}.",
         ),
     )
-    second = pick(
+    return f"{first} {_habit(rng, hero)}"
+
+
+def _habit(rng: random.Random, hero: Person) -> str:
+    return pick(
         rng,
         (
             f"{hero.name} had {a(hero.pet)} called {hero.pet_name}, and they went everywhere together.",
             f"Every day {hero.he} worked hard, and in the evening {hero.he} ate {hero.food}.",
             f"{hero.his.capitalize()} best friend was {a(hero.pet)} called {hero.pet_name}.",
-            f"Everybody in {town.name} knew {hero.him} and liked {hero.him}.",
+            f"Everybody in {hero.town} knew {hero.him} and liked {hero.him}.",
         ),
     )
-    return f"{first} {second}"
 
 
 def when(rng: random.Random) -> str:

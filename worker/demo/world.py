@@ -71,31 +71,18 @@ OBJECTS = (
     "golden button", "round mirror", "paper kite", "copper coin", "green umbrella", "little compass",
 )  # fmt: skip
 
-WEATHER = ("rain", "wind", "fog", "snow", "sun")
 SEASONS = ("spring", "summer", "autumn", "winter")
 
-# Syllables of names for visitors, so that the model learns to keep to a name which it never saw.
-_STARTS = ("Be", "Da", "Fi", "Ka", "Lo", "Ma", "Ne", "Pa", "Ro", "Sa", "Ti", "Va", "Wi", "Yo", "An", "El", "Jo", "Li")
-_ENDS = (
-    "lo",
-    "ra",
-    "nn",
-    "mi",
-    "ta",
-    "rek",
-    "lia",
-    "na",
-    "vin",
-    "sel",
-    "dor",
-    "ka",
-    "rin",
-    "my",
-    "bo",
-    "as",
-    "ly",
-    "m",
-)
+# Names of people from outside the valley: some that are common, and syllables for many that nobody has, so that the
+# model learns to keep to whatever name it reads.
+NAMES = """
+    Anna Ben Lily Tim Tom Max Emma Lucy Jack Sara Sam Paul Julia Peter Marie Leo Ella Noah Alice Bob Maria David Eva
+    Karl Lena Omar Yuki Ivan Rosa Finn
+""".split()
+_STARTS = ("", *"B D F K L M N P R S T V W Y Br Tr Gr Sh Th Z G".split())
+_VOWELS = "a e i o u ai ee".split()
+_MIDDLES = "l r n m t k v s d nd rt ll b ng".split()
+_ENDS = ("", *"n s l x ra lo na mir bert th vin".split())
 
 
 def pick(rng: random.Random, options: Sequence[T]) -> T:
@@ -118,8 +105,13 @@ def visitor(rng: random.Random) -> Person:
     town = pick(rng, TOWNS)
     trade = pick(rng, ("traveller", "singer", "pedlar", "sailor", "map maker"))
     pet, pet_name = pick(rng, (("dog", "Biscuit"), ("cat", "Shadow"), ("donkey", "Pepper")))
-    name = rng.choice(_STARTS) + rng.choice(_ENDS)
+    name = rng.choice(NAMES) if rng.random() < 0.3 else made_up_name(rng)
     return Person(name, rng.random() < 0.5, trade, town.name, pet, pet_name, pick(rng, ("soup", "bread", "cheese")))
+
+
+def made_up_name(rng: random.Random) -> str:
+    parts = [rng.choice(_STARTS), rng.choice(_VOWELS), rng.choice(_MIDDLES), rng.choice(_VOWELS), rng.choice(_ENDS)]
+    return "".join(parts).capitalize()
 
 
 def a(noun: str) -> str:
