@@ -293,7 +293,8 @@ class Admission:
     def _fill_table(self, sequence: Sequence, place: Place) -> None:
         """The table of a sequence that starts: the cached prefix shared, the rest new; a whole hit's last copied."""
         replica, size = place.replica, place.replica.block_size
-        ledger, seq = replica.ledger, self._scheduler.rows.enter(sequence)
+        ledger, seq = replica.ledger, self._scheduler.next_seq()
+        sequence.seq = seq
         last = (sequence.length - 1) // size
         shared = place.hit[:last]
         sequence.paid = ledger.share(shared, seq)
@@ -316,7 +317,8 @@ class Admission:
 
     def _fork(self, parent: Sequence, sequence: Sequence, replica: Replica) -> Fork:
         """A further sequence of the request: the parent's full prompt blocks, and blocks of its own behind them."""
-        ledger, seq = replica.ledger, self._scheduler.rows.enter(sequence)
+        ledger, seq = replica.ledger, self._scheduler.next_seq()
+        sequence.seq = seq
         num_prompt = len(sequence.request.prompt)
         shared = list(parent.table[: num_prompt // replica.block_size])
         sequence.paid = ledger.share(shared, seq)

@@ -191,6 +191,19 @@ class Ledger:
         assert len(blocks) == count
         return count
 
+    def restore(self, holders: dict[int, int], moving: Iterable[int], names: dict[int, bytes]) -> None:
+        """Takes over a pool that a scheduler before this one kept: who holds what, what moves, what is cached."""
+        assert self._unheld.num_free == self.num_blocks, f"pool {self.pool} is in use already"
+        every = self.allocate(self.num_blocks, 0)
+        assert every is not None
+        for block in moving:
+            self._moving[block] = 1
+        for block, name in names.items():
+            self.set_name(block, name)
+        for block, count in holders.items():
+            self._holders[block] = count
+        self.release([block for block in every if block not in holders], 0)
+
     # -- transfers
 
     def begin_moving(self, blocks: Sequence[int]) -> None:

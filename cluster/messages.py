@@ -6,8 +6,8 @@ protobuf (`protos/quire/v1/control.proto` is the twin, `cluster/wire.py` convert
 decides nothing and imports nothing heavy.
 
 Words used by every message:
-  seq       one attempt of one sequence, unique for ever: `attempt << ROW_BITS | row` (see `row_of`).
-            A sequence that is preempted, moved or restarted gets a new seq, so stale messages never match.
+  seq       one attempt of one sequence, unique for ever. A sequence that is preempted, moved or
+            restarted gets a new seq, so stale messages never match.
   position  how many token positions of a sequence have their keys and values written.
   length    how many tokens of a sequence are known (prompt and output); a decoding sequence has
             length == position + 1: the last sampled token is written by the next step.
@@ -28,13 +28,8 @@ from cluster.sampling import SamplingParams
 Ids: TypeAlias = "array[int]"
 """Token ids or block ids: array('i'), one C int each; bytes on the wire."""
 
-ROW_BITS = 24
-MAX_ROWS = 1 << ROW_BITS
-
-
-def row_of(seq: int) -> int:
-    """The scheduler's row of a sequence: dense, reused once its attempt has ended."""
-    return seq & (MAX_ROWS - 1)
+EPOCH_BITS = 40
+"""A seq is `epoch << EPOCH_BITS | number`: a scheduler that takes over never gives a number that was given before."""
 
 
 def ids(values: Iterable[int] = ()) -> Ids:
@@ -431,8 +426,10 @@ class GatewayLost:
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """An attempt that a replica holds: as it was started, and how far it is."""
+    """An attempt that a replica holds: as it was started (a fork by its parent's Start), and how far it is."""
 
+    seq: int
+    index: int
     start: Start
     tokens: Ids
     position: int
@@ -442,17 +439,24 @@ class Resident:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaState:
-    """A replica tells a new scheduler (a higher epoch) all that it holds."""
+    """A replica tells a new scheduler (a higher epoch) all that it holds.
+
+    The state counts as a report: later Advances tell what came after it. `transfers` are those under way; they are
+    aborted by the new scheduler, and their blocks stay unused until Transferred. Plans and results start again from 1.
+    """
 
     joined: ReplicaJoined
     residents: tuple[Resident, ...]
     cached: tuple[tuple[int, bytes], ...]  # block, name
-    transfers: tuple[int, ...]
+    transfers: tuple[Transfer, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class OpenRequest:
+    """A request that a gateway has not closed: as it was submitted, its last attempt, what came of each sequence."""
+
     submit: Submit
+    attempt: int
     outputs: tuple[Ids, ...]
     finished: tuple[Reason, ...]
 

@@ -54,7 +54,6 @@ class Recovery:
             scheduler.num_pools,
             scheduler.settings,
             scheduler.index,
-            scheduler.rows,
             scheduler.clock,
             scheduler.touched,
         )

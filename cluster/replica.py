@@ -26,7 +26,6 @@ from cluster.messages import (
     ids,
 )
 from cluster.prefix import PrefixIndex
-from cluster.rows import ROW_MASK, Rows
 from cluster.sequences import Request, Sequence, State
 from cluster.settings import SchedulerSettings
 
@@ -62,7 +61,6 @@ class Replica:
         pool: int,
         settings: SchedulerSettings,
         index: PrefixIndex,
-        rows: Rows,
         clock: Clock,
         touched: dict[str, Replica],
     ) -> None:
@@ -89,7 +87,6 @@ class Replica:
         self.num_stale = 0
         self.last_result = 0
         self._settings = settings
-        self._rows = rows
         self._number = 0
         self._ahead = settings.ahead
         # Sources of copies stay held until the worker has obeyed the plan that copies them.
@@ -104,13 +101,13 @@ class Replica:
 
     def advance(self, advances: Advances) -> None:
         """Sequences filled blocks: their tokens and names are noted, their leases renewed ahead of need."""
-        by_row = self._rows.by_row
+        residents = self.residents
         flat, hashes, at, hash_at = advances.ids, advances.hashes, 0, 0
         for seq, position, num_ids, num_hashes in zip(
             advances.seqs, advances.positions, advances.num_ids, advances.num_hashes, strict=True
         ):
-            sequence = by_row[seq & ROW_MASK]
-            if sequence is None or sequence.seq != seq:
+            sequence = residents.get(seq)
+            if sequence is None:
                 self.num_stale += 1
             else:
                 if num_ids:
@@ -187,7 +184,7 @@ class Replica:
         sequence.position = sequence.lease_end = 0
         sequence.paid = 0.0
         sequence.has_stopped = False
-        self._rows.leave(sequence)
+        sequence.seq = 0
 
     def serve_wanting(self) -> Sequence | None:
         """Renews those that wait, by precedence; the first that cannot be served is returned."""

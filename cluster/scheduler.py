@@ -20,6 +20,7 @@ from cluster.admission import Admission
 from cluster.fairness import Tenants
 from cluster.ledger import Clock, Ledger
 from cluster.messages import (
+    EPOCH_BITS,
     Accepted,
     Adopt,
     Cancel,
@@ -29,6 +30,7 @@ from cluster.messages import (
     Drop,
     Event,
     GatewayLost,
+    GatewayState,
     HostPoolJoined,
     HostPoolLost,
     HostPoolSettled,
@@ -38,6 +40,7 @@ from cluster.messages import (
     Refused,
     ReplicaJoined,
     ReplicaLost,
+    ReplicaState,
     Result,
     Sealed,
     StopAt,
@@ -47,9 +50,9 @@ from cluster.messages import (
 )
 from cluster.pins import Pins
 from cluster.prefix import PrefixIndex
+from cluster.rebuild import Rebuild
 from cluster.recovery import Recovery
 from cluster.replica import Replica
-from cluster.rows import Rows
 from cluster.sampling import SamplingParams
 from cluster.sequences import Request, State
 from cluster.sequences import Sequence as TokenSequence
@@ -68,12 +71,13 @@ class Scheduler:
         self.tenants = Tenants(settings.tenant_weights)
         self.counters: Counter[str] = Counter()
         self.index = PrefixIndex()
-        self.rows = Rows()
+        self._num_attempts = 0
         self.clock = Clock()
         self.admission = Admission(self)
         self.swapper = Swapper(self)
         self.pins = Pins(self)
         self.recovery = Recovery(self)
+        self.rebuild = Rebuild(self)
         self.pin_sampling = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
         # Replicas that something happened to in this turn: no others are looked at.
         self.touched: dict[str, Replica] = {}
@@ -98,6 +102,8 @@ class Scheduler:
             HostPoolLost: self._on_host_pool_lost,
             HostPoolSettled: self.swapper.on_settled,
             GatewayLost: self.recovery.on_gateway_lost,
+            ReplicaState: self.rebuild.on_replica_state,
+            GatewayState: self.rebuild.on_gateway_state,
             Drain: self._on_drain,
             Tick: lambda event: None,
         }
@@ -124,7 +130,10 @@ class Scheduler:
     @property
     def next_deadline(self) -> float | None:
         """When a turn is due even if nothing happens."""
-        return self._deadlines[0][0] if self._deadlines else None
+        times = [self._deadlines[0][0]] if self._deadlines else []
+        if self.rebuild.ends_at is not None:
+            times.append(self.rebuild.ends_at)
+        return min(times, default=None)
 
     @property
     def now(self) -> float:
@@ -157,6 +166,15 @@ class Scheduler:
         self.tenants.enter(request.tenant)
         self.requests[request.request_id] = request
         return request
+
+    def next_seq(self) -> int:
+        """A number for an attempt of a sequence, never given before, in no epoch."""
+        self._num_attempts += 1
+        return self.epoch << EPOCH_BITS | self._num_attempts
+
+    def note_arrival(self, arrival: int) -> None:
+        """A request from before this scheduler keeps its place; new ones come behind it."""
+        self._num_arrivals = max(self._num_arrivals, arrival)
 
     def refuse(self, event: Submit | Pin, code: str, detail: str, retry_after_s: float = 0.0) -> None:
         self.counters[f"refused {code}"] += 1
@@ -217,7 +235,7 @@ class Scheduler:
         self.forget(request)
         given_up = request.orphaned_until is not None and request.orphaned_until <= self.now
         if request.pin_until is None and not given_up:
-            self.unclosed[request.request_id] = request
+            self.unclosed.setdefault(request.request_id, request)
         request.tenant.charge(0, request.block_seconds, self.settings.tokens_per_block_second)
         self.counters["cancelled" if request.is_cancelled else "finished"] += 1
         self.tell_done(request)
@@ -237,7 +255,8 @@ class Scheduler:
         )
 
     def forget(self, request: Request) -> None:
-        del self.requests[request.request_id]
+        if self.requests.get(request.request_id) is request:
+            del self.requests[request.request_id]
         self.tenants.leave(request.tenant)
 
     def _on_closed(self, closed: Closed) -> None:
@@ -258,7 +277,7 @@ class Scheduler:
         self.admission.wake_waiters(replica)
 
     def _on_stopped(self, replica: Replica, stopped: Stopped) -> None:
-        sequence = self.rows.get(stopped.seq)
+        sequence = replica.residents.get(stopped.seq)
         if sequence is None:
             replica.num_stale += 1
             return
@@ -378,6 +397,7 @@ class Scheduler:
         heapq.heappush(self._deadlines, (when, request.arrival, request.request_id))
 
     def _expire(self, now: float) -> None:
+        self.rebuild.expire(now)
         while self._deadlines and self._deadlines[0][0] <= now:
             _, arrival, request_id = heapq.heappop(self._deadlines)
             pinned = self.pins.held.get(request_id)
@@ -414,4 +434,3 @@ class Scheduler:
                 f"{request}: {on_replica}"
             )
             assert request.state is not State.PARKED or request.parked_on is not None, f"{request} waits for nobody"
-        assert len(self.rows) == sum(len(replica.residents) for replica in self.replicas.values())

@@ -37,6 +37,8 @@ class SchedulerSettings:
     swap_share: float = 0.5
     transfer_timeout_s: float = 10.0
     seal_timeout_s: float = 5.0
+    # A new scheduler waits this long for replicas and gateways to tell what they hold.
+    rebuild_s: float = 2.0
     # A request of a dead gateway waits this long for its client to come back through another one.
     orphan_grace_s: float = 10.0
     # Blocks that pins may keep, as a share of a pool.

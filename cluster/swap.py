@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cluster.ledger import Ledger
-from cluster.messages import HostPoolJoined, HostPoolSettled, Road, Transfer, Transferred, ids
+from cluster.messages import EPOCH_BITS, HostPoolJoined, HostPoolSettled, Road, Transfer, Transferred, ids
 from cluster.replica import Replica
 from cluster.sequences import Request, State
 
@@ -69,7 +69,9 @@ class Swapper:
         self.transfers: dict[int, Moving] = {}
         # By pool and transfer: blocks that a writer could still touch, until the pool says that it cannot.
         self.quarantined: dict[tuple[str, int], list[int]] = {}
-        self._num_transfers = 0
+        self.inherited: dict[tuple[str, int], list[int]] = {}
+        # Numbers are not used twice, whatever an earlier scheduler gave.
+        self._num_transfers = scheduler.epoch << EPOCH_BITS
 
     # -- pools come and go
 
@@ -239,6 +241,10 @@ class Swapper:
     # -- how a transfer ended
 
     def on_transferred(self, replica: Replica, transferred: Transferred) -> None:
+        inherited = self.inherited.pop((replica.name, transferred.transfer), None)
+        if inherited is not None:
+            replica.ledger.end_moving(inherited)
+            return
         moving = self.transfers.pop(transferred.transfer, None)
         if moving is None or moving.replica is not replica:
             self._scheduler.counters["stale transfers"] += 1
@@ -260,6 +266,11 @@ class Swapper:
         if not ok or moving.host.name not in self.pools or request.is_cancelled:
             self.forget(request)
         self._scheduler.off_replica(moving.replica, request)
+
+    def take_over(self, replica: Replica, transfer: Transfer) -> None:
+        """A transfer of a scheduler before this one: it is given up, and its blocks are free when it has ended."""
+        self.inherited[replica.name, transfer.transfer] = list(dict.fromkeys(transfer.mine))
+        replica.write().aborts.append(transfer.transfer)
 
     def _read(self, moving: Moving, ok: bool) -> None:
         if ok:
@@ -286,6 +297,8 @@ class Swapper:
         Returns the requests that keep their content in host memory and need nothing of the lost replica.
         """
         kept = []
+        for key in [key for key in self.inherited if key[0] == replica.name]:
+            del self.inherited[key]
         for number, moving in [item for item in self.transfers.items() if item[1].replica is replica]:
             del self.transfers[number]
             if moving.road is Road.WRITE:

@@ -129,15 +129,7 @@ def fill_plan(message: pb.Plan, plan: Plan) -> None:
     for copy in plan.copies:
         message.copies.add(source=copy.source, target=copy.target, num_slots=copy.num_slots)
     for transfer in plan.transfers:
-        message.transfers.add(
-            transfer=transfer.transfer,
-            road=_ROADS_TO_WIRE[transfer.road],
-            peer=transfer.peer,
-            peer_incarnation=transfer.peer_incarnation,
-            mine=transfer.mine.tobytes(),
-            theirs=transfer.theirs.tobytes(),
-            timeout_s=transfer.timeout_s,
-        )
+        fill_transfer(message.transfers.add(), transfer)
     if plan.aborts:
         message.aborts.extend(plan.aborts)
 
@@ -156,7 +148,7 @@ def plan_from(message: pb.Plan) -> Plan:
         tuple([Revoke(revoke.seq, revoke.lease_end) for revoke in message.revokes]),
         tuple([Reroute(reroute.seq, reroute.gateway, reroute.route) for reroute in message.reroutes]),
         tuple([Copy(copy.source, copy.target, copy.num_slots) for copy in message.copies]),
-        tuple([_transfer_from(transfer) for transfer in message.transfers]),
+        tuple([transfer_from(transfer) for transfer in message.transfers]),
         tuple(message.aborts),
     )
 
@@ -177,7 +169,17 @@ def _extends_from(message: pb.Extends) -> Extends:
     return extends
 
 
-def _transfer_from(message: pb.Transfer) -> Transfer:
+def fill_transfer(message: pb.Transfer, transfer: Transfer) -> None:
+    message.transfer = transfer.transfer
+    message.road = _ROADS_TO_WIRE[transfer.road]
+    message.peer = transfer.peer
+    message.peer_incarnation = transfer.peer_incarnation
+    message.mine = transfer.mine.tobytes()
+    message.theirs = transfer.theirs.tobytes()
+    message.timeout_s = transfer.timeout_s
+
+
+def transfer_from(message: pb.Transfer) -> Transfer:
     road = _ROADS.get(message.road)
     if road is None:
         raise ProtocolError(f"transfer {message.transfer} has road {message.road}; this side knows 1 and 2")

@@ -154,6 +154,7 @@ def _fill_gateway_state(message: pb.FrontEvent, state: GatewayState, now: float)
     for request in state.requests:
         part = message.state.requests.add()
         _fill_submit(part.submit, request.submit, now)
+        part.attempt = request.attempt
         part.outputs.extend([output.tobytes() for output in request.outputs])
         part.finished.extend([REASONS_TO_WIRE[reason] for reason in request.finished])
 
@@ -164,7 +165,7 @@ def _gateway_state_from(message: pb.GatewayState, now: float) -> GatewayState:
 
 def _open_request_from(message: pb.OpenRequest, now: float) -> OpenRequest:
     outputs = tuple([ids_from(output) for output in message.outputs])
-    return OpenRequest(_submit_from(message.submit, now), outputs, _reasons_from(message.finished))
+    return OpenRequest(_submit_from(message.submit, now), message.attempt, outputs, _reasons_from(message.finished))
 
 
 def _reasons_from(numbers: Iterable[int]) -> tuple[Reason, ...]:

@@ -6,7 +6,7 @@ Cold messages: each goes over once per connection at most. `cluster/wire.py` has
 from __future__ import annotations
 
 from cluster.messages import HostPoolJoined, HostPoolSettled, ReplicaJoined, ReplicaState, Resident
-from cluster.wire import fill_start, ids_from, start_from
+from cluster.wire import fill_start, fill_transfer, ids_from, start_from, transfer_from
 from protos.quire.v1 import control_pb2 as pb
 
 
@@ -46,9 +46,12 @@ def fill_replica_state(message: pb.ReplicaState, state: ReplicaState) -> None:
         part.position = resident.position
         part.table = resident.table.tobytes()
         part.lease_end = resident.lease_end
+        part.seq = resident.seq
+        part.index = resident.index
     for block, name in state.cached:
         message.cached.add(block=block, name=name)
-    message.transfers.extend(state.transfers)
+    for transfer in state.transfers:
+        fill_transfer(message.transfers.add(), transfer)
 
 
 def replica_state_from(message: pb.ReplicaState) -> ReplicaState:
@@ -56,12 +59,14 @@ def replica_state_from(message: pb.ReplicaState) -> ReplicaState:
         replica_joined_from(message.joined),
         tuple([_resident_from(resident) for resident in message.residents]),
         tuple([(cached.block, cached.name) for cached in message.cached]),
-        tuple(message.transfers),
+        tuple([transfer_from(transfer) for transfer in message.transfers]),
     )
 
 
 def _resident_from(message: pb.Resident) -> Resident:
     return Resident(
+        message.seq,
+        message.index,
         start_from(message.start),
         ids_from(message.tokens),
         message.position,

@@ -46,6 +46,7 @@ class Open:
         self.route = route
         self.submit = submit
         self.sealed = 0
+        self.attempt = 0  # the last one that was heard of
         self.outputs: list[Ids] = [ids() for _ in range(client.num_sequences)]
         self.finished = [Reason.NONE] * client.num_sequences
         self.is_done = False
@@ -136,6 +137,7 @@ class SimGateway(Process):
         if tokens.attempt <= request.sealed:
             self.num_stale += 1
             return
+        request.attempt = max(request.attempt, tokens.attempt)
         log, index = request.outputs[tokens.index], tokens.index
         name = f"{request.client.ask.request_id}[{index}]"
         known = len(log) - tokens.position
@@ -189,6 +191,7 @@ class SimGateway(Process):
         if request is None:
             return
         request.sealed = max(request.sealed, seal.attempt)
+        request.attempt = max(request.attempt, seal.attempt)
         outputs = tuple(ids(log) for log in request.outputs)
         self.tell(Sealed(seal.request_id, seal.attempt, outputs, tuple(request.finished)))
 
@@ -211,7 +214,9 @@ class SimGateway(Process):
 
     def state(self) -> GatewayState:
         requests = tuple(
-            OpenRequest(request.submit, tuple(ids(log) for log in request.outputs), tuple(request.finished))
+            OpenRequest(
+                request.submit, request.attempt, tuple(ids(log) for log in request.outputs), tuple(request.finished)
+            )
             for request in self.open.values()
         )
         return GatewayState(self.name, requests)

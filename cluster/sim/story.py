@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from cluster.messages import ROW_BITS, Event, Order, Tick
+from cluster.messages import EPOCH_BITS, Event, Order, Tick
 from cluster.sim.workload import Scenario
 
 LONG = 12
@@ -47,7 +47,7 @@ def _is_empty(item: Any) -> bool:
 
 
 def _seq(seq: int) -> str:
-    return f"{seq >> ROW_BITS}/{seq & ((1 << ROW_BITS) - 1)}"
+    return f"{seq >> EPOCH_BITS}/{seq & ((1 << EPOCH_BITS) - 1)}"
 
 
 class Story:
@@ -80,4 +80,3 @@ class Story:
 
     def note(self, now: float, text: str) -> None:
         self.write(f"{now:8.4f} * {text}")
-

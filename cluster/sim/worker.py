@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 from cluster.batcher import Batch, Batcher
@@ -34,12 +35,14 @@ from cluster.messages import (
     Result,
     Revoke,
     Revoked,
+    Road,
     Start,
     Tokens,
     ids,
 )
 from cluster.sim.clock import Clock, Process
 from cluster.sim.device import Blocks, Stream
+from cluster.sim.filled import Filled
 from cluster.sim.model import draw
 from cluster.sim.reports import Report
 from cluster.sim.running import Running
@@ -103,6 +106,7 @@ class SimWorker(Process):
         self.outlets = outlets
         self.transfers = Transfers(self, self.stream, outlets, self._on_transferred)
         self.residents: dict[int, Running] = {}
+        self.filled = Filled()
         self.epoch = 0
         self.num_stale = 0
         self.num_steps = 0
@@ -140,15 +144,21 @@ class SimWorker(Process):
             return self.joined
         self._report = Report()
         residents = tuple(
-            Resident(running.start, running.tokens[:], running.position, ids(running.table), running.lease_end)
+            Resident(
+                running.seq,
+                running.index,
+                running.start,
+                running.tokens[:],
+                running.position,
+                ids(running.table),
+                running.lease_end,
+            )
             for running in self.residents.values()
         )
         for running in self.residents.values():
-            running.news()
-        return ReplicaState(self.joined, residents, self._cached(), tuple(self.transfers.under_way))
-
-    def _cached(self) -> tuple[tuple[int, bytes], ...]:
-        return ()
+            running.news()  # the state tells it
+        under_way = tuple(moving.order for moving in self.transfers.under_way.values())
+        return ReplicaState(self.joined, residents, self.filled.names(), under_way)
 
     # -- plans
 
@@ -160,8 +170,8 @@ class SimWorker(Process):
             return  # seen before, or behind a gap
         self._plan = plan.number
         self._ahead = plan.ahead
-        for transfer in plan.aborts:
-            self.transfers.abort(transfer)
+        for number in plan.aborts:
+            self.transfers.abort(number)
         for drop in plan.drops:
             self._drop(drop)
         for revoke in plan.revokes:
@@ -169,11 +179,14 @@ class SimWorker(Process):
         for reroute in plan.reroutes:
             self._reroute(reroute)
         for copy in plan.copies:
-            self.stream.issue(0.0, lambda copy=copy: self.blocks.copy(copy.source, copy.target, copy.num_slots))
+            self.filled.forget(copy.target)
+            self.stream.issue(0.0, partial(self.blocks.copy, copy.source, copy.target, copy.num_slots))
         self._extend(plan.extends)
         for start in plan.starts:
             self._start(start)
         for transfer in plan.transfers:
+            if transfer.road is Road.READ:
+                self.filled.forget(*transfer.mine)
             self.transfers.begin(transfer)
         self._issue_steps()
         self._tell()
@@ -233,6 +246,7 @@ class SimWorker(Process):
         # A fork without outputs draws its first token from its parent's step, so that token counts as known.
         length = max(len(running.tokens), running.position + 1)
         self.batcher.add(running.row, running.position, length, running.lease_end, precedence, paused)
+        self.filled.note(running, running.table, 0, running.position)
         if running.outputs:
             self._send(running.gateway, [self._tokens(running, 0, running.outputs)])
         return running
@@ -249,7 +263,7 @@ class SimWorker(Process):
             seconds = self.shape.step_base_s + self.shape.per_token_s * batch.num_tokens
             seconds *= 0.9 + 0.2 * self.random.random()
             self._num_issued += 1
-            self.stream.issue(seconds, lambda parts=parts, seconds=seconds: self._retire(parts, seconds))
+            self.stream.issue(seconds, partial(self._retire, parts, seconds))
 
     def _parts(self, batch: Batch) -> list[Part]:
         batcher = self.batcher
@@ -286,6 +300,7 @@ class SimWorker(Process):
             running = part.running
             running.num_in_flight -= 1
             self.blocks.write(part.table, part.start, running.tokens[part.start : part.start + part.count])
+            self.filled.note(running, part.table, part.start, part.start + part.count)
             running.position = min(max(running.position, part.start + part.count), running.last_position)
             for fork in part.forks:
                 self._begin_fork(part, fork, sent)

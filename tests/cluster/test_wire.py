@@ -163,9 +163,9 @@ replicas = st.builds(m.ReplicaJoined, names, longs, names, names, counts, counts
 states = st.builds(
     m.ReplicaState,
     replicas,
-    tuples(st.builds(m.Resident, starts, ids, counts, ids, counts)),
+    tuples(st.builds(m.Resident, longs, counts, starts, ids, counts, ids, counts)),
     tuples(st.tuples(counts, blobs)),
-    tuples(longs),
+    tuples(transfers()),
 )
 logprobs = st.builds(m.Logprobs, int32s, floats32, counts, tuples(st.tuples(int32s, floats32)))
 tokens = st.builds(
@@ -205,7 +205,7 @@ events = st.one_of(
     st.builds(m.Closed, names),
     st.builds(m.Adopt, names, names, names, longs),
     st.builds(m.Pin, names, names, longs, names, names, ids, tuples(hashes), st.integers(0, 10**6).map(float), blobs),
-    st.builds(m.GatewayState, names, tuples(st.builds(m.OpenRequest, submits, tuples(ids), tuples(reasons)))),
+    st.builds(m.GatewayState, names, tuples(st.builds(m.OpenRequest, submits, counts, tuples(ids), tuples(reasons)))),
 )
 notices = st.one_of(
     st.builds(m.Accepted, names, longs, names, counts, names),
@@ -347,7 +347,7 @@ def test_broken_messages_are_refused(read, message, why):
 def typical(num: int) -> tuple[m.Plan, m.Result]:
     grown, told = m.Extends(), m.Advances()
     for at in range(num):
-        seq = 3 << m.ROW_BITS | at
+        seq = 3 << m.EPOCH_BITS | at
         grown.add(seq, 160 + at, 9, m.ids([1000 + at]))
         told.seqs.append(seq)
         told.positions.append(144 + at)

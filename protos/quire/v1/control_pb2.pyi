@@ -415,22 +415,26 @@ class ReplicaState(_message.Message):
     joined: ReplicaJoined
     residents: _containers.RepeatedCompositeFieldContainer[Resident]
     cached: _containers.RepeatedCompositeFieldContainer[CachedBlock]
-    transfers: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, joined: _Optional[_Union[ReplicaJoined, _Mapping[str, object]]] = ..., residents: _Optional[_Iterable[_Union[Resident, _Mapping[str, object]]]] = ..., cached: _Optional[_Iterable[_Union[CachedBlock, _Mapping[str, object]]]] = ..., transfers: _Optional[_Iterable[int]] = ...) -> None: ...
+    transfers: _containers.RepeatedCompositeFieldContainer[Transfer]
+    def __init__(self, joined: _Optional[_Union[ReplicaJoined, _Mapping[str, object]]] = ..., residents: _Optional[_Iterable[_Union[Resident, _Mapping[str, object]]]] = ..., cached: _Optional[_Iterable[_Union[CachedBlock, _Mapping[str, object]]]] = ..., transfers: _Optional[_Iterable[_Union[Transfer, _Mapping[str, object]]]] = ...) -> None: ...
 
 class Resident(_message.Message):
-    __slots__ = ("start", "tokens", "position", "table", "lease_end")
+    __slots__ = ("start", "tokens", "position", "table", "lease_end", "seq", "index")
     START_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TABLE_FIELD_NUMBER: _ClassVar[int]
     LEASE_END_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
     start: Start
     tokens: bytes
     position: int
     table: bytes
     lease_end: int
-    def __init__(self, start: _Optional[_Union[Start, _Mapping[str, object]]] = ..., tokens: _Optional[bytes] = ..., position: _Optional[int] = ..., table: _Optional[bytes] = ..., lease_end: _Optional[int] = ...) -> None: ...
+    seq: int
+    index: int
+    def __init__(self, start: _Optional[_Union[Start, _Mapping[str, object]]] = ..., tokens: _Optional[bytes] = ..., position: _Optional[int] = ..., table: _Optional[bytes] = ..., lease_end: _Optional[int] = ..., seq: _Optional[int] = ..., index: _Optional[int] = ...) -> None: ...
 
 class CachedBlock(_message.Message):
     __slots__ = ("block", "name")

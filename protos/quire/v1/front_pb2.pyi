@@ -213,14 +213,16 @@ class GatewayState(_message.Message):
     def __init__(self, gateway: _Optional[str] = ..., requests: _Optional[_Iterable[_Union[OpenRequest, _Mapping[str, object]]]] = ...) -> None: ...
 
 class OpenRequest(_message.Message):
-    __slots__ = ("submit", "outputs", "finished")
+    __slots__ = ("submit", "outputs", "finished", "attempt")
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     submit: Submit
     outputs: _containers.RepeatedScalarFieldContainer[bytes]
     finished: _containers.RepeatedScalarFieldContainer[_control_pb2.StopReason]
-    def __init__(self, submit: _Optional[_Union[Submit, _Mapping[str, object]]] = ..., outputs: _Optional[_Iterable[bytes]] = ..., finished: _Optional[_Iterable[_Union[_control_pb2.StopReason, str]]] = ...) -> None: ...
+    attempt: int
+    def __init__(self, submit: _Optional[_Union[Submit, _Mapping[str, object]]] = ..., outputs: _Optional[_Iterable[bytes]] = ..., finished: _Optional[_Iterable[_Union[_control_pb2.StopReason, str]]] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class Notice(_message.Message):
     __slots__ = ("accepted", "started", "refused", "seal", "replay", "done")

@@ -112,23 +112,25 @@ class Accepted(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., place: _Optional[int] = ..., reason: _Optional[str] = ..., started: _Optional[bool] = ...) -> None: ...
 
 class TokenChunk(_message.Message):
-    __slots__ = ("sequence", "position", "ids", "text", "logprobs", "prompt_logprobs")
+    __slots__ = ("sequence", "position", "ids", "text", "logprobs", "prompt_logprobs", "prompt_position")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_POSITION_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     position: int
     ids: _containers.RepeatedScalarFieldContainer[int]
     text: str
     logprobs: _containers.RepeatedCompositeFieldContainer[_common_pb2.Logprob]
     prompt_logprobs: _containers.RepeatedCompositeFieldContainer[_common_pb2.PromptLogprob]
-    def __init__(self, sequence: _Optional[int] = ..., position: _Optional[int] = ..., ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.Logprob, _Mapping[str, object]]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_common_pb2.PromptLogprob, _Mapping[str, object]]]] = ...) -> None: ...
+    prompt_position: int
+    def __init__(self, sequence: _Optional[int] = ..., position: _Optional[int] = ..., ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.Logprob, _Mapping[str, object]]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_common_pb2.PromptLogprob, _Mapping[str, object]]]] = ..., prompt_position: _Optional[int] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("sequence", "reason", "num_tokens", "stop_string", "stop_token_id", "score", "detail")
+    __slots__ = ("sequence", "reason", "num_tokens", "stop_string", "stop_token_id", "score", "detail", "text")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -136,6 +138,7 @@ class Finished(_message.Message):
     STOP_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     reason: _common_pb2.FinishReason
     num_tokens: int
@@ -143,7 +146,8 @@ class Finished(_message.Message):
     stop_token_id: int
     score: float
     detail: str
-    def __init__(self, sequence: _Optional[int] = ..., reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., num_tokens: _Optional[int] = ..., stop_string: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., score: _Optional[float] = ..., detail: _Optional[str] = ...) -> None: ...
+    text: str
+    def __init__(self, sequence: _Optional[int] = ..., reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., num_tokens: _Optional[int] = ..., stop_string: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., score: _Optional[float] = ..., detail: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Done(_message.Message):
     __slots__ = ("prompt_tokens", "cached_tokens", "completion_tokens", "queue_s", "time_to_first_token_s", "total_s", "preemptions", "device_block_seconds", "host_block_seconds")

@@ -1,0 +1,184 @@
+"""How a new scheduler learns what its dead predecessor knew: from what replicas hold and gateways have.
+
+Replicas list their residents (ReplicaState), gateways their open requests (GatewayState), in any order. A resident goes
+on where it is: its table, position and lease are taken over as they stand, so streams never notice. When both sides had
+`rebuild_s` to report, what nobody runs is sealed and starts again as a new attempt, what no gateway knows is dropped
+after the grace of an orphan, and every block that no table names is free. What lay in host memory is computed again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cluster.messages import (
+    Drop,
+    GatewayState,
+    Ids,
+    OpenRequest,
+    ReplicaState,
+    Resident,
+    Submit,
+    ids,
+)
+from cluster.replica import Replica
+from cluster.sequences import Request, Sequence, State
+
+if TYPE_CHECKING:
+    from cluster.scheduler import Scheduler
+
+ARRIVAL_MASK = (1 << 40) - 1
+
+
+class Rebuild:
+    """Takes over residents and open requests. Active from the first report until `rebuild_s` later."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._ends_at: float | None = None
+        # Requests that a gateway knows and no replica has claimed yet, and those of which only a replica has told.
+        self._unplaced: dict[str, Request] = {}
+        self._unconfirmed: dict[str, Request] = {}
+
+    @property
+    def ends_at(self) -> float | None:
+        return self._ends_at
+
+    def _begin(self) -> None:
+        if self._ends_at is None:
+            self._ends_at = self._scheduler.now + self._scheduler.settings.rebuild_s
+
+    # -- what replicas hold
+
+    def on_replica_state(self, state: ReplicaState) -> None:
+        self._begin()
+        scheduler = self._scheduler
+        scheduler.recovery.on_replica_joined(state.joined)
+        replica = scheduler.replicas[state.joined.replica]
+        if replica.incarnation != state.joined.incarnation or replica.residents:
+            scheduler.counters["stale states"] += 1
+            return
+        moving = {block for transfer in state.transfers for block in transfer.mine}
+        holders: dict[int, int] = {}
+        for resident in state.residents:
+            for block in resident.table:
+                holders[block] = holders.get(block, 0) + 1
+        replica.ledger.restore(holders, moving, dict(state.cached) if scheduler.settings.prefix_caching else {})
+        for transfer in state.transfers:
+            scheduler.swapper.take_over(replica, transfer)
+        by_request: dict[str, list[Resident]] = {}
+        for resident in state.residents:
+            by_request.setdefault(resident.start.request_id, []).append(resident)
+        for request_id, residents in by_request.items():
+            self._claim(replica, request_id, residents)
+
+    def _claim(self, replica: Replica, request_id: str, residents: list[Resident]) -> None:
+        """The residents of one request go on, unless a later attempt of it is known: then they are dropped."""
+        scheduler = self._scheduler
+        start = residents[0].start
+        request = self._unplaced.pop(request_id, None)
+        if request is not None and request.attempt > start.attempt:
+            self._unplaced[request_id] = request
+            request = None
+        known = request_id in scheduler.requests and request is None
+        if request is None:
+            request = self._from_start(residents[0])
+            if not known:
+                scheduler.requests[request_id] = request
+                self._unconfirmed[request_id] = request
+        request.state, request.replica, request.last_replica = State.RUNNING, replica, replica
+        request.attempt = start.attempt
+        for resident in residents:
+            self._settle(request.sequences[resident.index], resident)
+            replica.enter(request.sequences[resident.index])
+        if known:
+            request.is_cancelled = True
+            replica.num_stopping += 1
+            request.state = State.STOPPING
+            replica.write().drops.extend(Drop(resident.seq) for resident in residents)
+            scheduler.counters["stale residents"] += 1
+
+    def _from_start(self, resident: Resident) -> Request:
+        """A request as far as a Start tells of it; its gateway will tell the rest."""
+        scheduler, start = self._scheduler, resident.start
+        submit = Submit(
+            start.request_id,
+            start.gateway,
+            start.route,
+            "",
+            "",
+            ids(start.tokens[: start.num_prompt]),
+            (),
+            start.sampling,
+            start.precedence >> 40,
+            start.salt,
+        )
+        request = Request(submit, start.precedence & ARRIVAL_MASK, scheduler.tenants.get(""), scheduler.now)
+        scheduler.tenants.enter(request.tenant)
+        scheduler.note_arrival(request.arrival)
+        return request
+
+    def _settle(self, sequence: Sequence, resident: Resident) -> None:
+        sequence.seq = resident.seq
+        sequence.table = ids(resident.table)
+        sequence.position = resident.position
+        sequence.lease_end = resident.lease_end
+        sequence.outputs = ids(resident.tokens[resident.start.num_prompt :])
+
+    # -- what gateways have
+
+    def on_gateway_state(self, state: GatewayState) -> None:
+        self._begin()
+        for open_request in state.requests:
+            submit = open_request.submit
+            request = self._unconfirmed.pop(submit.request_id, None)
+            if request is not None:
+                self._confirm(request, open_request)
+            elif submit.request_id not in self._scheduler.requests:
+                self._unplaced[submit.request_id] = self._from_gateway(open_request)
+
+    def _confirm(self, request: Request, open_request: OpenRequest) -> None:
+        """A running request is known to its gateway: the two reports are of one."""
+        scheduler, submit = self._scheduler, open_request.submit
+        scheduler.tenants.leave(request.tenant)
+        request.tenant = scheduler.tenants.get(submit.tenant)
+        scheduler.tenants.enter(request.tenant)
+        request.model = submit.model
+        request.gateway, request.route = submit.gateway, submit.route
+        request.deadline = submit.deadline
+        if submit.deadline is not None:
+            scheduler.wake_at(submit.deadline, request)
+        self._take_outputs(request, open_request)
+        if request.state is State.SEALING:
+            scheduler.recovery.ask_seal(request)
+
+    def _from_gateway(self, open_request: OpenRequest) -> Request:
+        request = self._scheduler.enter(open_request.submit)
+        request.state = State.SEALING
+        request.attempt = open_request.attempt
+        request.is_cacheable = False
+        self._take_outputs(request, open_request)
+        return request
+
+    def _take_outputs(self, request: Request, open_request: OpenRequest) -> None:
+        known: tuple[Ids, ...] = open_request.outputs
+        for sequence, outputs, reason in zip(request.sequences, known, open_request.finished, strict=True):
+            if not sequence.seq:
+                sequence.outputs = ids(outputs)
+                sequence.reason = reason
+
+    # -- the end
+
+    def expire(self, now: float) -> None:
+        """Everybody had time to report: what nobody runs starts again, what no gateway knows is an orphan."""
+        if self._ends_at is None or now < self._ends_at:
+            return
+        self._ends_at = None
+        scheduler = self._scheduler
+        unplaced, self._unplaced = list(self._unplaced.values()), {}
+        for request in unplaced:
+            if request.state is State.SEALING:
+                scheduler.recovery.ask_seal(request)
+        unconfirmed, self._unconfirmed = list(self._unconfirmed.values()), {}
+        for request in unconfirmed:
+            request.orphaned_until = now + scheduler.settings.orphan_grace_s
+            scheduler.wake_at(request.orphaned_until, request)
