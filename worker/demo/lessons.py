@@ -246,8 +246,8 @@ def unknown_turn(rng: random.Random) -> Turn:
     )
     topic = word if rng.random() < 0.7 else known
     forms = (
-        "What is {}?", "Who is {}?", "Where is {}?", "Tell me about {}.", "Explain {}.", "Why is {} good?", "Who made {}?",
-        "What do you know about {}?", "How do I find {}?", "{}",
+        "What is {}?", "Who is {}?", "Where is {}?", "Tell me about {}.", "Explain {}.", "Why is {} good?",
+        "Who made {}?", "What do you know about {}?", "How do I find {}?", "{}",
     )  # fmt: skip
     return rng.choice(forms).format(topic), UNKNOWN
 
