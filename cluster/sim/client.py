@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.messages import Reason
-from cluster.sim.model import expected
+from cluster.sim.model import END_TOKEN, follow
 
 
 class Violation(AssertionError):
@@ -43,6 +43,7 @@ class Client:
 
     ask: Ask
     end_one_in: int
+    num_noises: int = 1
     received: list[list[int]] = field(default_factory=list)
     reasons: list[Reason] = field(default_factory=list)
     gateway: str = ""  # the one that it is connected to
@@ -76,22 +77,22 @@ class Client:
         if not self.outcome:
             self.reasons[index] = reason
 
-    def wanted(self, index: int) -> list[int]:
-        """All tokens that this sequence should have."""
-        ask = self.ask
-        tokens = expected(ask.prompt, ask.seed, index, ask.max_tokens, self.end_one_in)
-        if ask.stop_at is not None and ask.stop_at[0] == index:
-            return tokens[: ask.stop_at[1]]
-        return tokens
-
     def judge(self) -> None:
-        """What it has is what it should have; called once it has ended."""
+        """What it has is what the model says, and all of it if it is done; called once it has ended."""
+        ask = self.ask
         for index, mine in enumerate(self.received):
-            wanted = self.wanted(index)
-            whole = self.outcome == "done"
-            if whole and self.reasons[index] is Reason.NONE:
-                raise Violation(f"{self.ask.request_id}[{index}] is done, but was never told why it ended")
-            if mine != (wanted if whole else wanted[: len(mine)]):
-                at = next((i for i, (a, b) in enumerate(zip(mine, wanted, strict=False)) if a != b), None)
-                where = f"differs at {at}" if at is not None else f"has {len(mine)} tokens, not {len(wanted)}"
-                raise Violation(f"{self.ask.request_id}[{index}] ({self.outcome}) {where}: {mine} is not {wanted}")
+            name = f"{ask.request_id}[{index}] ({self.outcome})"
+            wrong = follow(ask.prompt, ask.seed, index, mine, self.end_one_in, self.num_noises)
+            if wrong is not None:
+                raise Violation(f"{name} has a wrong token at {wrong}: {mine}")
+            limit = ask.max_tokens
+            if ask.stop_at is not None and ask.stop_at[0] == index:
+                limit = min(limit, ask.stop_at[1])
+            if len(mine) > limit:
+                raise Violation(f"{name} has {len(mine)} tokens, and {limit} at most were asked for")
+            if self.outcome != "done":
+                continue
+            if not mine or (mine[-1] != END_TOKEN and len(mine) < limit):
+                raise Violation(f"{name} has lost tokens: it ends after {len(mine)} of {limit}: {mine}")
+            if self.reasons[index] is Reason.NONE:
+                raise Violation(f"{name} was never told why it ended")

@@ -103,8 +103,10 @@ class Coverage:
         scheduler = world.shell.scheduler
         counts["recompute"] = scheduler.counters["preempted recompute"]
         counts["wait on a prefix"] = scheduler.counters["parked on a prefix"]
-        counts["stale epoch"] = world.num_stale + sum(
-            process.num_stale for process in (*world.workers.values(), *world.gateways.values())
+        counts["stale epoch"] = (
+            world.num_stale
+            + sum(worker.num_stale for worker in world.workers.values())
+            + sum(gateway.num_stale for gateway in world.gateways.values())
         )
         counts["broken streams"] = world.network.num_breaks
         return counts

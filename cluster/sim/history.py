@@ -47,8 +47,8 @@ class History:
         self.judge = Judge(scenario.full_check)
         self.coverage = Coverage(scenario.world)
         self.world = World(scenario.world, f"{scenario.seed}", self._look)
-        end_one_in = scenario.world.workers[0].end_one_in
-        self.clients = [Client(ask, end_one_in) for ask in scenario.asks]
+        shape = scenario.world.workers[0]
+        self.clients = [Client(ask, shape.end_one_in, shape.num_noises) for ask in scenario.asks]
         self._last_s = 0.0
         for client in self.clients:
             self._last_s = max(self._last_s, client.ask.at)

@@ -83,14 +83,17 @@ class Judge:
         waiting = scheduler.admission.waiting()
         if waiting:
             raise Violation(f"requests wait: {waiting}")
-        if len(scheduler.rows):
-            raise Violation(f"{len(scheduler.rows)} sequences hold rows")
         if scheduler.swapper.transfers:
             raise Violation(f"transfers are left: {scheduler.swapper.transfers}")
-        for replica in (*scheduler.replicas.values(), *scheduler.swapper.pools.values()):
-            counts = replica.ledger.counts()
+        for replica in scheduler.replicas.values():
+            if replica.residents:
+                raise Violation(f"{replica.name} still counts {list(replica.residents.values())} among its residents")
+        ledgers = {replica.name: replica.ledger for replica in scheduler.replicas.values()}
+        ledgers |= {host.name: host.ledger for host in scheduler.swapper.pools.values()}
+        for name, ledger in ledgers.items():
+            counts = ledger.counts()
             if counts.held or counts.moving or counts.quarantined:
-                raise Violation(f"{replica.name}: at the end {counts}")
+                raise Violation(f"{name}: at the end {counts}")
 
 
 def _where(world: World, client: Client) -> str:

@@ -2,8 +2,8 @@
 
 A slot holds a number made from its token and from the slot before it, as keys and values depend on all that came
 before; a draw reads every slot through the table, as attention does. So a lost, doubled, reordered or wrong token, a
-block of another prefix, a missed copy or a stale block changes what comes out. What a request should say is computed
-by `expected` alone, without blocks, workers or a cluster. Nothing here holds state.
+block of another prefix, a missed copy or a stale block changes what comes out. What a request may say is known to
+`follow` alone, without blocks, workers or a cluster. Nothing here holds state.
 """
 
 from __future__ import annotations
@@ -46,19 +46,25 @@ def draw(read: int, seed: int, index: int, position: int, end_one_in: int) -> in
     return 1 + drawn % (VOCAB_SIZE - 1)
 
 
-def expected(prompt: Sequence[int], seed: int, index: int, max_tokens: int, end_one_in: int) -> list[int]:
-    """All tokens of one sequence, its end token included."""
+def follow(
+    prompt: Sequence[int], seed: int, index: int, tokens: Sequence[int], end_one_in: int, num_noises: int
+) -> int | None:
+    """Where the tokens of a sequence leave what the model could have said; None if they never do.
+
+    Each token must be a draw from all tokens before it, with one of the noises that replicas draw with: one noise
+    means that every replica says the same, several that a sequence goes on differently wherever it was moved to.
+    """
     before, read = _FIRST, 0
     for token in prompt:
         before = crc32(_token.pack(token), before)
         read = crc32(before.to_bytes(SLOT_BYTES, "little"), read)
-    outputs: list[int] = []
     position = len(prompt) - 1
-    while True:
-        token = draw(read, seed, index, position, end_one_in)
-        outputs.append(token)
-        if token == END_TOKEN or len(outputs) == max_tokens:
-            return outputs
+    for number, token in enumerate(tokens):
+        if not any(token == draw(read, seed + noise, index, position, end_one_in) for noise in range(num_noises)):
+            return number
+        if token == END_TOKEN and number + 1 < len(tokens):
+            return number + 1
         position += 1
         before = crc32(_token.pack(token), before)
         read = crc32(before.to_bytes(SLOT_BYTES, "little"), read)
+    return None

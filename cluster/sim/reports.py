@@ -44,7 +44,7 @@ class Report:
     def result(
         self, sender: tuple[str, int, int], numbers: tuple[int, int, int], prefill_waiting: int, step_seconds: float
     ) -> Result:
-        """`sender` is replica, incarnation, epoch; `numbers` the result, the last plan obeyed, the last step retired."""
+        """`sender` is replica, incarnation, epoch; `numbers` this result, the last plan and the last retired step."""
         replica, incarnation, epoch = sender
         number, plan, step = numbers
         return Result(

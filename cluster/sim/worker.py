@@ -65,6 +65,7 @@ class WorkerShape:
     end_one_in: int = 40
     model: str = "m"
     key: bytes = b"simulated"
+    num_noises: int = 1  # 1: all replicas draw the same tokens; else a replica has one of so many noises of its own
 
 
 @dataclass(slots=True)
@@ -110,6 +111,7 @@ class SimWorker(Process):
         self.epoch = 0
         self.num_stale = 0
         self.num_steps = 0
+        self._noise = self.random.randrange(shape.num_noises)
         self._rows: list[Running | None] = [None] * shape.max_batch
         self._plan = 0
         self._result = 0
@@ -329,7 +331,7 @@ class SimWorker(Process):
         last = len(running.tokens)
         read = self.blocks.read(table, last)
         sampling = running.start.sampling
-        token = draw(read, sampling.seed or 0, running.index, last - 1, self.shape.end_one_in)
+        token = draw(read, (sampling.seed or 0) + self._noise, running.index, last - 1, self.shape.end_one_in)
         running.tokens.append(token)
         num_outputs = last + 1 - running.num_prompt
         reason = Reason.NONE

@@ -7,7 +7,7 @@ purpose: small pools and blocks make pressure, sharing and evictions frequent.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from cluster.settings import AllocatorName, PlacementName, PreemptionName, SchedulerSettings
@@ -17,7 +17,6 @@ from cluster.sim.network import Weather
 from cluster.sim.traces import TRACES, gap, length
 from cluster.sim.worker import WorkerShape
 from cluster.sim.world import WorldShape, node_name
-
 
 NUM_ASKS = (30, 50)
 """Requests of a history, at least and at most: enough for several hundred events at the scheduler."""
@@ -48,19 +47,22 @@ def _draw_world(random: Random, with_faults: bool) -> WorldShape:
     num_workers = random.randint(2, 6)
     block_size = random.choice((2, 4, 4, 8))
     tokens = random.choice((60, 90, 140))
-    worker = dict(
+    first = WorkerShape(
+        node=node_name(0),
+        num_blocks=0,
         block_size=block_size,
         max_batch=random.randint(3, 10),
         max_model_len=random.choice((96, 160)),
         token_budget=random.choice((8, 16, 32, 64)),
         depth=random.choice((1, 2, 2)),
         end_one_in=random.choice((25, 60, 1000)),
+        num_noises=random.choice((1, 1, 3)),
     )
     workers = tuple(
-        WorkerShape(
+        replace(
+            first,
             node=node_name(number % num_nodes),
             num_blocks=max(4, tokens * random.randint(80, 120) // 100 // block_size),
-            **worker,  # type: ignore[arg-type]
         )
         for number in range(num_workers)
     )

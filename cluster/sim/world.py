@@ -1,9 +1,9 @@
 """A simulated cluster: its processes, the streams between them, their deaths and new lives.
 
-It does what Ray and the shells around our processes do: it starts, notices deaths, starts again, fences. The line that
-it holds for the scheduler: a replica or host pool is told lost only once it can touch no pool any more that the
-scheduler still counts on: its process is dead, or it is cut off and the other pools refuse it. A process that was
-declared lost while cut off lives on until it is reached, then it is killed and starts anew.
+It does what Ray and the shells around our processes do: it starts, notices deaths, starts again, fences. What it holds
+for the scheduler: after a replica was told lost its old life may still write into host pools, until each pool has said
+HostPoolSettled for its transfers; by then it is dead, or refused. A process that was declared lost while its node is
+cut off lives on until it is reached, then it is killed and starts anew.
 """
 
 from __future__ import annotations
@@ -12,7 +12,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from cluster.messages import Event, GatewayLost, HostPoolLost, HostPoolSettled, Order, Plan, ReplicaLost, Result, Tokens, Transfer
+from cluster.messages import (
+    Event,
+    GatewayLost,
+    HostPoolLost,
+    HostPoolSettled,
+    Order,
+    Plan,
+    ReplicaLost,
+    Result,
+    Tokens,
+    Transfer,
+)
 from cluster.scheduler import Scheduler
 from cluster.settings import SchedulerSettings
 from cluster.sim.client import Client
@@ -24,6 +35,9 @@ from cluster.sim.shell import SimShell
 from cluster.sim.streams import FrontStream, TokenStream, WorkerStream
 from cluster.sim.transfers import Pool
 from cluster.sim.worker import Outlets, SimWorker, WorkerShape
+
+SETTLE_S = 0.03
+"""Until a process that was declared lost is proven dead, or refused by all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +120,7 @@ class World:
     def start_gateway(self, name: str) -> None:
         shape = self.shape.workers[0]
         life = self._incarnation(name)
-        gateway = SimGateway(
-            name, life, self.clock, lambda event: self._tell(name, event), shape.block_size, shape.key
-        )
+        gateway = SimGateway(name, life, self.clock, lambda event: self._tell(name, event), shape.block_size, shape.key)
         self.gateways[name] = gateway
         if self.shell.alive:
             self.front_streams[name] = FrontStream(self, gateway, is_new=True)
@@ -168,22 +180,37 @@ class World:
 
     # -- deaths
 
-    def kill_worker(self, number: int, restart: bool = True) -> None:
+    def kill_worker(self, number: int) -> None:
         worker = self.workers[f"w{number}"]
         if not worker.alive:
             return
+        self._end_worker(number, worker)
+        self.clock.after(self.shape.detect_s, self._lose_worker, worker, "its process died")
+        self.clock.after(self.shape.detect_s + SETTLE_S, self._settle_transfers, worker)
+
+    def _end_worker(self, number: int, worker: SimWorker) -> None:
         worker.die()
         self._close_streams(worker.name)
-        self.clock.after(self.shape.detect_s, self._lose_worker, worker, "its process died")
         self.clock.after(self.shape.restart_s, self._restart_worker, number, worker)
 
+    def _give_up_worker(self, number: int, worker: SimWorker) -> None:
+        """It was silent for too long. It is ended, but what it began may still be written until that is sure."""
+        if not worker.alive:
+            return
+        self._lose_worker(worker, "it is silent")
+        self.clock.after(SETTLE_S, self._end_worker, number, worker)
+        self.clock.after(2 * SETTLE_S, self._settle_transfers, worker)
+
     def _lose_worker(self, worker: SimWorker, detail: str) -> None:
-        """The scheduler is told; the pools refuse the lost life from now on, and say so of each of its transfers."""
         self.notify(ReplicaLost(worker.name, worker.incarnation, detail))
+
+    def _settle_transfers(self, worker: SimWorker) -> None:
+        """The lost life can write no more: it is dead or refused. The pools say so of each transfer it was to do."""
+        worker.transfers.is_fenced = True
         for transfer in self._ordered.pop((worker.name, worker.incarnation), ()):
             if transfer.peer in self.pools:
                 settled = HostPoolSettled(transfer.peer, transfer.peer_incarnation, transfer.transfer)
-                self.clock.after(0.02, self.notify, settled)
+                self.notify(settled)
 
     def _restart_worker(self, number: int, dead: SimWorker) -> None:
         if self.workers[dead.name] is dead:
@@ -229,8 +256,10 @@ class World:
         if not self.shell.alive:
             return
         self.shell.die()
-        for stream in (*self.worker_streams.values(), *self.front_streams.values()):
-            stream.link.close()
+        for link in [stream.link for stream in self.worker_streams.values()] + [
+            stream.link for stream in self.front_streams.values()
+        ]:
+            link.close()
         self.clock.after(down_s, self._restart_scheduler)
 
     def _restart_scheduler(self) -> None:
@@ -268,7 +297,7 @@ class World:
 
     def _kill_stopped(self, number: int, worker: SimWorker) -> None:
         if self.workers[worker.name] is worker and worker.stopped:
-            self.kill_worker(number)
+            self._give_up_worker(number, worker)
 
     def cut_worker(self, number: int, seconds: float) -> None:
         """A replica and the scheduler do not hear each other for a while; all else of the network works."""
@@ -285,7 +314,7 @@ class World:
         """Its node is reached by other ways, so it can be proven dead."""
         stream = self.worker_streams.get(worker.name)
         if self.workers[worker.name] is worker and worker.alive and stream is not None and stream.link.cut:
-            self.kill_worker(number)
+            self._give_up_worker(number, worker)
 
     def cut_node(self, number: int, seconds: float) -> None:
         """A node and all others do not hear each other for a while. Gateways run elsewhere."""
@@ -313,8 +342,8 @@ class World:
             worker = self.workers[f"w{index}"]
             if worker.alive and worker.name not in self.lost:
                 self.lost.add(worker.name)
-                worker.transfers.is_fenced = True
                 self._lose_worker(worker, "its node is cut off")
+                self.clock.after(SETTLE_S, self._settle_transfers, worker)
         pool = self.pools.get(f"h{number}")
         if pool is not None and pool.alive and pool.name not in self.lost:
             self.lost.add(pool.name)
