@@ -76,7 +76,7 @@ def kept(values: torch.Tensor, settings: DrawSettings) -> tuple[torch.Tensor, to
     """The tokens that survive the filters, bool [rows, vocabulary], and all weights exp((value - best) / temperature).
 
     As in transformers, top-k keeps all that equal its last value, and top-p, where equals stand at its cut, keeps as
-    many of them as it needs, from the highest id down.
+    many of them as it needs. Which of them is left open there; here it is those of the highest ids.
     """
     device = values.device
     temperature = _to(settings.temperature, device).clamp_min(MIN_TEMPERATURE)[:, None]
@@ -105,7 +105,8 @@ def kept(values: torch.Tensor, settings: DrawSettings) -> tuple[torch.Tensor, to
 
 def ordered(values: torch.Tensor) -> torch.Tensor:
     """Integers in the order of fp32 values."""
-    bits = values.contiguous().view(torch.int32)
+    # Minus zero plus zero is zero, which makes equals of the two.
+    bits = (values.contiguous() + 0.0).view(torch.int32)
     return bits ^ ((bits >> 31) & _MAGNITUDE)
 
 
