@@ -90,6 +90,9 @@ class Rebuild:
         for resident in residents:
             self._settle(request.sequences[resident.index], resident)
             replica.enter(request.sequences[resident.index])
+            if not known:
+                # It may have told the old scheduler that its lease runs out, and says so once.
+                replica.renew(request.sequences[resident.index])
         if known:
             request.is_cancelled = True
             replica.num_stopping += 1
