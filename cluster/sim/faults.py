@@ -36,6 +36,8 @@ KINDS: dict[str, int] = {
     "stop gateway": 2,
     "cut gateway": 2,
     "stop scheduler": 2,
+    "kill scheduler": 4,
+    "usurp scheduler": 2,
     "kill host pool": 3,
     "fail transfers": 3,
     "corrupt transfers": 2,
@@ -80,6 +82,8 @@ def strike(world: World, fault: Fault, clients: list[Client], come_back: Callabl
         "kill host pool": lambda: world.kill_pool(node),
         "fail transfers": lambda: world.spoil_transfers(worker, fail=2, corrupt=0),
         "corrupt transfers": lambda: world.spoil_transfers(worker, fail=0, corrupt=2),
+        "kill scheduler": lambda: world.kill_scheduler(0.05 + fault.seconds),
+        "usurp scheduler": lambda: world.usurp_scheduler(0.05 + fault.seconds),
         "drain": lambda: _drain(world, worker, fault.seconds),
         "clock jump": lambda: world.jump(fault.seconds),
     }

@@ -221,11 +221,9 @@ class SimGateway(Process):
         )
         return GatewayState(self.name, requests)
 
-    def repeat_cancels(self) -> None:
+    def repeated_cancels(self) -> list[Cancel]:
         """What was on its way to the old scheduler may be lost; a state cannot say that a client has gone."""
-        for request in self.open.values():
-            if request.is_cancelled:
-                self.tell(Cancel(request.client.ask.request_id))
+        return [Cancel(request.client.ask.request_id) for request in self.open.values() if request.is_cancelled]
 
 
 def sampling_of(ask: Ask) -> SamplingParams:

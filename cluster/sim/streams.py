@@ -78,7 +78,8 @@ class FrontStream:
         self._world = world
         if not is_new:
             self.tell(gateway.state())
-            gateway.repeat_cancels()
+            for event in gateway.repeated_cancels():
+                self.tell(event)
 
     def tell(self, event: Event) -> None:
         if self.link.closed:

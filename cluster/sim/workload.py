@@ -90,6 +90,7 @@ def _draw_settings(random: Random, block_size: int) -> SchedulerSettings:
         pressure=random.choice((0.0, 0.05, 0.2)),
         max_queue=1000,
         seal_timeout_s=0.5,
+        rebuild_s=0.5,
         orphan_grace_s=3.0,
         tenant_weights={"t0": 2.0},
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 from cluster.messages import (
@@ -30,7 +31,7 @@ from cluster.sim.client import Client
 from cluster.sim.clock import Clock
 from cluster.sim.gateway import SimGateway
 from cluster.sim.hostpool import SimHostPool
-from cluster.sim.network import Network, Weather
+from cluster.sim.network import Link, Network, Weather
 from cluster.sim.shell import SimShell
 from cluster.sim.streams import FrontStream, TokenStream, WorkerStream
 from cluster.sim.transfers import Pool
@@ -73,8 +74,6 @@ class World:
         self.workers: dict[str, SimWorker] = {}
         self.pools: dict[str, SimHostPool] = {}
         self.gateways: dict[str, SimGateway] = {}
-        self.worker_streams: dict[str, WorkerStream] = {}
-        self.front_streams: dict[str, FrontStream] = {}
         self.token_streams: dict[tuple[str, str], TokenStream] = {}
         self.cut_nodes: set[str] = set()
         self.lost: set[str] = set()  # declared lost while cut off; to be killed when reached
@@ -82,7 +81,7 @@ class World:
         self._ordered: dict[tuple[str, int], list[Transfer]] = {}
         self._incarnations: dict[str, int] = {}
         self.num_stale = 0
-        self.shell = SimShell(1, shape.settings, self.clock, self.hand_out, look)
+        self.shell = self._new_shell(1)
         for number in range(len(shape.workers)):
             self.start_worker(number)
         for number, blocks in enumerate(shape.host_blocks):
@@ -92,6 +91,13 @@ class World:
             self.start_gateway(f"g{number}")
 
     # -- births
+
+    def _new_shell(self, epoch: int) -> SimShell:
+        # The streams of this life of the scheduler; an older one that wakes up late still has its own.
+        self.worker_streams: dict[str, WorkerStream] = {}
+        self.front_streams: dict[str, FrontStream] = {}
+        hand_out = partial(self.hand_out, self.worker_streams, self.front_streams)
+        return SimShell(epoch, self.shape.settings, self.clock, hand_out, self.look)
 
     def _incarnation(self, name: str) -> int:
         self._incarnations[name] = self._incarnations.get(name, 0) + 1
@@ -146,10 +152,14 @@ class World:
     # The stream that is the current one is looked up at each word: its ends may have started again.
 
     def _tell(self, gateway: str, event: Event) -> None:
-        self.front_streams[gateway].tell(event)
+        stream = self.front_streams.get(gateway)
+        if stream is not None:
+            stream.tell(event)
 
     def _result(self, worker: str, number: int, result: Result) -> None:
-        self.worker_streams[worker].result(number, result)
+        stream = self.worker_streams.get(worker)
+        if stream is not None:
+            stream.result(number, result)
 
     def _tokens(self, worker: str, gateway: str, batch: list[Tokens]) -> None:
         process = self.gateways.get(gateway)
@@ -162,15 +172,15 @@ class World:
 
     # -- orders and notices
 
-    def hand_out(self, order: Order) -> None:
+    def hand_out(self, workers: dict[str, WorkerStream], fronts: dict[str, FrontStream], order: Order) -> None:
         if isinstance(order, Plan):
             if order.transfers:
                 self._ordered.setdefault((order.replica, order.incarnation), []).extend(order.transfers)
-            stream = self.worker_streams.get(order.replica)
+            stream = workers.get(order.replica)
             if stream is not None and stream.worker.incarnation == order.incarnation:
                 stream.plan(order)
             return
-        front = self.front_streams.get(order.gateway)
+        front = fronts.get(order.gateway)
         if front is not None:
             front.order(order)
 
@@ -256,15 +266,26 @@ class World:
         if not self.shell.alive:
             return
         self.shell.die()
-        for link in [stream.link for stream in self.worker_streams.values()] + [
-            stream.link for stream in self.front_streams.values()
-        ]:
+        for link in self._scheduler_links():
             link.close()
-        self.clock.after(down_s, self._restart_scheduler)
+        self.clock.after(down_s, self._restart_scheduler, self.shell)
 
-    def _restart_scheduler(self) -> None:
-        old = self.shell
-        self.shell = SimShell(old.epoch + 1, self.shape.settings, self.clock, self.hand_out, self.look)
+    def usurp_scheduler(self, down_s: float) -> None:
+        """The scheduler stands still for so long that another is started; then it wakes up and goes on."""
+        if not self.shell.alive or self.shell.stopped:
+            return
+        self.shell.stop()
+        self.clock.after(down_s, self._restart_scheduler, self.shell)
+        self.clock.after(down_s + 0.2, self.shell.wake)
+
+    def _scheduler_links(self) -> list[Link]:
+        workers = [stream.link for stream in self.worker_streams.values()]
+        return workers + [stream.link for stream in self.front_streams.values()]
+
+    def _restart_scheduler(self, old: SimShell) -> None:
+        if self.shell is not old:
+            return
+        self.shell = self._new_shell(old.epoch + 1)
         self.shell.clock_ahead_s = old.clock_ahead_s
         for worker in self.workers.values():
             if worker.alive:
