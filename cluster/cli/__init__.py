@@ -60,9 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", exits.INTERRUPTED, debug)
     except BrokenPipeError:
-        # Whoever read our output has seen enough. Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return exits.DONE
+        return _unread()
+    except SystemExit as leaving:
+        # typer leaves like this when a command's own print met a closed pipe.
+        if not isinstance(leaving.__context__, BrokenPipeError):
+            raise
+        return _unread()
     except Exception as error:
         # typer's own exceptions, whose class moved between its versions, tell what is wrong with the command line.
         told = getattr(error, "format_message", None)
@@ -74,6 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             remedy = "this command needs the serving side: pip install 'quire[serve]'"
             return _fail(f"the package {error.name} is not installed; {remedy}", exits.WRONG_INPUT, debug)
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", exits.FAILED, debug)
+
+
+def _unread() -> int:
+    """Whoever read our output has seen enough. Python would complain once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return exits.DONE
 
 
 def _fail(line: str, code: int, debug: bool) -> int:

@@ -42,22 +42,28 @@ def run(code: str, *words: str, cwd: Path, path: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy of the checkout, because a build leaves folders behind."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what the wheel is built from, because a build leaves folders behind."""
+    folder = tmp_path_factory.mktemp("source")
     names = ("pyproject.toml", "README.md", "LICENSE", "cluster", "worker", "kernels", "protos")
-    subprocess.run(["cp", "-r", *(str(ROOT / name) for name in names), str(source)], check=True, timeout=30)
+    subprocess.run(["cp", "-r", *(str(ROOT / name) for name in names), str(folder)], check=True, timeout=30)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(out)]
     subprocess.run([*command, str(source)], check=True, timeout=100)
     (found,) = out.glob("quire-0.1.0-*.whl")
     return found
 
 
-def test_the_wheel_holds_every_module_and_the_demo_model(wheel: Path) -> None:
+def test_the_wheel_holds_every_module_and_the_demo_model(wheel: Path, source: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    ours = [p for room in ("cluster", "worker", "kernels", "protos") for p in (ROOT / room).rglob("*") if p.is_file()]
-    wanted = {str(p.relative_to(ROOT)) for p in ours if "__pycache__" not in p.parts}
+    ours = [p for room in ("cluster", "worker", "kernels", "protos") for p in (source / room).rglob("*") if p.is_file()]
+    wanted = {str(p.relative_to(source)) for p in ours if "__pycache__" not in p.parts}
     assert not {n for n in wanted if n not in names}
     assert not {n for n in names if n.startswith(("tests", "deploy"))}
 
