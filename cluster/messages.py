@@ -502,15 +502,19 @@ Event: TypeAlias = (
     | Cancel
     | StopAt
     | Sealed
+    | Closed
+    | Adopt
+    | Pin
     | Result
     | ReplicaJoined
     | ReplicaLost
+    | ReplicaState
     | HostPoolJoined
     | HostPoolLost
     | HostPoolSettled
+    | GatewayState
     | GatewayLost
     | Drain
-    | Pin
     | Tick
 )
 

@@ -41,6 +41,8 @@ def fill_replica_state(message: pb.ReplicaState, state: ReplicaState) -> None:
     fill_replica_joined(message.joined, state.joined)
     for resident in state.residents:
         part = message.residents.add()
+        part.seq = resident.seq
+        part.index = resident.index
         fill_start(part.start, resident.start)
         part.tokens = resident.tokens.tobytes()
         part.position = resident.position

@@ -45,14 +45,30 @@ class ConnectRequest(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping[str, object]]] = ..., result: _Optional[_Union[Result, _Mapping[str, object]]] = ..., state: _Optional[_Union[ReplicaState, _Mapping[str, object]]] = ..., pulse: _Optional[_Union[Pulse, _Mapping[str, object]]] = ..., settled: _Optional[_Union[HostPoolSettled, _Mapping[str, object]]] = ...) -> None: ...
 
 class ConnectResponse(_message.Message):
-    __slots__ = ("welcome", "plan", "pulse")
+    __slots__ = ("welcome", "plan", "pulse", "directory")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     PULSE_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     plan: Plan
     pulse: Pulse
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping[str, object]]] = ..., plan: _Optional[_Union[Plan, _Mapping[str, object]]] = ..., pulse: _Optional[_Union[Pulse, _Mapping[str, object]]] = ...) -> None: ...
+    directory: Directory
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping[str, object]]] = ..., plan: _Optional[_Union[Plan, _Mapping[str, object]]] = ..., pulse: _Optional[_Union[Pulse, _Mapping[str, object]]] = ..., directory: _Optional[_Union[Directory, _Mapping[str, object]]] = ...) -> None: ...
+
+class Directory(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[DirectoryEntry]
+    def __init__(self, entries: _Optional[_Iterable[_Union[DirectoryEntry, _Mapping[str, object]]]] = ...) -> None: ...
+
+class DirectoryEntry(_message.Message):
+    __slots__ = ("name", "address")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    address: str
+    def __init__(self, name: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("replica", "host_pool", "epoch", "plan", "oldest_protocol", "newest_protocol", "transfer_address")
