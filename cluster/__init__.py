@@ -24,9 +24,16 @@ CLIENT: dict[str, str] = {
     "ConfigError": "cluster.errors",
     "ModelError": "cluster.errors",
 }
-SERVING: dict[str, str] = {}
+SERVING: dict[str, str] = {
+    "LLM": "cluster.engine",
+    "RequestOutput": "cluster.outputs",
+    "CompletionOutput": "cluster.outputs",
+    "StreamOutput": "cluster.outputs",
+    "Logprob": "cluster.outputs",
+}
 
 if TYPE_CHECKING:
+    from cluster.engine import LLM as LLM
     from cluster.errors import Aborted as Aborted
     from cluster.errors import AccessDenied as AccessDenied
     from cluster.errors import ConfigError as ConfigError
@@ -38,6 +45,10 @@ if TYPE_CHECKING:
     from cluster.errors import QueueFull as QueueFull
     from cluster.errors import QuireError as QuireError
     from cluster.errors import Unavailable as Unavailable
+    from cluster.outputs import CompletionOutput as CompletionOutput
+    from cluster.outputs import Logprob as Logprob
+    from cluster.outputs import RequestOutput as RequestOutput
+    from cluster.outputs import StreamOutput as StreamOutput
     from cluster.sampling import SamplingParams as SamplingParams
 
 

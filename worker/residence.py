@@ -37,6 +37,8 @@ class Residence:
             return
         row = self._enter(start, start.seq, start.index, start.tokens, start.position, start.table, start.lease_end)
         self._forget_behind(start.table, start.position)
+        if start.sampling.prompt_logprobs is not None and start.position == 0:
+            self._worker.prompt_logprobs.enter(row)
         parent = self._worker.state.at(row)
         waits = start.position < start.num_prompt
         for fork in start.forks:
@@ -136,6 +138,7 @@ class Residence:
         worker.outbox.end(resident, Reason.NONE if reason is Reason.DROPPED else reason, detail)
         worker.batcher.remove(row)
         worker.sampler.leave(row)
+        worker.prompt_logprobs.leave(row)
         if resident.parent >= 0:
             state.at(resident.parent).forks.remove(row)
         self._parents.discard(row)

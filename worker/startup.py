@@ -93,7 +93,8 @@ def start(settings: WorkerSettings, say: Say) -> Started:
         layout=layout,
         pool=pool,
         budget=sizes,
-        max_model_len=loaded.max_model_len,
+        # A longer sequence could never be held.
+        max_model_len=min(loaded.max_model_len, sizes.num_tokens),
         token_budget=token_budget,
         prefill_tokens_per_s=min(token_budget, loaded.max_model_len) / seconds,
     )

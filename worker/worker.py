@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from cluster.batcher import Batch, Batcher
 from cluster.errors import ProtocolError
@@ -18,6 +19,7 @@ from cluster.messages import Plan, Reason, ReplicaJoined, Reroute, Result, Revok
 from cluster.settings import WorkerSettings
 from worker.batch import StepBuilder
 from worker.outbox import Outbox
+from worker.prompt_logprobs import Judged, PromptLogprobs, token_rows
 from worker.report import Reporter
 from worker.residence import Residence
 from worker.sampler import Sampled, Sampler
@@ -32,6 +34,7 @@ class Flight:
     batch: Batch
     rows: Int32  # those that get a token
     sampled: Sampled
+    judged: Judged | None  # logprobs of prompt tokens
 
 
 class Worker:
@@ -55,8 +58,10 @@ class Worker:
         self.state = BatchState(settings.max_batch, parts.max_model_len, settings.block_size, parts.device)
         self.batcher = Batcher(settings.max_batch, parts.token_budget)
         self.sampler = Sampler(settings.max_batch, parts.model.vocab_size, parts.device)
+        self.sampler.warm_up(parts.layout.dtype)
         self.reporter = Reporter(self.state, replica, incarnation)
         self.outbox = Outbox(self.state)
+        self.prompt_logprobs = PromptLogprobs(self.state)
         self.residence = Residence(self)
         self._builder = StepBuilder(self.state)
         self._flight: Flight | None = None
@@ -68,6 +73,7 @@ class Worker:
         self._plan = 0
         self._ahead = 0
         self.num_steps = 0
+        self.num_sampled = 0
         self.num_stale_plans = 0
         self._step_seconds = 0.0
         # Seconds spent so far, by part of a step.
@@ -187,9 +193,14 @@ class Worker:
         model, batcher, seconds = self.parts.model, self.batcher, self.seconds
         step = self._builder.build(batch, batcher.length)
         model.prepare(step.attention)
+        wanted = self.prompt_logprobs.wanted(batch)
+        logit_rows = step.logit_rows
+        if wanted:
+            extra = torch.from_numpy(token_rows(wanted)).to(logit_rows.device)
+            logit_rows = torch.cat([logit_rows, extra])
         prepared = time.perf_counter()
         try:
-            logits = model.forward(step.ids, step.positions, step.logit_rows)
+            logits = model.forward(step.ids, step.positions, logit_rows)
         except RuntimeError as error:
             # One step is lost with those that were in it; the worker goes on.
             detail = f"the step failed: {' '.join(str(error).split())}"
@@ -197,14 +208,16 @@ class Worker:
                 self.residence.move_out(row, Reason.FAILED, detail)
             return None
         computed = time.perf_counter()
-        sampled = self.sampler.sample(logits, step.sampled)
+        num_sampled = len(step.sampled)
+        judged = self.prompt_logprobs.judge(logits[num_sampled:], wanted) if wanted else None
+        sampled = self.sampler.sample(logits[:num_sampled], step.sampled)
         batcher.retire(batch)
         batcher.length[step.sampled] += 1
         self.residence.wake_forks(batch)
         seconds["prepare"] += prepared - began
         seconds["model"] += computed - prepared
         seconds["sample"] += time.perf_counter() - computed
-        return Flight(batch, step.sampled, sampled)
+        return Flight(batch, step.sampled, sampled, judged)
 
     def _retire(self, flight: Flight) -> None:
         """The step is done: its tokens are known, some sequences end, some report."""
@@ -214,7 +227,10 @@ class Worker:
         state.tokens[rows, state.known[rows]] = ids
         state.known[rows] += 1
         self.num_steps += 1
+        self.num_sampled += len(rows)
         flight.sampled.note_logprobs(state.residents)
+        if flight.judged is not None:
+            flight.judged.note()
         stopped = (state.stops[rows] == ids[:, None]).any(axis=1)
         broken = flight.sampled.broken()
         ended = stopped | broken | (state.known[rows] >= state.end[rows])
