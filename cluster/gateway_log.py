@@ -1,8 +1,8 @@
 """A gateway's log of one request: what its sequences have said, which is the truth about what the client may see.
 
 Tokens are put in their places by position, whatever attempt or road brings them; attempts up to a seal are dropped;
-what was logged once never changes. Text is cut per token, so that the text of any run of tokens is the same however it is
-merged or resumed. The gateway reads the log to write streams; nothing here knows of streams, clocks or gRPC.
+what was logged once never changes. Text is cut per token, so that the text of any run of tokens is the same however it
+is merged or resumed. The gateway reads the log to write streams; nothing here knows of streams, clocks or gRPC.
 """
 
 from __future__ import annotations
@@ -108,13 +108,14 @@ class SequenceLog:
 class RequestLog:
     """All sequences of a request."""
 
-    __slots__ = ("num_stale", "sealed", "sequences")
+    __slots__ = ("attempt", "num_stale", "sealed", "sequences")
 
     def __init__(
         self, num_sequences: int, make_cutter: Callable[[], TextCutter | None], has_logprobs: bool = False
     ) -> None:
         self.sequences = [SequenceLog(index, make_cutter(), has_logprobs) for index in range(num_sequences)]
-        # Attempts up to this one are deaf.
+        # The last attempt that was heard of; attempts up to `sealed` are deaf.
+        self.attempt = 0
         self.sealed = 0
         self.num_stale = 0
 
@@ -136,6 +137,7 @@ class RequestLog:
 
     def seal(self, attempt: int) -> None:
         self.sealed = max(self.sealed, attempt)
+        self.attempt = max(self.attempt, attempt)
 
     def take(self, tokens: Tokens) -> SequenceLog | None:
         """Puts tokens in their place; returns the sequence if a stop string has just ended it, so that the scheduler
@@ -143,6 +145,8 @@ class RequestLog:
         if tokens.attempt <= self.sealed:
             self.num_stale += 1
             return None
+        if tokens.attempt > self.attempt:
+            self.attempt = tokens.attempt
         if not 0 <= tokens.index < len(self.sequences):
             raise ProtocolError(f"tokens of sequence {tokens.index}, and the request has {len(self.sequences)}")
         sequence = self.sequences[tokens.index]
