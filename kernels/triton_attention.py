@@ -1,9 +1,9 @@
 """Paged attention in Triton: any mix of prefill chunks and decodes, read straight from the blocks of a pool.
 
-One tile of rows holds all query heads of a KV group for a run of query tokens, so that every key is read once per group.
+One tile of rows holds all query heads of a KV group for a run of query tokens, so that a group reads each key once.
 Which program works on which keys comes from a plan that `triton_plan` built on the device; a piece that covers all keys
-of its unit writes the output, any other piece writes a partial that `triton_merge` finishes. `triton_backend` is the
-only caller and has checked every argument. Nothing here decides sizes or allocates.
+of its unit writes the output, any other piece writes a partial that `triton_merge` finishes. `triton_step` is the only
+caller. Nothing here decides sizes or allocates.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _block_ids(table_ptr, tile, last_block, TILE: tl.constexpr, BLOCK_SIZE: tl.c
 
 @triton.jit
 def _tile_offsets(ids, tile, block_stride, DIM: tl.constexpr, TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr):
-    """Where each key of a tile begins, in elements from block 0 of its head: [tile], 64 bits where blocks are gathered."""
+    """Where each key of a tile begins, in elements from block 0 of its head: int64 [tile]."""
     lane = tl.arange(0, TILE)
     if BLOCK_SIZE % TILE == 0:
         start = ids.to(tl.int64) * block_stride + (tile % (BLOCK_SIZE // TILE)) * (TILE * DIM)
@@ -73,8 +73,7 @@ def _tile_step(
     tile,
     k_ptr,
     v_ptr,
-    k_stride,
-    v_stride,
+    block_stride,
     context,
     scale,
     cap,
@@ -93,8 +92,8 @@ def _tile_step(
     """Adds one tile of keys to the running softmax."""
     key_at = tile * TILE + tl.arange(0, TILE)
     present = key_at < context
-    k_offsets = _tile_offsets(ids, tile, k_stride, DIM, TILE, BLOCK_SIZE)
-    v_offsets = _tile_offsets(ids, tile, v_stride, VALUE_DIM, TILE, BLOCK_SIZE)
+    k_offsets = _tile_offsets(ids, tile, block_stride, DIM, TILE, BLOCK_SIZE)
+    v_offsets = _tile_offsets(ids, tile, block_stride, VALUE_DIM, TILE, BLOCK_SIZE)
     k = _load_tile(k_ptr, k_offsets, present, DIM, DIM_PAD, MASKED)
     v = _load_tile(v_ptr, v_offsets, present, VALUE_DIM, VALUE_PAD, MASKED)
     if k.dtype != q.dtype:
@@ -153,8 +152,7 @@ def _piece(
     out_token_stride,
     out_head_stride,
     lse_token_stride,
-    k_stride,
-    v_stride,
+    block_stride,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
     DIM_PAD: tl.constexpr,
@@ -212,7 +210,7 @@ def _piece(
         # The next tile's blocks are looked up one round ahead, so that the loads of keys never wait for a table.
         next_ids = _block_ids(table_ptr, tile + 1, last_block, TILE, BLOCK_SIZE)
         acc, top, total = _tile_step(
-            acc, top, total, q, q_at, ids, tile, k_ptr, v_ptr, k_stride, v_stride, context, scale, cap, window,
+            acc, top, total, q, q_at, ids, tile, k_ptr, v_ptr, block_stride, context, scale, cap, window,
             DIM, DIM_PAD, VALUE_DIM, VALUE_PAD, TILE, BLOCK_SIZE, not SPLIT_EDGES, HAS_WINDOW, HAS_CAP, PRECISION,
         )  # fmt: skip
         ids = next_ids
@@ -222,7 +220,7 @@ def _piece(
             tile = tl.where(edge < before, tile_lo + edge, inner_hi + edge - before)
             ids = _block_ids(table_ptr, tile, last_block, TILE, BLOCK_SIZE)
             acc, top, total = _tile_step(
-                acc, top, total, q, q_at, ids, tile, k_ptr, v_ptr, k_stride, v_stride, context, scale, cap, window,
+                acc, top, total, q, q_at, ids, tile, k_ptr, v_ptr, block_stride, context, scale, cap, window,
                 DIM, DIM_PAD, VALUE_DIM, VALUE_PAD, TILE, BLOCK_SIZE, True, HAS_WINDOW, HAS_CAP, PRECISION,
             )  # fmt: skip
 
@@ -274,8 +272,7 @@ def attention_kernel(
     out_token_stride,
     out_head_stride,
     lse_token_stride,
-    k_stride,
-    v_stride,
+    block_stride,
     table_stride,
     FLAT: tl.constexpr,
     KV_HEADS: tl.constexpr,
@@ -347,7 +344,7 @@ def attention_kernel(
             query_first + q_block * BLOCK_Q, query_len - q_block * BLOCK_Q, context,
             head, unit_lo, unit_hi, tile_lo, tile_hi, scale, cap, window,
             q_token_stride, q_head_stride, out_token_stride, out_head_stride, lse_token_stride,
-            k_stride.to(tl.int64), v_stride.to(tl.int64),
+            block_stride.to(tl.int64),
             GROUP, DIM, DIM_PAD, VALUE_DIM, VALUE_PAD, BLOCK_M, BLOCK_Q, TILE, BLOCK_SIZE,
             HAS_WINDOW, HAS_CAP, HAS_SINKS, HAS_LSE, WIDEN, PRECISION, SPLIT_EDGES, EDGE_STAGES,
         )  # fmt: skip

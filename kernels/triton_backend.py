@@ -12,13 +12,14 @@ from typing import Literal
 import torch
 import triton
 
-from kernels import triton_copy, triton_write
+from kernels import triton_bounds, triton_copy, triton_write
 from kernels.batch import AttentionBatch
-from kernels.checks import FLOATS, check_attention, check_batch_bounds, check_write_bounds, expect
+from kernels.checks import FLOATS, check_attention, check_batch, check_write_bounds, expect
 from kernels.layout import BlockLayout, KeyOrder, LayerCache
-from kernels.triton_choices import device_facts, interpreting
+from kernels.triton_choices import DeviceFacts, device_facts, interpreting
 from kernels.triton_merge import merge_kernel
 from kernels.triton_step import (
+    FLAT_ROWS,
     AttentionShape,
     Group,
     Launch,
@@ -34,16 +35,16 @@ Tasks = dict[tuple[AttentionShape, int], list[Launch]]
 
 
 class TritonBackend:
-    """See `dispatch.Backend`."""
+    """See `dispatch.Backend`. `facts` overrides what is known of the device, for tuning and tests."""
 
     name: Literal["triton"] = "triton"
 
-    def __init__(self, device: torch.device, *, debug: bool = False) -> None:
+    def __init__(self, device: torch.device, *, debug: bool = False, facts: DeviceFacts | None = None) -> None:
         if device.type != "cuda" and not (device.type == "cpu" and interpreting()):
             raise ValueError(f"the Triton kernels need a GPU, got device {device}; use the cpu or reference kernels")
         self.device = device
         self._debug = debug
-        self._facts = device_facts(device)
+        self._facts = facts or device_facts(device)
         # Partials by size. Kept for good: a captured graph holds their addresses.
         self._workspaces: dict[tuple[int, int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -54,6 +55,7 @@ class TritonBackend:
         self, batch: AttentionBatch, *, num_heads: int, num_kv_heads: int, head_dim: int, block_size: int
     ) -> AttentionBatch:
         """Forgets what was built for an earlier step. Plans are built on the device at the first layer of each kind."""
+        check_batch(batch, self.device)
         batch.tasks = {}
         return batch
 
@@ -73,7 +75,7 @@ class TritonBackend:
         check_attention(q, cache, batch, window=window, softcap=softcap, sinks=sinks, out=out, lse=lse)
         _check_cache(cache)
         if self._debug:
-            check_batch_bounds(batch, cache)
+            triton_bounds.check_bounds(batch, cache)
         if out is None:
             out = torch.empty((*q.shape[:2], cache.value_dim), dtype=q.dtype, device=q.device)
         if scale < 0.0:
@@ -151,18 +153,55 @@ class TritonBackend:
         return out, lse
 
     def warm_up(self, layout: BlockLayout, num_heads: int) -> None:
-        raise NotImplementedError
+        """Runs each kernel on a pool of two blocks, with and without a window, for every shape of the layout."""
+        pool = torch.zeros((2, layout.block_bytes), dtype=torch.uint8, device=self.device)
+        caches = dict(zip(layout.layers, layout.views(pool), strict=True))
+        for layer, cache in caches.items():
+            group = num_heads // layer.num_kv_heads
+            # A decode, a few tokens, and more than the flat schedule takes.
+            for queries in sorted({1, 2, FLAT_ROWS // group + 1}):
+                batch = self._warm_batch(queries, layout.block_size)
+                q = torch.zeros((queries, num_heads, layer.head_dim), dtype=layout.dtype, device=self.device)
+                kv = q[:, : layer.num_kv_heads]
+                values = torch.zeros(
+                    (queries, layer.num_kv_heads, layer.value_dim), dtype=layout.dtype, device=self.device
+                )
+                self.write_kv(kv, values, cache, batch.slots)
+                for window in (0, 2 * queries):
+                    self.attention(q, cache, batch, scale=1.0, window=window)
+        self.copy_blocks(pool, [0], [1])
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _warm_batch(self, queries: int, block_size: int) -> AttentionBatch:
+        """One sequence that is all in block 0."""
+
+        def ints(*values: int) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.int32, device=self.device)
+
+        slots = torch.arange(queries, dtype=torch.int64, device=self.device) % block_size
+        table = torch.zeros((1, -(-queries // block_size)), dtype=torch.int32, device=self.device)
+        return AttentionBatch(
+            query_start=ints(0, queries),
+            context_len=ints(queries),
+            tables=table,
+            rows=ints(0),
+            slots=slots,
+            positions=slots,
+            max_query_len=queries,
+            max_context_len=queries,
+            num_decodes=int(queries == 1),
+        )
 
     def _launches(self, batch: AttentionBatch, shape: AttentionShape, window: int) -> list[Launch]:
         if batch.tasks is None:
+            check_batch(batch, self.device)
             batch.tasks = {}
         assert isinstance(batch.tasks, dict)
         tasks: Tasks = batch.tasks
         launches = tasks.get((shape, window))
         if launches is None:
-            launches = [
-                build_launch(batch, shape, group, window) for group in groups_of(batch, shape, self._facts)
-            ]
+            launches = [build_launch(batch, shape, group, window) for group in groups_of(batch, shape, self._facts)]
             tasks[(shape, window)] = launches
         return launches
 
@@ -179,6 +218,11 @@ def _check_cache(cache: LayerCache) -> None:
     """The kernels derive the strides inside a block from its sizes."""
     if cache.keys != "slot_dim":
         raise ValueError(f"cache must have keys in slot_dim order for the Triton kernels, got {cache.keys}")
+    if cache.k.stride(0) != cache.v.stride(0):
+        raise ValueError(
+            f"cache.k and cache.v must lie in the same blocks, got block strides {cache.k.stride(0)} and "
+            f"{cache.v.stride(0)} elements"
+        )
     for name, tensor in (("k", cache.k), ("v", cache.v)):
         slots, dim = cache.block_size, tensor.shape[3]
         if tensor.shape[2] != slots or tensor.stride()[1:] != (slots * dim, dim, 1):

@@ -35,10 +35,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """What the choices depend on."""
+    """What the choices depend on. `fixed` overrides the table, for tuning and tests."""
 
     family: Family
     num_sms: int
+    fixed: tuple[tuple[Schedule, Choice], ...] = ()
 
 
 # (family, schedule, padded head size, bytes per element) -> Choice. A head size between two rows takes the larger one.
@@ -46,9 +47,11 @@ _TABLE: dict[tuple[Family, Schedule, int, int], Choice] = {
     # 99 KB of shared memory at most, so that it serves sm_86, sm_89 and sm_120 too.
     ("sm80", "flat", 64, 2): Choice(rows=16, tile=128, warps=4, stages=3, programs_per_sm=2),
     ("sm80", "flat", 128, 2): Choice(rows=16, tile=64, warps=4, stages=3, programs_per_sm=2),
-    ("sm80", "flat", 256, 2): Choice(rows=16, tile=32, warps=8, stages=3, programs_per_sm=2),
+    ("sm80", "flat", 256, 2): Choice(rows=16, tile=32, warps=4, stages=3, programs_per_sm=2),
     ("sm80", "flat", 128, 4): Choice(rows=16, tile=32, warps=8, stages=3, programs_per_sm=1, precision="tf32x3"),
-    ("sm80", "flat", 256, 4): Choice(rows=16, tile=16, warps=8, stages=2, programs_per_sm=1, precision="tf32x3"),
+    ("sm80", "flat", 256, 4): Choice(
+        rows=16, tile=16, warps=8, stages=2, programs_per_sm=1, precision="tf32x3", split_edges=False
+    ),
     ("sm80", "parts", 64, 2): Choice(rows=128, tile=64, warps=4, stages=3, programs_per_sm=2),
     ("sm80", "parts", 128, 2): Choice(rows=128, tile=32, warps=8, stages=3, programs_per_sm=1),
     ("sm80", "parts", 256, 2): Choice(rows=64, tile=32, warps=8, stages=2, programs_per_sm=1),
@@ -59,7 +62,9 @@ _TABLE: dict[tuple[Family, Schedule, int, int], Choice] = {
     ("sm90", "flat", 128, 2): Choice(rows=16, tile=64, warps=4, stages=4, programs_per_sm=2),
     ("sm90", "flat", 256, 2): Choice(rows=16, tile=32, warps=4, stages=4, programs_per_sm=2),
     ("sm90", "flat", 128, 4): Choice(rows=16, tile=32, warps=8, stages=3, programs_per_sm=1, precision="tf32x3"),
-    ("sm90", "flat", 256, 4): Choice(rows=16, tile=16, warps=8, stages=2, programs_per_sm=1, precision="tf32x3"),
+    ("sm90", "flat", 256, 4): Choice(
+        rows=16, tile=16, warps=8, stages=2, programs_per_sm=1, precision="tf32x3", split_edges=False
+    ),
     ("sm90", "parts", 64, 2): Choice(rows=128, tile=128, warps=8, stages=3, programs_per_sm=1),
     ("sm90", "parts", 128, 2): Choice(rows=128, tile=64, warps=8, stages=3, programs_per_sm=1),
     ("sm90", "parts", 256, 2): Choice(rows=128, tile=32, warps=8, stages=3, programs_per_sm=1),
@@ -69,10 +74,10 @@ _TABLE: dict[tuple[Family, Schedule, int, int], Choice] = {
     ("sm100", "flat", 128, 2): Choice(rows=16, tile=64, warps=4, stages=4, programs_per_sm=2),
     ("sm100", "flat", 256, 2): Choice(rows=16, tile=32, warps=4, stages=4, programs_per_sm=2),
     ("sm100", "flat", 128, 4): Choice(rows=16, tile=32, warps=8, stages=3, programs_per_sm=1, precision="tf32x3"),
-    ("sm100", "flat", 256, 4): Choice(rows=16, tile=16, warps=8, stages=2, programs_per_sm=1, precision="tf32x3"),
+    ("sm100", "flat", 256, 4): Choice(rows=16, tile=16, warps=8, stages=1, programs_per_sm=1, precision="tf32x3"),
     ("sm100", "parts", 64, 2): Choice(rows=128, tile=128, warps=8, stages=3, programs_per_sm=1),
     ("sm100", "parts", 128, 2): Choice(rows=128, tile=64, warps=8, stages=3, programs_per_sm=1),
-    ("sm100", "parts", 256, 2): Choice(rows=128, tile=32, warps=8, stages=3, programs_per_sm=1),
+    ("sm100", "parts", 256, 2): Choice(rows=64, tile=64, warps=8, stages=2, programs_per_sm=1),
     ("sm100", "parts", 128, 4): Choice(rows=32, tile=32, warps=8, stages=2, programs_per_sm=1, precision="tf32x3"),
     ("sm100", "parts", 256, 4): Choice(rows=16, tile=16, warps=8, stages=2, programs_per_sm=1, precision="tf32x3"),
     # 64 KB of shared memory, float32 in the matrix units.
@@ -106,9 +111,13 @@ def device_facts(device: torch.device) -> DeviceFacts:
     return DeviceFacts(family, properties.multi_processor_count)
 
 
-def choose(family: Family, schedule: Schedule, dim_pad: int, itemsize: int) -> Choice:
+def choose(facts: DeviceFacts, schedule: Schedule, dim_pad: int, itemsize: int) -> Choice:
     """The row of the table for this shape."""
-    fits = [key for key in _TABLE if key[:2] == (family, schedule) and key[2] >= dim_pad and key[3] >= itemsize]
+    for fixed_schedule, choice in facts.fixed:
+        if fixed_schedule == schedule:
+            return choice
+    wanted = (facts.family, schedule)
+    fits = [key for key in _TABLE if key[:2] == wanted and key[2] >= dim_pad and key[3] >= itemsize]
     if not fits:
-        raise ValueError(f"no choice for {family}, {schedule}, head size {dim_pad}, {itemsize} bytes per element")
+        raise ValueError(f"no choice for {wanted}, head size {dim_pad}, {itemsize} bytes per element")
     return _TABLE[min(fits, key=lambda key: (key[3], key[2]))]

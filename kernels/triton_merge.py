@@ -132,7 +132,7 @@ def merge_kernel(
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, DIM_PAD], tl.float32)
     for part in range(num_parts):
-        at = part.to(tl.int64) * num_rows + row
+        at = part * num_rows.to(tl.int64) + row
         lse = tl.load(lses_ptr + at, mask=used, other=float("-inf")).to(tl.float32)
         saw = lse > float("-inf")
         new_top = tl.maximum(top, tl.where(saw, lse * LOG2_E, FLOOR))

@@ -25,6 +25,7 @@ FLAT_ROWS = 32
 SPLITS_PER_PROGRAM = 2
 PLAN_SPAN = 256
 PLAN_WAVES = 8
+PLAN_WARPS = 4
 LOG2_E = 1.4426950408889634
 
 
@@ -91,33 +92,40 @@ def groups_of(batch: AttentionBatch, shape: AttentionShape, facts: DeviceFacts) 
     decodes, others = batch.num_decodes, batch.num_seqs - batch.num_decodes
     groups = []
     if decodes:
-        groups.append(_group(shape, facts, "flat", 0, decodes, decodes, 1))
+        groups.append(group_for(shape, facts, "flat", first_seq=0, num_seqs=decodes, num_tokens=decodes, query_len=1))
     if others:
         query_len = max(batch.max_query_len, 1)
         schedule: Schedule = "flat" if query_len * shape.group <= FLAT_ROWS else "parts"
-        groups.append(_group(shape, facts, schedule, decodes, others, batch.num_tokens - decodes, query_len))
+        rest = batch.num_tokens - decodes
+        groups.append(
+            group_for(shape, facts, schedule, first_seq=decodes, num_seqs=others, num_tokens=rest, query_len=query_len)
+        )
     return groups
 
 
-def _group(
+def group_for(
     shape: AttentionShape,
     facts: DeviceFacts,
     schedule: Schedule,
+    *,
     first_seq: int,
     num_seqs: int,
     num_tokens: int,
     query_len: int,
 ) -> Group:
+    """How these sequences are cut on a device of `facts`. query_len: of the longest."""
     wide = max(shape.dim_pad, shape.value_pad)
-    if schedule == "flat":
-        block_m = max(16, int(triton.next_power_of_2(query_len * shape.group)))
-        # A tall tile of a wide group is cut as a prefill tile is.
-        choice = choose(facts.family, "flat" if block_m <= FLAT_ROWS else "parts", wide, shape.itemsize)
-    else:
-        choice = choose(facts.family, "parts", wide, shape.itemsize)
+    if schedule == "parts":
+        choice = choose(facts, "parts", wide, shape.itemsize)
         block_m = max(choice.rows, int(triton.next_power_of_2(shape.group)))
+        block_q = block_m // shape.group
+    else:
+        # Two heights only, so that no length of a query meets a kernel that was not compiled ahead.
+        block_q = 1 if query_len == 1 else FLAT_ROWS // shape.group
+        block_m = max(16, int(triton.next_power_of_2(block_q * shape.group)))
+        # A tall tile of a wide group is cut as a prefill tile is.
+        choice = choose(facts, "flat" if block_m <= FLAT_ROWS else "parts", wide, shape.itemsize)
     programs = facts.num_sms * choice.programs_per_sm
-    block_q = query_len if schedule == "flat" else block_m // shape.group
     return Group(first_seq, num_seqs, num_tokens, schedule, block_m, block_q, choice, programs)
 
 
@@ -164,7 +172,7 @@ def build_launch(batch: AttentionBatch, shape: AttentionShape, group: Group, win
         HAS_WINDOW=window > 0,
         SPAN=PLAN_SPAN,
         WAVES=PLAN_WAVES,
-        num_warps=8,
+        num_warps=PLAN_WARPS,
     )
     return Launch(group, layout, plan)
 
@@ -268,7 +276,6 @@ def launch_attention(
         out.stride(1),
         lse_stride,
         cache.k.stride(0),
-        cache.v.stride(0),
         batch.tables.stride(0),
         **constants(
             group,

@@ -14,14 +14,25 @@ from kernels.checks import FLOATS, check_write, expect
 from kernels.layout import LayerCache
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit
+def _store_heads(x_ptr, head_stride, to_ptr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+                 LANES: tl.constexpr):  # fmt: skip
+    """All heads of one token to its slot."""
+    lane = tl.arange(0, LANES)
+    head = lane // DIM
+    dim = lane % DIM
+    inside = lane < KV_HEADS * DIM
+    x = tl.load(x_ptr + head * head_stride + dim, mask=inside)
+    tl.store(to_ptr + head * (BLOCK_SIZE * DIM) + dim, x.to(to_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def write_kernel(
     k_ptr,  # [tokens, kv heads, dim]
     v_ptr,  # [tokens, kv heads, value dim]
     k_cache_ptr,  # [blocks, kv heads, slot, dim]
     v_cache_ptr,  # [blocks, kv heads, slot, value dim]
     slots_ptr,  # int64 [tokens]
-    num_tokens,
     k_token_stride,
     k_head_stride,
     v_token_stride,
@@ -41,24 +52,14 @@ def write_kernel(
     if slot >= 0:
         block = slot // BLOCK_SIZE
         at = slot % BLOCK_SIZE
-        lane = tl.arange(0, K_LANES)
-        head = lane // DIM
-        dim = lane % DIM
-        inside = lane < KV_HEADS * DIM
-        k = tl.load(k_ptr + token * k_token_stride + head * k_head_stride + dim, mask=inside)
-        to = k_cache_ptr + block * k_block_stride + at * DIM + head * (BLOCK_SIZE * DIM) + dim
-        tl.store(to, k.to(k_cache_ptr.dtype.element_ty), mask=inside)
-        lane = tl.arange(0, V_LANES)
-        head = lane // VALUE_DIM
-        dim = lane % VALUE_DIM
-        inside = lane < KV_HEADS * VALUE_DIM
-        v = tl.load(v_ptr + token * v_token_stride + head * v_head_stride + dim, mask=inside)
-        to = v_cache_ptr + block * v_block_stride + at * VALUE_DIM + head * (BLOCK_SIZE * VALUE_DIM) + dim
-        tl.store(to, v.to(v_cache_ptr.dtype.element_ty), mask=inside)
+        k_to = k_cache_ptr + block * k_block_stride + at * DIM
+        v_to = v_cache_ptr + block * v_block_stride + at * VALUE_DIM
+        _store_heads(k_ptr + token * k_token_stride, k_head_stride, k_to, KV_HEADS, DIM, BLOCK_SIZE, K_LANES)
+        _store_heads(v_ptr + token * v_token_stride, v_head_stride, v_to, KV_HEADS, VALUE_DIM, BLOCK_SIZE, V_LANES)
 
 
 @triton.jit
-def _rotate(x_ptr, to_ptr, to_head_stride, head_stride, token_cos_ptr, token_sin_ptr, heads, inside_token,
+def _rotate(x_ptr, to_ptr, to_head_stride, head_stride, token_cos_ptr, token_sin_ptr, heads,
             DIM: tl.constexpr, HALF: tl.constexpr, HALF_PAD: tl.constexpr, REST: tl.constexpr,
             REST_PAD: tl.constexpr, INTERLEAVED: tl.constexpr, HEADS_PAD: tl.constexpr):  # fmt: skip
     """Rotates the first 2 * HALF dims of some heads of one token and copies the other REST."""
@@ -76,12 +77,11 @@ def _rotate(x_ptr, to_ptr, to_head_stride, head_stride, token_cos_ptr, token_sin
     x = tl.load(x_ptr + head[:, None] * head_stride + first, mask=inside, other=0.0).to(tl.float32)
     y = tl.load(x_ptr + head[:, None] * head_stride + second, mask=inside, other=0.0).to(tl.float32)
     target = to_ptr.dtype.element_ty
-    inside = inside & inside_token
     tl.store(to_ptr + head[:, None] * to_head_stride + first, (x * cos - y * sin).to(target), mask=inside)
     tl.store(to_ptr + head[:, None] * to_head_stride + second, (y * cos + x * sin).to(target), mask=inside)
     if REST > 0:
         rest = tl.arange(0, REST_PAD)
-        inside = (head < heads)[:, None] & (rest < REST)[None, :] & inside_token
+        inside = (head < heads)[:, None] & (rest < REST)[None, :]
         x = tl.load(x_ptr + head[:, None] * head_stride + 2 * HALF + rest[None, :], mask=inside)
         tl.store(to_ptr + head[:, None] * to_head_stride + 2 * HALF + rest[None, :], x.to(target), mask=inside)
 
@@ -127,7 +127,7 @@ def rotary_write_kernel(
     if part < HEAD_TILES:
         q = q_ptr + token * q_token_stride + part * HEAD_TILE * q_head_stride
         # In place: only the rotated dims move, and every program reads its own before it writes them.
-        _rotate(q, q, q_head_stride, q_head_stride, cos, sin, NUM_HEADS - part * HEAD_TILE, True,
+        _rotate(q, q, q_head_stride, q_head_stride, cos, sin, NUM_HEADS - part * HEAD_TILE,
                 DIM, HALF, HALF_PAD, 0, REST_PAD, INTERLEAVED, HEAD_TILE)  # fmt: skip
     else:
         slot = tl.load(slots_ptr + token)
@@ -135,15 +135,10 @@ def rotary_write_kernel(
             block = slot // BLOCK_SIZE
             at = slot % BLOCK_SIZE
             to = k_cache_ptr + block * k_block_stride + at * DIM
-            _rotate(k_ptr + token * k_token_stride, to, BLOCK_SIZE * DIM, k_head_stride, cos, sin, KV_HEADS, True,
+            _rotate(k_ptr + token * k_token_stride, to, BLOCK_SIZE * DIM, k_head_stride, cos, sin, KV_HEADS,
                     DIM, HALF, HALF_PAD, DIM - 2 * HALF, REST_PAD, INTERLEAVED, KV_PAD)  # fmt: skip
-            lane = tl.arange(0, V_LANES)
-            head = lane // VALUE_DIM
-            dim = lane % VALUE_DIM
-            inside = lane < KV_HEADS * VALUE_DIM
-            v = tl.load(v_ptr + token * v_token_stride + head * v_head_stride + dim, mask=inside)
-            to = v_cache_ptr + block * v_block_stride + at * VALUE_DIM + head * (BLOCK_SIZE * VALUE_DIM) + dim
-            tl.store(to, v.to(v_cache_ptr.dtype.element_ty), mask=inside)
+            v_to = v_cache_ptr + block * v_block_stride + at * VALUE_DIM
+            _store_heads(v_ptr + token * v_token_stride, v_head_stride, v_to, KV_HEADS, VALUE_DIM, BLOCK_SIZE, V_LANES)
 
 
 def write_kv(k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slots: torch.Tensor) -> None:
@@ -158,7 +153,6 @@ def write_kv(k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slots: torch.T
         cache.k,
         cache.v,
         slots,
-        slots.shape[0],
         k.stride(0),
         k.stride(1),
         v.stride(0),

@@ -1,0 +1,28 @@
+"""Runs the tests of the Triton kernels in Triton's interpreter, in a process of its own.
+
+Triton decides at import whether kernels are interpreted, and other tests of this process compile them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.timeout(600)
+def test_kernels_agree_with_the_reference_in_the_interpreter(seed: int) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--seed", str(seed), "--durations=5"]
+    command += [str(Path(__file__).with_name(f"test_triton_{name}.py")) for name in ("attention", "plan", "ops")]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=590, check=False)
+    print(done.stdout[-6000:], done.stderr[-2000:])
+    assert done.returncode == 0
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None and int(passed[1]) >= 60, "most of the tests did not run"
