@@ -16,6 +16,7 @@ from cluster.messages import (
     Ids,
     OpenRequest,
     ReplicaState,
+    Reroute,
     Resident,
     Submit,
     ids,
@@ -79,7 +80,9 @@ class Rebuild:
         if request is not None and request.attempt > start.attempt:
             self._unplaced[request_id] = request
             request = None
-        known = request_id in scheduler.requests and request is None
+        if request is not None and request.state is State.ENDED:
+            request = None  # cancelled meanwhile
+        known = request is None and (request_id in scheduler.requests or request_id in scheduler.unclosed)
         if request is None:
             request = self._from_start(residents[0])
             if not known:
@@ -93,6 +96,8 @@ class Rebuild:
             if not known:
                 # It may have told the old scheduler that its lease runs out, and says so once.
                 replica.renew(request.sequences[resident.index])
+        if not known:
+            self._reroute(request, start.gateway, start.route)
         if known:
             request.is_cancelled = True
             replica.num_stopping += 1
@@ -146,13 +151,24 @@ class Rebuild:
         request.tenant = scheduler.tenants.get(submit.tenant)
         scheduler.tenants.enter(request.tenant)
         request.model = submit.model
+        known = request.gateway, request.route
         request.gateway, request.route = submit.gateway, submit.route
+        self._reroute(request, *known)
         request.deadline = submit.deadline
         if submit.deadline is not None:
             scheduler.wake_at(submit.deadline, request)
         self._take_outputs(request, open_request)
         if request.state is State.SEALING:
             scheduler.recovery.ask_seal(request)
+
+    def _reroute(self, request: Request, gateway: str, route: int) -> None:
+        """The client may have come back through another gateway while nobody could tell its replica."""
+        if request.replica is None or (request.gateway, request.route) == (gateway, route):
+            return
+        request.is_adopted = True
+        for sequence in request.sequences:
+            if sequence.seq:
+                request.replica.write().reroutes.append(Reroute(sequence.seq, request.gateway, request.route))
 
     def _from_gateway(self, open_request: OpenRequest) -> Request:
         request = self._scheduler.enter(open_request.submit)

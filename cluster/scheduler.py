@@ -232,6 +232,10 @@ class Scheduler:
         assert not any(sequence.seq for sequence in request.sequences)
         self.swapper.forget(request)
         request.state = State.ENDED
+        if self.requests.get(request.request_id) is not request:
+            # An attempt that a replica still ran for a request which goes on elsewhere (see Rebuild): nobody waits for it.
+            self.tenants.leave(request.tenant)
+            return
         self.forget(request)
         given_up = request.orphaned_until is not None and request.orphaned_until <= self.now
         if request.pin_until is None and not given_up:
