@@ -16,7 +16,9 @@ from functools import cached_property
 from kernels import cpu_math
 from kernels.cpu_call import ArgumentList, ArgumentReader
 from kernels.cpu_ir import BF16, F32, I32, Code, Pointer, Value
-from kernels.cpu_panels import LANES, MAX_COLUMNS, Blocks, HeadShape, score_panel, value_panel, value_stride
+from kernels.cpu_scores import score_panel
+from kernels.cpu_shapes import LANES, MAX_COLUMNS, Blocks, HeadShape
+from kernels.cpu_values import ValuePanel
 
 ARGUMENTS = ArgumentList(
     "num_items", "num_kv_heads", "tasks_at_once", "items",
@@ -81,7 +83,7 @@ class AttentionShape:
         return {
             "query": -(-self.max_rows * self.head.head_dim // LANES) * LANES,
             "scores": scores,
-            "sums": self.max_rows * value_stride(self.head),
+            "sums": self.max_rows * self.head.value_stride,
             "top": -(-self.max_rows // LANES) * LANES,
             "total": -(-self.max_rows // LANES) * LANES,
             "rescale": LANES,
@@ -94,7 +96,7 @@ class AttentionShape:
     @cached_property
     def partial_stride(self) -> int:
         """float32 elements of one row of a partial: the sums, then the top score and the total weight."""
-        return value_stride(self.head) + LANES
+        return self.head.value_stride + LANES
 
 
 @dataclass(frozen=True)
@@ -184,8 +186,8 @@ class AttentionEmitter:
             )
             target = self.query.of(kind).at(row * dim)
             for_vectors(code, dim, lambda at, n: target.store(at, start.load(at, n) * factor))
-            sums = self.sums.at(row * value_stride(self.head))
-            for_vectors(code, value_stride(self.head), lambda at, n: sums.store(at, code.number(0.0, n)))
+            sums = self.sums.at(row * self.head.value_stride)
+            for_vectors(code, self.head.value_stride, lambda at, n: sums.store(at, code.number(0.0, n)))
             self.top.store(row, code.number(float("-inf")))
             self.total.store(row, code.number(0.0))
 
@@ -224,10 +226,8 @@ class AttentionEmitter:
             weights, weight_stride = self.scores.of(BF16), 2 * stride
         # The next task of this thread is mostly the next head of the same blocks.
         following = keys.moved(head.head_dim * head.block_size) if ahead else None
-        sums = self.sums.at(row * value_stride(head))
-        value_panel(
-            head, panel, weights, sums, self.rescale, values, num_slots, stride=weight_stride, afterwards=following
-        )
+        sums = self.sums.at(row * head.value_stride)
+        ValuePanel(head, panel, weights, weight_stride, sums, self.rescale, values, following).emit(num_slots)
 
     def _softmax(self, scores: Pointer, row: Value, number: Value, position: Value, num_slots: Value) -> None:
         """Turns one row's scores into weights, in place, and keeps its running top and total.
@@ -283,7 +283,7 @@ class AttentionEmitter:
         code, group = self.code, self.head.group
         with code.range(0, task.tokens) as token, code.range(0, group) as member:
             row = token * group + member
-            sums = self.sums.at(row * value_stride(self.head))
+            sums = self.sums.at(row * self.head.value_stride)
             top, total = self.top.load(row), self.total.load(row)
             with code.when(partial < 0):
                 head = task.head * group + member
@@ -291,9 +291,9 @@ class AttentionEmitter:
             with code.when(partial >= 0):
                 at = partial + task.head * (task.tokens * group) + row
                 target = self.args.pointer("partials", F32).at(at * self.shape.partial_stride)
-                for_vectors(code, value_stride(self.head), lambda i, n: target.store(i, sums.load(i, n)))
-                target.store(value_stride(self.head), top)
-                target.store(value_stride(self.head) + 1, total)
+                for_vectors(code, self.head.value_stride, lambda i, n: target.store(i, sums.load(i, n)))
+                target.store(self.head.value_stride, top)
+                target.store(self.head.value_stride + 1, total)
 
 
 def write_row(

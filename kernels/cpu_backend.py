@@ -20,8 +20,8 @@ from kernels.cpu_ir import BF16, F16, F32, Kind
 from kernels.cpu_jit import Kernel, Target, compile_kernel, host
 from kernels.cpu_math import LOG2E
 from kernels.cpu_merge import MergeEmitter
-from kernels.cpu_panels import HeadShape
 from kernels.cpu_plan import Plan
+from kernels.cpu_shapes import HeadShape
 from kernels.cpu_write import COPY_ARGUMENTS, WRITE_ARGUMENTS, WriteEmitter, WriteShape, emit_copy
 from kernels.layout import BlockLayout, KeyOrder, LayerCache
 

@@ -67,7 +67,7 @@ class Call:
         self.address = int(aligned.ctypes.data)
         # Single items of a memoryview are set in half the time that an array's take.
         self._words: memoryview[int] = aligned.data
-        self._floats: memoryview[float] = aligned.view(np.float32).data
+        self._floats: memoryview[float] = self._words.cast("B").cast("f")
 
     def set(self, **values: int) -> None:
         for name, value in values.items():

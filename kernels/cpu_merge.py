@@ -9,7 +9,6 @@ from __future__ import annotations
 from kernels import cpu_math
 from kernels.cpu_attention import ARGUMENTS, AttentionShape, for_vectors, write_row
 from kernels.cpu_ir import F32, I32, Code, Pointer, Value
-from kernels.cpu_panels import value_stride
 
 # Columns of a merge item, int32 each.
 MERGE_TOKEN, MERGE_TOKENS, MERGE_PARTIAL, MERGE_PARTS, MERGE_WIDTH = range(5)
@@ -49,7 +48,7 @@ class MergeEmitter:
     def _add_parts(self, first: Pointer, part_stride: Value, num_parts: Value) -> tuple[Value, Value]:
         """Adds all parts of a row into its first part, each weighed by how far its top is below the highest."""
         code = self.code
-        at_top = value_stride(self.shape.head)
+        at_top = self.shape.head.value_stride
         highest = code.variable(code.number(float("-inf")))
         with code.range(0, num_parts) as part:
             highest.set(first.at(part * part_stride).load(at_top).maximum(highest.get()))
