@@ -233,7 +233,7 @@ class Scheduler:
         self.swapper.forget(request)
         request.state = State.ENDED
         if self.requests.get(request.request_id) is not request:
-            # An attempt that a replica still ran for a request which goes on elsewhere (see Rebuild): nobody waits for it.
+            # What a replica still ran of a request that goes on elsewhere (see Rebuild): nobody waits for it.
             self.tenants.leave(request.tenant)
             return
         self.forget(request)
