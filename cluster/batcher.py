@@ -81,13 +81,12 @@ class Batcher:
         prefills = np.flatnonzero(runnable & (to_compute > 1))
         if len(decodes) > self.token_budget:
             decodes = self._fewest(decodes)
-        rows = decodes
+        rows = decodes.astype(np.int32)
         counts = np.ones(len(decodes), np.int32)
         if len(prefills):
             chosen, chunks = self._chunks(prefills, left, self.token_budget - len(decodes))
-            rows = np.concatenate([decodes, chosen])
+            rows = np.concatenate([rows, chosen.astype(np.int32)])
             counts = np.concatenate([counts, chunks])
-        rows = rows.astype(np.int32)
         return Batch(rows, self.position[rows], counts, len(decodes), int(counts.sum()), num_dry)
 
     def retire(self, batch: Batch) -> None:

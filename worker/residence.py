@@ -70,7 +70,7 @@ class Residence:
 
     def _enter(self, start: Start, seq: int, index: int, tokens: Ids, position: int, table: Ids, lease_end: int) -> int:
         worker, sampling = self._worker, start.sampling
-        resident = Resident(seq, start.request_id, index, start.attempt, start.gateway, start.route, sampling)
+        resident = Resident(seq, index, start)
         settings = worker.settings
         if settings.prefix_caching:
             resident.hasher = BlockHasher(settings.hash_key, start.salt, settings.block_size)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from cluster.hashing import BlockHasher
-from cluster.messages import Ids, Logprobs
+from cluster.messages import Ids, Logprobs, Start
 from cluster.sampling import SamplingParams
 
 Int32 = NDArray[np.int32]
@@ -42,19 +42,20 @@ class Resident:
         "row",
         "sampling",
         "seq",
+        "start",
     )
 
-    def __init__(
-        self, seq: int, request_id: str, index: int, attempt: int, gateway: str, route: int, sampling: SamplingParams
-    ) -> None:
+    def __init__(self, seq: int, index: int, start: Start) -> None:
         self.seq = seq
         self.row = -1
-        self.request_id = request_id
         self.index = index
-        self.attempt = attempt
-        self.gateway = gateway
-        self.route = route
-        self.sampling = sampling
+        # As it was started; a fork by its parent's Start. A new scheduler is told.
+        self.start = start
+        self.request_id = start.request_id
+        self.attempt = start.attempt
+        self.gateway = start.gateway
+        self.route = start.route
+        self.sampling: SamplingParams = start.sampling
         # Names of generated blocks: made by this hasher, chained to the last named block; None: names are not wanted.
         self.hasher: BlockHasher | None = None
         self.chain = b""

@@ -15,9 +15,21 @@ import torch
 
 from cluster.batcher import Batch, Batcher
 from cluster.errors import ProtocolError
-from cluster.messages import Plan, Reason, ReplicaJoined, Reroute, Result, Revoke, Tokens, Transfer, Transferred
+from cluster.messages import (
+    Plan,
+    Reason,
+    ReplicaJoined,
+    ReplicaState,
+    Reroute,
+    Result,
+    Revoke,
+    Tokens,
+    Transfer,
+    Transferred,
+)
 from cluster.settings import WorkerSettings
 from worker.batch import StepBuilder
+from worker.holdings import holdings
 from worker.outbox import Outbox
 from worker.prompt_logprobs import Judged, PromptLogprobs, token_rows
 from worker.report import Reporter
@@ -68,6 +80,7 @@ class Worker:
         # Sequences whose drop came while a step with them was under way.
         self._drop_later: list[int] = []
         self._transfers: list[Transfer] = []
+        self.transfers_under_way: dict[int, Transfer] = {}
         self._aborts: list[int] = []
         self._epoch = 0
         self._plan = 0
@@ -96,6 +109,17 @@ class Worker:
             prefill_tokens_per_s=parts.prefill_tokens_per_s,
         )
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Another scheduler: only its plans count from now on, and numbers start again."""
+        self._epoch = epoch
+        self._plan = 0
+        self.reporter.begin_epoch(epoch)
+
+    def hold_for(self, epoch: int) -> ReplicaState:
+        """A new scheduler asks what is held here."""
+        self.begin_epoch(epoch)
+        return holdings(self)
+
     # -- plans
 
     def obey(self, plan: Plan) -> None:
@@ -104,9 +128,7 @@ class Worker:
             self.num_stale_plans += 1
             return
         if plan.epoch > self._epoch:
-            self._epoch = plan.epoch
-            self._plan = 0
-            self.reporter.begin_epoch(plan.epoch)
+            self.begin_epoch(plan.epoch)
         if plan.number <= self._plan:
             self.num_stale_plans += 1
             return
@@ -129,6 +151,7 @@ class Worker:
         for start_ in plan.starts:
             self.residence.move_in(start_)
         self._transfers.extend(plan.transfers)
+        self.transfers_under_way.update((transfer.transfer, transfer) for transfer in plan.transfers)
         self.reporter.obeyed(plan.number, plan.result)
 
     def _drop(self, seq: int) -> None:
@@ -285,4 +308,5 @@ class Worker:
 
     def transferred(self, outcome: Transferred) -> None:
         """The transfer service has ended a transfer, one way or the other."""
+        self.transfers_under_way.pop(outcome.transfer, None)
         self.reporter.transferred(outcome)

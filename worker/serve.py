@@ -1,0 +1,277 @@
+"""The worker's process in a cluster: a step loop on a thread of its own, and the streams that feed it.
+
+The loop's thread owns the Worker; plans come to it through a queue, and results and tokens leave through the event
+loop's thread, which owns all streams. The control stream is kept open for as long as the process lives: when it breaks,
+steps go on as far as leases reach, and after a reconnect both sides send what the other lacks. A new scheduler (a
+higher epoch) is told all that is held. A watchdog ends the process when a step hangs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+
+from cluster.messages import Plan, ReplicaState, Result, Tokens
+from cluster.wire import fill_result, plan_from
+from cluster.wire_state import fill_replica_joined, fill_replica_state
+from protos.quire.v1 import control_pb2 as pb
+from protos.quire.v1.control_pb2_grpc import ControlServiceAsyncStub
+from worker.token_push import TokenPusher
+from worker.worker import Worker
+
+log = logging.getLogger(__name__)
+
+PROTOCOL = 1
+RETRY_S = 0.2
+IDLE_S = 0.02
+MAX_PLANS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class NewEpoch:
+    """Said to the step loop when another scheduler has taken over: tell it what is held, obey only it from now on."""
+
+    epoch: int
+    wants_state: bool
+
+
+Inbound = Plan | NewEpoch
+Outbound = Result | ReplicaState | dict[str, list[Tokens]]
+
+
+class StepLoop:
+    """Runs the worker on one thread. `say` is called there with everything that is to be sent."""
+
+    def __init__(self, worker: Worker, say: Callable[[Outbound], None], hang_s: float = 60.0) -> None:
+        self.worker = worker
+        self.inbox: queue.SimpleQueue[Inbound] = queue.SimpleQueue()
+        self.retired_at = time.monotonic()
+        self.is_busy = False
+        self._say = say
+        self._hang_s = hang_s
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="quire-steps", daemon=True)
+        self._watchdog = threading.Thread(target=self._watch, name="quire-watchdog", daemon=True)
+        self.error: BaseException | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+        self._watchdog.start()
+
+    def close(self) -> None:
+        self._closing.set()
+        self._thread.join(5.0)
+
+    def _run(self) -> None:
+        try:
+            while not self._closing.is_set():
+                self._obey_all()
+                self.is_busy = True
+                progressed = self.worker.step()
+                self.retired_at, self.is_busy = time.monotonic(), False
+                self._report()
+                if not progressed:
+                    self._wait()
+        except BaseException as error:
+            log.exception("the step loop ended")
+            self.error = error
+            # Without its loop a worker is dead: the process goes, and is started again with its next incarnation.
+            os._exit(70)
+
+    def _obey_all(self) -> None:
+        while not self.inbox.empty():
+            self._obey(self.inbox.get_nowait())
+
+    def _wait(self) -> None:
+        """Nothing can run: the next word from the scheduler ends the wait at once."""
+        try:
+            self._obey(self.inbox.get(timeout=IDLE_S))
+        except queue.Empty:
+            return
+
+    def _obey(self, word: Inbound) -> None:
+        if isinstance(word, Plan):
+            self.worker.obey(word)
+        elif word.wants_state:
+            self._say(self.worker.hold_for(word.epoch))
+        else:
+            self.worker.begin_epoch(word.epoch)
+
+    def _report(self) -> None:
+        tokens = self.worker.take_tokens()
+        if tokens:
+            self._say(tokens)
+        result = self.worker.take_result()
+        if result is not None:
+            self._say(result)
+
+    def _watch(self) -> None:
+        """Outside the loop: a device or a step that hangs can't report itself."""
+        while not self._closing.wait(1.0):
+            if self.is_busy and time.monotonic() - self.retired_at > self._hang_s:
+                log.critical("a step has hung for %.0f s: the worker ends", time.monotonic() - self.retired_at)
+                os._exit(71)
+
+
+class WorkerServer:
+    """One replica in the cluster. `find` gives the scheduler's address whenever it is asked; it may change."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        find: Callable[[], Awaitable[str]],
+        *,
+        channel_options: list[tuple[str, int]] | None = None,
+        transfer_address: str = "",
+        on_directory: Callable[[dict[str, str]], None] = lambda entries: None,
+    ) -> None:
+        self.worker = worker
+        self._find = find
+        self._options = channel_options or []
+        self._transfer_address = transfer_address
+        self._on_directory = on_directory
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._steps = StepLoop(worker, self._say)
+        self._outgoing: asyncio.Queue[pb.ConnectRequest | None] | None = None
+        self._unsent: deque[Result] = deque()
+        self._pusher = TokenPusher(worker.replica, worker.incarnation, self._options)
+        self._epoch = 0
+        self._plan = 0
+        self.is_connected = False
+
+    async def run(self) -> None:
+        """Serves until cancelled."""
+        self._loop = asyncio.get_running_loop()
+        self._steps.start()
+        try:
+            while True:
+                try:
+                    await self._connect()
+                except (grpc.RpcError, OSError, TimeoutError) as error:
+                    log.info("no scheduler: %s", _one_line(error))
+                self.is_connected = False
+                await asyncio.sleep(RETRY_S)
+        finally:
+            self._steps.close()
+            await self._pusher.close()
+
+    # -- from the step loop's thread
+
+    def _say(self, word: Outbound) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._send, word)
+
+    def _send(self, word: Outbound) -> None:
+        if isinstance(word, dict):
+            for gateway, tokens in word.items():
+                self._pusher.push(gateway, tokens)
+        elif isinstance(word, ReplicaState):
+            message = pb.ConnectRequest()
+            fill_replica_state(message.state, word)
+            self._put(message)
+        elif word.epoch == self._epoch:
+            self._unsent.append(word)
+            self._put(_result_message(word))
+
+    def _put(self, message: pb.ConnectRequest) -> None:
+        if self._outgoing is not None:
+            self._outgoing.put_nowait(message)
+
+    # -- the control stream
+
+    async def _connect(self) -> None:
+        address = await self._find()
+        async with grpc.aio.insecure_channel(address, options=self._options) as channel:
+            outgoing: asyncio.Queue[pb.ConnectRequest | None] = asyncio.Queue()
+            outgoing.put_nowait(self._hello())
+            stream = ControlServiceAsyncStub(channel).Connect(_drain(outgoing))
+            pulse: asyncio.Task[None] | None = None
+            try:
+                async for message in stream:
+                    kind = message.WhichOneof("message")
+                    if kind == "welcome":
+                        self._welcome(message.welcome, outgoing)
+                        pulse = asyncio.create_task(self._pulse(outgoing, message.welcome.silence_s / 4))
+                    elif kind == "plan":
+                        self._take(plan_from(message.plan))
+                    elif kind == "directory":
+                        self._direct({entry.name: entry.address for entry in message.directory.entries})
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.ABORTED:
+                    # Declared lost while it was away. What it holds means nothing any more, so it starts anew.
+                    log.warning("%s", error.details())
+                    os._exit(72)
+                raise
+            finally:
+                self._outgoing = None
+                outgoing.put_nowait(None)
+                if pulse is not None:
+                    pulse.cancel()
+
+    def _hello(self) -> pb.ConnectRequest:
+        message = pb.ConnectRequest()
+        hello = message.hello
+        fill_replica_joined(hello.replica, self.worker.joined())
+        hello.epoch, hello.plan = self._epoch, self._plan
+        hello.oldest_protocol = hello.newest_protocol = PROTOCOL
+        hello.transfer_address = self._transfer_address
+        return message
+
+    def _welcome(self, welcome: pb.Welcome, outgoing: asyncio.Queue[pb.ConnectRequest | None]) -> None:
+        self._outgoing = outgoing
+        self.is_connected = True
+        if welcome.epoch != self._epoch:
+            self._epoch, self._plan = welcome.epoch, 0
+            self._unsent.clear()
+            self._steps.inbox.put(NewEpoch(welcome.epoch, welcome.wants_state))
+            return
+        while self._unsent and self._unsent[0].number <= welcome.result:
+            self._unsent.popleft()
+        for result in self._unsent:
+            outgoing.put_nowait(_result_message(result))
+
+    def _take(self, plan: Plan) -> None:
+        if plan.epoch != self._epoch or plan.number != self._plan + 1:
+            return
+        self._plan = plan.number
+        while self._unsent and self._unsent[0].number <= plan.result:
+            self._unsent.popleft()
+        self._steps.inbox.put(plan)
+
+    def _direct(self, entries: dict[str, str]) -> None:
+        self._pusher.direct(entries)
+        self._on_directory(entries)
+
+    async def _pulse(self, outgoing: asyncio.Queue[pb.ConnectRequest | None], every_s: float) -> None:
+        while True:
+            await asyncio.sleep(every_s)
+            outgoing.put_nowait(pb.ConnectRequest(pulse=pb.Pulse(step=self.worker.num_steps)))
+
+
+async def _drain(outgoing: asyncio.Queue[pb.ConnectRequest | None]) -> AsyncIterator[pb.ConnectRequest]:
+    while True:
+        message = await outgoing.get()
+        if message is None:
+            return
+        yield message
+
+
+def _result_message(result: Result) -> pb.ConnectRequest:
+    message = pb.ConnectRequest()
+    fill_result(message.result, result)
+    return message
+
+
+def _one_line(error: BaseException) -> str:
+    detail = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+    return " ".join((detail or type(error).__name__).split())
