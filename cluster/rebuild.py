@@ -84,7 +84,7 @@ class Rebuild:
             request = None  # cancelled meanwhile
         known = request is None and (request_id in scheduler.requests or request_id in scheduler.unclosed)
         if request is None:
-            request = self._from_start(residents[0])
+            request = self._from_start(residents[0], replica.joined.model)
             if not known:
                 scheduler.requests[request_id] = request
                 self._unconfirmed[request_id] = request
@@ -105,14 +105,14 @@ class Rebuild:
             replica.write().drops.extend(Drop(resident.seq) for resident in residents)
             scheduler.counters["stale residents"] += 1
 
-    def _from_start(self, resident: Resident) -> Request:
+    def _from_start(self, resident: Resident, model: str) -> Request:
         """A request as far as a Start tells of it; its gateway will tell the rest."""
         scheduler, start = self._scheduler, resident.start
         submit = Submit(
             start.request_id,
             start.gateway,
             start.route,
-            "",
+            model,
             "",
             ids(start.tokens[: start.num_prompt]),
             (),
@@ -139,10 +139,20 @@ class Rebuild:
         for open_request in state.requests:
             submit = open_request.submit
             request = self._unconfirmed.pop(submit.request_id, None)
-            if request is not None:
+            ended = self._scheduler.unclosed.get(submit.request_id)
+            if ended is not None:
+                self._tell_end(ended, submit)
+            elif request is not None:
                 self._confirm(request, open_request)
             elif submit.request_id not in self._scheduler.requests:
                 self._unplaced[submit.request_id] = self._from_gateway(open_request)
+
+    def _tell_end(self, request: Request, submit: Submit) -> None:
+        """It ended before its gateway was heard of, which may not have heard of the end."""
+        request.gateway, request.route = submit.gateway, submit.route
+        for sequence in request.sequences:
+            self._scheduler.recovery.replay(request, sequence)
+        self._scheduler.tell_done(request)
 
     def _confirm(self, request: Request, open_request: OpenRequest) -> None:
         """A running request is known to its gateway: the two reports are of one."""
