@@ -183,6 +183,10 @@ class SimGateway(Process):
             request.client.num_repeats += 1
             self.submit(request.client)
             return
+        if refused.code == "ALREADY_EXISTS" and request.client.num_repeats:
+            # A scheduler that has just started cannot tell yet whose it is; the client tries again.
+            self.after(0.3, self.resume, request.client)
+            return
         request.client.outcome = f"refused {refused.code}"
         request.client.detail = refused.detail
 
