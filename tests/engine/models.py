@@ -115,10 +115,13 @@ def sharpen(model: torch.nn.Module) -> None:
         with torch.no_grad():
             if parameter.dim() >= 2:
                 parameter.normal_(0.0, 1.4 * parameter.shape[-1] ** -0.5)
-                if "embed" in name or "wte" in name or "lm_head" in name:
+                if "position" in name or "wpe" in name:
+                    parameter.mul_(0.5)
+                elif "embed" in name or "wte" in name or "lm_head" in name:
                     parameter.mul_(2.0)
             elif "sinks" in name or name.endswith("bias"):
-                parameter.normal_(0.0, 0.5)
+                # Larger biases would say the same whatever the prompt is.
+                parameter.normal_(0.0, 0.5 if "sinks" in name else 0.1)
             else:
                 parameter.add_(0.2 * torch.randn_like(parameter))
 
