@@ -45,13 +45,13 @@ class Live:
         "finished_s",
         "first_token_s",
         "log",
+        "made_at",
         "preemptions",
         "prompt",
         "prompt_index",
         "request_id",
         "route",
         "sampling",
-        "submitted_at",
     )
 
     def __init__(self, prompt_index: int, prompt: list[int], sampling: SamplingParams, log: RequestLog) -> None:
@@ -61,7 +61,7 @@ class Live:
         self.log = log
         self.request_id = ""
         self.route = -1
-        self.submitted_at = 0.0
+        self.made_at = time.monotonic()
         self.first_token_s = 0.0
         self.finished_s = 0.0
         self.cached_tokens = 0
@@ -96,7 +96,6 @@ class Embedded:
         """Hands a request to the scheduler; it takes part from the next turn on."""
         live.route = self._num_submitted
         live.request_id = str(live.route)
-        live.submitted_at = time.monotonic()
         self._num_submitted += 1
         self.live[live.route] = live
         prompt = ids(live.prompt)
@@ -163,7 +162,7 @@ class Embedded:
         if live is not None:
             live.done = True
             live.preemptions = order.preemptions
-            live.finished_s = time.monotonic() - live.submitted_at
+            live.finished_s = time.monotonic() - live.made_at
         self._events.append(Closed(order.request_id))
 
     def _take(self, tokens: Tokens) -> None:
@@ -171,7 +170,7 @@ class Embedded:
         if live is None:
             return
         if not live.first_token_s:
-            live.first_token_s = time.monotonic() - live.submitted_at
+            live.first_token_s = time.monotonic() - live.made_at
         cut = live.log.take(tokens)
         if cut is not None:
             self._events.append(StopAt(live.request_id, cut.index, len(cut.ids)))

@@ -204,7 +204,8 @@ class LLM:
             raise InvalidRequest(
                 "priority", f"has {len(priority)} entries for {len(requests)} prompts", "give one each"
             )
-        waiting = deque(requests)
+        order = requests if priority is None else sorted(requests, key=lambda live: priority[live.prompt_index])
+        waiting = deque(order)
         open_: dict[int, Live] = {}
         # More than this need not be with the scheduler: the rest would only wait there.
         ahead = 2 * self._worker.settings.max_batch
