@@ -83,15 +83,15 @@ _announce() {
         return
         ;;
     *+cpu)
-        _need_disk 2500
-        say "Installing; about 500 MB to download (torch $offer 190 MB, ray 75 MB, and what they need)."
+        _need_disk 3500
+        say "Installing; about 650 MB to download (triton 220, torch $offer 190, ray 80, LLVM for numba 60, and the rest)."
         return
         ;;
     esac
     _need_disk 9000
     say "Installing; about 3.5 GB to download: your pip configuration offers torch $offer with its GPU libraries."
     if [ ! -e /dev/nvidiactl ]; then
-        say "No NVIDIA GPU was found here. With an index of torch's CPU builds in pip's configuration it would be 500 MB."
+        say "No NVIDIA GPU was found here. With an index of torch's CPU builds in pip's configuration it would be 650 MB."
         if [ -t 0 ] && [ -t 1 ]; then
             read -r -p "Go on with 3.5 GB? [y/N] " answer
             case "$answer" in y* | Y*) ;; *) die "stopped; point pip at a CPU build of torch (pip config set global.extra-index-url ...) and run this again" ;; esac
@@ -130,8 +130,11 @@ quire_setup() {
             die "pip finds no torch $(sed -n 's/^torch==//p' "$constraints") for $("$QUIRE_BIN/python" --version); check the network and pip's configuration (pip config list)"
     fi
     _announce "$offer"
+    # On a terminal pip shows how far it is; elsewhere only what went wrong.
+    local quiet=(-qq)
+    [ ! -t 1 ] || quiet=()
     # --only-binary: a package that had to be compiled would need a compiler on the user's machine.
-    "$QUIRE_BIN/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: -c "$constraints" \
+    "$QUIRE_BIN/python" -m pip install "${quiet[@]}" --disable-pip-version-check --only-binary :all: -c "$constraints" \
         -e "$QUIRE_ROOT[$extras]" || die "pip could not install Quire; its message is above"
     { _fingerprint && say "$extras"; } >"$QUIRE_VENV/quire.stamp"
     say "Environment $QUIRE_VENV is ready."
