@@ -155,7 +155,6 @@ def _fill_gateway_state(message: pb.FrontEvent, state: GatewayState, now: float)
         part = message.state.requests.add()
         _fill_submit(part.submit, request.submit, now)
         part.attempt = request.attempt
-        part.attempt = request.attempt
         part.outputs.extend([output.tobytes() for output in request.outputs])
         part.finished.extend([REASONS_TO_WIRE[reason] for reason in request.finished])
 

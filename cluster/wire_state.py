@@ -48,8 +48,6 @@ def fill_replica_state(message: pb.ReplicaState, state: ReplicaState) -> None:
         part.position = resident.position
         part.table = resident.table.tobytes()
         part.lease_end = resident.lease_end
-        part.seq = resident.seq
-        part.index = resident.index
     for block, name in state.cached:
         message.cached.add(block=block, name=name)
     for transfer in state.transfers:
