@@ -240,7 +240,7 @@ class Admission:
         if request.attempt == 1:
             request.cached_tokens = parent.position
         scheduler.index.begin_computing(parent.names[parent.position // replica.block_size * HASH_BYTES :], parent)
-        request.tenant.charge(parent.length - parent.position, 0.0, 0.0)
+        request.tenant.charge(parent.length - parent.position)
         replica.prefill_waiting += parent.length - parent.position
         self._order_start(parent, forks)
 

@@ -20,22 +20,46 @@ from cluster.sequences import Request
 
 
 class Tenant:
-    """What one tenant has been given, in tokens; block-seconds are turned into tokens by a setting."""
+    """What one tenant has been given: `service` decides who goes next, the other figures are its bill."""
 
-    __slots__ = ("block_seconds", "name", "num_active", "service", "tokens", "weight")
+    __slots__ = (
+        "block_seconds",
+        "cached_tokens",
+        "host_block_seconds",
+        "name",
+        "num_active",
+        "num_requests",
+        "output_tokens",
+        "prompt_tokens",
+        "service",
+        "weight",
+    )
 
     def __init__(self, name: str, weight: float) -> None:
         self.name = name
         self.weight = weight
         self.service = 0.0
-        self.tokens = 0
-        self.block_seconds = 0.0
         self.num_active = 0
+        self.num_requests = 0
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.output_tokens = 0
+        self.block_seconds = 0.0
+        self.host_block_seconds = 0.0
 
-    def charge(self, tokens: int, block_seconds: float, tokens_per_block_second: float) -> None:
-        self.tokens += tokens
-        self.block_seconds += block_seconds
-        self.service += (tokens + block_seconds * tokens_per_block_second) / self.weight
+    def charge(self, tokens: float) -> None:
+        """Work done for it, in tokens."""
+        self.service += tokens / self.weight
+
+    def bill(self, request: Request, tokens_per_block_second: float) -> None:
+        """A request has ended: its memory is charged, and everything that it used is noted."""
+        self.charge(request.block_seconds * tokens_per_block_second)
+        self.num_requests += 1
+        self.prompt_tokens += len(request.prompt)
+        self.cached_tokens += request.cached_tokens
+        self.output_tokens += sum(len(sequence.outputs) for sequence in request.sequences)
+        self.block_seconds += request.block_seconds
+        self.host_block_seconds += request.host_block_seconds
 
 
 class Tenants:

@@ -113,7 +113,6 @@ class Replica:
                 if num_ids:
                     sequence.outputs.extend(flat[at : at + num_ids])
                     tenant = sequence.request.tenant
-                    tenant.tokens += num_ids
                     tenant.service += num_ids / tenant.weight
                 names = hashes[hash_at : hash_at + num_hashes * HASH_BYTES] if num_hashes else b""
                 self.fill(sequence, position, names)

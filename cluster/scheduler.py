@@ -240,7 +240,7 @@ class Scheduler:
         given_up = request.orphaned_until is not None and request.orphaned_until <= self.now
         if request.pin_until is None and not given_up:
             self.unclosed.setdefault(request.request_id, request)
-        request.tenant.charge(0, request.block_seconds, self.settings.tokens_per_block_second)
+        request.tenant.bill(request, self.settings.tokens_per_block_second)
         self.counters["cancelled" if request.is_cancelled else "finished"] += 1
         self.tell_done(request)
 
@@ -287,7 +287,7 @@ class Scheduler:
             return
         request = sequence.request
         sequence.outputs.extend(stopped.ids)
-        request.tenant.charge(len(stopped.ids), 0.0, 0.0)
+        request.tenant.charge(len(stopped.ids))
         replica.fill(sequence, stopped.position, stopped.hashes)
         if sequence.reason is Reason.NONE and stopped.reason is not Reason.DROPPED:
             sequence.reason = stopped.reason
