@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cluster.fairness import WaitingQueue
 from cluster.hashing import HASH_BYTES
-from cluster.messages import Copy, Fork, Start, Started, ids
+from cluster.messages import Copy, Fork, Reason, Start, Started, ids
 from cluster.placement import Board, Need, Place
 from cluster.replica import Replica
 from cluster.sequences import Request, Sequence, State
@@ -63,27 +63,35 @@ class Admission:
             known = ", ".join(sorted(self._boards)) or "none"
             return "NOT_FOUND", f"no model {request.model} is served here; there is {known}", 0.0
         board = self._boards[request.model]
-        length = len(request.prompt) + request.max_tokens - 1
-        if board.replicas:
-            size = board.replicas[0].block_size
-            needed = request.num_blocks(size, [length] * len(request.sequences))
-            if needed > board.largest_pool:
-                detail = (
-                    f"a prompt of {len(request.prompt):,} tokens with max_tokens {request.max_tokens:,} and "
-                    f"{len(request.sequences)} sequence(s) needs {needed:,} blocks of {size} tokens; "
-                    f"the largest pool has {board.largest_pool:,}; lower max_tokens or n, or raise kv_memory"
-                )
-                return "INVALID_ARGUMENT", detail, 0.0
-            if length + 1 > board.longest:
-                detail = (
-                    f"a prompt of {len(request.prompt):,} tokens with max_tokens {request.max_tokens:,} is longer than "
-                    f"the {board.longest:,} tokens that the model takes; shorten the prompt or lower max_tokens"
-                )
-                return "INVALID_ARGUMENT", detail, 0.0
+        detail = self._never_fits(request, board)
+        if detail:
+            return "INVALID_ARGUMENT", detail, 0.0
         num_waiting = self.num_waiting(request.model)
         if num_waiting >= self._settings.max_queue:
             return "RESOURCE_EXHAUSTED", f"{num_waiting:,} requests wait, which is the bound of the queue", 1.0
         return None
+
+    def _never_fits(self, request: Request, board: Board) -> str:
+        """Why no replica could ever hold this request alone; empty if one could, or if not all may be here yet."""
+        if not board.replicas or self._scheduler.rebuild.ends_at is not None:
+            return ""
+        size, num_seqs = board.replicas[0].block_size, len(request.sequences)
+        length = len(request.prompt) + request.max_tokens - 1
+        needed = request.num_blocks(size, [length] * num_seqs)
+        asked = f"a prompt of {len(request.prompt):,} tokens with max_tokens {request.max_tokens:,}"
+        if needed > board.largest_pool:
+            return (
+                f"{asked} and {num_seqs} sequence(s) needs {needed:,} blocks of {size} tokens; "
+                f"the largest pool has {board.largest_pool:,}; lower max_tokens or n, or raise kv_memory"
+            )
+        if length + 1 > board.longest:
+            return (
+                f"{asked} is longer than the {board.longest:,} tokens that the model takes; shorten the prompt or "
+                "lower max_tokens"
+            )
+        if num_seqs > board.most_seats:
+            return f"{num_seqs} sequences are more than the {board.most_seats} that a replica runs at once; lower n"
+        return ""
 
     def num_waiting(self, model: str) -> int:
         queue = self._queues.get(model)
@@ -158,7 +166,7 @@ class Admission:
                     self._park(request, *owner)
                     continue
                 place = self._place(request, board)
-                if place is None and self._give_up_pin(board):
+                if place is None and (self._give_up_pin(board) or self._refuse_late(request, board)):
                     continue
                 if place is None:
                     break
@@ -166,6 +174,13 @@ class Admission:
                 request.queue_seconds += now - request.queued_at
                 self._start(request, place)
                 board.refresh(place.replica)
+
+    def _refuse_late(self, request: Request, board: Board) -> bool:
+        """It was accepted while no replica was here to measure it by, and fits none of those that came."""
+        detail = "" if request.attempt else self._never_fits(request, board)
+        if detail:
+            self._scheduler.break_off(request, "INVALID_ARGUMENT", detail, Reason.DROPPED)
+        return bool(detail)
 
     def _give_up_pin(self, board: Board) -> bool:
         """Nothing runs on a replica and still the head does not fit: pins give way to work."""

@@ -44,8 +44,10 @@ class Board:
 
     def __init__(self, settings: SchedulerSettings) -> None:
         self.replicas: list[Replica] = []
+        # The most that any replica ever had, those included that are away for the moment.
         self.largest_pool = 0
         self.longest = 0
+        self.most_seats = 0
         self._settings = settings
         self._turn = 0
         self._row: dict[str, int] = {}
@@ -64,8 +66,10 @@ class Board:
     def _resize(self, replicas: list[Replica]) -> None:
         self.replicas = replicas
         self._row = {replica.name: row for row, replica in enumerate(replicas)}
-        self.largest_pool = max((replica.ledger.num_blocks for replica in replicas), default=0)
-        self.longest = max((replica.joined.max_model_len for replica in replicas), default=0)
+        for replica in replicas:
+            self.largest_pool = max(self.largest_pool, replica.ledger.num_blocks)
+            self.longest = max(self.longest, replica.joined.max_model_len)
+            self.most_seats = max(self.most_seats, replica.joined.max_batch)
         count = len(replicas)
         self._free, self._seats = np.zeros(count, np.int64), np.zeros(count, np.int64)
         self._residents, self._prefill, self._fullness = np.zeros(count), np.zeros(count), np.zeros(count)

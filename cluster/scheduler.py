@@ -333,9 +333,9 @@ class Scheduler:
 
     def _fail(self, request: Request, detail: str) -> None:
         self.counters["failed"] += 1
-        self._break_off(request, "INTERNAL", detail, Reason.FAILED)
+        self.break_off(request, "INTERNAL", detail, Reason.FAILED)
 
-    def _break_off(self, request: Request, code: str, detail: str, reason: Reason) -> None:
+    def break_off(self, request: Request, code: str, detail: str, reason: Reason) -> None:
         """It ends before its time; who adopts it later is told the same."""
         request.refusal = (code, detail)
         self.tell(Refused(request.gateway, request.route, request.request_id, code, detail))
@@ -421,7 +421,7 @@ class Scheduler:
         elif request.deadline is not None and request.deadline <= now and request.state is not State.ENDED:
             if not request.is_cancelled:
                 detail = "the deadline of the request has passed"
-                self._break_off(request, "DEADLINE_EXCEEDED", detail, Reason.DROPPED)
+                self.break_off(request, "DEADLINE_EXCEEDED", detail, Reason.DROPPED)
         elif request.state is State.SEALING and request.seal_deadline <= now:
             self.recovery.ask_seal(request)
 
