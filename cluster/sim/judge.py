@@ -60,7 +60,7 @@ class Judge:
             return
         if code == "DEADLINE_EXCEEDED" and ask.deadline_s is not None:
             return
-        if code == "INVALID_ARGUMENT" and not client.accepted and not self._fits(world, client):
+        if code == "INVALID_ARGUMENT" and not self._fits(world, client):
             return
         raise Violation(f"{ask.request_id} was {outcome}: {client.detail}")
 

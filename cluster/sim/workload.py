@@ -143,8 +143,11 @@ def _draw_ask(random: Random, world: WorldShape, number: int, drawn: tuple[float
     room = min(w.num_blocks for w in world.workers)
     n = random.choice((2, 2, 3, 4)) if random.random() < 0.25 else 1
     own = -(-(len(prompt) + max_tokens) // shape.block_size) - len(prompt) // shape.block_size
-    while n > 1 and (len(prompt) // shape.block_size + n * own > room or n > shape.max_batch):
+    never_fits = random.random() < 0.01
+    while n > 1 and not never_fits and (len(prompt) // shape.block_size + n * own > room or n > shape.max_batch):
         n -= 1
+    if never_fits:
+        n = shape.max_batch + 1
     return Ask(
         request_id=f"r{number}",
         at=at,

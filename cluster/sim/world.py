@@ -384,7 +384,9 @@ class World:
             self.kill_pool(number)
 
     def break_worker_stream(self, number: int) -> None:
-        self.worker_streams[f"w{number}"].link.break_stream()
+        stream = self.worker_streams.get(f"w{number}")
+        if stream is not None:
+            stream.link.break_stream()
 
     def break_token_streams(self, number: int) -> None:
         for (worker, _), stream in self.token_streams.items():
@@ -398,7 +400,10 @@ class World:
             self.clock.after(seconds, gateway.wake)
 
     def cut_gateway(self, number: int, seconds: float) -> None:
-        link = self.front_streams[f"g{number}"].link
+        stream = self.front_streams.get(f"g{number}")
+        if stream is None:
+            return
+        link = stream.link
         link.set_cut(True)
         self.clock.after(seconds, link.set_cut, False)
 
