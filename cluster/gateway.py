@@ -59,6 +59,8 @@ log = logging.getLogger(__name__)
 LAST_TOKENS_S = 10.0
 """The scheduler's Done and a worker's last tokens come by different roads; tokens that are later than this are lost."""
 
+CLOSE_AFTER_S = 1.0
+
 
 class Gateway:
     """Requests under way at one front door."""
@@ -77,6 +79,8 @@ class Gateway:
         self._answers: dict[int, Answer] = {}
         self._by_id: dict[str, Answer] = {}
         self._pins: dict[int, tuple[Pin, asyncio.Future[Done]]] = {}
+        # Ended requests of which the scheduler has not been told that it may forget them.
+        self._closing: list[str] = []
         self._drained: asyncio.Event | None = None
         self._take: dict[type, Callable[[Any], None]] = {
             Accepted: self._on_accepted,
@@ -337,7 +341,7 @@ class Gateway:
         self._settle(answer)
         answer.wake()
 
-    def leave(self, answer: Answer, cursor: Cursor, *, was_told_all: bool, is_final: bool) -> None:
+    def leave(self, answer: Answer, cursor: Cursor, *, is_final: bool) -> None:
         """A stream that showed this answer has ended. `is_final`: nobody will come back for it."""
         if answer.cursor is not cursor or self._answers.get(answer.route) is not answer:
             return  # Another stream has taken it over, or it is gone already.
@@ -346,18 +350,17 @@ class Gateway:
             answer.detached_at = answer.log.num_tokens
             self._set_timer(answer, answer.grace_s, self._end_grace)
         else:
-            self._abandon(answer, was_told_all)
+            self._abandon(answer)
 
     def _end_grace(self, answer: Answer) -> None:
         if answer.outlet is None:
-            self._abandon(answer, was_told_all=False)
+            self._abandon(answer)
 
-    def _abandon(self, answer: Answer, was_told_all: bool) -> None:
+    def _abandon(self, answer: Answer) -> None:
         """Nobody waits for it any more: what still runs is cancelled, and closed here when the scheduler says Done."""
         if answer.ended is not None:
             self._close(answer)
             return
-        assert not was_told_all or answer.failure is not None, f"{answer.request_id} was told whole before it ended"
         answer.is_cancelled = True
         answer.log.abort()
         self._link.send(Cancel(answer.request_id))
@@ -387,8 +390,17 @@ class Gateway:
         answer.wake()
 
     def _close(self, answer: Answer) -> None:
+        """It is forgotten here at once, by the scheduler a little later: what was written last may die with this
+        process on its way to the client, who then asks another gateway for it."""
         self._forget(answer)
-        self._link.send(Closed(answer.request_id))
+        self._closing.append(answer.request_id)
+        if len(self._closing) == 1:
+            asyncio.get_running_loop().call_later(CLOSE_AFTER_S, self._tell_closed)
+
+    def _tell_closed(self) -> None:
+        closing, self._closing = self._closing, []
+        for request_id in closing:
+            self._link.send(Closed(request_id))
 
     def _forget(self, answer: Answer) -> None:
         answer.stop_timer()

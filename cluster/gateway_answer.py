@@ -17,7 +17,13 @@ from protos.quire.v1 import common_pb2
 from protos.quire.v1 import inference_pb2 as pb
 
 MAX_CHUNK = 2_048
-"""Tokens of one sequence in one message: with 20 logprobs each about 0.5 MB, of the 4 MiB that clients take."""
+MAX_CHUNK_LOGPROBS = 256
+"""Tokens of one sequence in one response."""
+
+MAX_FILL_BYTES = 1 << 18
+"""What one call of `fill` adds at most, about: clients take 4 MiB in one message unless they say otherwise."""
+
+_TOKEN_BYTES, _LOGPROB_BYTES = 9, 240
 
 _REASONS = {
     Reason.STOP: common_pb2.FINISH_REASON_STOP,
@@ -120,11 +126,15 @@ class Answer:
 class Cursor:
     """What one stream was told of an answer."""
 
-    __slots__ = ("_accepted", "_answer", "_finished", "_prompt_sent", "_sent", "_started", "tag")
+    __slots__ = ("_accepted", "_answer", "_finished", "_prompt_sent", "_sent", "_started", "has_more", "is_told", "tag")
 
     def __init__(self, answer: Answer, tag: int = 0, positions: Sequence[int] = ()) -> None:
         num = len(answer.log.sequences)
         self.tag = tag
+        # The last `fill` stopped at its bound.
+        self.has_more = False
+        # The stream has all of the answer; if that failed, the caller says so.
+        self.is_told = False
         self._answer = answer
         self._accepted = self._started = False
         self._sent = list(positions) or [0] * num
@@ -132,26 +142,31 @@ class Cursor:
         # Prompt logprobs go with the first tokens, so that who has those has them.
         self._prompt_sent = [0 if not sent else -1 for sent in self._sent]
 
-    def fill(self, add: Callable[[], pb.GenerateResponse]) -> bool:
-        """Adds a message for everything that is new. True: that was all; a failure is left to the caller."""
+    def fill(self, add: Callable[[], pb.GenerateResponse]) -> int:
+        """Adds responses for what is new, up to a bound; returns about how many bytes. See `has_more`, `is_told`."""
         answer = self._answer
+        size = 0
         if answer.accepted is not None and not (self._accepted and self._started):
-            self._fill_accepted(add, answer.accepted)
+            size += self._fill_accepted(add, answer.accepted)
+        self.has_more = True
         for sequence in answer.log.sequences:
-            self._fill_tokens(add, sequence)
+            size += self._fill_tokens(add, sequence, MAX_FILL_BYTES - size)
+            if size >= MAX_FILL_BYTES:
+                return size
             if sequence.reason is not Reason.NONE and not self._finished[sequence.index]:
                 self._finished[sequence.index] = True
                 self._fill_finished(add(), sequence)
-        if not answer.is_over:
-            return False
-        if answer.failure is None:
-            self._fill_done(add())
-        return True
+        self.has_more = False
+        if answer.is_over:
+            self.is_told = True
+            if answer.failure is None:
+                self._fill_done(add())
+        return size
 
-    def _fill_accepted(self, add: Callable[[], pb.GenerateResponse], accepted: Accepted) -> None:
+    def _fill_accepted(self, add: Callable[[], pb.GenerateResponse], accepted: Accepted) -> int:
         answer, started = self._answer, self._answer.started
         if self._accepted and started is None:
-            return
+            return 0
         self._accepted, self._started = True, started is not None
         message = add()
         message.tag = self.tag
@@ -164,14 +179,15 @@ class Cursor:
         else:
             part.cached_tokens = started.cached_tokens
             part.started = True
+        return 64
 
-    def _fill_tokens(self, add: Callable[[], pb.GenerateResponse], sequence: SequenceLog) -> None:
-        index, ids = sequence.index, sequence.ids
-        sent = self._sent[index]
+    def _fill_tokens(self, add: Callable[[], pb.GenerateResponse], sequence: SequenceLog, room: int) -> int:
+        index, ids, logprobs = sequence.index, sequence.ids, sequence.logprobs
+        sent, size = self._sent[index], 0
         if sequence.prompt_logprobs and 0 <= self._prompt_sent[index] < len(sequence.prompt_logprobs):
-            self._fill_prompt(add, sequence)
-        while sent < len(ids):
-            end = min(len(ids), sent + MAX_CHUNK)
+            size += self._fill_prompt(add, sequence, room)
+        while sent < len(ids) and size < room:
+            end = min(len(ids), sent + (MAX_CHUNK if logprobs is None else MAX_CHUNK_LOGPROBS))
             message = add()
             message.tag = self.tag
             chunk = message.tokens
@@ -180,27 +196,34 @@ class Cursor:
             chunk.ids.extend(ids[sent:end])
             if sequence.pieces:
                 chunk.text = sequence.text(sent, end)
-            if sequence.logprobs is not None:
-                for logprob in sequence.logprobs[sent:end]:
+            size += _TOKEN_BYTES * (end - sent)
+            if logprobs is not None:
+                for logprob in logprobs[sent:end]:
                     part = chunk.logprobs.add()
                     if logprob is not None:
                         fill_logprob(part, logprob)
+                size += _LOGPROB_BYTES * (end - sent)
             self._sent[index] = sent = end
+        return size
 
-    def _fill_prompt(self, add: Callable[[], pb.GenerateResponse], sequence: SequenceLog) -> None:
+    def _fill_prompt(self, add: Callable[[], pb.GenerateResponse], sequence: SequenceLog, room: int) -> int:
         index, logprobs = sequence.index, sequence.prompt_logprobs
-        for first in range(0, len(logprobs), MAX_CHUNK):
+        first, size = self._prompt_sent[index], 0
+        while first < len(logprobs) and size < room:
+            last = min(len(logprobs), first + MAX_CHUNK_LOGPROBS)
             message = add()
             message.tag = self.tag
             chunk = message.tokens
             chunk.sequence = index
             chunk.position = self._sent[index]
             chunk.prompt_position = first
-            for logprob in logprobs[first : first + MAX_CHUNK]:
+            for logprob in logprobs[first:last]:
                 part = chunk.prompt_logprobs.add()
                 if logprob is not None:
                     fill_logprob(part.logprob, logprob)
-        self._prompt_sent[index] = len(logprobs)
+            size += _LOGPROB_BYTES * (last - first)
+            self._prompt_sent[index] = first = last
+        return size
 
     def _fill_finished(self, message: pb.GenerateResponse, sequence: SequenceLog) -> None:
         message.tag = self.tag
