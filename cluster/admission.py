@@ -166,7 +166,7 @@ class Admission:
                     self._park(request, *owner)
                     continue
                 place = self._place(request, board)
-                if place is None and (self._give_up_pin(board) or self._refuse_late(request, board)):
+                if self._refuse_late(request, board) or (place is None and self._give_up_pin(board)):
                     continue
                 if place is None:
                     break
@@ -176,7 +176,8 @@ class Admission:
                 board.refresh(place.replica)
 
     def _refuse_late(self, request: Request, board: Board) -> bool:
-        """It was accepted while no replica was here to measure it by, and fits none of those that came."""
+        """It was accepted while no replica was here to measure it by (before all had joined, or by a scheduler that
+        died), and fits none of those that came."""
         detail = "" if request.attempt else self._never_fits(request, board)
         if detail:
             self._scheduler.break_off(request, "INVALID_ARGUMENT", detail, Reason.DROPPED)
