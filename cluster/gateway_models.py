@@ -68,7 +68,8 @@ class TextModel:
     def encode(self, text: str) -> Ids:
         """Token ids of a text, with the special tokens that the model wants. Raises `InvalidRequest`."""
         self._check_chars(len(text))
-        return ids(self.tokenizer.encode(text))
+        # transformers would log that a text is too long; that is ours to say.
+        return ids(self.tokenizer.encode(text, verbose=False))
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> Ids:
         """Token ids of a conversation by the model's chat template. Raises `InvalidRequest`."""
@@ -85,7 +86,7 @@ class TextModel:
             # Templates refuse roles in a wrong order, and other things that only they know.
             raise InvalidRequest("prompt.chat", f"the model's chat template refuses it: {error}") from error
         # The template writes the special tokens itself.
-        return ids(self.tokenizer.encode(text, add_special_tokens=False))
+        return ids(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
         self.check_ids("ids", tokens)
