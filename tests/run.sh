@@ -65,11 +65,11 @@ run_tests() {
 run_pytest() {
     local name="$1" status
     shift
-    timeout --kill-after 20 "${QUIRE_FOLDER_LIMIT_S:-900}" "$QUIRE_BIN/python" -m pytest -q --durations 5 --durations-min 5 \
+    timeout --kill-after 20 "${QUIRE_FOLDER_LIMIT_S:-900}" "$QUIRE_BIN/python" -m pytest --durations 5 --durations-min 5 \
         "${trust[@]}" "$@" 2>&1 | tee "$log"
     status=${PIPESTATUS[0]}
     [ "$status" -ne 124 ] || say "error: $name ran longer than ${QUIRE_FOLDER_LIMIT_S:-900} s and was stopped"
-    summaries+=("$name: $(grep -E '(passed|failed|error|skipped|no tests ran).* in [0-9.]+s' "$log" | tail -n 1)")
+    summaries+=("$name" "$(grep -E '(passed|failed|error|skipped|no tests ran).* in [0-9.]+s' "$log" | tail -n 1)")
     return "$status"
 }
 
