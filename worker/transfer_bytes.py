@@ -7,6 +7,7 @@ touched was decided before, by the pool's register.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Protocol
 
@@ -26,15 +27,14 @@ class Rows(Protocol):
     def finish(self) -> None:
         """All chunks were written: they are in the pool when this returns."""
 
-    def close(self) -> None:
-        """The transfer has ended, however."""
-
 
 class PoolBytes(Protocol):
     layout: PoolLayout
     num_blocks: int
     # What other processes of this machine can map; None where there is no such memory.
     shared: SharedMemory | None
+    # Copies to and from other memory are faster if that is pinned.
+    pins: bool
 
     def copy_out(self, blocks: Blocks, rows: Addresses, stop: Stop | None) -> Sums:
         """Blocks to the addresses `rows`; the CRC32C of each chunk. Raises Stopped once nothing copies any more."""
@@ -44,6 +44,9 @@ class PoolBytes(Protocol):
 
     def checksums(self, blocks: Blocks) -> Sums:
         """The CRC32C of each chunk as it lies in the pool."""
+
+    def clear(self, blocks: Blocks) -> None:
+        """Overwrites blocks with zeros."""
 
     def rows(self, blocks: Blocks, write: bool) -> Rows:
         """For a carrier that writes (or reads) chunk by chunk."""
@@ -66,6 +69,7 @@ class HostBytes:
         self.layout = layout
         self.num_blocks = num_blocks
         self.shared = shared
+        self.pins = False
         self._base = base
         self._copier = copier
         self._keep = keep
@@ -82,6 +86,10 @@ class HostBytes:
         sources, lengths = chunk_pieces(self.layout, block_rows(self._base, self.layout, blocks))
         return self._copier.copy(None, sources, lengths)
 
+    def clear(self, blocks: Blocks) -> None:
+        for address in block_rows(self._base, self.layout, blocks).tolist():
+            ctypes.memset(address, 0, self.layout.block_bytes)
+
     def rows(self, blocks: Blocks, write: bool) -> Rows:
         return HostRows(block_rows(self._base, self.layout, blocks))
 
@@ -93,7 +101,4 @@ class HostRows:
         self.addresses = addresses
 
     def finish(self) -> None:
-        pass
-
-    def close(self) -> None:
         pass

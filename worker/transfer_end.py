@@ -14,14 +14,17 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from worker.transfer_blocks import Longs
-from worker.transfer_bytes import PoolBytes, Rows
-from worker.transfer_checksum import Sums, address_of, checksummer
+from worker.transfer_bytes import PoolBytes
+from worker.transfer_checksum import Sums, address_of
+from worker.transfer_chunks import Came, Chunks
 from worker.transfer_register import TransferRegister
 from worker.transfer_states import Blocks, Carrier, Moving, Phase, Refusal, Refused, Reservation, TransferName
 
 T = TypeVar("T")
+_SMALL_BYTES = 64 << 10
 
 
 class PoolEnd:
@@ -35,8 +38,8 @@ class PoolEnd:
         self.moved_bytes: Counter[Carrier] = Counter()
         self._register = register
         self._lock = threading.Lock()
-        self._rows: dict[Moving, Rows] = {}
-        self._rows_lock = threading.Lock()
+        self._chunks: dict[Moving, Chunks] = {}
+        self._chunks_lock = threading.Lock()
 
     # -- decisions
 
@@ -59,7 +62,7 @@ class PoolEnd:
         if self._decide(lambda now: moving.reservation.write and self._register.begin_finish(moving, now)):
             done = False
             try:
-                self.rows(moving).finish()
+                self.chunks(moving).rows.finish()
                 done = True
             finally:
                 self._decide(lambda now: self._register.end_finish(moving, done, now))
@@ -67,19 +70,36 @@ class PoolEnd:
         self._decide(lambda now: self._register.commit(name, now))
         if moving.phase is Phase.COMMITTED and before is not Phase.COMMITTED:
             self.moved_bytes[moving.reservation.carrier] += moving.size_bytes
-        self._forget_rows()
+        self._forget_chunks()
         return moving
 
     def abort(self, name: TransferName, reason: str, *, stopped: bool) -> Moving | None:
         moving = self._decide(lambda now: self._register.abort(name, reason, stopped, now))
-        self._forget_rows()
+        self._forget_chunks()
         return moving
 
     def session_died(self, session: int) -> list[Moving]:
         return self._decide(lambda now: self._register.session_died(session, now))
 
-    def release(self, epoch: int, blocks: Blocks) -> Blocks:
-        return self._decide(lambda now: self._register.release(epoch, blocks, now))
+    def release(self, epoch: int, blocks: Blocks, *, clear: bool) -> Blocks:
+        """Forgets committed content and returns the blocks that held some; with `clear` they are zeros then."""
+        free = self._decide(lambda now: self._register.release(epoch, blocks, clear, now))
+        if clear and len(free):
+            self.pool.clear(free)
+            self._decide(lambda now: self._register.cleared(free))
+        return free
+
+    def give_up(self, epoch: int, transfer: int, reason: str) -> None:
+        """The scheduler wants nothing of this transfer any more, whoever began it; what comes of it is refused."""
+        self._decide(lambda now: self._register.give_up(epoch, transfer, reason, now))
+
+    def settled(self, epoch: int, transfer: int) -> bool:
+        """Whether nothing of this transfer is under way or could still touch the pool."""
+        return self._decide(lambda now: self._register.settled(epoch, transfer))
+
+    def now(self) -> float:
+        """The clock of this end's deadlines."""
+        return time.monotonic()
 
     def adopt_epoch(self, epoch: int) -> None:
         self._decide(lambda now: self._register.adopt_epoch(epoch, now))
@@ -87,76 +107,79 @@ class PoolEnd:
     def expire(self) -> None:
         """Deadlines and forgetting; called a few times a second by whoever serves this end."""
         self._decide(self._register.expire)
-        self._forget_rows()
+        self._forget_chunks()
 
     # -- chunks into this pool
 
-    def begin(self, moving: Moving, block: int, offset: int, length: int) -> tuple[int, int]:
-        """Leave to write a chunk: its number and the address for its bytes. `end` must follow."""
-
-        def decide(now: float) -> int:
-            # An ended transfer has no places any more; saying that it has ended is the better answer.
-            if moving.live:
-                number = self._register.chunk_number(moving, block, offset, length)
-            else:
-                number = 0
-            self._register.begin_chunks(moving, number, 1, now)
-            return number
-
-        number = self._decide(decide)
-        return number, self.address(moving, number)
+    def begin(self, moving: Moving, block: int, offset: int, length: int) -> int:
+        """Leave to write a chunk, and its number. `end` must follow. Raises Refused."""
+        return self._decide(lambda now: self._register.begin_chunk(moving, block, offset, length, now))
 
     def end(self, moving: Moving, number: int, crc: int | None) -> None:
         """The chunk is written and has this CRC; None: it is corrupt or never came whole, and counts as missing."""
         self._decide(lambda now: self._register.end_chunks(moving, number, 1, crc, now))
 
+    def take(self, moving: Moving, chunks: Chunks, came: Came) -> None:
+        """Copies one whole chunk to its place; raises Refused. Small ones are copied under the lock, which costs less
+        than taking it twice."""
+        if came.length > _SMALL_BYTES:
+            number, crc = self.begin(moving, came.block, came.offset, came.length), None
+            try:
+                crc = chunks.take(number, came.address, came.length)
+            finally:
+                self.end(moving, number, crc if crc == came.crc else None)
+        else:
+
+            def whole(now: float) -> tuple[int, int]:
+                number = self._register.begin_chunk(moving, came.block, came.offset, came.length, now)
+                crc = chunks.take(number, came.address, came.length)
+                self._register.end_chunks(moving, number, 1, crc if crc == came.crc else None, now)
+                return number, crc
+
+            number, crc = self._decide(whole)
+        if crc != came.crc:
+            raise self.refuse(
+                Refusal.CORRUPT, f"{moving.key}: chunk {number} sums to {crc:#010x}, not {came.crc:#010x}"
+            )
+
     def receive(self, name: TransferName, block: int, offset: int, length: int, crc: int, data: bytes) -> Moving:
-        """Takes one whole chunk; raises Refused."""
+        """Takes one chunk that came as a message; raises Refused."""
         moving = self.live(name)
-        if len(data) != length:
+        if len(data) != length or not length:
             raise self.refuse(Refusal.TRUNCATED, f"{name.key}: {len(data):,} bytes came of {length:,}")
-        number, address = self.begin(moving, block, offset, length)
-        came: int | None = None
-        try:
-            came = checksummer().copy(address, address_of(data), length) if length else 0
-        finally:
-            self.end(moving, number, came if came == crc else None)
-        if came != crc:
-            raise self.refuse(Refusal.CORRUPT, f"{name.key}: chunk {number} sums to {came:#010x}, {crc:#010x} was sent")
+        self.take(moving, self.chunks(moving), Came(block, offset, length, crc, address_of(data)))
         return moving
 
     def take_sums(self, name: TransferName, first: int, crcs: Sums) -> Moving:
         """Chunks that the caller wrote through shared memory: reads them once and takes those that sum to `crcs`."""
         moving = self.live(name)
-        self._decide(lambda now: self._register.begin_chunks(moving, first, len(crcs), now))
+        self.take_copied(moving, first, crcs, lambda: self._sums_of(moving, first, len(crcs)))
+        return moving
+
+    def take_copied(self, moving: Moving, first: int, crcs: Sums, copy: Callable[[], Sums]) -> None:
+        """Has `copy` write chunks from `first` on and takes them if they sum to `crcs`; raises Refused."""
+        count = len(crcs)
+        self._decide(lambda now: self._register.begin_chunks(moving, first, count, now))
         good = False
         try:
-            good = np.array_equal(self._sums_of(moving, first, len(crcs)), crcs)
+            good = np.array_equal(copy(), crcs)
         finally:
-            self._decide(lambda now: self._register.end_chunks(moving, first, len(crcs), crcs if good else None, now))
+            self._decide(lambda now: self._register.end_chunks(moving, first, count, crcs if good else None, now))
         if not good:
-            raise self.refuse(Refusal.CORRUPT, f"{name.key}: chunks from {first} on are not what the caller wrote")
-        return moving
+            raise self.refuse(Refusal.CORRUPT, f"{moving.key}: chunks from {first} on are not what the other end has")
 
     # -- chunks out of this pool
 
-    def rows(self, moving: Moving) -> Rows:
-        """Where the blocks of a transfer lie while chunks of them come or go."""
-        with self._rows_lock:
-            rows = self._rows.get(moving)
-            if rows is None:
+    def chunks(self, moving: Moving) -> Chunks:
+        """Where the chunks of a transfer lie while they come or go. Whoever copies keeps hold of it."""
+        with self._chunks_lock:
+            chunks = self._chunks.get(moving)
+            if chunks is None:
                 asked = moving.reservation
-                rows = self._rows[moving] = self.pool.rows(asked.blocks, asked.write)
-            return rows
-
-    def address(self, moving: Moving, number: int) -> int:
-        place, index = divmod(number, self.layout.chunks_per_block)
-        return int(self.rows(moving).addresses[place]) + index * self.layout.chunk_bytes
-
-    def outgoing(self, moving: Moving, number: int) -> tuple[int, int, int]:
-        """Block as the wire calls it, offset and length of a chunk."""
-        place, index = divmod(number, self.layout.chunks_per_block)
-        return int(moving.wire_blocks[place]), index * self.layout.chunk_bytes, self.layout.length(index)
+                rows = self.pool.rows(asked.blocks, asked.write)
+                sums = None if asked.write else self.stored_sums(moving)
+                chunks = self._chunks[moving] = Chunks(self.layout, moving.wire_blocks, rows, sums)
+            return chunks
 
     def stored_sums(self, moving: Moving) -> Sums | None:
         """What the blocks summed to when they came into this pool, chunk by chunk; None: the steps own them."""
@@ -176,6 +199,10 @@ class PoolEnd:
 
     def quarantined(self) -> Blocks:
         return self._decide(lambda now: self._register.blocks.quarantined())
+
+    def block_states(self) -> npt.NDArray[np.uint8]:
+        """One state of `worker/transfer_blocks.py` per block."""
+        return self._decide(lambda now: self._register.blocks.states.copy())
 
     @property
     def epoch(self) -> int:
@@ -200,7 +227,7 @@ class PoolEnd:
     def _decide(self, question: Callable[[float], T]) -> T:
         with self._lock:
             try:
-                return question(time.monotonic())
+                return question(self.now())
             except Refused as refused:
                 self._register.refused[refused.refusal] += 1
                 raise
@@ -211,8 +238,8 @@ class PoolEnd:
         sums = self.pool.checksums(moving.reservation.blocks[begin:end])
         return sums[first - begin * per_block :][:count]
 
-    def _forget_rows(self) -> None:
-        """Whoever still writes through rows keeps them alive."""
-        with self._rows_lock:
-            for moving in [moving for moving in self._rows if not moving.live]:
-                del self._rows[moving]
+    def _forget_chunks(self) -> None:
+        """Of transfers that have ended. Whoever still writes through them keeps them alive."""
+        with self._chunks_lock:
+            for moving in [moving for moving in self._chunks if not moving.live]:
+                del self._chunks[moving]

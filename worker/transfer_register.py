@@ -63,6 +63,8 @@ class TransferRegister:
         self._moving: dict[TransferKey, Moving] = {}
         self._live: dict[TransferKey, Moving] = {}
         self._callers: dict[str, int] = {}
+        # Epoch and transfer of what the scheduler gave up, and when.
+        self._given_up: dict[tuple[int, int], float] = {}
 
     # -- reserving
 
@@ -75,11 +77,14 @@ class TransferRegister:
         known = self._moving.get(name.key)
         if known is not None:
             return self._again(known, asked, now)
+        if (name.key.epoch, name.key.transfer) in self._given_up:
+            raise Refused(Refusal.LATE, f"{name.key} was given up by the scheduler")
         difference = self.layout.differs(asked.layout)
         if difference:
             raise Refused(Refusal.LAYOUT, f"{name.key.caller} has {difference}: they cannot exchange blocks")
         self.blocks.check_claim(name.key, asked.blocks, asked.write)
-        self._check_room(asked)
+        if not asked.local:
+            self._check_room(asked)
         moving = Moving(asked, now + min(asked.timeout_s, self.settings.max_timeout_s), now)
         moving.token = secrets.token_bytes(32)
         if asked.write:
@@ -143,6 +148,13 @@ class TransferRegister:
         if length != wanted:
             raise Refused(Refusal.TRUNCATED, f"{moving.key}: {length:,} bytes for a chunk of {wanted:,}")
         return place * self.layout.chunks_per_block + index
+
+    def begin_chunk(self, moving: Moving, block: int, offset: int, length: int, now: float) -> int:
+        """`begin_chunks` for the one that a header names; returns its number."""
+        self._check_live(moving)
+        number = self.chunk_number(moving, block, offset, length)
+        self.begin_chunks(moving, number, 1, now)
+        return number
 
     def begin_chunks(self, moving: Moving, first: int, count: int, now: float) -> None:
         """Leave to write these chunks into the pool; `end_chunks` must follow. Raises Refused."""
@@ -246,12 +258,33 @@ class TransferRegister:
             self._settle(moving)
         return gone
 
-    def release(self, epoch: int, blocks: Blocks, now: float) -> Blocks:
-        """Forgets committed content that nobody reads; returns the blocks that held some."""
+    def give_up(self, epoch: int, transfer: int, reason: str, now: float) -> None:
+        """Aborts all parts of a transfer, and refuses what comes of it from now on."""
+        self._given_up[epoch, transfer] = now
+        while len(self._given_up) > self.settings.max_remembered:
+            del self._given_up[next(iter(self._given_up))]
+        for moving in list(self._live.values()):
+            if (moving.key.epoch, moving.key.transfer) == (epoch, transfer):
+                self._give_up(moving, reason, now)
+
+    def settled(self, epoch: int, transfer: int) -> bool:
+        """Whether no part of this transfer is live or in quarantine."""
+        parts = (moving for moving in self._moving.values() if moving.key.transfer == transfer)
+        return not any(moving.key.epoch == epoch and (moving.live or moving.quarantined) for moving in parts)
+
+    def release(self, epoch: int, blocks: Blocks, clear: bool, now: float) -> Blocks:
+        """Forgets committed content that nobody reads; returns the blocks that held some. With `clear` they are in
+        quarantine until `cleared` is called."""
         if epoch < self.epoch:
             raise Refused(Refusal.STALE, f"epoch {epoch} is over, {self.epoch} holds")
         self.adopt_epoch(epoch, now)
-        return self.blocks.release(blocks)
+        free = self.blocks.release(blocks)
+        if clear:
+            self.blocks.quarantine(free)
+        return free
+
+    def cleared(self, blocks: Blocks) -> None:
+        self.blocks.empty(blocks)
 
     def adopt_epoch(self, epoch: int, now: float) -> None:
         """A scheduler of a higher epoch: what older ones began and did not commit is given up."""

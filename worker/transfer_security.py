@@ -103,7 +103,7 @@ class TransferSecurity:
         return context
 
 
-class _Guard(grpc.ServerInterceptor[Any, Any]):
+class _Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in its types only
     """Refuses calls without the secret before they reach the service."""
 
     def __init__(self, security: TransferSecurity) -> None:

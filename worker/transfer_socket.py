@@ -8,7 +8,6 @@ all chunks arrived, or with an error; committing is the service's business.
 
 from __future__ import annotations
 
-import ctypes
 import hmac
 import secrets
 import socket
@@ -18,11 +17,12 @@ from collections.abc import Callable
 
 from cluster.errors import TransferError
 from protos.quire.v1 import transfer_pb2 as pb
-from worker.transfer_checksum import checksummer
+from worker.transfer_chunks import Came
 from worker.transfer_end import PoolEnd
 from worker.transfer_frames import (
     MARKER_BYTES,
     MAX_RANGES,
+    NOTHING_YET,
     Frame,
     FrameReader,
     FrameWriter,
@@ -38,7 +38,7 @@ GREETING = b"QTX1"
 _NONCE_BYTES = 16
 _PROOF_BYTES = 32
 _MAX_NAME_BYTES = 1024
-_HANDSHAKE_S = 5.0
+HANDSHAKE_S = 5.0
 # Silence after which the receiver asks again; it doubles with each time.
 _STALL_S, _MAX_STALL_S = 0.25, 2.0
 _BATCH_BYTES = 1 << 20
@@ -53,7 +53,7 @@ GoOn = Callable[[], None]
 def greet(connection: socket.socket, name: pb.TransferName, token: bytes) -> bytes:
     """The end that connects; returns the marker of the connection. Raises Lost."""
     nonce, packed = secrets.token_bytes(_NONCE_BYTES), name.SerializeToString()
-    deadline = time.monotonic() + _HANDSHAKE_S
+    deadline = time.monotonic() + HANDSHAKE_S
     _send(connection, GREETING + struct.pack("<H", len(packed)) + packed + nonce)
     answer = _exactly(connection, _NONCE_BYTES + _PROOF_BYTES, deadline)
     nonces = nonce + answer[:_NONCE_BYTES]
@@ -67,7 +67,7 @@ def welcome(
     connection: socket.socket, find: Callable[[pb.TransferName], tuple[Moving, TransferName]]
 ) -> tuple[Moving, TransferName, bytes]:
     """The end that listens: which transfer the peer is here for, and the marker. Raises Lost or Refused."""
-    deadline = time.monotonic() + _HANDSHAKE_S
+    deadline = time.monotonic() + HANDSHAKE_S
     head = _exactly(connection, len(GREETING) + 2, deadline)
     size = struct.unpack_from("<H", head, len(GREETING))[0]
     if not head.startswith(GREETING) or size > _MAX_NAME_BYTES:
@@ -103,7 +103,7 @@ def _exactly(connection: socket.socket, size: int, deadline: float) -> bytes:
     while len(held) < size:
         try:
             came = connection.recv(size - len(held))
-        except TimeoutError:
+        except NOTHING_YET:
             if time.monotonic() >= deadline:
                 raise Lost("the other end of the data socket does not answer") from None
             continue
@@ -130,6 +130,7 @@ class Receiver:
         self._go_on = go_on
         self._reader = FrameReader(connection, marker, end.layout.chunk_bytes)
         self._writer = FrameWriter(connection, marker, self._name, go_on)
+        self._chunks = end.chunks(moving)
         self._round = 0
 
     def run(self) -> None:
@@ -168,23 +169,32 @@ class Receiver:
 
     def _take(self, frame: Frame) -> None:
         """One chunk. Whatever is wrong with it is counted, and it stays missing."""
-        end, moving, length = self._end, self._moving, frame.length
+        reader, length = self._reader, frame.length
+        source = reader.peek(length, _soon()) if reader.gathers(length) else None
+        if source is not None:
+            try:
+                self._end.take(self._moving, self._chunks, Came(frame.block, frame.offset, length, frame.crc, source))
+            except Refused:
+                pass  # if the transfer has ended, the loop sees it
+            reader.skip(length, _soon())
+            return
         try:
-            number, address = end.begin(moving, frame.block, frame.offset, length)
+            number = self._end.begin(self._moving, frame.block, frame.offset, length)
         except Refused:
             # Its bytes must not touch the pool: a good chunk may lie there.
-            self._reader.skip(length, _soon())
+            reader.skip(length, _soon())
             return
         came: int | None = None
         try:
-            came = self._reader.payload(address, length, _soon())
+            came = reader.payload(self._chunks.place(number), length, _soon())
         finally:
             try:
-                end.end(moving, number, came if came == frame.crc else None)
+                self._end.end(self._moving, number, came if came == frame.crc else None)
             except Refused:
-                pass  # the transfer has ended; the loop sees it
+                pass
         if came != frame.crc:
-            end.refuse(Refusal.TRUNCATED if came is None else Refusal.CORRUPT, f"chunk {number} of {moving.key}")
+            refusal = Refusal.TRUNCATED if came is None else Refusal.CORRUPT
+            self._end.refuse(refusal, f"chunk {number} of {self._moving.key}")
 
     def _count_lost(self) -> None:
         for _ in range(self._reader.num_lost):
@@ -204,9 +214,7 @@ class Sender:
         self._go_on = go_on
         self._reader = FrameReader(connection, marker, 1)
         self._writer = FrameWriter(connection, marker, self._name, go_on)
-        self._sums = end.stored_sums(moving)
-        self._rows = end.rows(moving)
-        self._num_chunks = len(moving.reservation.blocks) * end.layout.chunks_per_block
+        self._chunks = end.chunks(moving)
 
     def run(self) -> None:
         """Raises Lost, Refused if the transfer has ended, or what `go_on` raises."""
@@ -233,30 +241,15 @@ class Sender:
 
     def _send(self, ranges: list[Range]) -> None:
         """The chunks in batches, so that small ones share a system call."""
-        buffers: list[bytes | memoryview] = []
-        size = 0
-        for first, count in ranges:
-            for number in range(first, min(first + count, self._num_chunks)):
-                size += self._add(number, buffers)
-                if size >= _BATCH_BYTES:
-                    self._flush(buffers)
-                    buffers, size = [], 0
-        if buffers:
-            self._flush(buffers)
-
-    def _add(self, number: int, buffers: list[bytes | memoryview]) -> int:
-        block, offset, length = self._end.outgoing(self._moving, number)
-        address = self._end.address(self._moving, number)
-        crc = int(self._sums[number]) if self._sums is not None else checksummer().checksum(address, length)
-        buffers.append(self._writer.header(Kind.CHUNK, block, offset, length, crc))
-        buffers.append(memoryview((ctypes.c_uint8 * length).from_address(address)))
-        return length
-
-    def _flush(self, buffers: list[bytes | memoryview]) -> None:
-        # The blocks were still ours after they were summed: if others get them from here on, the sums do not fit.
-        self._check_live()
-        self._go_on()
-        self._writer.send(buffers)
+        for first, end in self._chunks.batches(ranges, _BATCH_BYTES):
+            buffers: list[bytes | memoryview] = []
+            for chunk in self._chunks.outgoing(first, end):
+                buffers.append(self._writer.header(Kind.CHUNK, chunk.block, chunk.offset, chunk.length, chunk.crc))
+                buffers.append(chunk.view())
+            # The blocks were still ours after they were summed: if others get them from here on, the sums do not fit.
+            self._check_live()
+            self._go_on()
+            self._writer.send(buffers)
 
     def _check_live(self) -> None:
         if self._end.touch(self._moving):

@@ -135,6 +135,8 @@ class Reservation:
     num_blocks_of_transfer: int = 0
     # What chunks on the wire call these blocks: the ids of the serving pool. None: `blocks` are these.
     wire_blocks: Blocks | None = None
+    # Asked by the process that owns the pool, for its side of a transfer with another pool: bounded there.
+    local: bool = False
 
 
 MISSING, ARRIVING, ARRIVED = 0, 1, 2
@@ -191,6 +193,8 @@ class Moving:
 
     def missing(self, limit: int) -> list[Range]:
         """The first `limit` runs of chunks that have not arrived."""
+        if not self.num_missing:
+            return []
         gone = np.frombuffer(self.chunks, np.uint8) != ARRIVED
         edges = np.flatnonzero(np.diff(gone, prepend=False, append=False))[: 2 * limit]
         return [(int(first), int(end - first)) for first, end in edges.reshape(-1, 2)]

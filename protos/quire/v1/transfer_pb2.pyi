@@ -150,12 +150,12 @@ class ChunkSums(_message.Message):
     def __init__(self, name: _Optional[_Union[TransferName, _Mapping[str, object]]] = ..., first: _Optional[int] = ..., crc32c: _Optional[bytes] = ...) -> None: ...
 
 class WriteRequest(_message.Message):
-    __slots__ = ("chunk", "sums")
-    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("chunks", "sums")
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
     SUMS_FIELD_NUMBER: _ClassVar[int]
-    chunk: TransferChunk
+    chunks: _containers.RepeatedCompositeFieldContainer[TransferChunk]
     sums: ChunkSums
-    def __init__(self, chunk: _Optional[_Union[TransferChunk, _Mapping[str, object]]] = ..., sums: _Optional[_Union[ChunkSums, _Mapping[str, object]]] = ...) -> None: ...
+    def __init__(self, chunks: _Optional[_Iterable[_Union[TransferChunk, _Mapping[str, object]]]] = ..., sums: _Optional[_Union[ChunkSums, _Mapping[str, object]]] = ...) -> None: ...
 
 class WriteResponse(_message.Message):
     __slots__ = ("phase", "missing", "num_refused")
@@ -176,12 +176,12 @@ class ReadRequest(_message.Message):
     def __init__(self, name: _Optional[_Union[TransferName, _Mapping[str, object]]] = ..., chunks: _Optional[_Iterable[_Union[ChunkRange, _Mapping[str, object]]]] = ...) -> None: ...
 
 class ReadResponse(_message.Message):
-    __slots__ = ("chunk", "sums")
-    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("chunks", "sums")
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
     SUMS_FIELD_NUMBER: _ClassVar[int]
-    chunk: TransferChunk
+    chunks: _containers.RepeatedCompositeFieldContainer[TransferChunk]
     sums: ChunkSums
-    def __init__(self, chunk: _Optional[_Union[TransferChunk, _Mapping[str, object]]] = ..., sums: _Optional[_Union[ChunkSums, _Mapping[str, object]]] = ...) -> None: ...
+    def __init__(self, chunks: _Optional[_Iterable[_Union[TransferChunk, _Mapping[str, object]]]] = ..., sums: _Optional[_Union[ChunkSums, _Mapping[str, object]]] = ...) -> None: ...
 
 class CommitRequest(_message.Message):
     __slots__ = ("name",)
