@@ -1,0 +1,194 @@
+"""The Ray actors: one scheduler, workers, gateways and host pools, each a process that serves by gRPC.
+
+Ray starts them, places them and starts them again when they die; nothing else passes through it. Every actor runs its
+server on a thread with an event loop of its own and answers `ready()` once it serves. An actor that Ray has started
+again comes up by itself: whom to talk to is kept in `RayState`, and its incarnation is the time, so it only grows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from cluster.cluster_settings import ClusterSettings
+
+CHANNEL_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", 64 << 20),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+]
+
+
+def incarnation() -> int:
+    """A number that is higher each time a process starts."""
+    return time.time_ns() // 1_000_000
+
+
+class Serving:
+    """A server on a thread of its own. When it ends, the process ends, so that Ray starts it again."""
+
+    def __init__(self, serve: Callable[[Callable[[str], None]], Coroutine[Any, Any, None]]) -> None:
+        self._address = ""
+        self._is_ready = threading.Event()
+        self._error = ""
+        self._serve = serve
+        self._thread = threading.Thread(target=self._run, name="quire-serve", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve(self._ready))
+        except BaseException as error:
+            self._error = f"{type(error).__name__}: {error}"
+            self._is_ready.set()
+            # Long enough for `ready` to tell why, if somebody asks.
+            time.sleep(2.0)
+        os._exit(73)
+
+    def _ready(self, address: str) -> None:
+        self._address = address
+        self._is_ready.set()
+
+    def wait(self, timeout_s: float) -> str:
+        """The address once it serves; raises RuntimeError with the cause when it does not come up."""
+        if not self._is_ready.wait(timeout_s):
+            raise RuntimeError(f"not ready after {timeout_s:g} s")
+        if self._error:
+            raise RuntimeError(self._error)
+        return self._address
+
+
+class SchedulerActor:
+    """The one owner of all tables."""
+
+    def __init__(self, settings: ClusterSettings, namespace: str) -> None:
+        from cluster.ray_state import RayState
+
+        self._settings = settings
+        self._namespace = namespace
+        self._state = RayState(namespace)
+        self._serving = Serving(self._serve)
+
+    async def _serve(self, ready: Callable[[str], None]) -> None:
+        from cluster.scheduler_server import serve_scheduler
+
+        settings, state = self._settings, self._state
+        journal = Path(settings.journal) if settings.journal else None
+        epoch = state.next_epoch()
+
+        def publish(address: str) -> None:
+            state.put("scheduler", address)
+            ready(address)
+
+        await serve_scheduler(
+            settings.scheduler(),
+            epoch,
+            host=settings.host,
+            admin_port=settings.admin_port,
+            hash_key=state.key("hash key"),
+            silence_s=settings.silence_s,
+            journal=journal,
+            on_address=publish,
+        )
+
+    def ready(self, timeout_s: float) -> str:
+        return self._serving.wait(timeout_s)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+class WorkerActor:
+    """One replica on one accelerator, or on some cores."""
+
+    def __init__(self, settings: ClusterSettings, namespace: str, name: str, model: str) -> None:
+        from cluster.ray_state import RayState
+
+        self._settings = settings
+        self._state = RayState(namespace)
+        self._name = name
+        self._model = model
+        self.lines: list[str] = []
+        self._serving = Serving(self._serve)
+
+    async def _serve(self, ready: Callable[[str], None]) -> None:
+        import ray
+
+        from worker.serve import WorkerServer
+        from worker.worker import Worker
+
+        hash_key = self._state.key("hash key")
+        node = ray.get_runtime_context().get_node_id()[:12]
+        worker = Worker(
+            self._settings.worker(self._model, hash_key),
+            replica=self._name,
+            incarnation=incarnation(),
+            node=node,
+            say=self.lines.append,
+        )
+        server = WorkerServer(worker, self._find, channel_options=CHANNEL_OPTIONS)
+        ready(self._name)
+        await server.run()
+
+    async def _find(self) -> str:
+        address = await asyncio.to_thread(self._state.get, "scheduler")
+        if not address:
+            raise OSError("no scheduler has said where it is")
+        return address
+
+    def ready(self, timeout_s: float) -> str:
+        return self._serving.wait(timeout_s)
+
+    def report(self) -> list[str]:
+        """What the start said, line by line."""
+        return self.lines
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+class GatewayActor:
+    """One front door."""
+
+    def __init__(self, settings: ClusterSettings, namespace: str, name: str, port: int) -> None:
+        from cluster.ray_state import RayState
+
+        self._settings = settings
+        self._state = RayState(namespace)
+        self._name = name
+        self._port = port
+        self._serving = Serving(self._serve)
+
+    async def _serve(self, ready: Callable[[str], None]) -> None:
+        from cluster.gateway_server import serve_gateway
+
+        await serve_gateway(
+            self._name,
+            incarnation(),
+            models=self._settings.model,
+            host=self._settings.host,
+            port=self._port,
+            find=self._find,
+            on_address=ready,
+        )
+
+    async def _find(self) -> str:
+        address = await asyncio.to_thread(self._state.get, "scheduler")
+        if not address:
+            raise OSError("no scheduler has said where it is")
+        return address
+
+    def ready(self, timeout_s: float) -> str:
+        return self._serving.wait(timeout_s)
+
+    def pid(self) -> int:
+        return os.getpid()

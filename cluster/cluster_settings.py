@@ -1,0 +1,143 @@
+"""What a cluster is made of: the settings of `quire up`, from the command line, the environment and a file.
+
+The only place where the three are read. Names are the same in all: `--kv-blocks`, QUIRE_KV_BLOCKS, kv_blocks in the
+TOML file. The command line wins over the environment, which wins over the file. Values are checked here once.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ConfigError
+from cluster.settings import SchedulerSettings, WorkerSettings
+from cluster.sizes import parse_bytes
+
+ENVIRONMENT = "QUIRE_"
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """One cluster. Every field is an option of `quire up`."""
+
+    model: tuple[str, ...] = ("demo",)
+    workers: int = 2
+    tp: int = 1
+    device: str = "auto"
+    dtype: str = "auto"
+    kv_blocks: int | None = None
+    kv_memory: str | None = None
+    block_size: int = 16
+    max_batch: int = 256
+    token_budget: int | None = None
+    host_memory: str = "256MiB"
+    host: str = "127.0.0.1"
+    port: int = 50051
+    admin_port: int = 50052
+    gateways: int = 1
+    # An existing Ray cluster ("auto" or HOST:PORT); empty: one of our own is started.
+    address: str = ""
+    # CPUs that Ray books for one worker.
+    cpus_per_worker: float = 1.0
+    preemption: str = "cheapest"
+    allocator: str = "lru"
+    placement: str = "scored"
+    journal: str = ""
+    # Seconds of silence after which a worker is taken for dead.
+    silence_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        bounds: tuple[tuple[str, float, float, float], ...] = (
+            ("workers", self.workers, 1, 4096),
+            ("tp", self.tp, 1, 64),
+            ("gateways", self.gateways, 1, 256),
+            ("port", self.port, 0, 65535),
+            ("admin_port", self.admin_port, 0, 65535),
+            ("cpus_per_worker", self.cpus_per_worker, 0, 1024),
+            ("silence_s", self.silence_s, 0.5, 600),
+        )
+        for name, value, low, high in bounds:
+            if not low <= value <= high:
+                raise ConfigError(f"{name} is {value}; give {low:g} to {high:g}")
+        if not self.model:
+            raise ConfigError("no model is given; name at least one")
+        choices = (
+            ("device", self.device, ("auto", "cpu", "cuda")),
+            ("preemption", self.preemption, ("cheapest", "recompute", "swap")),
+            ("allocator", self.allocator, ("fifo", "lru", "buddy")),
+            ("placement", self.placement, ("scored", "round_robin", "least_loaded")),
+        )
+        for name, chosen, known in choices:
+            if chosen not in known:
+                raise ConfigError(f"{name} is {chosen!r}; give one of {', '.join(known)}")
+        parse_bytes(self.host_memory, "host_memory")
+
+    def scheduler(self) -> SchedulerSettings:
+        return SchedulerSettings(
+            allocator=self.allocator,  # type: ignore[arg-type]
+            preemption=self.preemption,  # type: ignore[arg-type]
+            placement=self.placement,  # type: ignore[arg-type]
+        )
+
+    def worker(self, model: str, hash_key: bytes) -> WorkerSettings:
+        return WorkerSettings(
+            model=model,
+            dtype=self.dtype,
+            device=self.device,
+            block_size=self.block_size,
+            kv_blocks=self.kv_blocks,
+            kv_memory=self.kv_memory,
+            max_batch=self.max_batch,
+            token_budget=self.token_budget,
+            hash_key=hash_key,
+            show_progress=False,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def gather(
+    given: Mapping[str, Any], file: Path | None = None, environment: Mapping[str, str] | None = None
+) -> ClusterSettings:
+    """Settings from a file, the environment, and what was given on the command line (None: not given)."""
+    known = {field.name: field for field in fields(ClusterSettings)}
+    values: dict[str, Any] = {}
+    if file is not None:
+        values |= _from_file(file, known)
+    for name, text in (os.environ if environment is None else environment).items():
+        key = name.removeprefix(ENVIRONMENT).lower()
+        if name.startswith(ENVIRONMENT) and key in known:
+            values[key] = _typed(key, text, str(known[key].type))
+    values |= {name: value for name, value in given.items() if value is not None and value != ()}
+    if isinstance(values.get("model"), str):
+        values["model"] = (values["model"],)
+    if "model" in values:
+        values["model"] = tuple(values["model"])
+    return ClusterSettings(**values)
+
+
+def _from_file(file: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        read = tomllib.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"the settings file {file} cannot be read: {error}") from error
+    for name in read:
+        if name not in known:
+            raise ConfigError(f"{file} has a setting {name!r} that there is not; there are {', '.join(known)}")
+    return read
+
+
+def _typed(name: str, text: str, kind: str) -> Any:
+    try:
+        if name == "model":
+            return tuple(part for part in text.split(",") if part)
+        if kind.startswith("int"):
+            return int(text)
+        return float(text) if kind == "float" else text
+    except ValueError as error:
+        raise ConfigError(f"{ENVIRONMENT}{name.upper()} is {text!r}, which is no number") from error
