@@ -85,9 +85,9 @@ class SchedulerActor:
         journal = Path(settings.journal) if settings.journal else None
         epoch = state.next_epoch()
 
-        def publish(address: str) -> None:
+        def publish(address: str, admin: str) -> None:
             state.put("scheduler", address)
-            ready(address)
+            ready(admin)
 
         await serve_scheduler(
             settings.scheduler(),

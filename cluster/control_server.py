@@ -24,11 +24,11 @@ from cluster.wire_state import (
     replica_joined_from,
     replica_state_from,
 )
+from protos import NEWEST_PROTOCOL
 from protos.quire.v1 import control_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-PROTOCOL = 1
 MAX_WAITING = 10_000
 
 
@@ -89,11 +89,11 @@ class ControlServer:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a hello")
         assert first is not None
         hello = first.hello
-        if not hello.oldest_protocol <= PROTOCOL <= hello.newest_protocol:
+        if not hello.oldest_protocol <= NEWEST_PROTOCOL <= hello.newest_protocol:
             spoken = f"{hello.oldest_protocol} to {hello.newest_protocol}"
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
-                f"the scheduler speaks protocol {PROTOCOL}, the worker {spoken}; install the same Quire on both",
+                f"the scheduler speaks protocol {NEWEST_PROTOCOL}, the worker {spoken}; install the same Quire on both",
             )
         name, incarnation = _who(hello)
         if incarnation <= self._lost.get(name, 0):
@@ -144,7 +144,11 @@ class ControlServer:
         while peer.unobeyed and hello.epoch == epoch and peer.unobeyed[0][0] <= hello.plan:
             peer.unobeyed.popleft()
         welcome = pb.Welcome(
-            epoch=epoch, result=peer.result, wants_state=wants_state, protocol=PROTOCOL, silence_s=self._silence_s
+            epoch=epoch,
+            result=peer.result,
+            wants_state=wants_state,
+            protocol=NEWEST_PROTOCOL,
+            silence_s=self._silence_s,
         )
         return peer, pb.ConnectResponse(welcome=welcome)
 

@@ -24,6 +24,7 @@ import grpc.aio
 from cluster.messages import Plan, ReplicaState, Result, Tokens
 from cluster.wire import fill_result, plan_from
 from cluster.wire_state import fill_replica_joined, fill_replica_state
+from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
 from protos.quire.v1 import control_pb2 as pb
 from protos.quire.v1.control_pb2_grpc import ControlServiceAsyncStub
 from worker.token_push import TokenPusher
@@ -31,7 +32,6 @@ from worker.worker import Worker
 
 log = logging.getLogger(__name__)
 
-PROTOCOL = 1
 RETRY_S = 0.2
 IDLE_S = 0.02
 MAX_PLANS = 10_000
@@ -223,7 +223,7 @@ class WorkerServer:
         hello = message.hello
         fill_replica_joined(hello.replica, self.worker.joined())
         hello.epoch, hello.plan = self._epoch, self._plan
-        hello.oldest_protocol = hello.newest_protocol = PROTOCOL
+        hello.oldest_protocol, hello.newest_protocol = OLDEST_PROTOCOL, NEWEST_PROTOCOL
         hello.transfer_address = self._transfer_address
         return message
 

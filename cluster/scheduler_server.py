@@ -1,0 +1,99 @@
+"""The scheduler's process: control streams, gateways' streams and the admin door around one host.
+
+Internal services and the admin door listen on ports of their own; the internal one may be any free port, since whoever
+needs it asks `RayState` for it. A scheduler that makes a mistake ends its process: Ray starts the next, which rebuilds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import grpc.aio
+
+from cluster.admin import AdminServer, Scale
+from cluster.control_server import ControlServer
+from cluster.front import ServedModel
+from cluster.front_server import FrontServer
+from cluster.host import SchedulerHost
+from cluster.journal import JournalWriter
+from cluster.settings import SchedulerSettings
+from protos.quire.v1.admin_pb2_grpc import add_AdminServiceServicer_to_server
+from protos.quire.v1.control_pb2_grpc import add_ControlServiceServicer_to_server
+from protos.quire.v1.front_pb2_grpc import add_FrontServiceServicer_to_server
+
+log = logging.getLogger(__name__)
+
+SERVER_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", 256 << 20),
+    ("grpc.max_send_message_length", 256 << 20),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.so_reuseport", 0),
+]
+
+
+def served_models(host: SchedulerHost, control: ControlServer) -> tuple[ServedModel, ...]:
+    """Each model with its replicas. Ready: one of them is heard of and takes work."""
+    by_model: dict[str, list[str]] = {}
+    scheduler = host.scheduler
+    for replica in scheduler.replicas.values():
+        by_model.setdefault(replica.joined.model, []).append(replica.name)
+    models = []
+    for model, names in by_model.items():
+        replicas = [scheduler.replicas[name] for name in names]
+        is_ready = any(name in control.peers and not scheduler.replicas[name].is_draining for name in names)
+        models.append(
+            ServedModel(
+                model,
+                is_ready,
+                "" if is_ready else "all of its workers drain or are silent",
+                len(names),
+                replicas[0].block_size,
+                max(replica.joined.max_model_len for replica in replicas),
+            )
+        )
+    return tuple(models)
+
+
+async def serve_scheduler(
+    settings: SchedulerSettings,
+    epoch: int,
+    *,
+    host: str,
+    admin_port: int,
+    hash_key: bytes,
+    silence_s: float,
+    journal: Path | None,
+    on_address: Callable[[str, str], None],
+    scale: Scale | None = None,
+) -> None:
+    """Serves until cancelled. `on_address` gets the internal and the admin address once both listen."""
+    writer = JournalWriter(journal, settings, epoch) if journal is not None else None
+    shell = SchedulerHost(settings, epoch, writer)
+    control = ControlServer(shell, silence_s)
+    front = FrontServer(
+        shell, lambda: served_models(shell, control), control.announce, hash_key=hash_key, silence_s=silence_s
+    )
+    internal = grpc.aio.server(options=SERVER_OPTIONS)
+    add_ControlServiceServicer_to_server(control, internal)
+    add_FrontServiceServicer_to_server(front, internal)
+    internal_port = internal.add_insecure_port(f"{host}:0")
+    admin = grpc.aio.server(options=SERVER_OPTIONS)
+    add_AdminServiceServicer_to_server(AdminServer(shell, control, scale), admin)
+    bound_port = admin.add_insecure_port(f"{host}:{admin_port}")
+    await internal.start()
+    await admin.start()
+    on_address(f"{host}:{internal_port}", f"{host}:{bound_port}")
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for forever in (shell.run(), control.watch(), front.watch()):
+                tasks.create_task(forever)
+    finally:
+        if writer is not None:
+            writer.close()
+        await internal.stop(None)
+        await admin.stop(None)
