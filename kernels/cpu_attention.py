@@ -33,11 +33,6 @@ ARGUMENTS = ArgumentList(
 # Columns of an item, int32 each.
 ITEM_TOKEN, ITEM_TOKENS, ITEM_POSITION, ITEM_ROW, ITEM_FROM, ITEM_TO, ITEM_PARTIAL, ITEM_WIDTH = range(8)
 
-# Query rows that one task works on at most, unless one token alone has more heads in a group.
-MAX_TASK_ROWS = 96
-# Keys that are scored before their softmax is taken: the scores stay in the first cache, with their keys and values.
-DECODE_TILE, PREFILL_TILE = 512, 128
-
 
 @dataclass(frozen=True)
 class AttentionShape:
@@ -47,7 +42,7 @@ class AttentionShape:
 
     @cached_property
     def tokens_per_task(self) -> int:
-        return max(1, MAX_TASK_ROWS // self.head.group)
+        return self.head.tiling.tokens_per_task(self.head.group)
 
     @cached_property
     def prefill_panel(self) -> int:
@@ -77,8 +72,10 @@ class AttentionShape:
     @cached_property
     def scratch_parts(self) -> dict[str, int]:
         """float32 elements of each part of a thread's scratch memory."""
+        tiling = self.head.tiling
         scores = max(
-            self.decode_panel * self.score_stride(DECODE_TILE), self.prefill_panel * self.score_stride(PREFILL_TILE)
+            self.decode_panel * self.score_stride(tiling.decode_keys),
+            self.prefill_panel * self.score_stride(tiling.prefill_keys),
         )
         return {
             "query": -(-self.max_rows * self.head.head_dim // LANES) * LANES,
@@ -167,9 +164,9 @@ class AttentionEmitter:
         self._load_query(task)
         single = tokens.equals(1)
         with code.when(single):
-            self._attend(task, self.shape.decode_panel, DECODE_TILE)
+            self._attend(task, self.shape.decode_panel, self.head.tiling.decode_keys, ahead=True)
         with code.when(tokens > 1):
-            self._attend(task, self.shape.prefill_panel, PREFILL_TILE)
+            self._attend(task, self.shape.prefill_panel, self.head.tiling.prefill_keys, ahead=False)
         self._write(task, item.load(ITEM_PARTIAL))
 
     def _load_query(self, task: _Task) -> None:
@@ -191,7 +188,7 @@ class AttentionEmitter:
             self.top.store(row, code.number(float("-inf")))
             self.total.store(row, code.number(0.0))
 
-    def _attend(self, task: _Task, panel: int, tile: int) -> None:
+    def _attend(self, task: _Task, panel: int, tile: int, *, ahead: bool) -> None:
         """Goes over the task's keys tile by tile, and over its rows panel by panel."""
         code, group, block_size = self.code, self.head.group, self.head.block_size
         tile_slots = self.shape.tile_blocks(tile) * block_size
@@ -204,7 +201,7 @@ class AttentionEmitter:
             end = (task.position + last_token.minimum(task.tokens - 1) + 1).minimum(task.end_key)
             num_slots = (end - first).minimum(tile_slots)
             with code.when(num_slots > 0):
-                self._tile(task, number * panel, panel, first, num_slots, stride, ahead=tile == DECODE_TILE)
+                self._tile(task, number * panel, panel, first, num_slots, stride, ahead=ahead)
 
     def _tile(
         self, task: _Task, row: Value, panel: int, first: Value, num_slots: Value, stride: int, *, ahead: bool

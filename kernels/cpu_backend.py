@@ -21,7 +21,7 @@ from kernels.cpu_jit import Kernel, Target, compile_kernel, host
 from kernels.cpu_math import LOG2E
 from kernels.cpu_merge import MergeEmitter
 from kernels.cpu_plan import Plan
-from kernels.cpu_shapes import HeadShape
+from kernels.cpu_shapes import HeadShape, Tiling
 from kernels.cpu_write import COPY_ARGUMENTS, WRITE_ARGUMENTS, WriteEmitter, WriteShape, emit_copy
 from kernels.layout import BlockLayout, KeyOrder, LayerCache
 
@@ -55,15 +55,26 @@ def copy_kernel(target: Target) -> Kernel:
 
 
 class CpuBackend:
-    """`kernels.dispatch.Backend` for CPUs. `target` narrows what emitted code may use; it must run on this machine."""
+    """`kernels.dispatch.Backend` for CPUs.
+
+    `target` narrows what emitted code may use, `tiling` cuts the work otherwise: both for tests and measurements.
+    """
 
     name: Literal["cpu"] = "cpu"
 
-    def __init__(self, device: torch.device, *, debug: bool = False, target: Target | None = None) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        debug: bool = False,
+        target: Target | None = None,
+        tiling: Tiling | None = None,
+    ) -> None:
         if device.type != "cpu":
             raise ValueError(f"the CPU kernels need tensors in host memory, got device {device}")
         self.device = device
         self.target = target or host()
+        self.tiling = tiling or Tiling()
         self._debug = debug
         self._attend, self._write, self._copy = Call(ARGUMENTS), Call(WRITE_ARGUMENTS), Call(COPY_ARGUMENTS)
         # A lookup by plain values each call; the kernels themselves are shared by all backends of the process.
@@ -79,7 +90,7 @@ class CpuBackend:
     ) -> AttentionBatch:
         checks.check_batch(batch, self.device)
         group = num_heads // num_kv_heads
-        batch.tasks = cpu_plan.build(batch, group=group, num_kv_heads=num_kv_heads, block_size=block_size)
+        batch.tasks = cpu_plan.build(batch, self.tiling, group=group, num_kv_heads=num_kv_heads, block_size=block_size)
         return batch
 
     def attention(
@@ -170,21 +181,13 @@ class CpuBackend:
 
     def warm_up(self, layout: BlockLayout, num_heads: int) -> None:
         """Compiles the kernels of every layer shape for queries of the cache's dtype."""
-        kind = KINDS[layout.dtype]
+        dtype, size = layout.dtype, layout.block_size
         for layer in dict.fromkeys(layout.layers):
-            head = HeadShape(
-                cache=kind,
-                query=kind,
-                pairs=layout.keys == "pairs",
-                block_size=layout.block_size,
-                head_dim=layer.head_dim,
-                value_dim=layer.value_dim,
-                group=num_heads // layer.num_kv_heads,
-                target=self.target,
-            )
-            attention_kernel(AttentionShape(head))
-            merge_kernel(AttentionShape(head))
-            write = WriteShape(kind, kind, head.pairs, layout.block_size, layer.head_dim, layer.value_dim)
+            group = num_heads // layer.num_kv_heads
+            shape, _ = self._compile(dtype, dtype, layout.keys, size, layer.head_dim, layer.value_dim, group)
+            merge_kernel(shape)
+            pairs = layout.keys == "pairs"
+            write = WriteShape(KINDS[dtype], KINDS[dtype], pairs, size, layer.head_dim, layer.value_dim)
             write_kernel(write, self.target)
         copy_kernel(self.target)
 
@@ -194,12 +197,25 @@ class CpuBackend:
         found = self._kernels.get(key)
         if found is None:
             self._check_order(cache)
-            kinds = KINDS[cache.k.dtype], KINDS[q.dtype]
-            pairs = cache.keys == "pairs"
-            head = HeadShape(*kinds, pairs, cache.block_size, cache.head_dim, cache.value_dim, group, self.target)
-            shape = AttentionShape(head)
-            found = self._kernels[key] = shape, attention_kernel(shape)
+            found = self._kernels[key] = self._compile(*key)
         return found
+
+    def _compile(
+        self,
+        query: torch.dtype,
+        cache: torch.dtype,
+        keys: KeyOrder,
+        block_size: int,
+        head_dim: int,
+        value_dim: int,
+        group: int,
+    ) -> tuple[AttentionShape, Kernel]:
+        pairs = keys == "pairs"
+        head = HeadShape(
+            KINDS[cache], KINDS[query], pairs, block_size, head_dim, value_dim, group, self.target, self.tiling
+        )
+        shape = AttentionShape(head)
+        return shape, attention_kernel(shape)
 
     def _check_order(self, cache: LayerCache) -> None:
         pairs = cache.keys == "pairs" and cache.k.dtype == torch.bfloat16
@@ -214,7 +230,7 @@ class CpuBackend:
             return plan
         # Layers of another geometry than the one that `prepare` was told.
         return cpu_plan.build(
-            batch, group=shape.head.group, num_kv_heads=cache.num_kv_heads, block_size=cache.block_size
+            batch, self.tiling, group=shape.head.group, num_kv_heads=cache.num_kv_heads, block_size=cache.block_size
         )
 
     def _set_tensors(

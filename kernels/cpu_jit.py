@@ -1,6 +1,6 @@
 """Turns what `cpu_ir` wrote into machine code of this processor, without a compiler on the user's machine.
 
-LLVM comes with llvmlite, a plain wheel. A kernel is compiled once per process and shape, in about a fifth of a second.
+LLVM comes with llvmlite, a plain wheel. A kernel is compiled once per process and shape, in about a quarter of a second.
 `Target` says what the code may use; `Kernel` is what can be called. Nothing is written to disk.
 """
 
@@ -93,14 +93,15 @@ def _optimised(name: str, emit: Emit, target: Target) -> tuple[llvm.ModuleRef, l
     emit(code)
     code.finish()
     machine = llvm.Target.from_triple(module.triple).create_target_machine(
-        cpu=target.cpu, features=target.features, opt=3, jit=True
+        cpu=target.cpu, features=target.features, opt=2, jit=True
     )
     parsed = llvm.parse_assembly(str(module))
     parsed.verify()
-    options = llvm.create_pipeline_tuning_options(speed_level=3)
-    # The kernels say themselves what is a vector and what is unrolled.
+    # The kernels say themselves what is a vector and what is unrolled; more passes take longer and gain nothing.
+    options = llvm.create_pipeline_tuning_options(speed_level=1)
     options.loop_vectorization = False
     options.slp_vectorization = False
+    options.loop_unrolling = False
     passes = llvm.create_pass_builder(machine, options)
     passes.getModulePassManager().run(parsed, passes)
     return parsed, machine

@@ -22,12 +22,9 @@ from kernels.cpu_attention import (
     ITEM_TOKEN,
     ITEM_TOKENS,
     ITEM_WIDTH,
-    MAX_TASK_ROWS,
 )
 from kernels.cpu_merge import MERGE_PARTIAL, MERGE_PARTS, MERGE_TOKEN, MERGE_TOKENS, MERGE_WIDTH
-
-# Keys of one part. Twice as many keys or more are cut; less than a part is never split off.
-PART_KEYS = 512
+from kernels.cpu_shapes import Tiling
 
 
 @dataclass(frozen=True)
@@ -43,14 +40,14 @@ class Plan:
     num_row_keys: int  # query rows times keys, all heads of a group, one key/value head: how much work there is
 
 
-def build(batch: AttentionBatch, *, group: int, num_kv_heads: int, block_size: int) -> Plan:
+def build(batch: AttentionBatch, tiling: Tiling, *, group: int, num_kv_heads: int, block_size: int) -> Plan:
     """The plan of a batch for layers of this geometry."""
-    tokens_per_task = max(1, MAX_TASK_ROWS // group)
+    tokens_per_task = tiling.tokens_per_task(group)
     starts = batch.query_start.numpy().astype(np.int64)
     contexts, table_rows = batch.context_len.numpy().astype(np.int64), batch.rows.numpy()
     queries = np.diff(starts)
     runs = -(-queries // tokens_per_task)
-    part_keys = max(1, PART_KEYS // block_size) * block_size
+    part_keys = max(1, tiling.part_keys // block_size) * block_size
     parts = np.where(runs == 1, np.maximum(1, contexts // part_keys), 1)
     counts = runs * parts
     seq = np.repeat(np.arange(len(queries)), counts)

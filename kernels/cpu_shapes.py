@@ -20,6 +20,22 @@ MAX_COLUMNS = 4
 
 
 @dataclass(frozen=True)
+class Tiling:
+    """How work is cut. Any values give right results; these are fast where the first cache has 32 to 48 KiB."""
+
+    # Keys that are scored before their softmax is taken.
+    decode_keys: int = 512
+    prefill_keys: int = 128
+    # Keys of one part. Twice as many or more are cut; less than a part is never split off.
+    part_keys: int = 512
+    # Query rows that one task works on at most, unless one token alone has more heads in a group.
+    task_rows: int = 96
+
+    def tokens_per_task(self, group: int) -> int:
+        return max(1, self.task_rows // group)
+
+
+@dataclass(frozen=True)
 class HeadShape:
     """What the inner products are specialised for: one head's block and the query heads that share it."""
 
@@ -31,6 +47,7 @@ class HeadShape:
     value_dim: int
     group: int  # query heads per key/value head
     target: Target
+    tiling: Tiling = Tiling()
 
     @cached_property
     def score_lanes(self) -> int:
