@@ -15,7 +15,7 @@ from cluster.errors import Unavailable
 from cluster.wire_front import FrontEvent, Notice
 
 MAX_EVENTS = 20_000
-"""Events that wait while the scheduler is away; one more is refused. A request has a handful in its life."""
+"""Events that may wait while the scheduler is away before new work is refused. A request has a handful in its life."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,17 @@ class ServedModels:
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """The scheduler is there. `wants_state`: it is a new one, and is to be told what is under way (GatewayState)."""
+    """The scheduler is there.
+
+    `wants_state`: it is a new one, and is to be told what is under way (GatewayState). `was_lost`: it had given this
+    gateway up, so that requests have to be taken up again one by one (Adopt). In both cases what was sent before and
+    not taken is lost.
+    """
 
     epoch: int
     wants_state: bool
     hash_key: bytes
+    was_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +66,8 @@ class SchedulerLink(Protocol):
     """A gateway's way to the scheduler."""
 
     def send(self, event: FrontEvent) -> None:
-        """Hands an event over, in order. Raises `Unavailable` when too many wait for a scheduler that is away."""
+        """Hands an event over, in order. Raises `Unavailable` for new work (Submit, Adopt, Pin) when too much waits for
+        a scheduler that is away; what belongs to work under way is always taken."""
         ...
 
     def orders(self) -> AsyncIterator[Sequence[Order]]:

@@ -32,16 +32,15 @@ from cluster.gateway_errors import error_of
 from cluster.gateway_intake import Question
 from cluster.gateway_log import RequestLog
 from cluster.gateway_models import TextModel
+from cluster.gateway_pins import Pins
 from cluster.gateway_settings import GatewaySettings
+from cluster.gateway_state import adopt, ask_again_events, state_events
 from cluster.messages import (
     Accepted,
     Adopt,
     Cancel,
     Closed,
     Done,
-    GatewayState,
-    OpenRequest,
-    Pin,
     Reason,
     Refused,
     Replay,
@@ -52,6 +51,7 @@ from cluster.messages import (
     Submit,
     Tokens,
 )
+from cluster.wire_front import FrontEvent
 from protos.quire.v1 import inference_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Gateway:
         self._link = link
         self._answers: dict[int, Answer] = {}
         self._by_id: dict[str, Answer] = {}
-        self._pins: dict[int, tuple[Pin, asyncio.Future[Done]]] = {}
+        self._pins = Pins(link)
         # Ended requests of which the scheduler has not been told that it may forget them.
         self._closing: list[str] = []
         self._drained: asyncio.Event | None = None
@@ -149,7 +149,7 @@ class Gateway:
         if answer is None:
             answer = self._enter(submit, question.client_id, question.grace_s)
             answer.is_adopted = True
-            self._send_new(answer, Adopt(submit.request_id, tenant, submit.gateway, submit.route))
+            self._send_new(answer, adopt(submit))
         return answer
 
     def _enter(self, submit: Submit, client_id: str, grace_s: float) -> Answer:
@@ -178,16 +178,7 @@ class Gateway:
         """Warms a prefix and keeps it for `ttl_s`; returns its tokens and those that are kept. Raises `QuireError`."""
         self._check_open()
         pin, num_kept = await self.catalogue.pin(tenant, model_name, prompt, ttl_s)
-        ended: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
-        self._pins[pin.route] = (pin, ended)
-        try:
-            self._link.send(pin)
-            await ended
-        except asyncio.CancelledError:
-            self._link.send(Cancel(pin.request_id))
-            raise
-        finally:
-            del self._pins[pin.route]
+        await self._pins.ask(pin)
         return len(pin.prompt), num_kept
 
     # -- tokens
@@ -236,13 +227,13 @@ class Gateway:
             answer.wake()
 
     def _on_refused(self, refused: Refused) -> None:
-        pinned = self._pins.get(refused.route)
-        if pinned is not None:
-            if not pinned[1].done():
-                pinned[1].set_exception(error_of(refused, "of this prefix"))
+        if self._pins.take(refused):
             return
         answer = self._answers.get(refused.route)
         if answer is None or answer.is_over or answer.is_cancelled:
+            return
+        if answer.is_asked_again and refused.code == "NOT_FOUND":
+            self._lost_with_scheduler(answer)
             return
         self._fail(answer, error_of(refused, answer.client_id))
         if answer.accepted is None:
@@ -258,10 +249,7 @@ class Gateway:
         self._link.send(Sealed(seal.request_id, seal.attempt, answer.log.outputs, answer.log.reasons))
 
     def _on_done(self, done: Done) -> None:
-        pinned = self._pins.get(done.route)
-        if pinned is not None:
-            if not pinned[1].done():
-                pinned[1].set_result(done)
+        if self._pins.take(done):
             return
         answer = self._answers.get(done.route)
         if answer is None:
@@ -290,8 +278,15 @@ class Gateway:
     def _on_connected(self, connected: Connected) -> None:
         self.is_connected = True
         self.catalogue.take_key(connected.hash_key)
+        events: list[FrontEvent] = []
         if connected.wants_state:
-            self._tell_state()
+            events = state_events(self.settings.name, self._answers.values())
+        elif connected.was_lost:
+            events = ask_again_events(self._answers.values())
+        for event in events:
+            self._link.send(event)
+        if events:
+            self._pins.ask_again()
         self.readiness_changed.set()
 
     def _on_disconnected(self, away: Disconnected) -> None:
@@ -299,23 +294,14 @@ class Gateway:
         log.warning("the scheduler is away: %s", away.detail)
         self.readiness_changed.set()
 
-    def _tell_state(self) -> None:
-        """A new scheduler knows nothing: it is told what is under way here, then what was asked and not answered."""
-        adopting = [answer for answer in self._answers.values() if answer.is_adopted and answer.accepted is None]
-        requests = tuple(
-            OpenRequest(answer.submit, answer.log.attempt, answer.log.outputs, answer.log.reasons)
-            for answer in self._answers.values()
-            if answer.ended is None and answer not in adopting
-        )
-        self._link.send(GatewayState(self.settings.name, requests))
-        for answer in self._answers.values():
-            if answer.ended is None and (answer.is_cancelled or answer.failure is not None):
-                self._link.send(Cancel(answer.request_id))
-        for answer in adopting:
-            submit = answer.submit
-            self._link.send(Adopt(submit.request_id, submit.tenant, submit.gateway, submit.route))
-        for pin, _ in self._pins.values():
-            self._link.send(pin)
+    def _lost_with_scheduler(self, answer: Answer) -> None:
+        """The scheduler knows the request no more. Nothing was sent of it: it is submitted as new; else it is lost."""
+        answer.is_asked_again = False
+        if answer.log.num_tokens or answer.is_adopted:
+            self._fail(answer, Unavailable("the request was given up while this gateway was cut off", 1.0))
+            self._forget(answer)
+        else:
+            self._link.send(answer.submit)
 
     # -- endings
 

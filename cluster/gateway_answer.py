@@ -73,6 +73,7 @@ class Answer:
         "first_token",
         "grace_s",
         "is_adopted",
+        "is_asked_again",
         "is_cancelled",
         "log",
         "outlet",
@@ -98,6 +99,8 @@ class Answer:
         self.is_cancelled = False
         # It began at another gateway, and a client came back through this one.
         self.is_adopted = False
+        # The scheduler lost sight of this gateway, and was asked for the request again.
+        self.is_asked_again = False
         self.outlet: Outlet | None = None
         self.cursor: Cursor | None = None
         # Tokens in the log when its client went away.

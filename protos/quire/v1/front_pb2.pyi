@@ -71,20 +71,20 @@ class AttachResponse(_message.Message):
     def __init__(self, number: _Optional[int] = ..., taken: _Optional[int] = ..., welcome: _Optional[_Union[FrontWelcome, _Mapping[str, object]]] = ..., notices: _Optional[_Iterable[_Union[Notice, _Mapping[str, object]]]] = ..., models: _Optional[_Union[ServedModels, _Mapping[str, object]]] = ...) -> None: ...
 
 class FrontWelcome(_message.Message):
-    __slots__ = ("epoch", "wants_state", "protocol", "hash_key", "silence_s", "block_size")
+    __slots__ = ("epoch", "wants_state", "protocol", "hash_key", "silence_s", "was_lost")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     WANTS_STATE_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     HASH_KEY_FIELD_NUMBER: _ClassVar[int]
     SILENCE_S_FIELD_NUMBER: _ClassVar[int]
-    BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    WAS_LOST_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     wants_state: bool
     protocol: int
     hash_key: bytes
     silence_s: float
-    block_size: int
-    def __init__(self, epoch: _Optional[int] = ..., wants_state: _Optional[bool] = ..., protocol: _Optional[int] = ..., hash_key: _Optional[bytes] = ..., silence_s: _Optional[float] = ..., block_size: _Optional[int] = ...) -> None: ...
+    was_lost: bool
+    def __init__(self, epoch: _Optional[int] = ..., wants_state: _Optional[bool] = ..., protocol: _Optional[int] = ..., hash_key: _Optional[bytes] = ..., silence_s: _Optional[float] = ..., was_lost: _Optional[bool] = ...) -> None: ...
 
 class ServedModels(_message.Message):
     __slots__ = ("models",)
