@@ -81,14 +81,7 @@ class TritonBackend:
         if scale < 0.0:
             # The kernels take the largest score before they scale it.
             q, scale = -q, -scale
-        shape = AttentionShape(
-            q.shape[1],
-            cache.num_kv_heads,
-            cache.head_dim,
-            cache.value_dim,
-            cache.block_size,
-            q.element_size() if q.dtype == cache.k.dtype else 4,
-        )
+        shape = _shape_of(q, cache)
         for launch in self._launches(batch, shape, window):
             partials, sums = self._workspace(launch.group, shape)
             launch_attention(
@@ -107,6 +100,10 @@ class TritonBackend:
                 lse=lse,
             )
         return out
+
+    def plan(self, batch: AttentionBatch, q: torch.Tensor, cache: LayerCache, *, window: int = 0) -> None:
+        """Builds the plan that `attention` with these shapes would build at its first call in a step."""
+        self._launches(batch, _shape_of(q, cache), window)
 
     def write_kv(self, k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slots: torch.Tensor) -> None:
         _check_cache(cache)
@@ -212,6 +209,17 @@ class TritonBackend:
             sums = torch.empty((*key[:2], 2), dtype=torch.float32, device=self.device)
             self._workspaces[key] = partials, sums
         return self._workspaces[key]
+
+
+def _shape_of(q: torch.Tensor, cache: LayerCache) -> AttentionShape:
+    return AttentionShape(
+        q.shape[1],
+        cache.num_kv_heads,
+        cache.head_dim,
+        cache.value_dim,
+        cache.block_size,
+        q.element_size() if q.dtype == cache.k.dtype else 4,
+    )
 
 
 def _check_cache(cache: LayerCache) -> None:
