@@ -1,8 +1,8 @@
 """What makes single tokens likelier, impossible or certain: bias, allowed and banned ids, banned runs, forced tokens.
 
-Each class owns one of these for the batch rows that ask for it. The sampler calls `apply` before the filters, and
-`observe` where state follows the tokens that were drawn. What can be known from positions is decided on the host;
-what depends on drawn tokens stays on the device, and nothing waits for it.
+Each class owns one of these for the batch rows that ask for it. The sampler calls `apply` before the filters, which
+changes the rows `which` of its logits for the batch rows `rows`, and `observe` after the draw. What can be known from
+positions is decided on the host; what depends on drawn tokens stays on the device, and nothing waits for it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 
 from cluster.limits import MAX_BAD_WORD_TOKENS
 from cluster.sampling import SamplingParams
-from worker.row_slots import Ints, RowSlots, send
+from worker.row_slots import Ints, RowSlots, put, send, some
 
 _ANY = -1  # in the head of a banned run: whatever stands there
 _NOTHING = -2  # in the tokens of a sequence: before its beginning
@@ -45,8 +45,8 @@ class Biases:
     def leave(self, row: int) -> None:
         self._slots.give_back(row)
 
-    def apply(self, values: torch.Tensor, rows: Ints) -> torch.Tensor:
-        return values + self._biases[self._slots.on_device(rows)]
+    def apply(self, values: torch.Tensor, which: Ints, rows: Ints) -> None:
+        put(values, which, some(values, which) + self._biases[self._slots.on_device(rows)])
 
 
 class BannedRuns:
@@ -90,14 +90,14 @@ class BannedRuns:
     def leave(self, row: int) -> None:
         self._slots.give_back(row)
 
-    def apply(self, values: torch.Tensor, rows: Ints) -> torch.Tensor:
+    def apply(self, values: torch.Tensor, which: Ints, rows: Ints) -> None:
         slots = self._slots.on_device(rows)
         heads = self._heads[slots]
         matches = ((heads == _ANY) | (heads == self._recent[slots][:, None, :])).all(-1)
-        penalty = torch.where(matches, -torch.inf, 0.0)
-        banned = values.scatter_add(1, self._lasts[slots], penalty)
+        part = some(values, which)
+        banned = part.scatter_add(1, self._lasts[slots], torch.where(matches, -torch.inf, 0.0))
         # Where a run would ban the last token that is left, the sequence must go on all the same.
-        return torch.where(banned.amax(-1, keepdim=True) == -torch.inf, values, banned)
+        put(values, which, torch.where(banned.amax(-1, keepdim=True) == -torch.inf, part, banned))
 
     def observe(self, rows: Ints, ids: torch.Tensor) -> None:
         slots = self._slots.on_device(rows)
@@ -130,8 +130,8 @@ class EarlyStops:
         """Which of these rows are still before their `min_tokens`, as indices into `rows`."""
         return np.flatnonzero(num_outputs < self._min_tokens[rows])
 
-    def apply(self, values: torch.Tensor, rows: Ints) -> torch.Tensor:
-        return values.scatter(1, send(self._ids[rows], values.device), -torch.inf)
+    def apply(self, values: torch.Tensor, which: Ints, rows: Ints) -> None:
+        values[send(which, values.device)[:, None], send(self._ids[rows], values.device)] = -torch.inf
 
 
 class ForcedTokens:

@@ -10,13 +10,16 @@ import numpy as np
 import torch
 
 from cluster.sampling import SamplingParams, required
-from worker.row_slots import Ints, RowSlots, send
+from kernels.cpu_penalties import penalise_rows
+from worker.row_slots import Ints, RowSlots, put, send, some
 
 
 class Penalties:
     """State and arithmetic of the three penalties."""
 
-    def __init__(self, max_batch: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, max_batch: int, vocab_size: int, device: torch.device, fused: bool) -> None:
+        """`fused`: by the CPU's kernel."""
+        self._fused = fused
         self._slots = RowSlots(max_batch, device)
         # Repetition looks at prompt and output, as transformers does; presence and frequency at the output alone.
         self._seen = torch.zeros(0, vocab_size, dtype=torch.bool, device=device)
@@ -27,6 +30,12 @@ class Penalties:
     def asked(params: SamplingParams) -> bool:
         neutral = params.repetition_penalty == 1.0 and not params.presence_penalty and not params.frequency_penalty
         return not neutral
+
+    def warm_up(self) -> None:
+        """Compiles the CPU's kernel, or loads it from the cache."""
+        none = np.zeros(0, np.int64)
+        empty = np.zeros((0, 1), np.float32)
+        penalise_rows(empty, none, none, empty.astype(np.bool_), empty, np.zeros((3, 0), np.float32))
 
     def enter(self, row: int, params: SamplingParams, tokens: Ints, num_prompt: int) -> None:
         """`tokens` are all that are known of the sequence, the first `num_prompt` of them its prompt."""
@@ -43,15 +52,20 @@ class Penalties:
     def leave(self, row: int) -> None:
         self._slots.give_back(row)
 
-    def apply(self, values: torch.Tensor, rows: Ints) -> torch.Tensor:
-        """`values` fp32 [rows, vocabulary] after the penalties, in the order repetition, presence, frequency."""
+    def apply(self, values: torch.Tensor, which: Ints, rows: Ints) -> None:
+        """Changes `values[which]`, fp32 [, vocabulary], of the batch rows `rows`: repetition, presence, frequency."""
+        if self._fused:
+            state = (self._slots.of(rows), self._seen.numpy(), self._counts.numpy())
+            penalise_rows(values.numpy(), which, *state, self._factors[:, rows])
+            return
+        part = some(values, which)
         slots = self._slots.on_device(rows)
         factors = send(self._factors[:, rows], values.device)[:, :, None]
         repetition, presence, frequency = factors[0], factors[1], factors[2]
-        penalised = torch.where(values < 0, values * repetition, values / repetition)
-        values = torch.where(self._seen[slots], penalised, values)
-        counts = self._counts[slots]
-        return values - (counts > 0) * presence - counts * frequency
+        penalised = torch.where(part < 0, part * repetition, part / repetition)
+        part = torch.where(self._seen[slots], penalised, part)
+        written = self._counts[slots]
+        put(values, which, part - (written > 0) * presence - written * frequency)
 
     def observe(self, rows: Ints, ids: torch.Tensor) -> None:
         """Counts the tokens that were drawn."""

@@ -1,4 +1,4 @@
-"""Slots of a vocabulary's width that only some batch rows need, such as counts of the tokens that a sequence has.
+"""Slots of a vocabulary's width that only some batch rows need, and access to some rows of a batch.
 
 A batch of hundreds of rows times a vocabulary of a hundred thousand is too much to hold for what few requests ask, so
 tensors grow with the number of rows that use them at once. `penalties.py` and `bans.py` keep their state in such slots.
@@ -17,6 +17,16 @@ def send(array: NDArray[np.generic], device: torch.device) -> torch.Tensor:
     """A host array as a tensor on the device; the host does not wait for the copy."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def some(tensor: torch.Tensor, which: Ints) -> torch.Tensor:
+    """The rows `which` (ascending) of a tensor; the tensor itself where that is all of them."""
+    return tensor if which.size == tensor.shape[0] else tensor.index_select(0, send(which, tensor.device))
+
+
+def put(tensor: torch.Tensor, which: Ints, new: torch.Tensor) -> None:
+    """Replaces the rows `which`."""
+    tensor.index_copy_(0, send(which, tensor.device), new)
 
 
 class RowSlots:
@@ -45,11 +55,14 @@ class RowSlots:
             self._free.append(int(self._of_row[row]))
             self._of_row[row] = -1
 
-    def on_device(self, rows: Ints) -> torch.Tensor:
-        """The slots of these rows, int64."""
+    def of(self, rows: Ints) -> NDArray[np.int64]:
         slots = self._of_row[rows]
         assert (slots >= 0).all(), f"rows {rows[slots < 0]} have no slot"
-        return send(slots, self.device)
+        return slots
+
+    def on_device(self, rows: Ints) -> torch.Tensor:
+        """The slots of these rows, int64."""
+        return send(self.of(rows), self.device)
 
     def grown(self, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor` [slots, ...] with as many slots as there are now; what is new is not filled."""

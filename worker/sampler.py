@@ -26,7 +26,7 @@ from kernels.sampling import DrawSettings
 from worker.bans import BannedRuns, Biases, EarlyStops, ForcedTokens
 from worker.logprobs import TokenLogprobs, token_logprobs
 from worker.penalties import Penalties
-from worker.row_slots import Ints, send
+from worker.row_slots import Ints, send, some
 
 # What a row asks for beyond temperature and filters.
 _BIAS: Final = 1
@@ -105,7 +105,7 @@ class Sampler:
         self._num_top = np.zeros(max_batch, np.int64)
         self._asks = np.zeros(max_batch, np.uint8)
         self._biases = Biases(max_batch, vocab_size, device)
-        self._penalties = Penalties(max_batch, vocab_size, device)
+        self._penalties = Penalties(max_batch, vocab_size, device, fused=self._cpu is not None)
         self._runs = BannedRuns(max_batch, device)
         self._early = EarlyStops(max_batch)
         self._forced = ForcedTokens(max_batch)
@@ -114,6 +114,7 @@ class Sampler:
         """Compiles what logits of this type need, so that no request waits for it."""
         if self._cpu:
             self._cpu.warm_up(dtype)
+            self._penalties.warm_up()
 
     def enter(self, row: int, params: SamplingParams, index: int, tokens: Ints, num_prompt: int) -> None:
         """Sequence `index` of a request moves in, its settings resolved; `tokens`: prompt, then outputs so far."""
@@ -167,12 +168,12 @@ class Sampler:
         for ask, group in ((_PENALTIES, self._penalties), (_RUNS, self._runs)):
             if asked & ask:
                 which = np.flatnonzero(asks & ask)
-                group.observe(rows[which], _some(ids, which))
+                group.observe(rows[which], some(ids, which))
         if not asked & _LOGPROBS:
             return Sampled(ids, broken)
         which = np.flatnonzero(asks & _LOGPROBS)
         num_top = self._num_top[rows[which]]
-        logprobs = token_logprobs(_some(logits, which), _some(ids, which), int(num_top.max()))
+        logprobs = token_logprobs(some(logits, which), some(ids, which), int(num_top.max()))
         return Sampled(ids, broken, logprobs, rows[which], num_top)
 
     def _settings(self, rows: Ints) -> DrawSettings:
@@ -196,10 +197,5 @@ class Sampler:
                 due = self._early.due(rows[which], self._length[rows[which]] - self._num_prompt[rows[which]])
                 which = which[due]
             if which.size:
-                new = edit.apply(_some(values, which), rows[which])
-                values.index_copy_(0, send(which, values.device), new)
+                edit.apply(values, which, rows[which])
         return values
-
-
-def _some(tensor: torch.Tensor, which: Ints) -> torch.Tensor:
-    return tensor if which.size == tensor.shape[0] else tensor.index_select(0, send(which, tensor.device))
