@@ -1,0 +1,201 @@
+"""`quire status`, `blocks`, `drain`, `scale` and `usage`: the operators' door as commands."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from cluster.bench.report import render
+from cluster.errors import NotFound, QuireError, Unavailable
+
+AddressOption = Annotated[str | None, typer.Option(help="The admin door. Default: that of `quire up`.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DEADLINE_S = 10.0
+
+
+def register(app: typer.Typer) -> None:
+    for command in (status, blocks, drain, scale, usage):
+        app.command()(command)
+
+
+class Admin:
+    """Calls of the AdminService that end in one clear line when they cannot be answered."""
+
+    def __init__(self, address: str | None) -> None:
+        import grpc
+
+        from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
+
+        self.address = address or _known_address()
+        self.channel = grpc.insecure_channel(self.address)
+        self.stub = AdminServiceStub(self.channel)
+
+    def call(self, name: str, request: Any) -> Any:
+        import grpc
+
+        try:
+            return getattr(self.stub, name)(request, timeout=DEADLINE_S)
+        except grpc.RpcError as error:
+            raise self.explain(error) from error
+
+    def explain(self, error: Any) -> QuireError:
+        """A gRPC error as one of ours."""
+        import grpc
+
+        if error.code() is grpc.StatusCode.NOT_FOUND:
+            return NotFound(error.details())
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            return Unavailable(f"nothing answers at {self.address}; is the cluster up (`quire up`)?")
+        return QuireError(f"{error.code().name}: {error.details()}")
+
+
+def _known_address() -> str:
+    from cluster.launch import Running
+
+    running = Running.load()
+    if running is None:
+        raise Unavailable("no cluster of this user is noted; start one with `quire up`, or give --address")
+    return running.admin
+
+
+def status(address: AddressOption = None, as_json: JsonOption = False) -> None:
+    """Workers, pools, requests and counters of the running cluster."""
+    from google.protobuf.json_format import MessageToDict
+
+    from protos.quire.v1 import admin_pb2 as pb
+
+    admin = Admin(address)
+    cluster = admin.call("GetCluster", pb.GetClusterRequest())
+    workers = admin.call("ListWorkers", pb.ListWorkersRequest())
+    pools = admin.call("ListPools", pb.ListPoolsRequest())
+    requests = admin.call("ListRequests", pb.ListRequestsRequest(limit=50))
+    if as_json:
+        parts = {"cluster": cluster, "workers": workers, "pools": pools, "requests": requests}
+        plain = {name: MessageToDict(part, preserving_proto_field_name=True) for name, part in parts.items()}
+        print(json.dumps(plain, indent=1))
+        return
+    print(
+        f"Quire {cluster.version}, scheduler epoch {cluster.epoch}, up {cluster.uptime_s:.0f} s: "
+        f"{cluster.num_workers} workers, {cluster.num_gateways} gateways, {cluster.num_running} requests run, "
+        f"{cluster.num_waiting} wait"
+    )
+    if workers.workers:
+        print("\n" + render([_worker_row(worker) for worker in workers.workers]))
+    if pools.pools:
+        print("\n" + render([_pool_row(pool) for pool in pools.pools]))
+    if requests.requests:
+        print("\n" + render([_request_row(request) for request in requests.requests]))
+    if cluster.counters:
+        print("\n" + "  ".join(f"{name} {count:,}" for name, count in sorted(cluster.counters.items())))
+
+
+def _worker_row(worker: Any) -> dict[str, Any]:
+    return {
+        "worker": worker.name,
+        "model": worker.model,
+        "node": worker.node[:8],
+        "state": "drains" if worker.draining else "serves",
+        "sequences": f"{worker.num_sequences} of {worker.max_batch}",
+        "steps": worker.steps,
+        "step ms": worker.step_s * 1e3,
+        "dry": worker.dry_leases,
+        "heard s": worker.silent_s,
+    }
+
+
+def _pool_row(pool: Any) -> dict[str, Any]:
+    return {
+        "pool": pool.name,
+        "kind": "host" if pool.kind == 2 else "device",
+        "blocks": pool.num_blocks,
+        "free": pool.num_free,
+        "held": pool.num_held,
+        "shared": pool.num_shared,
+        "cached": pool.num_cached,
+        "moving": pool.num_moving,
+        "quarantined": pool.num_quarantined,
+    }
+
+
+def _request_row(request: Any) -> dict[str, Any]:
+    from protos.quire.v1 import admin_pb2 as pb
+
+    return {
+        "request": request.request_id[-24:],
+        "tenant": request.tenant or "-",
+        "state": pb.RequestState.Name(request.state).removeprefix("REQUEST_STATE_").lower(),
+        "prompt": request.prompt_tokens,
+        "output": request.output_tokens,
+        "blocks": request.num_blocks,
+        "worker": request.worker or "-",
+        "why": request.reason,
+    }
+
+
+def blocks(
+    request: Annotated[str, typer.Argument(help="The id of a request, or its end.")], address: AddressOption = None
+) -> None:
+    """The block tables of a request: logical block -> physical block, with how many tables hold each."""
+    from protos.quire.v1 import admin_pb2 as pb
+
+    answer = Admin(address).call("DescribeRequest", pb.DescribeRequestRequest(request_id=request))
+    state = pb.RequestState.Name(answer.request.state).removeprefix("REQUEST_STATE_").lower()
+    print(
+        f"request {answer.request.request_id}: {state}, attempt {answer.attempt}, {answer.cached_tokens} cached tokens"
+    )
+    if answer.request.reason:
+        print(f"  {answer.request.reason}")
+    for sequence in answer.sequences:
+        print(
+            f"  [{sequence.index}] {sequence.length} tokens, {sequence.position} written, leave to "
+            f"{sequence.lease_end}, on {sequence.pool or sequence.host_pool or 'no worker'}"
+        )
+        pairs = zip(sequence.blocks, sequence.holders, strict=True)
+        shown = [f"{block}" + (f"x{holders}" if holders > 1 else "") for block, holders in pairs]
+        print(
+            "      " + (" ".join(shown) or " ".join(f"host {block}" for block in sequence.host_blocks) or "no blocks")
+        )
+
+
+def drain(
+    worker: Annotated[str, typer.Argument(help="The worker's name, as `quire status` shows it.")],
+    undo: Annotated[bool, typer.Option("--undo", help="Let it take work again.")] = False,
+    address: AddressOption = None,
+) -> None:
+    """Move everything off a worker and give it nothing new."""
+    from protos.quire.v1 import admin_pb2 as pb
+
+    answer = Admin(address).call("Drain", pb.DrainRequest(worker=worker, undo=undo))
+    print(f"{worker} takes work again" if undo else f"{worker} drains: {answer.num_moving} requests move")
+
+
+def scale(
+    workers: Annotated[int, typer.Argument(help="How many workers there shall be.")],
+    model: Annotated[str | None, typer.Option(help="Of this model; may be left out where there is one.")] = None,
+) -> None:
+    """Add workers, or drain and end some, while the cluster serves."""
+    from cluster.launch import scale as change
+
+    change(workers, model, print)
+
+
+def usage(tenant: Annotated[str, typer.Option(help="Only this tenant.")] = "", address: AddressOption = None) -> None:
+    """What each tenant used: requests, tokens and block-seconds."""
+    from protos.quire.v1 import admin_pb2 as pb
+
+    answer = Admin(address).call("GetUsage", pb.GetUsageRequest(tenant=tenant))
+    rows = [
+        {
+            "tenant": one.tenant or "-",
+            "requests": one.num_requests,
+            "prompt": one.prompt_tokens,
+            "cached": one.cached_tokens,
+            "output": one.output_tokens,
+            "device block-s": one.device_block_seconds,
+            "host block-s": one.host_block_seconds,
+        }
+        for one in answer.tenants
+    ]
+    print(render(rows) if rows else "nothing was used yet")

@@ -1,0 +1,59 @@
+"""`quire up` and `quire down`: a cluster from nothing, and nothing from a cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.cli import exits
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(up)
+    app.command()(down)
+
+
+def up(
+    model: Annotated[
+        list[str] | None, typer.Option(help="Folder or hub id; give several times for several models. Default: demo.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Workers of each model.")] = None,
+    tp: Annotated[int | None, typer.Option(help="Accelerators that share one copy of the model.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or auto.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    kv_blocks: Annotated[int | None, typer.Option(help="Blocks of each worker's pool.")] = None,
+    kv_memory: Annotated[str | None, typer.Option(help="Or its size, such as 2GiB.")] = None,
+    block_size: Annotated[int | None, typer.Option(help="Slots in a block, 1 to 256.")] = None,
+    max_batch: Annotated[int | None, typer.Option(help="Sequences of one worker at once.")] = None,
+    token_budget: Annotated[int | None, typer.Option(help="Tokens of one step, decodes and prefill together.")] = None,
+    host_memory: Annotated[str | None, typer.Option(help="Host memory of each node for swapped blocks.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the first gateway.")] = None,
+    admin_port: Annotated[int | None, typer.Option(help="Port of the operators' door.")] = None,
+    gateways: Annotated[int | None, typer.Option(help="Front doors.")] = None,
+    address: Annotated[str | None, typer.Option(help="A Ray cluster that runs: auto or HOST:PORT.")] = None,
+    cpus_per_worker: Annotated[float | None, typer.Option(help="CPUs that Ray books for a worker.")] = None,
+    preemption: Annotated[str | None, typer.Option(help="cheapest, swap or recompute.")] = None,
+    allocator: Annotated[str | None, typer.Option(help="lru, fifo or buddy.")] = None,
+    placement: Annotated[str | None, typer.Option(help="scored, round_robin or least_loaded.")] = None,
+    journal: Annotated[str | None, typer.Option(help="Write every event to this file, for `quire replay`.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A TOML file with these names as keys.")] = None,
+) -> None:
+    """Start a cluster: scheduler, workers, host memory and gateways, and wait until it serves."""
+    from cluster.cluster_settings import gather
+    from cluster.launch import up as launch
+
+    given = {name: value for name, value in locals().items() if name not in ("config", "gather", "launch")}
+    settings = gather({**given, "model": tuple(model or ())}, config)
+    running = launch(settings, print)
+    print(f'try: quire generate "Once upon a time" --address {running.gateway}   quire top   quire down')
+
+
+def down() -> None:
+    """End everything that `quire up` started, and prove that nothing is left."""
+    from cluster.launch import down as end
+
+    if end(print):
+        raise typer.Exit(exits.FAILED)
