@@ -285,7 +285,7 @@ class Gateway:
             events = ask_again_events(self._answers.values())
         for event in events:
             self._link.send(event)
-        if events:
+        if connected.wants_state or connected.was_lost:
             self._pins.ask_again()
         self.readiness_changed.set()
 

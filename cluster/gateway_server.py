@@ -1,0 +1,137 @@
+"""The gRPC server of a gateway: ports, TLS, limits, keepalive, and the services behind them.
+
+The process that hosts a gateway starts one and stops it gracefully. The public port speaks quire.v1.InferenceService,
+grpc.health.v1 and reflection. It refuses to listen beyond loopback without TLS and tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha._async import ReflectionServicer
+
+from cluster.auth import TokenBook, check_exposure
+from cluster.errors import ConfigError
+from cluster.gateway import Gateway
+from cluster.gateway_calls import Call, register
+from cluster.gateway_health import FRONT_DOOR, Health
+from cluster.gateway_service import InferenceService
+from cluster.gateway_settings import GatewaySettings, TlsFiles
+from protos.quire.v1 import inference_pb2
+
+log = logging.getLogger(__name__)
+
+MIN_CLIENT_PING_S = 5.0
+"""Clients that ping more often are told to calm down, as HTTP/2 has it."""
+
+_ANYONE = TokenBook()
+"""Health and reflection are asked by load balancers and people who look around; they say nothing of a tenant."""
+
+
+class GatewayServer:
+    """Serves a gateway. `port` is known once it has started."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.health = Health(gateway)
+        self.port = 0
+        self._server: grpc.aio.Server | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Listens. Raises `ConfigError` for a port that is taken, files that are missing, or an unsafe exposure."""
+        settings = self.gateway.settings
+        check_exposure(settings.host, settings.tls is not None, bool(settings.tokens))
+        server = grpc.aio.server(options=server_options(settings))
+        self._register(server)
+        self.port = listen(server, settings.host, settings.port, settings.tls)
+        await server.start()
+        self._server = server
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self.gateway.run()), loop.create_task(self.health.follow())]
+        for task in self._tasks:
+            task.add_done_callback(_report)
+        log.info("gateway %s listens on %s:%d", settings.name, settings.host, self.port)
+
+    def _register(self, server: grpc.aio.Server) -> None:
+        settings = self.gateway.settings
+        front_door = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
+        register(server, front_door, InferenceService(self.gateway).methods, settings.tokens, "inference")
+        health = health_pb2.DESCRIPTOR.services_by_name["Health"]
+        register(server, health, self.health.methods, _ANYONE, "inference")
+        if settings.reflection:
+            listed = ReflectionServicer([FRONT_DOOR, health.full_name, reflection.SERVICE_NAME])
+
+            async def reflect(messages: AsyncIterator[Any], call: Call) -> None:
+                async for response in listed.ServerReflectionInfo(messages, None):
+                    await call.write(response)
+
+            service = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
+            register(server, service, {"ServerReflectionInfo": reflect}, _ANYONE, "inference")
+
+    async def stop(self, grace_s: float = 10.0) -> None:
+        """Takes nothing new, lets what is under way end for `grace_s`, then ends it."""
+        if self._server is not None:
+            if not await self.gateway.drain(grace_s):
+                log.warning("%d requests are cut off by the end of the gateway", self.gateway.num_open)
+            await self._server.stop(1.0)
+            self._server = None
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def wait(self) -> None:
+        """Returns when the server has stopped."""
+        if self._server is not None:
+            await self._server.wait_for_termination()
+
+
+def server_options(settings: GatewaySettings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        # Our own messages are bounded by what fills them.
+        ("grpc.max_send_message_length", -1),
+        # Two servers must never share a port and take each other's calls.
+        ("grpc.so_reuseport", 0),
+        # A peer that died without a word is found out; one that is only silent lives as long as it answers pings.
+        ("grpc.keepalive_time_ms", int(settings.keepalive_s * 1000)),
+        ("grpc.keepalive_timeout_ms", int(settings.keepalive_s * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", int(MIN_CLIENT_PING_S * 1000)),
+        ("grpc.max_concurrent_streams", settings.max_open),
+    ]
+
+
+def listen(server: grpc.aio.Server, host: str, port: int, tls: TlsFiles | None) -> int:
+    """Adds the port; returns its number. Raises `ConfigError`."""
+    address = f"{host}:{port}"
+    try:
+        if tls is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, _credentials(tls))
+    except RuntimeError as error:
+        raise ConfigError(f"cannot listen on {address}: {error}; is the port taken? Give another --port") from error
+
+
+def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
+    try:
+        pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
+        authority = tls.client_authority.read_bytes() if tls.client_authority is not None else None
+    except OSError as error:
+        raise ConfigError(f"TLS: {error}; `quire certificates FOLDER` makes a first set") from error
+    return grpc.ssl_server_credentials([pair], authority, require_client_auth=authority is not None)
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    with contextlib.suppress(asyncio.CancelledError):
+        if (error := task.exception()) is not None:
+            log.critical("the gateway's loop ended by a mistake of ours", exc_info=error)
