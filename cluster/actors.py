@@ -169,17 +169,11 @@ class GatewayActor:
         self._serving = Serving(self._serve)
 
     async def _serve(self, ready: Callable[[str], None]) -> None:
-        from cluster.gateway_server import serve_gateway
+        from cluster.gateway_host import serve_gateway
+        from cluster.gateway_settings import GatewaySettings
 
-        await serve_gateway(
-            self._name,
-            incarnation(),
-            models=self._settings.model,
-            host=self._settings.host,
-            port=self._port,
-            find=self._find,
-            on_address=ready,
-        )
+        settings = GatewaySettings(self._name, incarnation(), self._settings.host, self._port)
+        await serve_gateway(settings, self._settings.model, self._find, ready)
 
     async def _find(self) -> str:
         address = await asyncio.to_thread(self._state.get, "scheduler")

@@ -108,13 +108,14 @@ def start_ray(num_cpus: int, say: Say) -> Running:
 
 def connect_ray(address: str, token: str) -> None:
     """Connects this process to a Ray cluster; a ConfigError says what to do when it cannot."""
+    if token:
+        # Ray reads its token when it is imported.
+        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", token
     import ray
 
     version = tuple(int(part) for part in ray.__version__.split(".")[:2])
     if version < MIN_RAY:
         raise ConfigError(f"Ray is {ray.__version__}; Quire needs {'.'.join(map(str, MIN_RAY))} or newer")
-    if token:
-        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", token
     local = address.startswith("127.")
     try:
         ray.init(
@@ -131,9 +132,9 @@ def connect_ray(address: str, token: str) -> None:
 
 @contextmanager
 def quiet_ray(running: Running) -> Iterator[None]:
+    connect_ray(running.ray_address, running.ray_token)
     import ray
 
-    connect_ray(running.ray_address, running.ray_token)
     try:
         yield
     finally:
@@ -362,7 +363,6 @@ DRAIN_S = 60.0
 def scale(workers: int, model: str | None, say: Say) -> None:
     """Adds workers, or drains and ends the last ones. Returns when it is so."""
     import grpc
-    import ray
 
     from protos.quire.v1 import admin_pb2 as pb
     from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
@@ -386,6 +386,8 @@ def scale(workers: int, model: str | None, say: Say) -> None:
         numbers = sorted(int(one.name.rpartition("-")[2]) for one in listed if one.model == chosen)
         adding = [number for number in range(workers) if number not in numbers][: max(0, workers - len(numbers))]
         leaving = numbers[workers:] if workers < len(numbers) else []
+        import ray
+
         free = ray.available_resources().get("CPU", 0.0)
         if len(adding) * settings.cpus_per_worker > free:
             needed = len(adding) * settings.cpus_per_worker

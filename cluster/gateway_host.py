@@ -1,0 +1,51 @@
+"""A gateway's process: its models' texts, its link to the scheduler, the intake of tokens, and its public port.
+
+Hosted by a Ray actor (`cluster/actors.py`). The intake listens on a port of its own on the internal side; workers are
+told where through the scheduler's directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import grpc.aio
+
+from cluster.front_link import FrontLink, LinkSettings
+from cluster.front_tokens import TokenIntake
+from cluster.gateway import Gateway
+from cluster.gateway_models import TextModel
+from cluster.gateway_server import GatewayServer
+from cluster.gateway_settings import GatewaySettings
+from protos.quire.v1.front_pb2_grpc import add_TokenServiceServicer_to_server
+from worker.checkpoint import find_folder
+
+INTERNAL_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.so_reuseport", 0),
+]
+
+
+async def serve_gateway(
+    settings: GatewaySettings,
+    models: Sequence[str],
+    find: Callable[[], Awaitable[str]],
+    on_address: Callable[[str], None],
+) -> None:
+    """Serves until cancelled. `find` gives the scheduler's address; `on_address` gets the public one."""
+    texts = {model: TextModel.load(model, find_folder(model)) for model in models}
+    intake_server = grpc.aio.server(options=INTERNAL_OPTIONS)
+    intake_port = intake_server.add_insecure_port(f"{settings.host}:0")
+    link = FrontLink(LinkSettings(settings.name, settings.incarnation, f"{settings.host}:{intake_port}", find))
+    gateway = Gateway(settings, link, texts)
+    add_TokenServiceServicer_to_server(TokenIntake(gateway.feed), intake_server)
+    await intake_server.start()
+    server = GatewayServer(gateway)
+    await server.start()
+    on_address(f"{settings.host}:{server.port}")
+    try:
+        await server.wait()
+    finally:
+        await server.stop()
+        await intake_server.stop(None)
