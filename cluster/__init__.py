@@ -11,6 +11,10 @@ __version__ = "0.1.0"
 
 # Public name -> the module that defines it. `CLIENT` needs only the base install, `SERVING` needs quire[serve].
 CLIENT: dict[str, str] = {
+    "Client": "cluster.client_sync",
+    "AsyncClient": "cluster.client",
+    "Options": "cluster.client_request",
+    "Tls": "cluster.client_connection",
     "SamplingParams": "cluster.sampling",
     "QuireError": "cluster.errors",
     "InvalidRequest": "cluster.errors",
@@ -33,6 +37,10 @@ SERVING: dict[str, str] = {
 }
 
 if TYPE_CHECKING:
+    from cluster.client import AsyncClient as AsyncClient
+    from cluster.client_connection import Tls as Tls
+    from cluster.client_request import Options as Options
+    from cluster.client_sync import Client as Client
     from cluster.engine import LLM as LLM
     from cluster.errors import Aborted as Aborted
     from cluster.errors import AccessDenied as AccessDenied

@@ -24,6 +24,7 @@ knows its gRPC status by name, so that this file needs no grpc. Mistakes of our 
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 
@@ -31,6 +32,11 @@ class QuireError(Exception):
     """Root of the tree. `str(error)` is one clear line: what was wrong, the figure, what to change."""
 
     grpc_status: ClassVar[str] = "INTERNAL"
+
+    @classmethod
+    def reason(cls) -> str:
+        """The name of the error on the wire: NeverFits is NEVER_FITS."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).upper()
 
 
 class InvalidRequest(QuireError, ValueError):

@@ -6,7 +6,6 @@ figures by name, so that a client can raise the same error again (`cluster/clien
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import grpc
@@ -37,17 +36,11 @@ MAX_DETAIL_CHARS = 1_500
 Metadata = tuple[tuple[str, bytes], ...]
 
 
-def reason_of(error: QuireError | type[QuireError]) -> str:
-    """NeverFits -> NEVER_FITS."""
-    name = error.__name__ if isinstance(error, type) else type(error).__name__
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).upper()
-
-
 def status_of(error: QuireError) -> status_pb2.Status:
     """The whole status: code, one line, details."""
     code: int = grpc.StatusCode[error.grpc_status].value[0]
     text = _short(str(error))
-    info = error_details_pb2.ErrorInfo(reason=reason_of(error), domain=DOMAIN, metadata=_figures(error))
+    info = error_details_pb2.ErrorInfo(reason=error.reason(), domain=DOMAIN, metadata=_figures(error))
     details: list[Message] = [info]
     if isinstance(error, InvalidRequest):
         violation = error_details_pb2.BadRequest.FieldViolation(field=_short(error.field), description=text)
