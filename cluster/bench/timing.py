@@ -17,17 +17,21 @@ def alternate(
     budget_s: float,
     min_rounds: int = 5,
     max_rounds: int = 1000,
+    before: Callable[[], object] | None = None,
     wait: Callable[[], object] | None = None,
 ) -> dict[str, float]:
     """The median seconds of one call of each candidate, over at least `min_rounds` alternating rounds.
 
-    Rounds go on until `budget_s` is spent or `max_rounds` are done, after one round that does not count. `wait` is
-    called after each call, inside the time, for devices that run behind the caller's back.
+    Rounds go on until `budget_s` is spent or `max_rounds` are done, after one round that does not count. `before` is
+    called before each call, outside the time (to empty caches, say); `wait` after each, inside the time, for devices
+    that run behind the caller's back.
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     ends_at = None
     for number in range(-1, max_rounds):
         for name, call in candidates.items():
+            if before is not None:
+                before()
             started = time.perf_counter()
             call()
             if wait is not None:
