@@ -64,11 +64,11 @@ def draw(logits: torch.Tensor, settings: DrawSettings) -> tuple[torch.Tensor, to
     values = logits.float()
     best, greedy = values.max(-1)
     kept_mask, weights = kept(values, settings)
-    keys = _to(settings.keys.view(np.int64), logits.device)
+    keys = send(settings.keys.view(np.int64), logits.device)
     tokens = torch.arange(vocabulary, device=logits.device)
     race = token_noise(keys, tokens) / weights
     drawn = race.masked_fill_(~kept_mask, torch.inf).argmin(-1)
-    is_greedy = _to(settings.temperature, logits.device) < MIN_TEMPERATURE
+    is_greedy = send(settings.temperature, logits.device) < MIN_TEMPERATURE
     return _unbroken(torch.where(is_greedy, greedy, drawn), best)
 
 
@@ -79,16 +79,16 @@ def kept(values: torch.Tensor, settings: DrawSettings) -> tuple[torch.Tensor, to
     many of them as it needs. Which of them is left open there; here it is those of the highest ids.
     """
     device = values.device
-    temperature = _to(settings.temperature, device).clamp_min(MIN_TEMPERATURE)[:, None]
+    temperature = send(settings.temperature, device).clamp_min(MIN_TEMPERATURE)[:, None]
     weights = ((values - values.amax(-1, keepdim=True)) / temperature).exp()
     order = ordered(values)
     keep = values > -torch.inf
     if settings.top_k.any():
-        top_k = _to(settings.top_k, device)[:, None].clamp_max(values.shape[-1])
+        top_k = send(settings.top_k, device)[:, None].clamp_max(values.shape[-1])
         cut = _threshold(order, torch.ones_like(values), top_k.float())
         keep = keep & ((order >= cut) | (top_k <= 0))
     if (settings.top_p < 1).any():
-        top_p = _to(settings.top_p, device).double()[:, None]
+        top_p = send(settings.top_p, device).double()[:, None]
         mass = torch.where(keep, weights, 0).double()
         target = mass.sum(-1, keepdim=True) * (top_p - MASS_SLACK)
         cut = _threshold(order, mass, target)
@@ -99,7 +99,7 @@ def kept(values: torch.Tensor, settings: DrawSettings) -> tuple[torch.Tensor, to
         needed = ((target - above) / torch.where(at_cut, mass, 0).amax(-1, keepdim=True)).ceil().clamp_min(1)
         keep = keep & ((order > cut) | (at_cut & (number <= needed)) | (top_p >= 1))
     if settings.min_p.any():
-        keep = keep & (weights >= _to(settings.min_p, device)[:, None])
+        keep = keep & (weights >= send(settings.min_p, device)[:, None])
     return keep, weights
 
 
@@ -127,7 +127,7 @@ def _unbroken(ids: torch.Tensor, best: torch.Tensor) -> tuple[torch.Tensor, torc
     return ids.masked_fill(broken, 0), broken
 
 
-def _to(array: NDArray[np.generic], device: torch.device) -> torch.Tensor:
+def send(array: NDArray[np.generic], device: torch.device) -> torch.Tensor:
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     # From pinned memory the copy is ordered on the device's stream and the host goes on at once.
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

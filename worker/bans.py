@@ -12,7 +12,8 @@ import torch
 
 from cluster.limits import MAX_BAD_WORD_TOKENS
 from cluster.sampling import SamplingParams
-from worker.row_slots import Ints, RowSlots, put, send, some
+from kernels.sampling import send
+from worker.row_slots import Ints, RowSlots, put, some
 
 _ANY = -1  # in the head of a banned run: whatever stands there
 _NOTHING = -2  # in the tokens of a sequence: before its beginning

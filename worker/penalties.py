@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from cluster.sampling import SamplingParams, required
-from kernels.cpu_penalties import penalise_rows
-from worker.row_slots import Ints, RowSlots, put, send, some
+from kernels.sampling import send
+from worker.row_slots import Ints, RowSlots, put, some
 
 
 class Penalties:
@@ -33,6 +33,8 @@ class Penalties:
 
     def warm_up(self) -> None:
         """Compiles the CPU's kernel, or loads it from the cache."""
+        from kernels.cpu_penalties import penalise_rows
+
         none = np.zeros(0, np.int64)
         empty = np.zeros((0, 1), np.float32)
         penalise_rows(empty, none, none, empty.astype(np.bool_), empty, np.zeros((3, 0), np.float32))
@@ -55,6 +57,8 @@ class Penalties:
     def apply(self, values: torch.Tensor, which: Ints, rows: Ints) -> None:
         """Changes `values[which]`, fp32 [, vocabulary], of the batch rows `rows`: repetition, presence, frequency."""
         if self._fused:
+            from kernels.cpu_penalties import penalise_rows
+
             state = (self._slots.of(rows), self._seen.numpy(), self._counts.numpy())
             penalise_rows(values.numpy(), which, *state, self._factors[:, rows])
             return

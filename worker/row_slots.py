@@ -10,13 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kernels.sampling import send
+
 Ints = NDArray[np.integer]
-
-
-def send(array: NDArray[np.generic], device: torch.device) -> torch.Tensor:
-    """A host array as a tensor on the device; the host does not wait for the copy."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def some(tensor: torch.Tensor, which: Ints) -> torch.Tensor:

@@ -11,7 +11,7 @@ stop ids before `min_tokens`, banned runs; then temperature, top-k, top-p, min-p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 import torch
@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 from cluster.messages import Logprobs
 from cluster.sampling import SamplingParams, required, sequence_seed
 from kernels import sampling
-from kernels.cpu_sampling import CpuDraw
 from kernels.noise import noise_keys
-from kernels.sampling import DrawSettings
+from kernels.sampling import DrawSettings, send
 from worker.bans import BannedRuns, Biases, EarlyStops, ForcedTokens
 from worker.logprobs import TokenLogprobs, token_logprobs
 from worker.penalties import Penalties
-from worker.row_slots import Ints, send, some
+from worker.row_slots import Ints, some
+
+if TYPE_CHECKING:
+    from kernels.cpu_sampling import CpuDraw
 
 # What a row asks for beyond temperature and filters.
 _BIAS: Final = 1
@@ -91,8 +93,18 @@ class Sampler:
     def __init__(self, max_batch: int, vocab_size: int, device: torch.device, draw: Draw | None = None) -> None:
         """`draw` replaces the device's own way to draw, which gives the same tokens."""
         self._vocab_size = vocab_size
-        self._cpu = CpuDraw(max_batch, vocab_size) if device.type == "cpu" and draw is None else None
-        self._draw: Draw = self._cpu.draw if self._cpu else draw or sampling.draw
+        # The compilers behind them are loaded only where they are used.
+        self._cpu: CpuDraw | None = None
+        if draw is None and device.type == "cpu":
+            from kernels.cpu_sampling import CpuDraw
+
+            self._cpu = CpuDraw(max_batch, vocab_size)
+            draw = self._cpu.draw
+        elif draw is None and device.type == "cuda":
+            from kernels.triton_sampling import draw as triton_draw
+
+            draw = triton_draw
+        self._draw: Draw = draw or sampling.draw
         self._resident = np.zeros(max_batch, np.bool_)
         # Tokens known of each row, those in flight included; the next one stands at this position.
         self._length = np.zeros(max_batch, np.int64)
