@@ -105,7 +105,7 @@ def draw_rows(bits, shift, temperature, top_k, top_p, min_p, keys, scratch, out)
         first, second = U32(keys[row] & U64(0xFFFFFFFF)), U32(keys[row] >> U64(32))
         heat = F32(1.0) / temperature[row]
         k, p, least = I64(top_k[row]), np.float64(top_p[row]), min_p[row]
-        if k > 0 and k <= min(FEW, groups.size // 4):
+        if k > 0 and k <= min(FEW, groups.size // 2):
             found, number = draw_of_few(order, groups, candidates, top, heat, k, p, least, first, second)
             if found >= 0:
                 ids[row], num_kept[row] = found, number
