@@ -30,6 +30,8 @@ from protos.quire.v1 import control_pb2 as pb
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 10_000
+# A broken stream is opened again within a fraction of a second by a process that lives.
+BROKEN_SHARE = 0.25
 
 
 @dataclass
@@ -44,6 +46,8 @@ class Peer:
     # Plans that it has not obeyed yet, oldest first, as they went out.
     unobeyed: deque[tuple[int, pb.ConnectResponse]] = field(default_factory=deque)
     outgoing: asyncio.Queue[pb.ConnectResponse | None] | None = None
+    # Its stream broke then and has not come back: a process that died is found out before it has been silent long.
+    broken_at: float | None = None
     result: int = 0
     step: int = 0
     step_seconds: float = 0.0
@@ -103,7 +107,7 @@ class ControlServer:
         outgoing: asyncio.Queue[pb.ConnectResponse | None] = asyncio.Queue(MAX_WAITING)
         if peer.outgoing is not None:
             peer.outgoing.put_nowait(None)
-        peer.outgoing = outgoing
+        peer.outgoing, peer.broken_at = outgoing, None
         yield welcome
         yield self._directory_message()
         for number, message in list(peer.unobeyed):
@@ -119,7 +123,7 @@ class ControlServer:
         finally:
             reader.cancel()
             if peer.outgoing is outgoing:
-                peer.outgoing = None
+                peer.outgoing, peer.broken_at = None, self._host.now
 
     def _meet(self, hello: pb.Hello, name: str, incarnation: int) -> tuple[Peer, pb.ConnectResponse]:
         """The peer of this hello and what it is told first. A new incarnation joins; a known one goes on."""
@@ -203,6 +207,8 @@ class ControlServer:
             for peer in list(self.peers.values()):
                 if now - peer.heard_at > self._silence_s:
                     self.lose(peer, f"nothing was heard of it for {now - peer.heard_at:.1f} s")
+                elif peer.broken_at is not None and now - peer.broken_at > self._silence_s * BROKEN_SHARE:
+                    self.lose(peer, f"its stream broke and has not come back for {now - peer.broken_at:.1f} s")
                 elif peer.outgoing is not None and peer.outgoing.empty():
                     peer.outgoing.put_nowait(pb.ConnectResponse(pulse=pb.Pulse()))
 

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +182,8 @@ def up(settings: ClusterSettings, say: Say) -> Running:
         raise ConfigError(f"a cluster runs already, its gateway at {known.gateway}; `quire down` ends it")
     check_port(settings.host, settings.port, "port")
     check_port(settings.host, settings.admin_port, "admin_port")
+    # Ports that are left to us are chosen once: an actor that is started again must come up where it was.
+    settings = replace(settings, port=settings.port or free_port(), admin_port=settings.admin_port or free_port())
     began = time.monotonic()
     num_workers = settings.workers * len(settings.model)
     if settings.address:

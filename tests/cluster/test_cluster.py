@@ -1,0 +1,149 @@
+"""The real thing: Ray, actors, gRPC, processes that are killed. Streams are compared token by token."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from cluster import launch
+from cluster.cluster_settings import ClusterSettings
+from cluster.errors import ConfigError
+from protos.quire.v1 import admin_pb2, inference_pb2
+from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
+from protos.quire.v1.inference_pb2_grpc import InferenceServiceStub
+
+PROMPTS = (
+    "Once upon a time",
+    "The river",
+    "A cold morning",
+    "Otto the baker",
+    "In Alder Bridge",
+    "Mira had",
+)
+MAX_TOKENS = 200
+SETTINGS = ClusterSettings(workers=2, kv_blocks=256, cpus_per_worker=0.5, port=0, admin_port=0, max_batch=16)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[launch.Running]:
+    home = tmp_path_factory.mktemp("quire")
+    before = os.environ.get("QUIRE_HOME")
+    os.environ["QUIRE_HOME"] = str(home)
+    try:
+        yield launch.up(SETTINGS, print)
+    finally:
+        left = launch.down(print)
+        os.environ.pop("QUIRE_HOME") if before is None else os.environ.update(QUIRE_HOME=before)
+        assert not left, left
+
+
+def ask(running: launch.Running, prompt: str, temperature: float, n: int) -> list[list[int]]:
+    """All tokens of one request. A token that comes twice, late or out of order is an assertion."""
+    request = inference_pb2.GenerateRequest(model="demo")
+    request.prompt.text = prompt
+    request.sampling.max_tokens = MAX_TOKENS
+    request.sampling.temperature = temperature
+    request.sampling.seed = 11
+    request.sampling.n = n
+    request.sampling.ignore_eos = True
+    outputs: list[list[int]] = [[] for _ in range(n)]
+    with grpc.insecure_channel(running.gateway) as channel:
+        for message in InferenceServiceStub(channel).Generate(request, timeout=60):
+            if message.HasField("tokens"):
+                tokens = message.tokens
+                assert tokens.position == len(outputs[tokens.sequence])
+                outputs[tokens.sequence] += tokens.ids
+    return outputs
+
+
+def ask_all(running: launch.Running, temperature: float, n: int) -> list[list[list[int]] | None]:
+    answers: list[list[list[int]] | None] = [None] * len(PROMPTS)
+
+    def one(place: int) -> None:
+        answers[place] = ask(running, PROMPTS[place], temperature, n)
+
+    threads = [threading.Thread(target=one, args=(place,)) for place in range(len(PROMPTS))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(90)
+    return answers
+
+
+def pid_of(running: launch.Running, actor: str) -> int:
+    """The process of an actor of this cluster: a child of its raylet, by what Ray calls it."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(") ")[2].split()[1])
+                if parent in running.ray_pids and f"ray::{actor}".encode() in (entry / "cmdline").read_bytes():
+                    return int(entry.name)
+            except OSError:
+                continue
+    raise AssertionError(f"no process of {actor} is there")
+
+
+def kill_soon(running: launch.Running, actor: str) -> tuple[threading.Timer, list[int]]:
+    """SIGKILL in the middle of the streams; the list holds the process once it is dead."""
+    killed: list[int] = []
+
+    def kill() -> None:
+        pid = pid_of(running, actor)
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
+
+    timer = threading.Timer(0.4, kill)
+    timer.start()
+    return timer, killed
+
+
+def wait_for_workers(running: launch.Running, count: int) -> None:
+    until = time.monotonic() + 60
+    with grpc.insecure_channel(running.admin) as channel:
+        while time.monotonic() < until:
+            try:
+                workers = AdminServiceStub(channel).ListWorkers(admin_pb2.ListWorkersRequest(), timeout=5).workers
+                if len(workers) == count:
+                    return
+            except grpc.RpcError:
+                pass
+            time.sleep(0.2)
+    raise AssertionError(f"{count} workers have not come back")
+
+
+@pytest.mark.timeout(300)
+def test_streams_survive_the_death_of_a_worker_and_of_the_scheduler(running: launch.Running) -> None:
+    undisturbed = {(temperature, n): ask_all(running, temperature, n) for temperature, n in ((0.0, 1), (0.8, 2))}
+    for (temperature, n), expected in undisturbed.items():
+        for outputs in expected:
+            assert outputs is not None and [len(output) for output in outputs] == [MAX_TOKENS] * n
+        for actor in ("WorkerActor", "SchedulerActor"):
+            wait_for_workers(running, 2)
+            timer, killed = kill_soon(running, actor)
+            assert ask_all(running, temperature, n) == expected, f"{actor} killed, temperature {temperature}, n {n}"
+            timer.join()
+            assert killed, f"{actor} was not killed"
+
+
+@pytest.mark.timeout(60)
+def test_nothing_is_held_once_all_is_answered(running: launch.Running) -> None:
+    wait_for_workers(running, 2)
+    ask_all(running, 0.0, 1)
+    with grpc.insecure_channel(running.admin) as channel:
+        pools = AdminServiceStub(channel).ListPools(admin_pb2.ListPoolsRequest(), timeout=5).pools
+    for pool in pools:
+        assert pool.num_held == pool.num_moving == pool.num_quarantined == 0
+        assert pool.num_free + pool.num_cached == pool.num_blocks
+
+
+@pytest.mark.timeout(60)
+def test_a_second_cluster_of_the_same_user_is_refused(running: launch.Running) -> None:
+    with pytest.raises(ConfigError, match="a cluster runs already"):
+        launch.up(SETTINGS, print)
