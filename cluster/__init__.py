@@ -64,7 +64,13 @@ def __getattr__(name: str) -> object:
     module = CLIENT.get(name) or SERVING.get(name)
     if module is None:
         raise AttributeError(f"module 'cluster' has no attribute {name!r}; it offers {', '.join((*CLIENT, *SERVING))}")
-    value = getattr(import_module(module), name)
+    try:
+        value = getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        if name in CLIENT or (error.name or "").split(".")[0] in ("cluster", "worker", "kernels", "protos"):
+            raise
+        why = f"cluster.{name} needs the serving side, and {error.name} is not installed: pip install 'quire[serve]'"
+        raise ImportError(why) from error
     globals()[name] = value
     return value
 

@@ -87,3 +87,16 @@ def test_a_command_of_the_serving_side_says_what_to_install() -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr
     assert "quire[serve]" in done.stderr
+
+
+def test_a_name_of_the_serving_side_says_what_to_install() -> None:
+    done = run("try:\n    from cluster import LLM\nexcept ImportError as error:\n    print(error)")
+    assert done.returncode == 0, done.stderr
+    assert "cluster.LLM needs the serving side" in done.stdout
+    assert "pip install 'quire[serve]'" in done.stdout
+
+
+def test_a_name_that_is_not_there_lists_what_is() -> None:
+    done = run("import cluster\ntry:\n    cluster.Llm\nexcept AttributeError as error:\n    print(error)")
+    assert done.returncode == 0, done.stderr
+    assert "SamplingParams" in done.stdout
