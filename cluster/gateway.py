@@ -60,6 +60,7 @@ LAST_TOKENS_S = 10.0
 """The scheduler's Done and a worker's last tokens come by different roads; tokens that are later than this are lost."""
 
 CLOSE_AFTER_S = 1.0
+LINGER_S = 2.0
 
 
 class Gateway:
@@ -81,7 +82,8 @@ class Gateway:
         self._pins = Pins(link)
         # Ended requests of which the scheduler has not been told that it may forget them.
         self._closing: list[str] = []
-        self._drained: asyncio.Event | None = None
+        # Set when a stream has let go of its answer.
+        self._left = asyncio.Event()
         self._take: dict[type, Callable[[Any], None]] = {
             Accepted: self._on_accepted,
             Started: self._on_started,
@@ -96,7 +98,8 @@ class Gateway:
 
     @property
     def num_open(self) -> int:
-        return len(self._answers)
+        """Requests that have not ended, or whose end was not told yet."""
+        return sum(1 for answer in self._answers.values() if answer.ended is None or answer.outlet is not None)
 
     async def run(self) -> None:
         """Obeys the scheduler until the link ends. One task of the process runs this."""
@@ -115,8 +118,11 @@ class Gateway:
         client_id = question.client_id or secrets.token_hex(8)
         submit = await self.catalogue.submit(tenant, client_id, question)
         self._check_open()
-        if submit.request_id in self._by_id:
-            raise AlreadyExists("request_id", f"{client_id} is under way", "give another id, or resume")
+        known = self._by_id.get(submit.request_id)
+        if known is not None:
+            if known.ended is None or known.outlet is not None:
+                raise AlreadyExists("request_id", f"{client_id} is under way", "give another id, or resume")
+            self._close(known)
         answer = self._enter(submit, client_id, question.grace_s)
         answer.outlet, answer.cursor = outlet, Cursor(answer, tag)
         self._send_new(answer, submit)
@@ -332,9 +338,12 @@ class Gateway:
         if answer.cursor is not cursor or self._answers.get(answer.route) is not answer:
             return  # Another stream has taken it over, or it is gone already.
         answer.outlet = answer.cursor = None
+        self._left.set()
         if answer.grace_s > 0 and not is_final and answer.failure is None:
             answer.detached_at = answer.log.num_tokens
-            self._set_timer(answer, answer.grace_s, self._end_grace)
+            # A client that was told all has it, unless its connection broke just then; such a one is back soon.
+            grace_s = min(answer.grace_s, LINGER_S) if cursor.is_told else answer.grace_s
+            self._set_timer(answer, grace_s, self._end_grace)
         else:
             self._abandon(answer)
 
@@ -393,8 +402,6 @@ class Gateway:
         self._answers.pop(answer.route, None)
         if self._by_id.get(answer.request_id) is answer:
             del self._by_id[answer.request_id]
-        if self._drained is not None and not self._answers:
-            self._drained.set()
 
     def _set_timer(self, answer: Answer, delay_s: float, action: Callable[[Answer], None]) -> None:
         answer.stop_timer()
@@ -404,8 +411,9 @@ class Gateway:
         """Takes nothing new and lets what is under way end; True if all did in time."""
         self.is_stopping = True
         self.readiness_changed.set()
-        if self._answers:
-            self._drained = asyncio.Event()
+        until = time.monotonic() + timeout_s
+        while self.num_open and time.monotonic() < until:
+            self._left.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._drained.wait(), timeout_s)
-        return not self._answers
+                await asyncio.wait_for(self._left.wait(), until - time.monotonic())
+        return not self.num_open

@@ -64,7 +64,7 @@ class Catalogue:
             tenant=tenant,
             prompt=prompt,
             hashes=self._hasher(tenant, served.block_size).prompt(prompt),
-            sampling=model.resolve(question.params, len(prompt), longest, seed=secrets.randbits(64)),
+            sampling=model.resolve(question.params, len(prompt), longest, seed=secrets.randbits(63)),
             priority=question.priority,
             salt=tenant.encode(),
             deadline=None if question.timeout_s is None else time.monotonic() + question.timeout_s,
