@@ -13,9 +13,12 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.cluster_settings import ClusterSettings
+
+if TYPE_CHECKING:
+    from cluster.ray_state import RayState
 
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", 64 << 20),
@@ -65,6 +68,14 @@ class Serving:
         if self._error:
             raise RuntimeError(self._error)
         return self._address
+
+
+async def find_scheduler(state: RayState) -> str:
+    """Where the scheduler is now; OSError while there is none."""
+    address = await asyncio.to_thread(state.get, "scheduler")
+    if not address:
+        raise OSError("no scheduler has said where it is")
+    return address
 
 
 class SchedulerActor:
@@ -124,6 +135,7 @@ class WorkerActor:
         import ray
 
         from worker.serve import WorkerServer
+        from worker.transfer_security import TransferSecurity
         from worker.worker import Worker
 
         hash_key = self._state.key("hash key")
@@ -135,18 +147,23 @@ class WorkerActor:
             node=node,
             say=self.lines.append,
         )
-        server = WorkerServer(worker, self._find, channel_options=CHANNEL_OPTIONS)
+        self._block_bytes, self._fingerprint = worker.parts.layout.block_bytes, worker.parts.layout.fingerprint()
+        security = TransferSecurity(self._state.key("transfer secret").hex())
+        server = WorkerServer(worker, self._find, channel_options=CHANNEL_OPTIONS, security=security)
         ready(self._name)
         await server.run()
 
     async def _find(self) -> str:
-        address = await asyncio.to_thread(self._state.get, "scheduler")
-        if not address:
-            raise OSError("no scheduler has said where it is")
-        return address
+        return await find_scheduler(self._state)
 
     def ready(self, timeout_s: float) -> str:
         return self._serving.wait(timeout_s)
+
+    def layout(self) -> tuple[str, int, str]:
+        """The node it is on, and the bytes and the layout of its blocks: what a host pool beside it must have."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id(), self._block_bytes, self._fingerprint
 
     def report(self) -> list[str]:
         """What the start said, line by line."""
@@ -176,10 +193,53 @@ class GatewayActor:
         await serve_gateway(settings, self._settings.model, self._find, ready)
 
     async def _find(self) -> str:
-        address = await asyncio.to_thread(self._state.get, "scheduler")
-        if not address:
-            raise OSError("no scheduler has said where it is")
-        return address
+        return await find_scheduler(self._state)
+
+    def ready(self, timeout_s: float) -> str:
+        return self._serving.wait(timeout_s)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+class HostPoolActor:
+    """The host memory of one node that blocks are swapped to."""
+
+    def __init__(
+        self, settings: ClusterSettings, namespace: str, name: str, block_bytes: int, fingerprint: str
+    ) -> None:
+        from cluster.ray_state import RayState
+
+        self._settings = settings
+        self._state = RayState(namespace)
+        self._name = name
+        self._block_bytes = block_bytes
+        self._fingerprint = fingerprint
+        self._serving = Serving(self._serve)
+
+    async def _serve(self, ready: Callable[[str], None]) -> None:
+        import ray
+
+        from worker.host_pool import HostPool, HostPoolSettings
+        from worker.host_pool_serve import serve_host_pool
+        from worker.transfer_security import TransferSecurity
+
+        settings = HostPoolSettings(
+            name=self._name,
+            node=ray.get_runtime_context().get_node_id()[:12],
+            size=self._settings.host_memory,
+            block_bytes=self._block_bytes,
+            fingerprint=self._fingerprint,
+        )
+        pool = HostPool(settings, TransferSecurity(self._state.key("transfer secret").hex()))
+        ready(f"{pool.num_blocks} blocks")
+        try:
+            await serve_host_pool(pool, self._find, CHANNEL_OPTIONS)
+        finally:
+            pool.close()
+
+    async def _find(self) -> str:
+        return await find_scheduler(self._state)
 
     def ready(self, timeout_s: float) -> str:
         return self._serving.wait(timeout_s)

@@ -74,7 +74,8 @@ class ClusterSettings:
         for name, chosen, known in choices:
             if chosen not in known:
                 raise ConfigError(f"{name} is {chosen!r}; give one of {', '.join(known)}")
-        parse_bytes(self.host_memory, "host_memory")
+        if self.host_memory != "0":
+            parse_bytes(self.host_memory, "host_memory")
 
     def scheduler(self) -> SchedulerSettings:
         return SchedulerSettings(

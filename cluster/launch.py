@@ -231,6 +231,7 @@ def _create(settings: ClusterSettings, running: Running, say: Say) -> None:
     for line in report:
         say(f"worker-0 {line}")
     say(f"{len(workers)} workers: {time.monotonic() - began:.1f} s")
+    _create_host_pools(settings, running.namespace, workers, say)
     addresses = [_wait(gateway, f"gateway {number}") for number, gateway in enumerate(gateways)]
     running.gateway = addresses[0]
     say(f"{len(gateways)} gateways: {time.monotonic() - began:.1f} s")
@@ -263,6 +264,35 @@ def create_worker(settings: ClusterSettings, namespace: str, model: str, number:
         )
         .remote(settings, namespace, name, model)
     )
+
+
+def _create_host_pools(settings: ClusterSettings, namespace: str, workers: list[Any], say: Say) -> None:
+    """One for each node that has workers, of their block layout."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from cluster.actors import HostPoolActor
+
+    if settings.host_memory == "0":
+        return
+    layouts: dict[str, tuple[int, str]] = {}
+    for node, block_bytes, fingerprint in ray.get([worker.layout.remote() for worker in workers], timeout=START_S):
+        layouts.setdefault(node, (block_bytes, fingerprint))
+    for node, (block_bytes, fingerprint) in layouts.items():
+        name = f"host-{node[:8]}"
+        actor = (
+            ray.remote(HostPoolActor)
+            .options(
+                name=name,
+                lifetime="detached",
+                max_restarts=-1,
+                num_cpus=0,
+                max_concurrency=4,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node, soft=False),
+            )
+            .remote(settings, namespace, name, block_bytes, fingerprint)
+        )
+        say(f"host memory {name}: {_wait(actor, name)}")
 
 
 def worker_name(model: str, number: int) -> str:

@@ -27,7 +27,9 @@ from cluster.wire_state import fill_replica_joined, fill_replica_state
 from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
 from protos.quire.v1 import control_pb2 as pb
 from protos.quire.v1.control_pb2_grpc import ControlServiceAsyncStub
+from worker.swap import Swap
 from worker.token_push import TokenPusher
+from worker.transfer_security import TransferSecurity
 from worker.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -52,8 +54,11 @@ Outbound = Result | ReplicaState | dict[str, list[Tokens]]
 class StepLoop:
     """Runs the worker on one thread. `say` is called there with everything that is to be sent."""
 
-    def __init__(self, worker: Worker, say: Callable[[Outbound], None], hang_s: float = 60.0) -> None:
+    def __init__(
+        self, worker: Worker, say: Callable[[Outbound], None], swap: Swap | None = None, hang_s: float = 60.0
+    ) -> None:
         self.worker = worker
+        self._swap = swap
         self.inbox: queue.SimpleQueue[Inbound] = queue.SimpleQueue()
         self.retired_at = time.monotonic()
         self.is_busy = False
@@ -76,6 +81,8 @@ class StepLoop:
         try:
             while not self._closing.is_set():
                 self._obey_all()
+                if self._swap is not None:
+                    self._swap.step()
                 self.is_busy = True
                 progressed = self.worker.step()
                 self.retired_at, self.is_busy = time.monotonic(), False
@@ -102,10 +109,13 @@ class StepLoop:
     def _obey(self, word: Inbound) -> None:
         if isinstance(word, Plan):
             self.worker.obey(word)
-        elif word.wants_state:
-            self._say(self.worker.hold_for(word.epoch))
         else:
-            self.worker.begin_epoch(word.epoch)
+            if self._swap is not None:
+                self._swap.begin_epoch(word.epoch)
+            if word.wants_state:
+                self._say(self.worker.hold_for(word.epoch))
+            else:
+                self.worker.begin_epoch(word.epoch)
 
     def _report(self) -> None:
         tokens = self.worker.take_tokens()
@@ -132,16 +142,14 @@ class WorkerServer:
         find: Callable[[], Awaitable[str]],
         *,
         channel_options: list[tuple[str, int]] | None = None,
-        transfer_address: str = "",
-        on_directory: Callable[[dict[str, str]], None] = lambda entries: None,
+        security: TransferSecurity | None = None,
     ) -> None:
         self.worker = worker
         self._find = find
         self._options = channel_options or []
-        self._transfer_address = transfer_address
-        self._on_directory = on_directory
+        self._swap = Swap(worker, security) if security is not None else None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._steps = StepLoop(worker, self._say)
+        self._steps = StepLoop(worker, self._say, self._swap)
         self._outgoing: asyncio.Queue[pb.ConnectRequest | None] | None = None
         self._unsent: deque[Result] = deque()
         self._pusher = TokenPusher(worker.replica, worker.incarnation, self._options)
@@ -163,6 +171,8 @@ class WorkerServer:
                 await asyncio.sleep(RETRY_S)
         finally:
             self._steps.close()
+            if self._swap is not None:
+                self._swap.close()
             await self._pusher.close()
 
     # -- from the step loop's thread
@@ -224,7 +234,6 @@ class WorkerServer:
         fill_replica_joined(hello.replica, self.worker.joined())
         hello.epoch, hello.plan = self._epoch, self._plan
         hello.oldest_protocol, hello.newest_protocol = OLDEST_PROTOCOL, NEWEST_PROTOCOL
-        hello.transfer_address = self._transfer_address
         return message
 
     def _welcome(self, welcome: pb.Welcome, outgoing: asyncio.Queue[pb.ConnectRequest | None]) -> None:
@@ -250,7 +259,8 @@ class WorkerServer:
 
     def _direct(self, entries: dict[str, str]) -> None:
         self._pusher.direct(entries)
-        self._on_directory(entries)
+        if self._swap is not None:
+            self._swap.direct(entries)
 
     async def _pulse(self, outgoing: asyncio.Queue[pb.ConnectRequest | None], every_s: float) -> None:
         while True:

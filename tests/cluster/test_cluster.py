@@ -28,7 +28,10 @@ PROMPTS = (
     "Mira had",
 )
 MAX_TOKENS = 200
-SETTINGS = ClusterSettings(workers=2, kv_blocks=256, cpus_per_worker=0.5, port=0, admin_port=0, max_batch=16)
+# Pools so small that requests are swapped to host memory and back.
+SETTINGS = ClusterSettings(
+    workers=2, kv_blocks=56, cpus_per_worker=0.5, port=0, admin_port=0, max_batch=16, preemption="swap"
+)
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +133,9 @@ def test_streams_survive_the_death_of_a_worker_and_of_the_scheduler(running: lau
             assert ask_all(running, temperature, n) == expected, f"{actor} killed, temperature {temperature}, n {n}"
             timer.join()
             assert killed, f"{actor} was not killed"
+    with grpc.insecure_channel(running.admin) as channel:
+        counters = AdminServiceStub(channel).GetCluster(admin_pb2.GetClusterRequest(), timeout=5).counters
+    assert counters["preempted swap"] and counters["transfer read done"], dict(counters)
 
 
 @pytest.mark.timeout(60)
