@@ -19,7 +19,7 @@ import torch
 from kernels.cpu_ir import F32, Code, Kind, Pointer, Value
 from kernels.cpu_jit import Kernel
 
-_COUNTER, _TICKET, _FIRST = 0, 8, 16
+COUNTER, TICKET, _FIRST = 0, 8, 16
 
 
 class ArgumentList:
@@ -32,10 +32,10 @@ class ArgumentList:
         return ArgumentReader(self, code)
 
     def counter(self, code: Code) -> Pointer:
-        return code.arguments.at(_COUNTER)
+        return code.arguments.at(COUNTER)
 
     def ticket(self, code: Code) -> Pointer:
-        return code.arguments.at(_TICKET)
+        return code.arguments.at(TICKET)
 
 
 class ArgumentReader:
@@ -79,8 +79,8 @@ class Call:
 
     def run(self, kernel: Kernel, num_threads: int) -> None:
         """Runs the kernel on so many threads, the caller's included, and returns when all are done."""
-        self._words[_COUNTER] = 0
-        self._words[_TICKET] = 0
+        self._words[COUNTER] = 0
+        self._words[TICKET] = 0
         if num_threads <= 1:
             kernel(self.address)
         else:
