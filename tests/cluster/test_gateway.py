@@ -13,6 +13,7 @@ from cluster.sampling import SamplingParams
 from cluster.sim.live import SHAPE
 from protos.quire.v1 import common_pb2
 from protos.quire.v1 import inference_pb2 as pb
+from protos.quire.v1.inference_pb2_grpc import InferenceServiceAsyncStub
 from tests.cluster.front_door import PROMPT, Door, at_the_door, expected, long_seed, slow, text_model, tokenizer, word
 
 
@@ -165,7 +166,10 @@ def test_a_slow_reader_gets_longer_messages_and_every_token():
     """While nothing is read, flow control holds the gateway's stream back; the model writes on, and tokens merge."""
 
     async def story(door: Door) -> None:
-        call = door.stub.Generate(request(seed=6, max_tokens=800, n=12, ignore_eos=True))
+        narrow = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024)]
+        channel = grpc.aio.insecure_channel(door.address, options=narrow)
+        stub = InferenceServiceAsyncStub(channel)
+        call = stub.Generate(request(seed=6, max_tokens=800, n=12, ignore_eos=True))
         responses = [await call.read()]
         await door.until(lambda: all(answer.done is not None for answer in door.gateway._answers.values()), 30.0)
         responses += await collect(call)
@@ -175,6 +179,7 @@ def test_a_slow_reader_gets_longer_messages_and_every_token():
             assert said == expected(PROMPT, 6, 800, index, ends=False)
             longest = max(longest, *(len(chunk.ids) for chunk in chunks(responses, index)))
         assert longest > 100
+        await channel.close(None)
         await door.settled()
 
     at_the_door(story, shapes=[replace(SHAPE, num_blocks=1024)], timeout_s=60)
