@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cluster.fairness import WaitingQueue
 from cluster.hashing import HASH_BYTES
-from cluster.messages import Copy, Fork, Reason, Start, Started, ids
+from cluster.messages import Beams, Copy, Fork, Reason, Start, Started, ids
 from cluster.placement import Board, Need, Place
 from cluster.replica import Replica
 from cluster.sequences import Request, Sequence, State
@@ -226,7 +226,7 @@ class Admission:
 
     def _need(self, request: Request, block_size: int) -> Need:
         live = request.live
-        ahead = self._settings.ahead
+        ahead = 0 if request.width else self._settings.ahead
         ends = [min(sequence.limit, sequence.length + ahead + 1) for sequence in live]
         return Need(live[0].length, request.num_blocks(block_size, ends), len(live))
 
@@ -294,17 +294,23 @@ class Admission:
                 tokens=tokens,
                 num_prompt=len(request.prompt),
                 position=sequence.position,
-                table=ids(sequence.table),
+                table=ids(sequence.table[: len(sequence.table) - sequence.purse]),
                 lease_end=sequence.lease_end,
                 precedence=request.precedence,
                 sampling=request.sampling if request.sampling is not None else scheduler.pin_sampling,
                 salt=request.salt,
                 chain=request.names[-HASH_BYTES:],
                 forks=forks,
+                beams=self._beams(sequence),
             )
         )
         position, name = sequence.position, replica.name
         scheduler.tell(Started(request.gateway, request.route, request.request_id, position, name))
+
+    def _beams(self, sequence: Sequence) -> Beams | None:
+        if not sequence.request.width:
+            return None
+        return Beams(sequence.request.width, ids(sequence.table[len(sequence.table) - sequence.purse :]))
 
     def _fill_table(self, sequence: Sequence, place: Place) -> None:
         """The table of a sequence that starts: the cached prefix shared, the rest new; a whole hit's last copied."""
@@ -318,11 +324,13 @@ class Admission:
         if whole is not None:
             ledger.share([whole], seq)
             replica.hold_for_copy(whole)
-        sequence.lease_end = replica.first_lease(sequence.length, sequence.limit)
+        sequence.lease_end = replica.first_lease(sequence)
         count = -(-sequence.lease_end // size) - len(shared)
         blocks = ledger.allocate(count, seq, shared[-1] if shared else -1)
         assert blocks is not None, f"{sequence} was admitted to {replica.name} without room"
         sequence.table = ids(shared + blocks)
+        if sequence.request.width:
+            self._fill_purse(sequence, replica)
         sequence.position = len(shared) * size
         if whole is not None:
             # The hit covers all but the last token, which is computed again: logits are needed from it.
@@ -331,6 +339,14 @@ class Admission:
             sequence.position += num_slots
         replica.enter(sequence)
 
+    def _fill_purse(self, sequence: Sequence, replica: Replica) -> None:
+        """A beam group starts with what its beams need to write up to the end of their first lease."""
+        wanted = sequence.request.num_group_blocks(replica.block_size, sequence.lease_end)
+        purse = replica.ledger.allocate(wanted - len(sequence.table), sequence.seq)
+        assert purse is not None, f"{sequence} was admitted to {replica.name} without room"
+        sequence.purse = len(purse)
+        sequence.table.extend(purse)
+
     def _fork(self, parent: Sequence, sequence: Sequence, replica: Replica) -> Fork:
         """A further sequence of the request: the parent's full prompt blocks, and blocks of its own behind them."""
         ledger, seq = replica.ledger, self._scheduler.next_seq()
@@ -338,7 +354,7 @@ class Admission:
         num_prompt = len(sequence.request.prompt)
         shared = list(parent.table[: num_prompt // replica.block_size])
         sequence.paid = ledger.share(shared, seq)
-        sequence.lease_end = replica.first_lease(sequence.length, sequence.limit)
+        sequence.lease_end = replica.first_lease(sequence)
         count = -(-sequence.lease_end // replica.block_size) - len(shared)
         blocks = ledger.allocate(count, seq, -1)
         assert blocks is not None, f"{sequence} was admitted to {replica.name} without room"

@@ -98,6 +98,10 @@ class Rebuild:
                 replica.renew(request.sequences[resident.index])
         if not known:
             self._reroute(request, start.gateway, start.route)
+        if request.width and not known:
+            # What the beams are is known to the worker only: the group starts again from its prompt.
+            request.sequences[0].outputs = ids()
+            scheduler.drop(request)
         if known:
             request.is_cancelled = True
             replica.num_stopping += 1

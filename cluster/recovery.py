@@ -110,13 +110,10 @@ class Recovery:
         if request is None or sealed.attempt != request.attempt:
             scheduler.counters["stale seals"] += 1
             return
-        for sequence, known, finished in zip(request.sequences, sealed.outputs, sealed.finished, strict=True):
-            if len(known) > len(sequence.outputs) and not sequence.is_ended:
-                sequence.outputs = ids(known)
-            if finished is not Reason.NONE and not sequence.is_ended:
-                sequence.reason = finished
-            if sequence.is_ended and finished is Reason.NONE:
-                self.replay(request, sequence)
+        if request.width:
+            self._seal_group(request, sealed)
+        else:
+            self._take_outputs(request, sealed)
         if request.state is State.SEALING:
             if request.live:
                 request.state = State.QUEUED
@@ -124,7 +121,28 @@ class Recovery:
             else:
                 scheduler.finish(request)
 
+    def _take_outputs(self, request: Request, sealed: Sealed) -> None:
+        for sequence, known, finished in zip(request.sequences, sealed.outputs, sealed.finished, strict=True):
+            if len(known) > len(sequence.outputs) and not sequence.is_ended:
+                sequence.outputs = ids(known)
+            if finished is not Reason.NONE and not sequence.is_ended:
+                sequence.reason = finished
+            if sequence.is_ended and finished is Reason.NONE:
+                self.replay(request, sequence)
+
+    def _seal_group(self, request: Request, sealed: Sealed) -> None:
+        """Beams go out whole at the end: the gateway has all of them, or the search is made again."""
+        group = request.sequences[0]
+        if all(reason is not Reason.NONE for reason in sealed.finished):
+            group.reason = sealed.finished[0]
+        elif group.is_ended and not request.is_cancelled and request.state is State.ENDED:
+            group.reason = Reason.NONE
+            group.outputs = ids()
+            self._scheduler.revive(request)
+
     def replay(self, request: Request, sequence: Sequence) -> None:
+        if request.width:
+            return
         tokens = Tokens(request.route, sequence.index, request.attempt + 1, 0, sequence.outputs, reason=sequence.reason)
         self._scheduler.tell(Replay(request.gateway, tokens))
 

@@ -16,6 +16,7 @@ from cluster.messages import (
     Copy,
     Drop,
     Extends,
+    GroupTables,
     Plan,
     ReplicaJoined,
     Reroute,
@@ -116,7 +117,7 @@ class Replica:
                     tenant.service += num_ids / tenant.weight
                 names = hashes[hash_at : hash_at + num_hashes * HASH_BYTES] if num_hashes else b""
                 self.fill(sequence, position, names)
-                if sequence.request.state is State.RUNNING:
+                if sequence.request.state is State.RUNNING and not sequence.request.width:
                     self.renew(sequence)
             at += num_ids
             hash_at += num_hashes * HASH_BYTES
@@ -124,6 +125,8 @@ class Replica:
     def fill(self, sequence: Sequence, position: int, hashes: bytes) -> None:
         """Positions up to here are written: full blocks get their names and can be shared."""
         size = self.block_size
+        if sequence.request.width:
+            position = min(position, len(sequence.request.prompt))
         first, end = sequence.position // size, position // size
         sequence.position = position
         if end == first or not sequence.request.is_cacheable:
@@ -160,10 +163,45 @@ class Replica:
         sequence.lease_end = min(sequence.limit, len(table) * size)
         self._draft.extends.add(sequence.seq, sequence.lease_end, first, array("i", blocks))
 
+    def advance_group(self, group: GroupTables) -> None:
+        """A beam group comes near the end of its lease: for each further block every beam needs one in the purse."""
+        sequence = self.residents.get(group.seq)
+        if sequence is None:
+            self.num_stale += 1
+            return
+        in_tables = {block for table in group.tables for block in table}
+        alien = in_tables.union(group.purse).difference(sequence.table)
+        assert not alien, f"{sequence}: its beams hold blocks {sorted(alien)}, which it was never given"
+        sequence.position = group.position
+        # Blocks that are on their way to the worker are in no table either.
+        sequence.purse = len(sequence.table) - len(in_tables)
+        if sequence.request.state is State.RUNNING:
+            self.renew_group(sequence)
+
+    def renew_group(self, sequence: Sequence) -> None:
+        size, width = self.block_size, sequence.request.width
+        wanted = sequence.position + self._ahead + 1
+        target = min(sequence.limit, -(-wanted // size) * size)
+        if target <= sequence.lease_end:
+            return
+        num_new = max(0, width * (-(-target // size) - -(-sequence.lease_end // size)) - sequence.purse)
+        blocks = None if self.wanting and num_new else self.ledger.allocate(num_new, sequence.seq)
+        if blocks is None:
+            self.wanting[sequence.seq] = sequence
+            return
+        first = len(sequence.table)
+        sequence.table.extend(blocks)
+        sequence.purse = 0
+        sequence.lease_end = target
+        self._draft.extends.add(sequence.seq, target, first, array("i", blocks))
+
     # -- residents
 
-    def first_lease(self, length: int, limit: int) -> int:
-        """The lease of a sequence that starts with `length` known tokens: as far as `renew` would have it."""
+    def first_lease(self, sequence: Sequence) -> int:
+        """The lease of a sequence that starts: as far as `renew` would have it; of a beam group one block at least."""
+        length, limit = sequence.length, sequence.limit
+        if sequence.request.width:
+            return min(limit, -(-(length + 1) // self.block_size) * self.block_size)
         wanted = length + self._ahead + 1
         return min(limit, -(-wanted // self.block_size) * self.block_size)
 
@@ -191,7 +229,10 @@ class Replica:
             sequence = min(self.wanting.values(), key=lambda waiting: waiting.request.precedence)
             del self.wanting[sequence.seq]
             others, self.wanting = self.wanting, {}
-            self.renew(sequence)
+            if sequence.request.width:
+                self.renew_group(sequence)
+            else:
+                self.renew(sequence)
             failed = bool(self.wanting)
             self.wanting |= others
             if failed:
@@ -284,7 +325,11 @@ class Replica:
 
     def _check_writable(self, sequence: Sequence) -> None:
         """Blocks that a sequence may still write are its own, but for prompt blocks that its own forks wait for."""
-        for logical in range(sequence.position // self.block_size, len(sequence.table)):
+        first = sequence.position // self.block_size
+        if sequence.request.width:
+            # The table of a beam group is a set behind the prompt.
+            first = min(first, len(sequence.request.prompt) // self.block_size)
+        for logical in range(first, len(sequence.table)):
             block = sequence.table[logical]
             siblings = sum(1 for other in sequence.request.sequences if block in other.table)
             assert self.ledger.holders(block) == siblings, f"{sequence} can write block {block}, which others share"

@@ -217,6 +217,9 @@ class Scheduler:
         request = self.requests.get(stop.request_id)
         if request is None or stop.index >= len(request.sequences) or request.sequences[stop.index].is_ended:
             return
+        if request.width:
+            # Its gateway cuts the text of whole hypotheses; the search goes on as it is.
+            return
         sequence = request.sequences[stop.index]
         sequence.reason = Reason.STOP
         if request.state is State.RUNNING and sequence.seq:
@@ -258,6 +261,13 @@ class Scheduler:
             )
         )
 
+    def revive(self, request: Request) -> None:
+        """It had ended, but what came of it was lost with its worker: it is made again."""
+        del self.unclosed[request.request_id]
+        self.requests[request.request_id] = request
+        self.tenants.enter(request.tenant)
+        self.admission.queue(request)
+
     def forget(self, request: Request) -> None:
         if self.requests.get(request.request_id) is request:
             del self.requests[request.request_id]
@@ -276,6 +286,8 @@ class Scheduler:
         for transferred in result.transferred:
             self.swapper.on_transferred(replica, transferred)
         replica.advance(result.advances)
+        for group in result.groups:
+            replica.advance_group(group)
         for stopped in result.stopped:
             self._on_stopped(replica, stopped)
         self.admission.wake_waiters(replica)
@@ -286,7 +298,9 @@ class Scheduler:
             replica.num_stale += 1
             return
         request = sequence.request
-        sequence.outputs.extend(stopped.ids)
+        if not request.width or stopped.reason is not Reason.DROPPED:
+            # A beam group that was dropped starts again from its prompt: nothing of it has gone out.
+            sequence.outputs.extend(stopped.ids)
         request.tenant.charge(len(stopped.ids))
         replica.fill(sequence, stopped.position, stopped.hashes)
         if sequence.reason is Reason.NONE and stopped.reason is not Reason.DROPPED:

@@ -43,6 +43,7 @@ class Sequence:
         "outputs",
         "paid",
         "position",
+        "purse",
         "reason",
         "request",
         "saved",
@@ -64,6 +65,8 @@ class Sequence:
         # Names of its full blocks, HASH_BYTES each: flat, so that the garbage collector has nothing to walk.
         self.names = request.names
         self.reason = Reason.NONE
+        # A beam group: how many of its blocks are in no beam's table, as its worker last told.
+        self.purse = 0
         # What the blocks of the table had cost when they came into it (see `Ledger`).
         self.paid = 0.0
         # While it is swapped out: its blocks in host memory, and up to which position they are good.
@@ -132,6 +135,7 @@ class Request:
         "state",
         "tenant",
         "why_preempted",
+        "width",
     )
 
     def __init__(self, submit: Submit | Pin, arrival: int, tenant: Tenant, now: float) -> None:
@@ -171,6 +175,8 @@ class Request:
         self.is_adopted = False
         # Why it was broken off: the code and the detail of its Refused.
         self.refusal: tuple[str, str] | None = None
+        # Beam search: its beams are one sequence for the scheduler, whose table is all the blocks of the group.
+        self.width = 0
         outputs: tuple[Ids, ...] = ()
         if isinstance(submit, Pin):
             self.pin_until = submit.until
@@ -184,8 +190,10 @@ class Request:
             self.priority = submit.priority
             self.deadline = submit.deadline
             self.max_tokens = submit.sampling.max_tokens or 1
-            count = submit.sampling.n or 1
-            outputs = submit.outputs
+            width = submit.sampling.beam_width or 0
+            self.width = width if width > 1 else 0
+            count = 1 if self.width else submit.sampling.n or 1
+            outputs = () if self.width else submit.outputs
         known = [ids(output) for output in outputs] or [ids() for _ in range(count)]
         self.sequences = [Sequence(self, index, known[index]) for index in range(count)]
 
@@ -200,8 +208,15 @@ class Request:
 
     def num_blocks(self, block_size: int, lengths: list[int]) -> int:
         """Blocks that its sequences need together at these lengths, the full prompt blocks shared."""
+        if self.width:
+            return self.num_group_blocks(block_size, lengths[0])
         shared = len(self.prompt) // block_size if len(lengths) > 1 else 0
         return shared + sum(max(0, -(-length // block_size) - shared) for length in lengths)
+
+    def num_group_blocks(self, block_size: int, end: int) -> int:
+        """Blocks with which every beam can write up to `end` whatever the others do: full prompt blocks shared."""
+        shared = len(self.prompt) // block_size
+        return shared + self.width * (-(-end // block_size) - shared)
 
     def __repr__(self) -> str:
         return f"request {self.request_id} ({self.state.name.lower()}, attempt {self.attempt})"
