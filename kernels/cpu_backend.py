@@ -75,7 +75,7 @@ class CpuBackend:
         self.device = device
         self.target = target or host()
         self.tiling = tiling or Tiling()
-        self._debug = debug
+        self.is_debug = debug
         self._attend, self._write, self._copy = Call(ARGUMENTS), Call(WRITE_ARGUMENTS), Call(COPY_ARGUMENTS)
         # A lookup by plain values each call; the kernels themselves are shared by all backends of the process.
         self._kernels: dict[tuple[object, ...], tuple[AttentionShape, Kernel]] = {}
@@ -107,7 +107,7 @@ class CpuBackend:
         lse: torch.Tensor | None = None,
     ) -> torch.Tensor:
         checks.check_attention(q, cache, batch, window=window, softcap=softcap, sinks=sinks, out=out, lse=lse)
-        if self._debug:
+        if self.is_debug:
             checks.check_batch_bounds(batch, cache)
         shape, kernel = self._kernel_for(q, cache)
         plan = self._plan(batch, shape, cache)
@@ -129,7 +129,7 @@ class CpuBackend:
 
     def write_kv(self, k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slots: torch.Tensor) -> None:
         checks.check_write(k, v, cache, slots)
-        if self._debug:
+        if self.is_debug:
             checks.check_write_bounds(cache, slots)
         if k.dtype != v.dtype:
             raise ValueError(f"k and v must have one dtype, got {k.dtype} and {v.dtype}")
@@ -165,7 +165,7 @@ class CpuBackend:
         src, dst = torch.as_tensor(src, dtype=torch.int64), torch.as_tensor(dst, dtype=torch.int64)
         src, dst = src.contiguous(), dst.contiguous()
         checks.check_copy(pool, src, dst)
-        if self._debug:
+        if self.is_debug:
             checks.check_copy_bounds(pool, src, dst)
         self._copy.set(
             num_copies=src.shape[0],
