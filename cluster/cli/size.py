@@ -21,9 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def size(
-    model: Annotated[
-        str | None, typer.Option(help="Folder with a config.json, or that file. Default: the demo model.")
-    ] = None,
+    model: Annotated[str, typer.Option(help="Folder with a config.json, or that file, or demo.")] = "demo",
     requests: Annotated[int, typer.Option(help="Requests at once at the busiest time.")] = 50,
     length: Annotated[float, typer.Option(help="Their mean length in tokens, prompt and output.")] = 200,
     safety: Annotated[float, typer.Option(help="How many times that the pool shall hold.")] = 1.5,
@@ -76,21 +74,13 @@ def size(
     print(f"\nStart with: --kv-blocks {blocks} --block-size {block_size}")
 
 
-def read_config(model: str | None) -> dict[str, Any]:
+def read_config(model: str) -> dict[str, Any]:
     """The config.json of a model folder as a dict; raises ModelError with one line if there is none to read."""
-    if model is None:
-        from worker.demo import PATH
+    from worker.checkpoint import DEMO, find_folder, read_json
 
-        model = str(PATH)
-    path = Path(model).expanduser()
-    if path.is_dir():
-        path = path / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path} does not exist; give a folder with a config.json, or that file") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as JSON ({error}); is the file whole?") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} holds no JSON object; give a folder with a model's config.json")
-    return config
+    # A hub id is not looked up: for its configuration alone that would download the whole model.
+    path = find_folder(model) if model == DEMO else Path(model).expanduser()
+    path = path / "config.json" if path.is_dir() else path
+    if not path.exists():
+        raise ModelError(f"{path} does not exist; give a folder with a config.json, or that file")
+    return read_json(path)
