@@ -18,8 +18,9 @@ from cluster.sim.traces import TRACES, gap, length
 from cluster.sim.worker import WorkerShape
 from cluster.sim.world import WorldShape, node_name
 
-NUM_ASKS = (30, 50)
-"""Requests of a history, at least and at most: enough for several hundred events at the scheduler."""
+MIN_ASKS, MAX_ASKS = 12, 120
+EVENTS_WANTED = (330, 520)
+"""Requests are drawn until they should make so many events at the scheduler."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,9 @@ def _draw_asks(random: Random, world: WorldShape) -> tuple[Ask, ...]:
     rate = random.choice((8.0, 20.0, 60.0))
     asks = []
     now = 0.02
-    for number in range(random.randint(*NUM_ASKS)):
+    wanted = random.randint(*EVENTS_WANTED)
+    estimate = 0.0
+    while (len(asks) < MIN_ASKS or estimate < wanted) and len(asks) < MAX_ASKS:
         now += gap(random, rate, random.choice((1.0, trace.cv)))
         prompt: tuple[int, ...] = ()
         if random.random() < 0.6:
@@ -133,7 +136,8 @@ def _draw_asks(random: Random, world: WorldShape) -> tuple[Ask, ...]:
             # All but a few fit into every pool.
             prompt = prompt[: room - 2]
             max_tokens = max(1, min(max_tokens, room - len(prompt)))
-        asks.append(_draw_ask(random, world, number, (min(now, 8.0), prompt, max_tokens)))
+        asks.append(_draw_ask(random, world, len(asks), (min(now, 8.0), prompt, max_tokens)))
+        estimate += 3 + len(prompt) / shape.token_budget + 0.7 * max_tokens / shape.block_size
     return tuple(asks)
 
 
