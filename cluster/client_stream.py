@@ -29,6 +29,11 @@ GATEWAY_GRACE_S = 10.0
 
 Stream: TypeAlias = "grpc.aio.StreamStreamCall[pb.GenerateManyRequest, pb.GenerateManyResponse]"
 
+MAX_TURNS = 12
+
+STREAM_SLACK_S = 5.0
+"""Deadlines of requests are their own; the stream that carries many lives a little longer."""
+
 WINDOW = 1_024
 """Requests under way on one stream; the next is sent when one has ended."""
 
@@ -42,6 +47,7 @@ class Patience:
         self._resume_s = max(resume_grace_s, GATEWAY_GRACE_S)
         self._broke_at: float | None = None
         self._num_tries = 0
+        self._num_turns = 0
 
     @property
     def left_s(self) -> float | None:
@@ -50,6 +56,14 @@ class Patience:
     def heard(self) -> None:
         self._broke_at = None
         self._num_tries = 0
+
+    async def change_of_mind(self, error: QuireError) -> None:
+        """Waits a moment before a refusal is answered by another question: a scheduler that has just started may say
+        of one request that it does not know it, and that it exists."""
+        self._num_turns += 1
+        if self._num_turns > MAX_TURNS:
+            raise error
+        await asyncio.sleep(min(1.0, 0.02 * 2**self._num_turns))
 
     async def wait(self, error: QuireError, has_begun: bool) -> None:
         """Returns when it is time to try again; raises `error` when there is no point, or no time."""
@@ -108,7 +122,9 @@ async def receive(connection: Connection, reception: Reception, timeout_s: float
         finally:
             call.cancel()
         following = next_request(reception, request, error)
-        if following is None:
+        if following is not None:
+            await patience.change_of_mind(error)
+        else:
             if isinstance(error, NotFound) and request.HasField("resume"):
                 raise lost(error)
             has_begun = reception.is_accepted or reception.has_tokens
@@ -135,8 +151,9 @@ class Many:
     async def events(self) -> AsyncIterator[tuple[Reception, StreamOutput | QuireError | None]]:
         """(reception, new tokens), and once (reception, None) when it is done or (reception, error)."""
         while self._waiting or self._asked:
-            stub, left_s = self._connection.stub(), self._patience.left_s
-            call = stub.GenerateMany(None, timeout=left_s, metadata=self._connection.metadata)
+            left_s = self._patience.left_s
+            timeout_s = None if left_s is None else max(0.0, left_s) + STREAM_SLACK_S
+            call = self._connection.stub().GenerateMany(None, timeout=timeout_s, metadata=self._connection.metadata)
             sender = asyncio.create_task(self._send(call))
             error: QuireError = Unavailable("the gateway ended the stream before all answers were done")
             try:
@@ -196,16 +213,19 @@ class Many:
         asked = self._asked.pop(reception.number)
         following = next_request(reception, asked, error)
         if following is not None:
-            self._waiting.append((reception.number, following))
+            self._ask_later(reception, following, 0.1)
         elif isinstance(error, QueueFull):
             # Others of this stream fill the queue: it is asked again when there is room.
-            asyncio.get_running_loop().call_later(max(0.05, error.retry_after_s), self._ask_again, reception, asked)
-            self._asked[reception.number] = asked
+            self._ask_later(reception, asked, max(0.05, error.retry_after_s))
         elif isinstance(error, NotFound) and asked.HasField("resume"):
             yield reception, lost(error)
         else:
             yield reception, error
         self._news.set()
+
+    def _ask_later(self, reception: Reception, request: pb.GenerateRequest, delay_s: float) -> None:
+        self._asked[reception.number] = request
+        asyncio.get_running_loop().call_later(delay_s, self._ask_again, reception, request)
 
     def _ask_again(self, reception: Reception, request: pb.GenerateRequest) -> None:
         if self._asked.get(reception.number) is request:

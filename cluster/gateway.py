@@ -34,7 +34,7 @@ from cluster.gateway_log import RequestLog
 from cluster.gateway_models import TextModel
 from cluster.gateway_pins import Pins
 from cluster.gateway_settings import GatewaySettings
-from cluster.gateway_state import adopt, ask_again_events, state_events
+from cluster.gateway_state import Closing, adopt, ask_again_events, state_events
 from cluster.messages import (
     Accepted,
     Adopt,
@@ -59,7 +59,6 @@ log = logging.getLogger(__name__)
 LAST_TOKENS_S = 10.0
 """The scheduler's Done and a worker's last tokens come by different roads; tokens that are later than this are lost."""
 
-CLOSE_AFTER_S = 1.0
 LINGER_S = 2.0
 
 
@@ -80,8 +79,7 @@ class Gateway:
         self._answers: dict[int, Answer] = {}
         self._by_id: dict[str, Answer] = {}
         self._pins = Pins(link)
-        # Ended requests of which the scheduler has not been told that it may forget them.
-        self._closing: list[str] = []
+        self._closing = Closing(link)
         # Set when a stream has let go of its answer.
         self._left = asyncio.Event()
         self._take: dict[type, Callable[[Any], None]] = {
@@ -89,7 +87,7 @@ class Gateway:
             Started: self._on_started,
             Refused: self._on_refused,
             Seal: self._on_seal,
-            Replay: lambda order: self.feed((order.tokens,)),
+            Replay: self._on_replay,
             Done: self._on_done,
             ServedModels: self._on_models,
             Connected: self._on_connected,
@@ -254,6 +252,16 @@ class Gateway:
         answer.log.seal(seal.attempt)
         self._link.send(Sealed(seal.request_id, seal.attempt, answer.log.outputs, answer.log.reasons))
 
+    def _on_replay(self, replay: Replay) -> None:
+        """The scheduler's own record of a sequence that has ended, whose tokens may have died with their worker."""
+        tokens = replay.tokens
+        self.feed((tokens,))
+        answer = self._answers.get(tokens.route)
+        if answer is not None and tokens.reason is Reason.DROPPED:
+            # From a worker that means that another goes on; here it is the end.
+            answer.log.abort(tokens.index)
+            self._settle(answer)
+
     def _on_done(self, done: Done) -> None:
         if self._pins.take(done):
             return
@@ -385,17 +393,8 @@ class Gateway:
         answer.wake()
 
     def _close(self, answer: Answer) -> None:
-        """It is forgotten here at once, by the scheduler a little later: what was written last may die with this
-        process on its way to the client, who then asks another gateway for it."""
         self._forget(answer)
-        self._closing.append(answer.request_id)
-        if len(self._closing) == 1:
-            asyncio.get_running_loop().call_later(CLOSE_AFTER_S, self._tell_closed)
-
-    def _tell_closed(self) -> None:
-        closing, self._closing = self._closing, []
-        for request_id in closing:
-            self._link.send(Closed(request_id))
+        self._closing.add(answer.request_id)
 
     def _forget(self, answer: Answer) -> None:
         answer.stop_timer()

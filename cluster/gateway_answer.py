@@ -156,7 +156,9 @@ class Cursor:
             size += self._fill_tokens(add, sequence, MAX_FILL_BYTES - size)
             if size >= MAX_FILL_BYTES:
                 return size
-            if sequence.reason is not Reason.NONE and not self._finished[sequence.index]:
+            # What a failure cut off did not finish: the failure itself is the word on that.
+            is_cut = sequence.reason is Reason.DROPPED and answer.failure is not None
+            if sequence.reason is not Reason.NONE and not is_cut and not self._finished[sequence.index]:
                 self._finished[sequence.index] = True
                 self._fill_finished(add(), sequence)
         self.has_more = False

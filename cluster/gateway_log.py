@@ -176,8 +176,8 @@ class RequestLog:
         if sequence.ids[first : first + len(tokens.ids)] != tokens.ids[:known]:
             raise ProtocolError(f"{where} changes tokens from {first} on, which were sent already")
 
-    def abort(self) -> None:
-        """Whatever has not ended is over."""
+    def abort(self, index: int | None = None) -> None:
+        """Whatever has not ended is over; with `index` only that sequence."""
         for sequence in self.sequences:
-            if sequence.reason is Reason.NONE:
+            if sequence.reason is Reason.NONE and index in (None, sequence.index):
                 sequence.end(Reason.DROPPED)

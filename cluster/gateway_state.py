@@ -1,11 +1,16 @@
-"""What a gateway says to a scheduler that knows nothing of it, or no longer: pure functions from answers to events."""
+"""What a gateway tells a scheduler beside single requests: all that is under way, when it must; and what has ended.
+
+The first is for a scheduler that knows nothing of this gateway, or no longer: pure functions from answers to events.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 
+from cluster.front import SchedulerLink
 from cluster.gateway_answer import Answer
-from cluster.messages import Adopt, Cancel, GatewayState, OpenRequest, StopAt, Submit
+from cluster.messages import Adopt, Cancel, Closed, GatewayState, OpenRequest, StopAt, Submit
 from cluster.wire_front import FrontEvent
 
 
@@ -47,3 +52,28 @@ def ask_again_events(answers: Iterable[Answer]) -> list[FrontEvent]:
             if sequence.stop_string is not None:
                 events.append(StopAt(answer.request_id, sequence.index, len(sequence.ids)))
     return events
+
+
+CLOSE_AFTER_S = 1.0
+
+
+class Closing:
+    """Requests that have ended, until the scheduler is told that it may forget them.
+
+    That is a little later than here: what was written last may die with this process on its way to the client, who then
+    asks another gateway for it.
+    """
+
+    def __init__(self, link: SchedulerLink) -> None:
+        self._link = link
+        self._waiting: list[str] = []
+
+    def add(self, request_id: str) -> None:
+        self._waiting.append(request_id)
+        if len(self._waiting) == 1:
+            asyncio.get_running_loop().call_later(CLOSE_AFTER_S, self._tell)
+
+    def _tell(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for request_id in waiting:
+            self._link.send(Closed(request_id))

@@ -185,8 +185,9 @@ class Scheduler:
 
     def _on_cancel(self, cancel: Cancel) -> None:
         request = self.requests.get(cancel.request_id)
-        if request is not None:
-            self.abort(request, Reason.DROPPED)
+        if request is not None and not request.is_cancelled:
+            # The cancel may have come through another gateway than the one that shows the answer.
+            self.break_off(request, "CANCELLED", "the request was cancelled", Reason.DROPPED)
 
     def abort(self, request: Request, reason: Reason) -> None:
         """Nobody wants it any more: what runs is dropped, what waits goes at once."""
