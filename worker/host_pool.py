@@ -179,6 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=0, help="port of the transfer service; 0: any")
     parser.add_argument("--data-port", type=int, default=0, help="port of the data socket; 0: any, -1: none")
+    parser.add_argument("--advertised-data-port", type=int, default=0, help="the one that peers are told; 0: the same")
     parser.add_argument("--incarnation", type=int, help="higher with each start; default: the time")
     parser.add_argument("--threads", type=int, default=1, help="threads that check what workers wrote")
     parser.add_argument(
@@ -186,6 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--secret-file", type=Path, required=True, help="file with the secret of the cluster's pools")
     parser.add_argument("--tls", nargs=3, type=Path, metavar=("CERTIFICATE", "KEY", "AUTHORITY"), help="PEM files")
+    parser.add_argument("--stop-with-input", action="store_true", help="end when standard input is closed")
     options = parser.parse_args(argv)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -200,7 +202,12 @@ def main(argv: list[str] | None = None) -> int:
             block_bytes=options.block_bytes,
             fingerprint=options.fingerprint,
             incarnation=options.incarnation,
-            listening=Listening(options.host, options.port, None if options.data_port < 0 else options.data_port),
+            listening=Listening(
+                options.host,
+                options.port,
+                None if options.data_port < 0 else options.data_port,
+                options.advertised_data_port,
+            ),
             register=RegisterSettings(idle_s=options.idle),
             num_threads=options.threads,
         )
@@ -210,9 +217,17 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     joined = {name: getattr(pool.joined(), name) for name in HostPoolJoined.__slots__}
     print(json.dumps({"address": pool.address, **joined}), flush=True)
+    if options.stop_with_input:
+        # The process that started this one has ended, or wants it to.
+        threading.Thread(target=_stop_with_input, args=(stop,), daemon=True).start()
     stop.wait()
     pool.close()
     return 0
+
+
+def _stop_with_input(stop: threading.Event) -> None:
+    sys.stdin.buffer.read()
+    stop.set()
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from worker.transfer_settle import Settler
 from worker.transfer_states import Blocks, Carrier, TransferKey
 
 _SMOOTHING = 0.2
+_DIRECTORY_S = 1.0
 _log = logging.getLogger(__name__)
 
 
@@ -200,6 +201,8 @@ class TransferAgent:
             _log.exception("transfer %d failed", order.transfer)
             detail = f"{verb} of {len(order.mine)} blocks {way} {order.peer}: {type(error).__name__}: {error}"
         seconds = time.monotonic() - began
+        # A worker that serves no peers has nobody else to do it.
+        self._end.expire()
         with self._wake:
             self._running.remove(job)
             self._answers.append(Transferred(order.transfer, ok, detail, size if ok else 0, seconds))
@@ -261,10 +264,7 @@ class TransferAgent:
     def _peer(self, job: _Order) -> PeerPool:
         """The peer of an order at the incarnation that it names, joined; `_let_go` must follow."""
         name, wanted = job.order.peer, job.order.peer_incarnation
-        address = self._addresses.get(name)
-        if address is None:
-            known = ", ".join(sorted(self._addresses)) or "no peer at all"
-            raise TransferError(f"no address is known for {name}; there is {known}")
+        address = self._address(job)
         with self._wake:
             peer = self._peers.get(name)
             if peer is None or peer.address != address or peer.incarnation != wanted:
@@ -277,6 +277,17 @@ class TransferAgent:
             self._let_go(peer)
             raise TransferError(f"incarnation {peer.incarnation} of {name} is there, the order is for {wanted}")
         return peer
+
+    def _address(self, job: _Order) -> str:
+        """Where the peer of an order is. The directory may be a moment behind the order."""
+        name, give_up_at = job.order.peer, time.monotonic() + _DIRECTORY_S
+        while (address := self._addresses.get(name)) is None:
+            job.go_on()
+            if time.monotonic() >= give_up_at:
+                known = ", ".join(sorted(self._addresses)) or "no peer at all"
+                raise TransferError(f"no address is known for {name}; there is {known}")
+            time.sleep(0.02)
+        return address
 
     def _join(self, job: _Order, peer: PeerPool) -> PeerPool:
         try:
