@@ -1,20 +1,33 @@
 #!/usr/bin/env bash
-# From a fresh checkout to streaming answers: sets up the environment, then runs several prompts at once on the demo model.
-# Needs only Python 3.11 or 3.12. Run again it starts at once. Arguments are handed to `quire generate`.
+# From a fresh checkout to streaming answers: sets up the environment, starts a cluster on this machine (a Ray head, two CPU
+# workers with the demo model, host memory, a gateway), sends several requests at once and shows the memory map.
+# Needs only Python 3.11 or 3.12. A cluster that is up is used as it is. Arguments are handed to `quire generate`.
 set -eu
 cd "$(dirname "$0")/.."
 source deploy/setup.sh
 
 quire_setup serve
+quire="$QUIRE_BIN/quire"
+
+say ""
+if "$quire" status >/dev/null 2>&1; then
+    say "A cluster of yours is up: it is used as it is."
+else
+    "$quire" up --workers 2 --cpus-per-worker 0.5 --kv-blocks 2048
+fi
 
 say ""
 if [ $# -gt 0 ]; then
-    exec "$QUIRE_BIN/quire" generate --local "$@"
+    exec "$quire" generate "$@"
 fi
-say "Four requests at once on the demo model, in this process:"
-"$QUIRE_BIN/quire" generate --local "Once upon a time" "Long ago, a smith" \
-    --chat "What is a block?" --chat "Where does Mira live?"
+say "Four requests at once, through the gRPC client:"
+"$quire" generate "Once upon a time" "Long ago, a smith" --chat "What is a block?" --chat "Where does Mira live?"
 say ""
-say "Next: $QUIRE_BIN/quire generate --local --chat 'Tell me a story about Otto.'"
-say "      $QUIRE_BIN/quire size --requests 50 --length 200"
-say "      $QUIRE_BIN/quire --help"
+say "The memory of the cluster, block by block:"
+"$quire" top --once
+say ""
+say "Next: $quire top                                      the same, live"
+say "      $quire chat                                     talk with it"
+say "      $quire generate --file in.jsonl --out out.jsonl a batch"
+say "      $quire scale 3                                  a third worker, while it serves"
+say "      $quire down                                     end it; proves that nothing is left"

@@ -1,22 +1,23 @@
 """`quire generate`: writes on from prompts, several at once, and streams what comes.
 
-With --local the model runs in this process through the embedded engine. It decides nothing: settings go to the engine
-as they were given, and the engine's errors come back as they are.
+It asks the gateway of a cluster; with --local the model runs in this process through the embedded engine. It decides
+nothing: settings go on as they were given, and errors come back as they are. --file runs a batch.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.errors import ConfigError, InvalidRequest
+from cluster.errors import ConfigError, InvalidRequest, Unavailable
 
 if TYPE_CHECKING:
-    from cluster.engine import LLM
-    from cluster.sampling import SamplingParams
+    from cluster.outputs import StreamOutput
 
 
 def register(app: typer.Typer) -> None:
@@ -27,6 +28,12 @@ def generate(
     prompts: Annotated[list[str] | None, typer.Argument(help="Texts to go on from.", show_default=False)] = None,
     chat: Annotated[
         list[str] | None, typer.Option(help="A question for the model's chat template; repeatable.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="A batch: a JSON object with a prompt on every line.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the batch's answers go; what stands there is kept.")] = None,
+    address: Annotated[str | None, typer.Option(help="A gateway. Default: that of `quire up`.")] = None,
+    token: Annotated[
+        str | None, typer.Option(help="Token of the caller. Also: QUIRE_TOKEN.", envvar="QUIRE_TOKEN")
     ] = None,
     local: Annotated[bool, typer.Option("--local", help="Run the model in this process, without a cluster.")] = False,
     model: Annotated[str, typer.Option(help="Folder or hub id of a checkpoint, or demo.")] = "demo",
@@ -45,12 +52,9 @@ def generate(
     quiet: Annotated[bool, typer.Option("--quiet", help="Nothing but the texts.")] = False,
 ) -> None:
     """Write on from several prompts at once, streaming."""
-    if not local:
-        raise ConfigError("there is no cluster to ask yet; add --local to run the model in this process")
     asked = [*(prompts or []), *(chat or [])]
-    if not asked:
+    if not asked and file is None:
         raise InvalidRequest("prompts", "there are none", 'give some, such as "Once upon a time", or --chat QUESTION')
-    from cluster.engine import LLM
     from cluster.sampling import SamplingParams
 
     sampling = SamplingParams(
@@ -62,31 +66,56 @@ def generate(
         stop=tuple(stop or ()),
         ignore_eos=ignore_eos,
     )
+    if not local:
+        from cluster.cli.gateway import ask, run_batch
+
+        if file is not None:
+            run_batch(file, out, known_gateway(address), token, model, sampling)
+        else:
+            ask(known_gateway(address), token, model, prompts or [], chat or [], sampling, quiet)
+        return
+    if file is not None:
+        raise ConfigError("--file asks a cluster; leave --local out, or use cluster.LLM in a script")
+    from cluster.engine import LLM
+
     llm = LLM(
         model, device=device, dtype=dtype, block_size=block_size, kv_blocks=kv_blocks, kv_memory=kv_memory, quiet=quiet
     )
-    _stream(llm, prompts or [], chat or [], sampling, quiet)
-
-
-def _stream(llm: LLM, prompts: list[str], chat: list[str], sampling: SamplingParams, quiet: bool) -> None:
-    from cluster.cli.streams import Streams
-
     tokenizer = llm.get_tokenizer()
     if chat and getattr(tokenizer, "chat_template", None) is None:
         raise InvalidRequest("chat", "this model has no chat template", "give the text as a prompt instead")
-    asked: list[str | dict[str, list[int]]] = [*prompts]
-    for question in chat:
+    wanted: list[str | dict[str, list[int]]] = [*(prompts or [])]
+    for question in chat or []:
         messages = [{"role": "user", "content": question}]
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        asked.append({"prompt_token_ids": list(ids)})
+        wanted.append({"prompt_token_ids": list(ids)})
+    show(llm.stream(wanted, sampling), prompts or [], chat or [], quiet)
+
+
+def known_gateway(address: str | None) -> str:
+    """The address that was given, else that of the cluster that this user has up."""
+    if address:
+        return address
+    from cluster.launch import Running
+
+    running = Running.load()
+    if running is None:
+        raise Unavailable("no cluster of this user is noted; start one with `quire up`, give --address, or add --local")
+    return running.gateway
+
+
+def show(stream: Iterable[StreamOutput], prompts: Sequence[str], chat: Sequence[str], quiet: bool) -> None:
+    """Several streams under their titles, and what they came to."""
+    from cluster.cli.streams import Streams
+
     titles = [f"{i + 1} {question}" for i, question in enumerate([*prompts, *chat])]
     titles = [title if len(title) < 70 else f"{title[:67]}..." for title in titles]
     num_tokens, began = 0, time.monotonic()
     with Streams(titles, [*prompts, *("" for _ in chat)]) as streams:
-        for news in llm.stream(asked, sampling):
+        for news in stream:
             num_tokens += len(news.token_ids)
             streams.add(news.prompt_index, news.text, news.finish_reason)
     took = time.monotonic() - began
     if not quiet:
         rate = num_tokens / max(took, 1e-9)
-        print(f"{len(asked)} requests, {num_tokens:,} tokens in {took:.2f} s: {rate:,.0f} tokens/s", file=sys.stderr)
+        print(f"{len(titles)} requests, {num_tokens:,} tokens in {took:.2f} s: {rate:,.0f} tokens/s", file=sys.stderr)
