@@ -15,9 +15,9 @@ import triton.language as tl
 FLOOR = tl.constexpr(-3.0e38)
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-# Words of a unit's record in a plan; see triton_plan.
-UNIT_WORDS = tl.constexpr(8)
+# Words of a plan's header and of a unit's record in it; see triton_plan.
 HEADER_WORDS = tl.constexpr(8)
+UNIT_WORDS = tl.constexpr(16)
 
 
 @triton.jit
@@ -172,11 +172,23 @@ def _piece(
     EDGE_STAGES: tl.constexpr,
 ):
     """Attention of one unit's rows over the tiles [tile_lo, tile_hi) of one head, written out or kept as a partial."""
+    first_at = context - query_left  # the position of the unit's first query
+    last_block = tl.maximum(context - 1, 0) // BLOCK_SIZE
+    # Tiles that every row sees whole need no masks; those before and behind them do.
+    inner_lo = tile_lo
+    inner_hi = tile_hi
+    if SPLIT_EDGES:
+        if HAS_WINDOW:
+            last_at = tl.minimum(first_at + BLOCK_Q, context) - 1
+            inner_lo = tl.minimum(tl.maximum(tl.cdiv(tl.maximum(last_at - window + 1, 0), TILE), tile_lo), tile_hi)
+        inner_hi = tl.maximum(tl.minimum((first_at + 1) // TILE, tile_hi), inner_lo)
+    # Asked for before the queries are waited for.
+    ids = _block_ids(table_ptr, inner_lo, last_block, TILE, BLOCK_SIZE)
+
     row = tl.arange(0, BLOCK_M)
     token = row // GROUP
     q_head = head * GROUP + row % GROUP
     used = (token < BLOCK_Q) & (token < query_left)
-    first_at = context - query_left  # the position of the unit's first query
     q_at = first_at + token
     dims = tl.arange(0, DIM_PAD)
     q_rows = (query_first + token).to(tl.int64) * q_token_stride + q_head * q_head_stride
@@ -193,19 +205,6 @@ def _piece(
         top = tl.where(counts, sink, top)
         total = tl.where(counts, 1.0, total)
     acc = tl.zeros([BLOCK_M, VALUE_PAD], tl.float32)
-    last_block = tl.maximum(context - 1, 0) // BLOCK_SIZE
-
-    # Tiles that every row sees whole need no masks; those before and behind them do.
-    if SPLIT_EDGES:
-        inner_lo = tile_lo
-        if HAS_WINDOW:
-            last_at = tl.minimum(first_at + BLOCK_Q, context) - 1
-            inner_lo = tl.minimum(tl.maximum(tl.cdiv(tl.maximum(last_at - window + 1, 0), TILE), tile_lo), tile_hi)
-        inner_hi = tl.maximum(tl.minimum((first_at + 1) // TILE, tile_hi), inner_lo)
-    else:
-        inner_lo = tile_lo
-        inner_hi = tile_hi
-    ids = _block_ids(table_ptr, inner_lo, last_block, TILE, BLOCK_SIZE)
     for tile in range(inner_lo, inner_hi):
         # The next tile's blocks are looked up one round ahead, so that the loads of keys never wait for a table.
         next_ids = _block_ids(table_ptr, tile + 1, last_block, TILE, BLOCK_SIZE)
@@ -218,11 +217,14 @@ def _piece(
         before = inner_lo - tile_lo
         for edge in tl.range(0, before + tile_hi - inner_hi, num_stages=EDGE_STAGES):
             tile = tl.where(edge < before, tile_lo + edge, inner_hi + edge - before)
-            ids = _block_ids(table_ptr, tile, last_block, TILE, BLOCK_SIZE)
+            if HAS_WINDOW:
+                ids = _block_ids(table_ptr, tile, last_block, TILE, BLOCK_SIZE)
+            next_ids = _block_ids(table_ptr, tile + 1, last_block, TILE, BLOCK_SIZE)
             acc, top, total = _tile_step(
                 acc, top, total, q, q_at, ids, tile, k_ptr, v_ptr, block_stride, context, scale, cap, window,
                 DIM, DIM_PAD, VALUE_DIM, VALUE_PAD, TILE, BLOCK_SIZE, True, HAS_WINDOW, HAS_CAP, PRECISION,
             )  # fmt: skip
+            ids = next_ids
 
     # A row that saw no key has only weighed masked scores: it counts for nothing.
     saw = top > FLOOR * 0.5
@@ -247,15 +249,12 @@ def _piece(
         tl.store(part_sums_ptr + at * 2 + 1, total, mask=used)
 
 
-@triton.jit(do_not_specialize=["units_at", "owners_at", "programs", "window", "table_stride"])
+@triton.jit(do_not_specialize=["owners_at", "programs", "window", "table_stride"])
 def attention_kernel(
     q_ptr,  # [tokens, heads, dim]
     k_ptr,  # [blocks, kv heads, slot, dim]
     v_ptr,  # [blocks, kv heads, slot, value dim]
     tables_ptr,  # int32 [rows, max blocks]
-    rows_ptr,  # int32 [seqs]
-    query_start_ptr,  # int32 [seqs + 1]
-    context_ptr,  # int32 [seqs]
     plan_ptr,  # int32, see triton_plan
     sinks_ptr,  # [heads]
     out_ptr,  # [tokens, heads, value dim]
@@ -296,23 +295,25 @@ def attention_kernel(
 ):
     """FLAT: a program's equal share of all tiles, over several units. Otherwise one part of one unit and head."""
     pid = tl.program_id(0)
+    owner = pid if FLAT else pid // KV_HEADS
+    unit = tl.load(plan_ptr + owners_at + owner)
     if FLAT:
         share = tl.load(plan_ptr + 2)
         at = pid * share
         end = tl.minimum(at + share, tl.load(plan_ptr + 1) * KV_HEADS)
-        first = at
     else:
-        at = pid // KV_HEADS
+        at = owner
         end = tl.minimum(at + 1, tl.load(plan_ptr + 1))
-        first = 0
-    unit = tl.load(plan_ptr + owners_at + tl.where(FLAT, pid, at), mask=at < end, other=0)
+    first = at
     while at < end:
         unit_ptr = plan_ptr + HEADER_WORDS + unit * UNIT_WORDS
-        seq = tl.load(unit_ptr)
-        q_block = tl.load(unit_ptr + 1)
         unit_lo = tl.load(unit_ptr + 2)
         unit_hi = tl.load(unit_ptr + 3)
         base = tl.load(unit_ptr + 4)
+        table_row = tl.load(unit_ptr + 7)
+        query_first = tl.load(unit_ptr + 8)
+        query_left = tl.load(unit_ptr + 9)
+        context = tl.load(unit_ptr + 10)
         tiles = unit_hi - unit_lo
         if FLAT:
             behind = at - base * KV_HEADS
@@ -331,17 +332,13 @@ def attention_kernel(
             tile_hi = unit_lo + tiles * (part + 1) // parts
             slot = (tl.load(unit_ptr + 6) + part) * KV_HEADS + head
             at += 1
-        query_first = tl.load(query_start_ptr + seq)
-        query_len = tl.load(query_start_ptr + seq + 1) - query_first
-        context = tl.load(context_ptr + seq)
-        table_row = tl.load(rows_ptr + seq).to(tl.int64) * table_stride
         _piece(
             q_ptr,
             k_ptr + head * (BLOCK_SIZE * DIM),
             v_ptr + head * (BLOCK_SIZE * VALUE_DIM),
-            tables_ptr + table_row,
+            tables_ptr + table_row.to(tl.int64) * table_stride,
             sinks_ptr, out_ptr, lse_ptr, part_ptr, part_sums_ptr, slot,
-            query_first + q_block * BLOCK_Q, query_len - q_block * BLOCK_Q, context,
+            query_first, query_left, context,
             head, unit_lo, unit_hi, tile_lo, tile_hi, scale, cap, window,
             q_token_stride, q_head_stride, out_token_stride, out_head_stride, lse_token_stride,
             block_stride.to(tl.int64),

@@ -50,28 +50,26 @@ _TABLE: dict[tuple[Family, Schedule, int, int], Choice] = {
     ("sm80", "flat", 256, 2): Choice(rows=16, tile=32, warps=4, stages=3, programs_per_sm=2),
     ("sm80", "flat", 128, 4): Choice(rows=16, tile=32, warps=8, stages=3, programs_per_sm=1, precision="tf32x3"),
     ("sm80", "flat", 256, 4): Choice(
-        rows=16, tile=16, warps=8, stages=2, programs_per_sm=1, precision="tf32x3", split_edges=False
+        rows=16, tile=16, warps=8, stages=1, programs_per_sm=1, precision="tf32x3", split_edges=False
     ),
-    ("sm80", "parts", 64, 2): Choice(rows=128, tile=64, warps=4, stages=3, programs_per_sm=2),
-    ("sm80", "parts", 128, 2): Choice(rows=128, tile=32, warps=8, stages=3, programs_per_sm=1),
+    ("sm80", "parts", 64, 2): Choice(rows=128, tile=64, warps=8, stages=3, programs_per_sm=1),
+    ("sm80", "parts", 128, 2): Choice(rows=64, tile=32, warps=4, stages=3, programs_per_sm=2),
     ("sm80", "parts", 256, 2): Choice(rows=64, tile=32, warps=8, stages=2, programs_per_sm=1),
     ("sm80", "parts", 128, 4): Choice(rows=32, tile=32, warps=8, stages=2, programs_per_sm=1, precision="tf32x3"),
-    ("sm80", "parts", 256, 4): Choice(rows=16, tile=16, warps=8, stages=2, programs_per_sm=1, precision="tf32x3"),
+    ("sm80", "parts", 256, 4): Choice(rows=16, tile=16, warps=8, stages=1, programs_per_sm=1, precision="tf32x3"),
     # 227 KB of shared memory.
-    ("sm90", "flat", 64, 2): Choice(rows=16, tile=128, warps=4, stages=4, programs_per_sm=2),
-    ("sm90", "flat", 128, 2): Choice(rows=16, tile=64, warps=4, stages=4, programs_per_sm=2),
+    ("sm90", "flat", 64, 2): Choice(rows=16, tile=128, warps=4, stages=3, programs_per_sm=3),
+    ("sm90", "flat", 128, 2): Choice(rows=16, tile=64, warps=4, stages=3, programs_per_sm=3),
     ("sm90", "flat", 256, 2): Choice(rows=16, tile=32, warps=4, stages=4, programs_per_sm=2),
     ("sm90", "flat", 128, 4): Choice(rows=16, tile=32, warps=8, stages=3, programs_per_sm=1, precision="tf32x3"),
-    ("sm90", "flat", 256, 4): Choice(
-        rows=16, tile=16, warps=8, stages=2, programs_per_sm=1, precision="tf32x3", split_edges=False
-    ),
+    ("sm90", "flat", 256, 4): Choice(rows=16, tile=16, warps=8, stages=1, programs_per_sm=1, precision="tf32x3"),
     ("sm90", "parts", 64, 2): Choice(rows=128, tile=128, warps=8, stages=3, programs_per_sm=1),
     ("sm90", "parts", 128, 2): Choice(rows=128, tile=64, warps=8, stages=3, programs_per_sm=1),
     ("sm90", "parts", 256, 2): Choice(rows=128, tile=32, warps=8, stages=3, programs_per_sm=1),
     ("sm90", "parts", 128, 4): Choice(rows=32, tile=32, warps=8, stages=2, programs_per_sm=1, precision="tf32x3"),
     ("sm90", "parts", 256, 4): Choice(rows=16, tile=16, warps=8, stages=2, programs_per_sm=1, precision="tf32x3"),
-    ("sm100", "flat", 64, 2): Choice(rows=16, tile=128, warps=4, stages=4, programs_per_sm=2),
-    ("sm100", "flat", 128, 2): Choice(rows=16, tile=64, warps=4, stages=4, programs_per_sm=2),
+    ("sm100", "flat", 64, 2): Choice(rows=16, tile=128, warps=4, stages=3, programs_per_sm=3),
+    ("sm100", "flat", 128, 2): Choice(rows=16, tile=64, warps=4, stages=3, programs_per_sm=3),
     ("sm100", "flat", 256, 2): Choice(rows=16, tile=32, warps=4, stages=4, programs_per_sm=2),
     ("sm100", "flat", 128, 4): Choice(rows=16, tile=32, warps=8, stages=3, programs_per_sm=1, precision="tf32x3"),
     ("sm100", "flat", 256, 4): Choice(rows=16, tile=16, warps=8, stages=1, programs_per_sm=1, precision="tf32x3"),

@@ -10,20 +10,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.triton_attention import FLOOR, HEADER_WORDS, LN_2, LOG2_E, UNIT_WORDS
+from kernels.triton_attention import FLOOR, LN_2, LOG2_E
+
+# Words of a merge in a plan; see triton_plan.
+MERGE_WORDS = tl.constexpr(8)
 
 
-@triton.jit(do_not_specialize=["owners_at", "splits_at", "programs"])
+@triton.jit(do_not_specialize=["merges_at"])
 def merge_pieces_kernel(
     plan_ptr,  # int32, see triton_plan
-    query_start_ptr,  # int32 [seqs + 1]
     part_ptr,  # float32 [slots, BLOCK_M, VALUE_PAD]
     part_sums_ptr,  # float32 [slots, BLOCK_M, 2]
     out_ptr,  # [tokens, heads, value dim]
     lse_ptr,  # float32 [tokens, heads]
-    owners_at,
-    splits_at,
-    programs,
+    merges_at,
     out_token_stride,
     out_head_stride,
     lse_token_stride,
@@ -44,40 +44,22 @@ def merge_pieces_kernel(
     """
     pid = tl.program_id(0)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    count = 0
-    head = 0
-    unit_ptr = plan_ptr + HEADER_WORDS
-    first_slot = 0
-    rest_slot = 0
+    merge_ptr = plan_ptr + merges_at + (pid if FLAT else pid // KV_HEADS) * MERGE_WORDS
+    count = tl.load(merge_ptr)
+    head = tl.load(merge_ptr + 1)
+    first_slot = tl.load(merge_ptr + 2)
+    rest_slot = tl.load(merge_ptr + 3)
+    query_first = tl.load(merge_ptr + 4)
+    query_left = tl.load(merge_ptr + 5)
     slot_step = 1
-    if FLAT:
-        share = tl.load(plan_ptr + 2)
-        border = (pid + 1) * share
-        if border < tl.load(plan_ptr + 1) * KV_HEADS:
-            unit_ptr += tl.load(plan_ptr + owners_at + pid + 1) * UNIT_WORDS
-            tiles = tl.load(unit_ptr + 3) - tl.load(unit_ptr + 2)
-            behind = border - tl.load(unit_ptr + 4) * KV_HEADS
-            head = behind // tiles
-            begin = border - behind % tiles
-            if (begin < border) & (begin >= border - share):
-                count = (begin + tiles + share - 1) // share - pid
-                first_slot = programs + pid
-                rest_slot = pid + 1
-    else:
-        split = pid // KV_HEADS
-        if split < tl.load(plan_ptr + 3):
-            unit_ptr += tl.load(plan_ptr + splits_at + split) * UNIT_WORDS
-            head = pid % KV_HEADS
-            count = tl.load(unit_ptr + 5)
-            first_slot = tl.load(unit_ptr + 6) * KV_HEADS + head
-            rest_slot = first_slot + KV_HEADS
-            slot_step = KV_HEADS
+    if not FLAT:
+        head = pid % KV_HEADS
+        first_slot += head
+        rest_slot += head
+        slot_step = KV_HEADS
     if count > 0:
-        seq = tl.load(unit_ptr)
-        token = tl.load(unit_ptr + 1) * BLOCK_Q + row // GROUP
-        query_first = tl.load(query_start_ptr + seq)
-        query_len = tl.load(query_start_ptr + seq + 1) - query_first
-        used = (row < BLOCK_Q * GROUP) & (token < query_len)
+        token = row // GROUP
+        used = (row < BLOCK_Q * GROUP) & (token < query_left)
         values = tl.arange(0, VALUE_PAD)
         top = tl.full([ROWS], FLOOR, tl.float32)
         total = tl.zeros([ROWS], tl.float32)

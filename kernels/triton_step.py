@@ -24,7 +24,7 @@ FLAT_ROWS = 32
 # Split parts per program that the parts schedule may make at most.
 SPLITS_PER_PROGRAM = 2
 PLAN_SPAN = 256
-PLAN_WAVES = 8
+PLAN_WAVES = 4
 PLAN_WARPS = 4
 LOG2_E = 1.4426950408889634
 
@@ -131,7 +131,7 @@ def group_for(
 
 def plan_shape(group: Group, shape: AttentionShape) -> PlanShape:
     if group.flat:
-        return PlanShape(group.num_seqs, group.programs + 1, 0)
+        return PlanShape(group.num_seqs, group.programs, group.programs)
     max_units = min(group.num_seqs + group.num_tokens // group.block_q, group.num_tokens)
     split_parts = max_split_parts(group, shape)
     return PlanShape(max(max_units, 1), max_units + split_parts, split_parts // 2)
@@ -155,8 +155,9 @@ def build_launch(batch: AttentionBatch, shape: AttentionShape, group: Group, win
         plan,
         batch.query_start,
         batch.context_len,
+        batch.rows,
         layout.owners_at,
-        layout.splits_at,
+        layout.merges_at,
         layout.scratch_at,
         group.first_seq,
         group.num_seqs,
@@ -165,6 +166,7 @@ def build_launch(batch: AttentionBatch, shape: AttentionShape, group: Group, win
         window,
         group.programs,
         max_split_parts(group, shape),
+        layout.merges,
         KV_HEADS=shape.num_kv_heads,
         BLOCK_Q=group.block_q,
         TILE=group.choice.tile,
@@ -256,9 +258,6 @@ def launch_attention(
         cache.k,
         cache.v,
         batch.tables,
-        batch.rows,
-        batch.query_start,
-        batch.context_len,
         launch.plan,
         out if sinks is None else sinks,
         out,
@@ -290,17 +289,14 @@ def launch_attention(
         num_stages=group.choice.stages,
     )
     merge = merge_constants(group, shape, lse=lse is not None)
-    programs = group.programs if group.flat else layout.max_splits * shape.num_kv_heads
+    programs = layout.merges * (1 if group.flat else shape.num_kv_heads)
     merge_pieces_kernel[(programs, triton.cdiv(group.block_q * shape.group, merge["ROWS"]))](
         launch.plan,
-        batch.query_start,
         partials,
         sums,
         out,
         lse_or_any,
-        layout.owners_at,
-        layout.splits_at,
-        group.programs,
+        layout.merges_at,
         out.stride(0),
         out.stride(1),
         lse_stride,

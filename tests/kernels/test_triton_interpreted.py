@@ -9,17 +9,26 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 
 
+# Triton 3.6's interpreter turns arrays of one element into numbers, which NumPy 2.4 refuses.
+LOOPS = Version(version("triton")) >= Version("3.7") or Version(version("numpy")) < Version("2.4")
+
+
+@pytest.mark.skipif(not LOOPS, reason="the interpreter of Triton 3.6 needs NumPy 2.3 or older")
 @pytest.mark.timeout(600)
 def test_kernels_agree_with_the_reference_in_the_interpreter(seed: int) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--seed", str(seed), "--durations=5"]
-    command += [str(Path(__file__).with_name(f"test_triton_{name}.py")) for name in ("attention", "plan", "ops", "sampling")]
+    command += [
+        str(Path(__file__).with_name(f"test_triton_{name}.py")) for name in ("attention", "plan", "ops", "sampling")
+    ]
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=590, check=False)
     print(done.stdout[-6000:], done.stderr[-2000:])

@@ -13,7 +13,7 @@ from kernels.batch import AttentionBatch
 from kernels.triton_backend import TritonBackend
 from kernels.triton_step import AttentionShape
 from tests.kernels.cases import Case, Geometry
-from tests.kernels.triton_device import DEVICE, facts_with, units_of
+from tests.kernels.triton_device import DEVICE, facts_with, merges_of, units_of
 
 
 def wanted_tiles(case: Case, launch: Any, window: int) -> dict[tuple[int, int], tuple[int, int]]:
@@ -44,30 +44,54 @@ def test_plans_cover_each_tile_once_and_evenly(flat: bool, many: int, window: in
     heads = case.cache.num_kv_heads
     units = units_of(launch)
     assert {(seq, q_tile): (lo, hi) for seq, q_tile, lo, hi, *_ in units} == wanted_tiles(case, launch, window)
+    starts, contexts = case.batch.query_start.tolist(), case.batch.context_len.tolist()
+    for seq, q_tile, *_, row, first, left, context, _, _, _, _, _ in units:
+        assert (row, context) == (int(case.batch.rows[seq]), contexts[seq])
+        assert first == starts[seq] + q_tile * launch.group.block_q
+        assert left == starts[seq + 1] - first
+    (check_shares if flat else check_parts)(backend, launch, heads, shape_of(case))
+
+
+def check_shares(backend: TritonBackend, launch: Any, heads: int, shape: AttentionShape) -> None:
+    """All tiles in one row, the same number for each program; what is cut is merged from the pieces it was cut into."""
+    units, plan, programs = units_of(launch), launch.plan.tolist(), launch.group.programs
     tiles = [hi - lo for _, _, lo, hi, *_ in units]
-    plan = launch.plan.tolist()
+    share, owners = plan[2], plan[launch.layout.owners_at :]
+    assert plan[1] == sum(tiles)
+    assert [unit[4] for unit in units] == [sum(tiles[:i]) for i in range(len(tiles))]
+    assert share == max(-(-sum(tiles) * heads // programs), 4)
+    wanted = []
+    for i, unit in enumerate(units):
+        for head in range(heads):
+            begin = unit[4] * heads + head * tiles[i]
+            first, last = begin // share, (begin + tiles[i] - 1) // share
+            if last > first:
+                wanted.append([last - first + 1, head, programs + first, first + 1, unit[8], unit[9]])
+    assert [record[:6] for record in merges_of(launch)] == wanted
+    for program in range(-(-sum(tiles) * heads // share)):
+        unit = owners[program]
+        assert units[unit][4] * heads <= program * share < (units[unit][4] + tiles[unit]) * heads
+
+
+def check_parts(backend: TritonBackend, launch: Any, heads: int, shape: AttentionShape) -> None:
+    """Each part belongs to its unit, those of split units have a slot of their own, and no part outlasts all others."""
+    units, plan = units_of(launch), launch.plan.tolist()
+    tiles, parts = [unit[3] - unit[2] for unit in units], [unit[5] for unit in units]
     owners = plan[launch.layout.owners_at :]
-    if flat:
-        share, programs = plan[2], launch.group.programs
-        assert plan[1] == sum(tiles)
-        assert [unit[4] for unit in units] == [sum(tiles[:i]) for i in range(len(tiles))]
-        assert share == max(-(-sum(tiles) * heads // programs), 4)
-        for program in range(programs):
-            at = program * share
-            if at < sum(tiles) * heads:
-                unit = owners[program]
-                assert units[unit][4] * heads <= at < (units[unit][4] + tiles[unit]) * heads
-        return
-    parts = [unit[5] for unit in units]
     assert plan[1] == sum(parts)
+    assert [unit[4] for unit in units] == [sum(parts[:i]) for i in range(len(parts))]
     assert owners[: plan[1]] == [unit for unit, count in enumerate(parts) for _ in range(count)]
-    assert plan[3] == sum(count > 1 for count in parts)
     split = [count if count > 1 else 0 for count in parts]
+    wanted = [
+        [count, 0, sum(split[:i]) * heads, (sum(split[:i]) + 1) * heads, units[i][8], units[i][9]]
+        for i, count in enumerate(parts)
+        if count > 1
+    ]
+    assert [record[:6] for record in merges_of(launch)] == wanted
     assert [unit[6] for unit in units if unit[5] > 1] == [sum(split[:i]) for i, n in enumerate(parts) if n > 1]
-    assert sum(split) * heads <= backend._workspace(launch.group, shape_of(case))[0].shape[0]
+    assert sum(split) * heads <= backend._workspace(launch.group, shape)[0].shape[0]
     longest = max(-(-n // count) for n, count in zip(tiles, parts, strict=True))
-    even = sum(tiles) * heads / launch.group.programs
-    assert longest <= max(1.5 * even, 4), "one part outlasts all others"
+    assert longest <= max(1.5 * sum(tiles) * heads / launch.group.programs, 4), "one part outlasts all others"
 
 
 def counted_case(queries: Sequence[int], contexts: Sequence[int]) -> Case:
@@ -81,7 +105,7 @@ def counted_case(queries: Sequence[int], contexts: Sequence[int]) -> Case:
         query_start=torch.tensor(starts, **ints),  # type: ignore[arg-type]
         context_len=torch.tensor(list(contexts), **ints),  # type: ignore[arg-type]
         tables=torch.zeros((len(queries), 1), **ints),  # type: ignore[arg-type]
-        rows=torch.arange(len(queries), **ints),  # type: ignore[arg-type]
+        rows=torch.arange(len(queries), **ints).flip(0),  # type: ignore[arg-type]
         slots=slots,
         positions=slots,
         max_query_len=max(queries),

@@ -19,6 +19,7 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
 from kernels import reference
 from kernels.triton_backend import TritonBackend
 from kernels.triton_choices import DeviceFacts, choose, device_facts
+from kernels.triton_plan import HEADER_WORDS, MERGE_WORDS, UNIT_WORDS
 from tests.kernels.cases import Case, assert_close
 
 GPU = torch.cuda.is_available()
@@ -68,6 +69,13 @@ def plans(case: Case) -> list[Any]:
 
 
 def units_of(launch: Any) -> list[list[int]]:
-    """The plan's records."""
+    """The plan's records of units."""
     plan = launch.plan.tolist()
-    return [plan[8 + 8 * unit : 16 + 8 * unit] for unit in range(plan[0])]
+    return [plan[at : at + UNIT_WORDS] for at in range(HEADER_WORDS, HEADER_WORDS + plan[0] * UNIT_WORDS, UNIT_WORDS)]
+
+
+def merges_of(launch: Any) -> list[list[int]]:
+    """The plan's records of what is merged."""
+    plan, layout = launch.plan.tolist(), launch.layout
+    records = [plan[layout.merges_at + MERGE_WORDS * i :][:MERGE_WORDS] for i in range(layout.merges)]
+    return [record for record in records if record[0]]
