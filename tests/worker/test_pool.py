@@ -73,7 +73,9 @@ def test_budget_lines_have_the_figures() -> None:
 
 
 def test_what_does_not_fit_names_what_would() -> None:
-    with pytest.raises(ConfigError, match=r"kv_blocks asks for 10,000 blocks .* set kv_blocks=[0-9,]+ or less") as caught:
+    with pytest.raises(
+        ConfigError, match=r"kv_blocks asks for 10,000 blocks .* set kv_blocks=[0-9,]+ or less"
+    ) as caught:
         size(WorkerSettings("m", kv_blocks=10_000), 20 << 20)
     advised = int(str(caught.value).split("kv_blocks=")[1].split()[0].replace(",", ""))
     assert size(WorkerSettings("m", kv_blocks=advised), 20 << 20).num_blocks == advised
