@@ -275,7 +275,10 @@ class Scheduler:
         self.tenants.leave(request.tenant)
 
     def _on_closed(self, closed: Closed) -> None:
-        self.unclosed.pop(closed.request_id, None)
+        request = self.unclosed.pop(closed.request_id, None)
+        if request is not None:
+            # Requests and sequences name each other: taken apart they are freed at once, without the collector.
+            request.sequences = []
 
     # -- results
 

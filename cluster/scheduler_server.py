@@ -18,7 +18,7 @@ from cluster.admin import AdminServer, Scale
 from cluster.control_server import ControlServer
 from cluster.front import ServedModel
 from cluster.front_server import FrontServer
-from cluster.host import SchedulerHost
+from cluster.host import SchedulerHost, tune_collector
 from cluster.journal import JournalWriter
 from cluster.settings import SchedulerSettings
 from protos.quire.v1.admin_pb2_grpc import add_AdminServiceServicer_to_server
@@ -74,6 +74,7 @@ async def serve_scheduler(
     """Serves until cancelled. `on_address` gets the internal and the admin address once both listen."""
     writer = JournalWriter(journal, settings, epoch) if journal is not None else None
     shell = SchedulerHost(settings, epoch, writer)
+    tune_collector()
     control = ControlServer(shell, silence_s)
     front = FrontServer(
         shell, lambda: served_models(shell, control), control.announce, hash_key=hash_key, silence_s=silence_s

@@ -21,6 +21,7 @@ import numpy as np
 
 from cluster.bench.report import Report
 from cluster.hashing import HASH_BYTES
+from cluster.host import tune_collector
 from cluster.messages import (
     Advances,
     Closed,
@@ -53,6 +54,20 @@ class Timing:
     plans: int = 0
     plan_bytes: int = 0
     started: int = 0
+    # Slots over all samples: of blocks that are held, of blocks that hold a token, and tokens.
+    held: int = 0
+    needed: int = 0
+    written: int = 0
+
+    @property
+    def last_block_waste(self) -> float:
+        """Slots without a token in blocks that hold some, as a share of the tokens: the floor of any paging."""
+        return (self.needed - self.written) / self.written
+
+    @property
+    def leased_ahead(self) -> float:
+        """Slots of blocks without a token yet, as a share of the tokens."""
+        return (self.held - self.needed) / self.written
 
     @property
     def seconds(self) -> float:
@@ -187,6 +202,7 @@ def run_decode(
     ahead: int = 4,
     block_size: int = BLOCK_SIZE,
     per_result: bool = False,
+    warm_up: int = 32,
 ) -> Timing:
     """A full cluster in steady state: what ends is replaced at once. `per_result`: a turn for each worker's result."""
     scheduler = _new_scheduler(num_workers, num_seqs, ahead, block_size)
@@ -199,7 +215,7 @@ def run_decode(
         _turn(scheduler, workers, waiting[:512], [], now, Timing([]))
         waiting = waiting[512:]
     # Sequences start at the same moment: let them spread before the clock runs.
-    for step in range(-32, steps):
+    for step in range(-warm_up, steps):
         now += 0.02
         tokens = workers.step()
         results = [
@@ -209,12 +225,22 @@ def run_decode(
         ]
         into = timing if step >= 0 else Timing([])
         into.tokens += tokens
+        _sample_waste(scheduler, workers, into)
         ended: list[Event] = []
         for batch in [[result] for result in results] if per_result else [results]:
             ended += _turn(scheduler, workers, [], batch, now, into)
         replacements: list[Event] = [next(source) for _ in ended]
         _turn(scheduler, workers, ended + replacements, [], now, into)
     return timing
+
+
+def _sample_waste(scheduler: Scheduler, workers: MadeUpWorkers, into: Timing) -> None:
+    """What the blocks are used for at this moment. Nothing is shared here, so a block is one sequence's."""
+    size = workers.block_size
+    position = workers.position[workers.seq != 0].astype(np.int64)
+    into.written += int(position.sum())
+    into.needed += int((-(-position // size)).sum()) * size
+    into.held += sum(replica.ledger.counts().held for replica in scheduler.replicas.values()) * size
 
 
 def _turn(
@@ -238,6 +264,19 @@ def _turn(
         elif isinstance(order, Done):
             closed.append(Closed(order.request_id))
     return closed
+
+
+def computed_floor(seed: int) -> float:
+    """The last-block waste of the same lengths, from the lengths alone: each sequence counted at every position."""
+    source = submits(random.Random(seed), BLOCK_SIZE)
+    waste = tokens = 0
+    for _ in range(20_000):
+        submit = next(source)
+        first = len(submit.prompt)
+        positions = np.arange(first, first + (submit.sampling.max_tokens or 1) - 1, dtype=np.int64)
+        waste += int((-positions % BLOCK_SIZE).sum())
+        tokens += int(positions.sum())
+    return waste / tokens
 
 
 def run_admissions(num_workers: int, count: int, seed: int) -> float:
@@ -287,6 +326,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json")
     arguments = parser.parse_args(argv)
     report = Report("scheduler", argv)
+    tune_collector()
     cost: dict[int, float] = {}
     for size in arguments.sizes.split(","):
         num_workers, num_seqs = map(int, size.split("x"))
@@ -297,6 +337,7 @@ def main(argv: list[str]) -> int:
     single = run_decode(64, 256, 16, arguments.seed, per_result=True)
     report.table("decode, one turn for each worker's result", [_row(64, 256, single)])
     leased = run_decode(8, 256, 64, arguments.seed)
+    settled = run_decode(1, 256, 512, arguments.seed, warm_up=1500)
     planned = run_decode(8, 256, 64, arguments.seed, ahead=0, block_size=1)
     report.table(
         "what leases save (8 x 256)",
@@ -305,6 +346,17 @@ def main(argv: list[str]) -> int:
             {"scheduler": "leave for one token at a time", "us a token": planned.seconds / planned.tokens * 1e6},
         ],
     )
+    floor = computed_floor(arguments.seed)
+    report.table(
+        "slots without a token, as a share of tokens, time-averaged (1 x 256, settled)",
+        [
+            {"what": "last blocks, computed from the lengths", "share": floor},
+            {"what": "last blocks, seen", "share": settled.last_block_waste},
+            {"what": "leased ahead, memory free", "share": settled.leased_ahead},
+        ],
+    )
+    report.check("last blocks at most 1.05x of the floor", settled.last_block_waste <= 1.05 * floor)
+    report.check("leased ahead at most 1.5 %", settled.leased_ahead <= 0.015, f"{settled.leased_ahead:.4f}")
     rate = run_admissions(64, 8192, arguments.seed)
     report.table("admissions, 512-token prompts with hashes", [{"workers": 64, "admissions/s": round(rate)}])
     return report.finish(arguments.json)
