@@ -28,15 +28,16 @@ UNIT_WORDS = 16
 # Words of a merge: 0 partials, 0 if there is nothing to merge; 1 head (flat); 2 slot of the first partial; 3 slot of
 # the next one (parts: both for head 0); 4 first token in the batch; 5 tokens of the sequence from there on.
 MERGE_WORDS = 8
-# Shares of fewer tiles than this cost more to merge than they save.
-MIN_TILES = 4
+# Shares and parts of fewer tiles than this cost more to merge than they save.
+MIN_SHARE_TILES, MIN_PART_TILES = 2, 4
 # What a part costs beside its tiles, in tiles: reading queries and writing out; a split one is written and read again.
 PART_COST, SPLIT_COST = 2, 4
 
 _HEADER = tl.constexpr(HEADER_WORDS)
 _WORDS = tl.constexpr(UNIT_WORDS)
 _MERGE = tl.constexpr(MERGE_WORDS)
-_MIN_TILES = tl.constexpr(MIN_TILES)
+_MIN_SHARE = tl.constexpr(MIN_SHARE_TILES)
+_MIN_PART = tl.constexpr(MIN_PART_TILES)
 _PART_COST = tl.constexpr(PART_COST)
 _SPLIT_COST = tl.constexpr(SPLIT_COST)
 
@@ -146,7 +147,7 @@ def _part_tiles(
     work = total * KV_HEADS
     # Candidate 0 splits nothing; the others aim at 1, 2, 4, ... parts per program.
     wanted = programs << tl.maximum(wave - 1, 0)
-    limit = tl.maximum((work + wanted - 1) // wanted, _MIN_TILES)
+    limit = tl.maximum((work + wanted - 1) // wanted, _MIN_PART)
     limit = tl.where(wave == 0, tl.maximum(longest, 1), limit)
     parts = tl.zeros([WAVES], tl.int32)
     split_parts = tl.zeros([WAVES], tl.int32)
@@ -276,7 +277,7 @@ def plan_kernel(
     )  # fmt: skip
     share = 1
     if FLAT:
-        share = tl.maximum((total * KV_HEADS + programs - 1) // programs, _MIN_TILES)
+        share = tl.maximum((total * KV_HEADS + programs - 1) // programs, _MIN_SHARE)
         _share_out(plan_ptr, units, total, share, owners_at, merges_at, programs, unit_step, KV_HEADS, SPAN)
     else:
         limit = _part_tiles(plan_ptr, units, total, longest, programs, max_split_parts, KV_HEADS, SPAN, WAVES)

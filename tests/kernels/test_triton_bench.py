@@ -15,21 +15,10 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = """
-import argparse, sys
-from cluster.bench import gpu_command
-from cluster.bench.report import Report
-parser = argparse.ArgumentParser()
-gpu_command.add_arguments(parser)
-path, *rest = sys.argv[1:]
-report = Report("kernels", rest)
-gpu_command.run(report, parser.parse_args(rest), 0)
-sys.exit(report.finish(path))
-"""
 
 
 def rehearse(path: Path, *options: str) -> dict[str, Any]:
-    command = [sys.executable, "-c", PROGRAM, str(path), "--interpret", *options]
+    command = [sys.executable, "-m", "cluster.bench", "kernels", "--interpret", "--json", str(path), *options]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False)

@@ -11,6 +11,7 @@ import torch
 
 from kernels.batch import AttentionBatch
 from kernels.triton_backend import TritonBackend
+from kernels.triton_plan import MIN_PART_TILES, MIN_SHARE_TILES
 from kernels.triton_step import AttentionShape
 from tests.kernels.cases import Case, Geometry
 from tests.kernels.triton_device import DEVICE, facts_with, merges_of, units_of
@@ -59,7 +60,7 @@ def check_shares(backend: TritonBackend, launch: Any, heads: int, shape: Attenti
     share, owners = plan[2], plan[launch.layout.owners_at :]
     assert plan[1] == sum(tiles)
     assert [unit[4] for unit in units] == [sum(tiles[:i]) for i in range(len(tiles))]
-    assert share == max(-(-sum(tiles) * heads // programs), 4)
+    assert share == max(-(-sum(tiles) * heads // programs), MIN_SHARE_TILES)
     wanted = []
     for i, unit in enumerate(units):
         for head in range(heads):
@@ -91,7 +92,9 @@ def check_parts(backend: TritonBackend, launch: Any, heads: int, shape: Attentio
     assert [unit[6] for unit in units if unit[5] > 1] == [sum(split[:i]) for i, n in enumerate(parts) if n > 1]
     assert sum(split) * heads <= backend._workspace(launch.group, shape)[0].shape[0]
     longest = max(-(-n // count) for n, count in zip(tiles, parts, strict=True))
-    assert longest <= max(1.5 * sum(tiles) * heads / launch.group.programs, 4), "one part outlasts all others"
+    assert longest <= max(1.5 * sum(tiles) * heads / launch.group.programs, MIN_PART_TILES), (
+        "one part outlasts all others"
+    )
 
 
 def counted_case(queries: Sequence[int], contexts: Sequence[int]) -> Case:
