@@ -17,6 +17,7 @@ from kernels.batch import AttentionBatch
 from kernels.dispatch import Backend
 from kernels.layout import BlockLayout, KeyOrder
 from worker.attention import LayerCall, PagedLayer, StepContext, attach
+from worker.fused import FusedDecoder, fuse
 from worker.loading import Loaded
 from worker.pool import DevicePool
 
@@ -28,10 +29,29 @@ class Model:
         self.loaded = loaded
         self.backend = backend
         self.device = device
+        self._module = loaded.module
+        self._fused: FusedDecoder | None = None
         self._context = StepContext(backend)
         self._layers = self._give_layers()
         self.calls = self._probe()
         self._keys = [(call.num_heads, call.shape) for call in self.calls]
+
+    def fuse(self, max_tokens: int) -> str:
+        """Puts a fused module in place of a recognised decoder, before a pool is attached. Says why if it does not."""
+        made = fuse(self.loaded, self.calls, self.backend, max_tokens)
+        if isinstance(made, str):
+            return made
+        # The modules go, and with them the weights that were packed.
+        self.loaded.module.to("meta")
+        self._layers = []
+        self._module = self._fused = made
+        return ""
+
+    @property
+    def weights_bytes(self) -> int:
+        if self._fused is not None:
+            return self._fused.decoder.weights_bytes
+        return self.loaded.weights_bytes
 
     @property
     def vocab_size(self) -> int:
@@ -48,7 +68,9 @@ class Model:
 
     def attach_pool(self, pool: DevicePool) -> None:
         """From now on attention reads and writes this pool."""
-        for layer, cache, key in zip(self._layers, pool.layers, self._keys, strict=True):
+        if self._fused is not None:
+            self._fused.attach(pool.layers)
+        for layer, cache, key in zip(self._layers, pool.layers, self._keys, strict=False):
             layer.cache = cache
             layer.batch_key = key
         self._block_size = pool.layout.block_size
@@ -64,11 +86,13 @@ class Model:
                 head_dim=shape.head_dim,
                 block_size=self._block_size,
             )
+        if self._fused is not None:
+            self._fused.batch = self._context.batches[self._keys[0]]
 
     @torch.inference_mode()
     def forward(self, ids: torch.Tensor, positions: torch.Tensor, logit_rows: torch.Tensor) -> torch.Tensor:
         """Computes the prepared batch: ids and positions int64 [tokens]. Logits [len(logit_rows), vocabulary]."""
-        out = self.loaded.module(
+        out = self._module(
             input_ids=ids.unsqueeze(0),
             position_ids=positions.unsqueeze(0),
             use_cache=False,

@@ -65,8 +65,10 @@ def start(settings: WorkerSettings, say: Say) -> Started:
     model = Model(loaded, kernels, device)
     layout = model.layout(settings.block_size)
     kernels.warm_up(layout, model.num_heads)
-    say(f"kernels: {kernels.name}, {time.perf_counter() - began:.1f} s")
     token_budget = settings.token_budget or (CPU_TOKEN_BUDGET if device.type == "cpu" else GPU_TOKEN_BUDGET)
+    reason = model.fuse(token_budget) if settings.fuse else "fuse is off"
+    fused = "decoder fused" if not reason else f"decoder not fused: {reason}"
+    say(f"kernels: {kernels.name}, {fused}, {time.perf_counter() - began:.1f} s")
     began = time.perf_counter()
     free_bytes = memory.free_bytes(device)
     trial = _Trial(model, layout, device, min(token_budget, loaded.max_model_len), settings)
@@ -77,7 +79,7 @@ def start(settings: WorkerSettings, say: Say) -> Started:
         settings,
         layout,
         free_bytes=free_bytes,
-        weights_bytes=loaded.weights_bytes,
+        weights_bytes=model.weights_bytes,
         working_bytes=working_bytes,
         max_model_len=loaded.max_model_len,
     )
