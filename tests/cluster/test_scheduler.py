@@ -1,0 +1,275 @@
+"""The scheduler's own decisions, turn by turn, without any worker: what it orders for what it is told."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import ConfigError, ProtocolError
+from cluster.hashing import BlockHasher
+from cluster.journal import JournalWriter, read
+from cluster.messages import (
+    Accepted,
+    Advances,
+    Cancel,
+    Closed,
+    Done,
+    Event,
+    Order,
+    Pin,
+    Plan,
+    Reason,
+    Refused,
+    ReplicaJoined,
+    Result,
+    Start,
+    Stopped,
+    Submit,
+    ids,
+)
+from cluster.replay import describe, replay
+from cluster.sampling import SamplingParams
+from cluster.scheduler import Scheduler
+from cluster.settings import SchedulerSettings
+
+SIZE = 16
+HASHER = BlockHasher(b"key", b"", SIZE)
+
+
+def joined(name: str = "r0", num_blocks: int = 64, max_batch: int = 8) -> ReplicaJoined:
+    return ReplicaJoined(name, 1, "node", "m", num_blocks, SIZE, 4096, "f", max_batch, 2048)
+
+
+def submit(
+    name: str, prompt: Sequence[int], max_tokens: int, tenant: str = "t", n: int = 1, priority: int = 0
+) -> Submit:
+    tokens = ids(prompt)
+    sampling = SamplingParams(n=n, temperature=0.0, max_tokens=max_tokens)
+    return Submit(name, "g", hash(name) & 0xFFFF, "m", tenant, tokens, HASHER.prompt(tokens), sampling, priority)
+
+
+def starts(orders: Sequence[Order]) -> dict[str, Start]:
+    return {start.request_id: start for order in orders if isinstance(order, Plan) for start in order.starts}
+
+
+class Driver:
+    """A scheduler, its time, and one replica that is told what to say."""
+
+    def __init__(self, settings: SchedulerSettings | None = None, **replica: int) -> None:
+        self.scheduler = Scheduler(settings or SchedulerSettings())
+        self.now = 0.0
+        self.number = 0
+        self.plan = 0
+        self.turn(joined(**replica))  # type: ignore[arg-type]
+
+    def turn(self, *events: Event) -> list[Order]:
+        self.now += 0.01
+        orders = self.scheduler.turn(events, self.now)
+        for order in orders:
+            if isinstance(order, Plan):
+                self.plan = order.number
+        self.scheduler.check()
+        return orders
+
+    def result(
+        self, advances: Sequence[tuple[Start, int, int]] = (), stopped: Sequence[tuple[Start, Reason, int, int]] = ()
+    ) -> list[Order]:
+        """(start, position, tokens that became known) and (start, reason, position, tokens that became known)."""
+        columns = Advances()
+        hashes = b""
+        for start, position, num_ids in advances:
+            first = start.num_prompt // SIZE
+            filled = max(0, position // SIZE - first)
+            columns.seqs.append(start.seq)
+            columns.positions.append(position)
+            columns.num_ids.append(num_ids)
+            columns.ids.extend(array("i", [7] * num_ids))
+            columns.num_hashes.append(filled)
+            hashes += b"".join(bytes([block]) * 16 for block in range(filled))
+        ended = tuple(
+            Stopped(start.seq, reason, position, array("i", [7] * num_ids), bytes(16 * (position // SIZE)))
+            for start, reason, position, num_ids in stopped
+        )
+        self.number += 1
+        advanced = Advances(columns.seqs, columns.positions, columns.num_ids, columns.ids, columns.num_hashes, hashes)
+        return self.turn(Result("r0", 1, 1, self.number, self.plan, self.number, advanced, ended))
+
+
+def test_what_can_never_fit_is_refused_at_once_with_the_figures() -> None:
+    driver = Driver(num_blocks=8)
+    (refused,) = driver.turn(submit("big", range(100), 100))
+    assert isinstance(refused, Refused) and refused.code == "INVALID_ARGUMENT"
+    assert "needs 13 blocks of 16 tokens" in refused.detail and "the largest pool has 8" in refused.detail
+    # One token less than the pool holds: the last sampled token is never written.
+    assert "fits" in starts(driver.turn(submit("fits", range(100), 29)))
+
+
+def test_an_unknown_model_is_refused_by_name() -> None:
+    driver = Driver()
+    request = submit("q", range(4), 4)
+    (refused,) = driver.turn(Submit(request.request_id, "g", 1, "other", "t", request.prompt, (), request.sampling))
+    assert isinstance(refused, Refused) and refused.code == "NOT_FOUND" and "there is m" in refused.detail
+
+
+def test_a_full_queue_refuses_with_a_time_to_try_again() -> None:
+    driver = Driver(SchedulerSettings(max_queue=2), max_batch=1)
+    driver.turn(submit("runs", range(4), 4))
+    orders = driver.turn(*(submit(f"q{number}", range(4), 4) for number in range(3)))
+    assert [type(order) for order in orders] == [Accepted, Accepted, Refused]
+    refused = orders[-1]
+    assert isinstance(refused, Refused) and refused.code == "RESOURCE_EXHAUSTED" and refused.retry_after_s > 0
+
+
+def test_steady_decode_asks_once_a_block_and_leases_one_block() -> None:
+    driver = Driver()
+    start = starts(driver.turn(submit("q", range(10), 200)))["q"]
+    assert list(start.table) == [0] and start.lease_end == 16
+    position = 10
+    for block in range(1, 6):
+        asked_at = block * SIZE - 4
+        orders = driver.result([(start, asked_at, asked_at - position + 1)])
+        position = asked_at + 1
+        (plan,) = [order for order in orders if isinstance(order, Plan)]
+        assert list(plan.extends.firsts) == [block] and list(plan.extends.lease_ends) == [(block + 1) * SIZE]
+        assert len(plan.extends.blocks) == 1
+
+
+def test_a_lease_never_passes_the_end_of_the_request() -> None:
+    driver = Driver()
+    start = starts(driver.turn(submit("q", range(10), 4)))["q"]
+    assert start.lease_end == 13
+    assert not any(isinstance(order, Plan) for order in driver.result([(start, 12, 3)]))
+
+
+def test_two_requests_with_one_prompt_compute_it_once() -> None:
+    driver = Driver()
+    orders = driver.turn(submit("first", range(64), 4), submit("second", range(64), 4))
+    assert list(starts(orders)) == ["first"]
+    assert driver.scheduler.counters["parked on a prefix"] == 1
+    first = starts(orders)["first"]
+    second = starts(driver.result([(first, 64, 1)]))["second"]
+    # All but the last token is a hit: three blocks are shared, the fourth is copied but for its last slot.
+    assert list(second.table[:3]) == list(first.table[:3]) and second.table[3] != first.table[3]
+    assert second.position == 63
+
+
+def test_who_waits_for_a_prefix_computes_it_when_its_owner_goes() -> None:
+    driver = Driver()
+    first = starts(driver.turn(submit("first", range(64), 4), submit("second", range(64), 4)))["first"]
+    driver.turn(Cancel("first"))
+    orders = driver.result(stopped=[(first, Reason.DROPPED, 16, 0)])
+    second = starts(orders)["second"]
+    # The block that was filled is used, what the first did not reach is computed.
+    assert second.position == 16 and second.table[0] == first.table[0]
+
+
+def test_forks_share_full_prompt_blocks_and_own_their_tails() -> None:
+    driver = Driver()
+    start = starts(driver.turn(submit("q", range(40), 40, n=3)))["q"]
+    assert len(start.forks) == 2
+    for fork in start.forks:
+        assert list(fork.table[:2]) == list(start.table[:2])
+        assert not set(fork.table[2:]) & set(start.table)
+    assert not set(start.forks[0].table[2:]) & set(start.forks[1].table[2:])
+
+
+def test_under_pressure_the_last_comer_goes_and_comes_back_first() -> None:
+    driver = Driver(num_blocks=6)
+    started = starts(driver.turn(submit("old", range(30), 60), submit("new", range(100, 130), 60)))
+    assert set(started) == {"old", "new"}
+    driver.result([(started["old"], 28, 0), (started["new"], 28, 0)])
+    driver.result([(started["old"], 44, 15), (started["new"], 44, 15)])
+    orders = driver.result([(started["old"], 48, 4), (started["new"], 48, 4)])
+    dropped = [drop.seq for order in orders if isinstance(order, Plan) for drop in order.drops]
+    assert dropped == [started["new"].seq]
+    driver.turn(submit("newest", range(200, 210), 4))
+    orders = driver.result(stopped=[(started["new"], Reason.DROPPED, 48, 0)])
+    assert "newest" not in starts(orders), "nothing overtakes what was preempted"
+    orders = driver.result(stopped=[(started["old"], Reason.STOP, 60, 12)])
+    again = starts(orders)["new"]
+    assert again.attempt == 2 and len(again.tokens) == 30 + 19
+    (done,) = [order for order in orders if isinstance(order, Done)]
+    assert done.request_id == "old" and done.device_block_seconds > 0
+
+
+def test_priority_goes_first_and_tenants_take_turns() -> None:
+    driver = Driver(max_batch=1)
+    running = starts(driver.turn(submit("runs", range(4), 4, tenant="a")))["runs"]
+    driver.turn(*(submit(f"a{number}", range(4), 4, tenant="a") for number in range(3)))
+    driver.turn(submit("b0", range(4), 4, tenant="b"), submit("urgent", range(4), 4, tenant="a", priority=-1))
+    order: list[str] = []
+    while len(order) < 5:
+        ((name, start),) = starts(driver.result(stopped=[(running, Reason.LENGTH, 7, 4)])).items()
+        order.append(name)
+        running = start
+    assert order[0] == "urgent"
+    assert order.index("b0") == 1, "a tenant that has got nothing goes before one that has"
+    assert [name for name in order if name.startswith("a")] == ["a0", "a1", "a2"]
+
+
+def test_a_pin_keeps_its_blocks_until_its_time_and_gives_way_to_work() -> None:
+    driver = Driver(num_blocks=8)
+    prompt = ids(range(32))
+    pin = Pin("pin", "g", 1, "m", "t", prompt, HASHER.prompt(prompt), until=100.0)
+    start = starts(driver.turn(pin))["pin"]
+    driver.result(stopped=[(start, Reason.LENGTH, 32, 1)])
+    assert driver.scheduler.replicas["r0"].ledger.counts().held == 2
+    # All eight blocks are needed: the pin goes.
+    assert "big" in starts(driver.turn(submit("big", range(500, 600), 29)))
+    assert driver.scheduler.counters["pins given up"] == 1
+
+
+def test_a_journal_replays_to_the_same_decisions(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    driver = Driver()
+    writer = JournalWriter(path, driver.scheduler.settings, 1)
+    first = Scheduler(driver.scheduler.settings)
+    told: list[tuple[Event, ...]] = [
+        (joined(),),
+        (submit("a", range(40), 9, n=2), submit("b", range(40), 9)),
+        (Cancel("a"),),
+    ]
+    for number, events in enumerate(told):
+        writer.turn(events, float(number), first.turn(events, float(number)))
+    writer.close()
+    journal = read(path)
+    assert len(journal.turns) == 3 and journal.is_whole
+    assert "request a: stopping" in describe(replay(journal))
+    assert "request" not in describe(replay(journal, at=1))
+
+
+def test_a_journal_that_is_cut_or_of_another_version_or_decides_otherwise_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    settings = SchedulerSettings()
+    scheduler = Scheduler(settings)
+    writer = JournalWriter(path, settings, 1)
+    for number, events in enumerate([(joined(),), (submit("a", range(40), 9),)]):
+        writer.turn(events, float(number), scheduler.turn(events, float(number)))
+    writer.close()
+    whole = path.read_text()
+    path.write_text(whole[: whole.rindex('{"turn":2') + 30])
+    with pytest.raises(ConfigError, match="truncated after turn 1"):
+        read(path)
+    assert len(read(path, allow_cut=True).turns) == 1
+    path.write_text("no journal at all")
+    with pytest.raises(ConfigError, match="is not a journal"):
+        read(path)
+    writer = JournalWriter(path, settings, 1)
+    writer.turn((joined(),), 0.0, [])
+    writer.turn((submit("a", range(40), 9),), 1.0, [])
+    writer.close()
+    with pytest.raises(ProtocolError, match="turn 2 decides otherwise"):
+        replay(read(path))
+
+
+def test_closed_requests_leave_nothing_behind() -> None:
+    driver = Driver()
+    start = starts(driver.turn(submit("q", range(40), 4)))["q"]
+    driver.result(stopped=[(start, Reason.LENGTH, 43, 4)])
+    driver.turn(Closed("q"))
+    assert not driver.scheduler.requests and not driver.scheduler.unclosed
+    assert driver.scheduler.index.num_computing == 0
+    assert driver.scheduler.replicas["r0"].ledger.counts().held == 0
