@@ -34,6 +34,10 @@ ARGUMENTS = ArgumentList(
 ITEM_TOKEN, ITEM_TOKENS, ITEM_POSITION, ITEM_ROW, ITEM_FROM, ITEM_TO, ITEM_PARTIAL, ITEM_WIDTH = range(8)
 
 
+# What to give as the window for none: further back than any key.
+NO_WINDOW = 1 << 40
+
+
 @dataclass(frozen=True)
 class AttentionShape:
     """A head shape with what follows from it: how rows and keys are tiled and how a thread's scratch memory is cut."""

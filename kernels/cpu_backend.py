@@ -1,36 +1,36 @@
 """The CPU backend: paged attention, cache writes and block copies in machine code that this process makes for itself.
 
-The worker calls it through `kernels.dispatch`. It checks arguments, picks or compiles the kernel for a shape, fills the
-argument arrays and runs the kernels on torch's threads. It keeps scratch memory, so one thread at a time may use it.
+The worker calls it through `kernels.dispatch`. It checks arguments, picks or compiles the kernel for a shape, binds it
+to a layer and runs it on torch's threads. It keeps scratch memory, so one thread at a time may use it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
 from kernels import checks, cpu_plan, reference
 from kernels.batch import AttentionBatch
-from kernels.cpu_attention import ARGUMENTS, AttentionEmitter, AttentionShape
+from kernels.cpu_attention import AttentionEmitter, AttentionShape
+from kernels.cpu_bound import BoundAttention, BoundWrite, Score, Workspace, threads_for
 from kernels.cpu_call import Call
 from kernels.cpu_ir import BF16, F16, F32, Kind
 from kernels.cpu_jit import Kernel, Target, compile_kernel, host
-from kernels.cpu_math import LOG2E
 from kernels.cpu_merge import MergeEmitter
 from kernels.cpu_plan import Plan
 from kernels.cpu_shapes import HeadShape, Tiling
-from kernels.cpu_write import COPY_ARGUMENTS, WRITE_ARGUMENTS, WriteEmitter, WriteShape, emit_copy
+from kernels.cpu_write import COPY_ARGUMENTS, WriteEmitter, WriteShape, emit_copy
 from kernels.layout import BlockLayout, KeyOrder, LayerCache
+
+_Bound = TypeVar("_Bound", BoundAttention, BoundWrite)
 
 KINDS: dict[torch.dtype, Kind] = {torch.float32: F32, torch.bfloat16: BF16, torch.float16: F16}
 
-# Below so many bytes read or written a call stays on its own thread: waking another costs more than it brings.
-MIN_BYTES_PER_THREAD = 64 * 1024
-# No window: further back than any key.
-NO_WINDOW = 1 << 40
+# Layers are bound at their first call. A caller that makes new caches all the time must not fill memory with them.
+MAX_BOUND = 4096
 
 
 @lru_cache(maxsize=256)
@@ -76,11 +76,10 @@ class CpuBackend:
         self.target = target or host()
         self.tiling = tiling or Tiling()
         self.is_debug = debug
-        self._attend, self._write, self._copy = Call(ARGUMENTS), Call(WRITE_ARGUMENTS), Call(COPY_ARGUMENTS)
-        # A lookup by plain values each call; the kernels themselves are shared by all backends of the process.
-        self._kernels: dict[tuple[object, ...], tuple[AttentionShape, Kernel]] = {}
-        self._scratch = torch.zeros(0)
-        self._partials = torch.zeros(0)
+        self._copy = Call(COPY_ARGUMENTS)
+        self._workspace = Workspace()
+        self._attentions: dict[tuple[object, ...], BoundAttention] = {}
+        self._writes: dict[tuple[object, ...], BoundWrite] = {}
 
     def key_order(self, dtype: torch.dtype, block_size: int) -> KeyOrder:
         return "pairs" if dtype == torch.bfloat16 and block_size % 2 == 0 else "dim_slot"
@@ -106,58 +105,32 @@ class CpuBackend:
         out: torch.Tensor | None = None,
         lse: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        checks.check_attention(q, cache, batch, window=window, softcap=softcap, sinks=sinks, out=out, lse=lse)
-        if self.is_debug:
-            checks.check_batch_bounds(batch, cache)
-        shape, kernel = self._kernel_for(q, cache)
-        plan = self._plan(batch, shape, cache)
+        # The identities in the key are those of objects that the bound call keeps alive.
+        key = (id(cache), q.dtype, q.shape[1:], scale, window, softcap, id(sinks))
+        bound = self._attentions.get(key)
+        if bound is None or batch.tasks is None or self.is_debug or out is not None or lse is not None:
+            checks.check_attention(q, cache, batch, window=window, softcap=softcap, sinks=sinks, out=out, lse=lse)
+            if self.is_debug:
+                checks.check_batch_bounds(batch, cache)
+            bound = bound or self._bind(key, q, cache, Score(scale, window, softcap), sinks)
+        elif q.shape[0] != batch.num_tokens or q.stride(2) != 1 or not q.is_cpu:
+            checks.check_attention(q, cache, batch, window=window, softcap=softcap, sinks=sinks, out=out, lse=lse)
         if out is None:
-            out = torch.empty((*q.shape[:2], cache.value_dim), dtype=q.dtype)
-        sinks = None if sinks is None else sinks.float().contiguous()
-        threads = self._threads(plan.num_row_keys * plan.num_kv_heads // shape.head.group, cache)
-        self._set_tensors(q, cache, batch, out, lse, sinks)
-        self._set_score(scale, window, softcap)
-        self._size_scratch(shape, plan, threads)
-        self._attend.set(
-            num_items=len(plan.items), items=plan.items.ctypes.data, tasks_at_once=1, num_kv_heads=plan.num_kv_heads
-        )
-        self._attend.run(kernel, threads)
-        if len(plan.merges):
-            self._attend.set(num_items=len(plan.merges), items=plan.merges.ctypes.data)
-            self._attend.run(merge_kernel(shape), min(threads, len(plan.merges) * plan.num_kv_heads))
+            out = q.new_empty((q.shape[0], q.shape[1], bound.value_dim))
+        bound.run(q, out, lse, batch, self._plan(batch, bound.shape, cache), self._workspace)
         return out
 
     def write_kv(self, k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slots: torch.Tensor) -> None:
         checks.check_write(k, v, cache, slots)
         if self.is_debug:
             checks.check_write_bounds(cache, slots)
-        if k.dtype != v.dtype:
-            raise ValueError(f"k and v must have one dtype, got {k.dtype} and {v.dtype}")
-        self._check_order(cache)
-        slots = slots.contiguous()
-        shape = WriteShape(
-            KINDS[k.dtype],
-            KINDS[cache.k.dtype],
-            cache.keys == "pairs",
-            cache.block_size,
-            cache.head_dim,
-            cache.value_dim,
-        )
-        self._write.set(
-            num_tokens=slots.shape[0],
-            num_kv_heads=cache.num_kv_heads,
-            slots=slots.data_ptr(),
-            block_stride=cache.k.stride(0) * cache.k.element_size(),
-            key=k.data_ptr(),
-            key_token_stride=k.stride(0),
-            key_head_stride=k.stride(1),
-            value=v.data_ptr(),
-            value_token_stride=v.stride(0),
-            value_head_stride=v.stride(1),
-            keys=cache.k.data_ptr(),
-            values=cache.v.data_ptr(),
-        )
-        self._write.run(write_kernel(shape, self.target), self._threads_for(k.numel() * 16))
+        key = (id(cache), k.dtype)
+        bound = self._writes.get(key)
+        if bound is None or k.dtype != v.dtype:
+            if k.dtype != v.dtype:
+                raise ValueError(f"k and v must have one dtype, got {k.dtype} and {v.dtype}")
+            bound = self._bind_write(key, k, cache)
+        bound.run(k, v, slots)
 
     def copy_blocks(
         self, pool: torch.Tensor, src: Sequence[int] | torch.Tensor, dst: Sequence[int] | torch.Tensor
@@ -174,7 +147,7 @@ class CpuBackend:
             sources=src.data_ptr(),
             targets=dst.data_ptr(),
         )
-        self._copy.run(copy_kernel(self.target), self._threads_for(src.shape[0] * pool.shape[1]))
+        self._copy.run(copy_kernel(self.target), threads_for(src.shape[0] * pool.shape[1]))
 
     def merge(self, outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return reference.merge(outs, lses)
@@ -183,24 +156,43 @@ class CpuBackend:
         """Compiles the kernels of every layer shape for queries of the cache's dtype."""
         dtype, size = layout.dtype, layout.block_size
         for layer in dict.fromkeys(layout.layers):
-            group = num_heads // layer.num_kv_heads
-            shape, _ = self._compile(dtype, dtype, layout.keys, size, layer.head_dim, layer.value_dim, group)
+            shape = self._shape(
+                dtype, dtype, layout.keys, size, layer.head_dim, layer.value_dim, num_heads // layer.num_kv_heads
+            )
+            attention_kernel(shape)
             merge_kernel(shape)
             pairs = layout.keys == "pairs"
             write = WriteShape(KINDS[dtype], KINDS[dtype], pairs, size, layer.head_dim, layer.value_dim)
             write_kernel(write, self.target)
         copy_kernel(self.target)
 
-    def _kernel_for(self, q: torch.Tensor, cache: LayerCache) -> tuple[AttentionShape, Kernel]:
+    def _bind(
+        self,
+        key: tuple[object, ...],
+        q: torch.Tensor,
+        cache: LayerCache,
+        score: Score,
+        sinks: torch.Tensor | None,
+    ) -> BoundAttention:
+        self._check_order(cache)
         group = q.shape[1] // cache.num_kv_heads
-        key = (q.dtype, cache.k.dtype, cache.keys, cache.block_size, cache.head_dim, cache.value_dim, group)
-        found = self._kernels.get(key)
-        if found is None:
-            self._check_order(cache)
-            found = self._kernels[key] = self._compile(*key)
-        return found
+        shape = self._shape(
+            q.dtype, cache.k.dtype, cache.keys, cache.block_size, cache.head_dim, cache.value_dim, group
+        )
+        bound = BoundAttention(cache, shape, (attention_kernel(shape), merge_kernel(shape)), score, sinks)
+        _remember(self._attentions, key, bound)
+        return bound
 
-    def _compile(
+    def _bind_write(self, key: tuple[object, ...], k: torch.Tensor, cache: LayerCache) -> BoundWrite:
+        self._check_order(cache)
+        pairs = cache.keys == "pairs"
+        kinds = KINDS[k.dtype], KINDS[cache.k.dtype]
+        shape = WriteShape(*kinds, pairs, cache.block_size, cache.head_dim, cache.value_dim)
+        bound = BoundWrite(cache, write_kernel(shape, self.target))
+        _remember(self._writes, key, bound)
+        return bound
+
+    def _shape(
         self,
         query: torch.dtype,
         cache: torch.dtype,
@@ -209,13 +201,9 @@ class CpuBackend:
         head_dim: int,
         value_dim: int,
         group: int,
-    ) -> tuple[AttentionShape, Kernel]:
-        pairs = keys == "pairs"
-        head = HeadShape(
-            KINDS[cache], KINDS[query], pairs, block_size, head_dim, value_dim, group, self.target, self.tiling
-        )
-        shape = AttentionShape(head)
-        return shape, attention_kernel(shape)
+    ) -> AttentionShape:
+        sizes = block_size, head_dim, value_dim, group
+        return AttentionShape(HeadShape(KINDS[cache], KINDS[query], keys == "pairs", *sizes, self.target, self.tiling))
 
     def _check_order(self, cache: LayerCache) -> None:
         pairs = cache.keys == "pairs" and cache.k.dtype == torch.bfloat16
@@ -233,55 +221,8 @@ class CpuBackend:
             batch, self.tiling, group=shape.head.group, num_kv_heads=cache.num_kv_heads, block_size=cache.block_size
         )
 
-    def _set_tensors(
-        self,
-        q: torch.Tensor,
-        cache: LayerCache,
-        batch: AttentionBatch,
-        out: torch.Tensor,
-        lse: torch.Tensor | None,
-        sinks: torch.Tensor | None,
-    ) -> None:
-        self._attend.set(
-            query=q.data_ptr(),
-            query_token_stride=q.stride(0),
-            query_head_stride=q.stride(1),
-            out=out.data_ptr(),
-            out_token_stride=out.stride(0),
-            out_head_stride=out.stride(1),
-            lse=0 if lse is None else lse.data_ptr(),
-            lse_token_stride=0 if lse is None else lse.stride(0),
-            sinks=0 if sinks is None else sinks.data_ptr(),
-            keys=cache.k.data_ptr(),
-            values=cache.v.data_ptr(),
-            block_stride=cache.k.stride(0) * cache.k.element_size(),
-            tables=batch.tables.data_ptr(),
-            table_stride=batch.tables.stride(0),
-        )
 
-    def _set_score(self, scale: float, window: int, softcap: float) -> None:
-        # The kernel wants a positive factor, so that the highest product is the highest score.
-        sign = (scale > 0.0) - (scale < 0.0)
-        magnitude = abs(scale) if sign else 1.0
-        self._attend.set_floats(
-            query_factor=sign,
-            score_factor=magnitude / softcap if softcap > 0.0 else magnitude * LOG2E,
-            softcap=softcap * LOG2E,
-        )
-        self._attend.set(window=window or NO_WINDOW)
-
-    def _size_scratch(self, shape: AttentionShape, plan: Plan, threads: int) -> None:
-        stride = -(-shape.scratch_bytes // 4096) * 4096 + 64
-        if self._scratch.nbytes < stride * threads:
-            self._scratch = torch.zeros(stride * threads // 4)
-        partials = plan.num_partial_rows * shape.partial_stride
-        if self._partials.numel() < partials:
-            self._partials = torch.empty(partials * 3 // 2)
-        self._attend.set(scratch=self._scratch.data_ptr(), scratch_stride=stride, partials=self._partials.data_ptr())
-
-    def _threads(self, num_keys: int, cache: LayerCache) -> int:
-        """Threads worth waking for reading so many keys and values of one head each."""
-        return self._threads_for(num_keys * (cache.head_dim + cache.value_dim) * cache.k.element_size())
-
-    def _threads_for(self, size_bytes: int) -> int:
-        return max(1, min(torch.get_num_threads(), size_bytes // MIN_BYTES_PER_THREAD))
+def _remember(bound: dict[tuple[object, ...], _Bound], key: tuple[object, ...], entry: _Bound) -> None:
+    if len(bound) >= MAX_BOUND:
+        bound.clear()
+    bound[key] = entry

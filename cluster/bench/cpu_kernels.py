@@ -1,6 +1,6 @@
 """Attention on the CPU beside torch and the machine's ceilings: decode, unequal lengths, prefill, what is around it.
 
-Keys and values come cold from memory at every call, as they do in a model of many layers. Every shape that is timed is
+Keys and values come cold from memory, as they do in a model of many layers. Every shape that is timed is
 also checked against the reference. `cpu_command` calls `run`, which ends with how the targets were met.
 """
 
@@ -30,6 +30,7 @@ from cluster.bench.gpu_peers import NotForThis
 from cluster.bench.report import Cell, Report
 from cluster.bench.timing import alternate
 from kernels.cpu_backend import CpuBackend
+from kernels.cpu_memory import new_pool
 from kernels.layout import BlockLayout, LayerCache, LayerShape
 from kernels.reference import gather_tokens
 
@@ -40,8 +41,10 @@ SMALL = HeadShape("small", 12, 4, 64)
 CPU_SHAPES = (SMALL, *SHAPES)
 ANCHOR = decodes("32 x 512", [512] * 32)
 BLOCK_SIZES = (8, 16, 32, 64, 128)
-# Read before each call, so that nothing of it is in a cache.
+# Read before each turn, so that no cache holds anything of it. A turn goes over a few layers, each with its own keys, as
+# a model does: their keys are cold, the code that goes over them is not. Large layers stand alone.
 FLOOD_BYTES = 128 << 20
+LAYERS, MAX_LAYER_BYTES = 4, 64 << 20
 
 
 @dataclass
@@ -74,7 +77,7 @@ class CpuBench:
     def times(self, candidates: dict[str, Call]) -> dict[str, float]:
         return alternate(candidates, budget_s=self.budget_s * len(candidates), before=self.flood)
 
-    def reader(self, size_bytes: int) -> Call:
+    def reader(self, size_bytes: int) -> Callable[[], torch.Tensor]:
         """Reads so many bytes once: what nothing that needs them all can beat."""
         data = torch.ones(max(16, size_bytes // 4), dtype=torch.int32)
         return data.amax
@@ -95,7 +98,7 @@ def laid_out(bench: CpuBench, built: Built, *, shuffled: bool) -> Built:
     cache, shape = built.caches[0], built.shape
     keys = bench.backend.key_order(built.q.dtype, cache.block_size)
     layout = BlockLayout((LayerShape(shape.num_kv_heads, shape.dim),), cache.block_size, built.q.dtype, keys)
-    pool = torch.zeros((cache.num_blocks, layout.block_bytes), dtype=torch.uint8)
+    pool = new_pool(cache.num_blocks, layout.block_bytes)
     (own,) = layout.views(pool)
     tables = built.batch.tables
     if not shuffled:
@@ -121,7 +124,7 @@ def laid_out(bench: CpuBench, built: Built, *, shuffled: bool) -> Built:
     return replace(built, caches=[own], batch=batch, pool=pool)
 
 
-def ours(bench: CpuBench, built: Built) -> Call:
+def ours(bench: CpuBench, built: Built) -> Callable[[], torch.Tensor]:
     out, shape = torch.full_like(built.q, float("nan")), built.shape
     cache: LayerCache = built.caches[0]
     return lambda: bench.backend.attention(
@@ -138,29 +141,23 @@ def attention_row(
     peer_names: Sequence[str],
 ) -> dict[str, Cell]:
     """Times our attention, in shuffled blocks and in one run, and its peers, after checking all of them."""
-    plain = build(shape, workload, block_size=block_size, dtype=dtype, device=torch.device("cpu"))
+    layers = [build(shape, workload, block_size=block_size, dtype=dtype, device=torch.device("cpu"))]
+    plain = layers[0]
+    while len(layers) < LAYERS and plain.kv_bytes <= MAX_LAYER_BYTES:
+        layers.append(build(shape, workload, block_size=block_size, dtype=dtype, device=torch.device("cpu")))
     name = f"{shape.name}, {workload.name}, block {block_size}, {str(dtype).removeprefix('torch.')}"
-    shuffled, in_order = laid_out(bench, plain, shuffled=True), laid_out(bench, plain, shuffled=False)
-    candidates: dict[str, Call] = {"ours": ours(bench, shuffled), "in order": ours(bench, in_order)}
-    for what, call in candidates.items():
-        out = call()
-        assert isinstance(out, torch.Tensor)
-        error = worst_error(plain, out)
+    candidates: dict[str, Call] = {}
+    for what, is_shuffled in (("ours", True), ("in order", False)):
+        calls = [ours(bench, laid_out(bench, each, shuffled=is_shuffled)) for each in layers]
+        error = max(worst_error(each, call()) for each, call in zip(layers, calls, strict=True))
         bench.report.check(f"{name}, {what}", error <= 1.0, f"{error:.2f} of the error allowed for {dtype}")
-    candidates["read"] = bench.reader(plain.kv_bytes)
+        candidates[what] = _all(calls)
+    candidates["read"] = _all([bench.reader(plain.kv_bytes) for _ in layers])
     for peer in peer_names if bench.peers else ():
-        try:
-            other = PEERS[peer](plain)
-            error = worst_error(plain, other())
-        except NotForThis as reason:
-            bench.left_out(peer, str(reason), name)
-            continue
-        # torch rounds scores to 16 bits on some of its roads; that is its business, but twice our error is wrong.
-        if error > 2.0:
-            bench.left_out(peer, f"wrong by {error:.1f} of what is allowed", name)
-            continue
-        candidates[peer] = other
-    times = bench.times(candidates)
+        call = _peer(bench, peer, layers, name)
+        if call is not None:
+            candidates[peer] = call
+    times = {what: seconds / len(layers) for what, seconds in bench.times(candidates).items()}
     own = times["ours"]
     row: dict[str, Cell] = {"shape": shape.name, "batch": workload.name, "block": block_size}
     row |= {"dtype": str(dtype).removeprefix("torch."), "ms": own * 1e3}
@@ -172,6 +169,26 @@ def attention_row(
     for peer in peer_names:
         row[f"{peer} / ours"] = times[peer] / own if peer in times else None
     return row
+
+
+def _peer(bench: CpuBench, name: str, layers: Sequence[Built], where: str) -> Call | None:
+    """A peer's calls over the same layers, checked; None, and a note why, if it cannot do this."""
+    try:
+        calls = [PEERS[name](each) for each in layers]
+        error = worst_error(layers[0], calls[0]())
+    except NotForThis as reason:
+        bench.left_out(name, str(reason), where)
+        return None
+    # torch rounds weights to 16 bits on some of its roads; that is its business, but twice our error is wrong.
+    if error > 2.0:
+        bench.left_out(name, f"wrong by {error:.1f} of what is allowed", where)
+        return None
+    return _all(calls)
+
+
+def _all(calls: Sequence[Callable[[], torch.Tensor]]) -> Call:
+    """One call after the other, as the layers of a model follow each other."""
+    return lambda: [call() for call in calls]
 
 
 def decode_rows(bench: CpuBench, *, quick: bool) -> None:
