@@ -55,6 +55,11 @@ def starts(orders: Sequence[Order]) -> dict[str, Start]:
     return {start.request_id: start for order in orders if isinstance(order, Plan) for start in order.starts}
 
 
+def names_of(start: Start, blocks: range) -> bytes:
+    """Names of generated blocks as a worker would give them: no two sequences have the same."""
+    return b"".join(start.request_id.encode().ljust(8, b".") + block.to_bytes(8, "little") for block in blocks)
+
+
 class Driver:
     """A scheduler, its time, and one replica that is told what to say."""
 
@@ -88,9 +93,9 @@ class Driver:
             columns.num_ids.append(num_ids)
             columns.ids.extend(array("i", [7] * num_ids))
             columns.num_hashes.append(filled)
-            hashes += b"".join(bytes([block]) * 16 for block in range(filled))
+            hashes += names_of(start, range(first, position // SIZE))
         ended = tuple(
-            Stopped(start.seq, reason, position, array("i", [7] * num_ids), bytes(16 * (position // SIZE)))
+            Stopped(start.seq, reason, position, array("i", [7] * num_ids), names_of(start, range(position // SIZE)))
             for start, reason, position, num_ids in stopped
         )
         self.number += 1
