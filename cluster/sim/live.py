@@ -65,9 +65,27 @@ class LiveCluster:
     async def close(self) -> None:
         for worker in self.workers.values():
             worker.die()
+        await self._end_host()
+
+    async def _end_host(self) -> None:
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
+
+    async def replace_scheduler(self) -> SchedulerHost:
+        """The scheduler dies and one of the next epoch takes over; workers tell it what they hold. Gateways have to be
+        linked to it anew."""
+        await self._end_host()
+        settings, epoch = self.host.scheduler.settings, self.host.scheduler.epoch + 1
+        self.host = SchedulerHost(settings, epoch)
+        for name, worker in self.workers.items():
+            self._connect(name, worker)
+        self._task = asyncio.get_running_loop().create_task(self.host.run())
+        return self.host
+
+    def _connect(self, name: str, worker: SimWorker) -> None:
+        self.host.replica_links[name] = lambda plan: worker.run(worker.take_plan, plan)
+        self.host.post(worker.meet(self.host.scheduler.epoch))
 
     def add_worker(self, name: str, shape: WorkerShape = SHAPE) -> SimWorker:
         """A replica joins, with its next incarnation if it was here before."""
@@ -80,9 +98,7 @@ class LiveCluster:
         )
         worker = SimWorker(name, incarnation, shape, self._clock, "live", outlets)
         self.workers[name] = worker
-        self.host.replica_links[name] = lambda plan: worker.run(worker.take_plan, plan)
-        worker.meet(self.host.scheduler.epoch)
-        self.host.post(worker.joined)
+        self._connect(name, worker)
         self._tell_models()
         return worker
 

@@ -22,7 +22,7 @@ from cluster.outputs import RequestOutput
 from cluster.sampling import SamplingParams
 from protos.quire.v1 import common_pb2
 from protos.quire.v1 import inference_pb2 as pb
-from tests.cluster.front_door import PROMPT, Door, at_the_door, expected, open_server, slow
+from tests.cluster.front_door import PROMPT, Door, Proxy, at_the_door, expected, open_server, slow
 
 
 def in_a_thread(door: Door, work) -> asyncio.Future:
@@ -146,48 +146,6 @@ def test_a_broken_connection_is_resumed_on_the_same_gateway():
         await proxy.stop()
 
     at_the_door(story, shapes=[slow(0.012)])
-
-
-class Proxy:
-    """Passes bytes on, until it is told to cut what it has."""
-
-    def __init__(self, port: int) -> None:
-        self._target = port
-        self._pairs: set[asyncio.StreamWriter] = set()
-        self.num_cut = 0
-        self.port = 0
-
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
-        self._pairs |= {writer, far_writer}
-
-        async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-            try:
-                while data := await source.read(65536):
-                    sink.write(data)
-                    await sink.drain()
-            except OSError:
-                pass
-            finally:
-                sink.close()
-
-        await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
-
-    def cut(self) -> None:
-        for writer in self._pairs:
-            if not writer.is_closing():
-                self.num_cut += 1
-                writer.transport.abort()
-        self._pairs.clear()
-
-    async def stop(self) -> None:
-        self.cut()
-        self._server.close()
-        await self._server.wait_closed()
 
 
 def test_requests_have_an_id_and_a_seed_before_they_are_sent():

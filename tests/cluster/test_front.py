@@ -1,0 +1,308 @@
+"""Gateway, scheduler and workers over real gRPC streams that break, stall and change ends: no token lost or doubled."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from cluster.client import AsyncClient
+from cluster.errors import Unavailable
+from cluster.front import MAX_EVENTS
+from cluster.front_link import FrontLink, LinkSettings
+from cluster.front_server import FrontServer
+from cluster.front_tokens import TokenIntake
+from cluster.gateway import Gateway
+from cluster.gateway_server import GatewayServer
+from cluster.gateway_settings import GatewaySettings
+from cluster.messages import Cancel, Submit, Tokens, ids
+from cluster.sampling import SamplingParams
+from cluster.sim.live import LiveCluster
+from cluster.wire_tokens import fill_tokens
+from protos.quire.v1 import front_pb2 as pb
+from protos.quire.v1.front_pb2_grpc import (
+    TokenServiceAsyncStub,
+    add_FrontServiceServicer_to_server,
+    add_TokenServiceServicer_to_server,
+)
+from tests.cluster.front_door import PROMPT, Proxy, expected, slow, text_model
+from worker.token_push import TokenPusher
+
+SILENCE_S = 0.8
+
+
+@dataclass
+class Wired:
+    """One of everything, with a proxy on the way to the scheduler and one on the way of the tokens."""
+
+    cluster: LiveCluster
+    front: FrontServer
+    scheduler_proxy: Proxy
+    token_proxy: Proxy
+    gateway: Gateway
+    client: AsyncClient
+    link: FrontLink
+    intake: TokenIntake
+    pushers: dict[str, TokenPusher] = field(default_factory=dict)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    servers: list[grpc.aio.Server] = field(default_factory=list)
+
+    async def serve_front(self) -> None:
+        """The front server of the scheduler that there is now; gateways find it behind the proxy."""
+        front = FrontServer(self.cluster.host, self.cluster.served, hash_key=b"key", silence_s=SILENCE_S)
+        server = grpc.aio.server()
+        add_FrontServiceServicer_to_server(front, server)
+        self.scheduler_proxy.target = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        self.front = front
+        self.servers.append(server)
+        self.tasks.append(asyncio.get_running_loop().create_task(front.watch()))
+
+
+async def serve_tokens(intake: TokenIntake) -> tuple[grpc.aio.Server, int]:
+    server = grpc.aio.server()
+    add_TokenServiceServicer_to_server(intake, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    return server, port
+
+
+@contextlib.asynccontextmanager
+async def wired(num_workers: int = 1, step_s: float = 0.01) -> AsyncIterator[Wired]:
+    cluster = LiveCluster()
+    scheduler_proxy, token_proxy = Proxy(0), Proxy(0)
+    await scheduler_proxy.start()
+    await token_proxy.start()
+
+    async def find() -> str:
+        return f"127.0.0.1:{scheduler_proxy.port}"
+
+    link = FrontLink(LinkSettings("gateway-0", 1, f"127.0.0.1:{token_proxy.port}", find))
+    gateway = Gateway(GatewaySettings(port=0), link, {"m": text_model()})
+    intake = TokenIntake(gateway.feed)
+    server = GatewayServer(gateway)
+    parts: dict[str, Any] = {"front": None, "client": None}
+    one = Wired(cluster, parts["front"], scheduler_proxy, token_proxy, gateway, parts["client"], link, intake)
+    try:
+        await one.serve_front()
+        token_server, token_proxy.target = await serve_tokens(intake)
+        one.servers.append(token_server)
+        for number in range(num_workers):
+            worker = cluster.add_worker(f"r{number}", slow(step_s))
+            pusher = one.pushers[worker.name] = TokenPusher(worker.name, worker.incarnation, [])
+            pusher.direct({"gateway-0": f"127.0.0.1:{token_proxy.port}"})
+            worker.outlets.tokens = pusher.push
+        await server.start()
+        one.client = AsyncClient(f"127.0.0.1:{server.port}")
+        await one.client.wait_ready(5.0)
+        yield one
+    finally:
+        if one.client is not None:
+            await one.client.close()
+        await server.stop(0.1)
+        for pusher in one.pushers.values():
+            await pusher.close()
+        await cluster.close()
+        for task in one.tasks:
+            task.cancel()
+        await asyncio.gather(*one.tasks, return_exceptions=True)
+        await scheduler_proxy.stop()
+        await token_proxy.stop()
+        for listening in one.servers:
+            await listening.stop(None)
+
+
+def over_the_wire(story: Callable[[Wired], Awaitable[None]], **how: Any) -> None:
+    async def run() -> None:
+        async with wired(**how) as one:
+            await story(one)
+
+    asyncio.run(asyncio.wait_for(run(), 40))
+
+
+async def check_streams(one: Wired, disturb: Callable[[], Awaitable[None]], num: int = 8) -> None:
+    """Requests of all kinds under way while something goes wrong; each says what it would have said undisturbed."""
+    prompts = [[6, 7, number + 1] for number in range(num)]
+    calls = [
+        one.client.generate(prompt, seed=3, max_tokens=90, n=1 + number % 3, ignore_eos=True)
+        for number, prompt in enumerate(prompts)
+    ]
+    working = [asyncio.ensure_future(call) for call in calls]
+    await asyncio.sleep(0.2)
+    await disturb()
+    for prompt, output in zip(prompts, await asyncio.gather(*working), strict=True):
+        for sequence in output.outputs:
+            assert sequence.token_ids == expected(prompt, 3, 90, sequence.index, ends=False)
+            assert sequence.finish_reason == "length"
+
+
+async def settled(one: Wired) -> None:
+    async with asyncio.timeout(10):
+        while one.gateway.num_open or one.cluster.host.scheduler.requests:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    one.cluster.host.scheduler.check()
+
+
+def test_the_whole_way_over_grpc():
+    async def story(one: Wired) -> None:
+        async def nothing() -> None:
+            assert one.gateway.is_connected
+
+        await check_streams(one, nothing)
+        assert await one.client.cache_prefix(list(range(1, 40)), 5.0) == 32
+        await settled(one)
+
+    over_the_wire(story, num_workers=2)
+
+
+def test_the_stream_to_the_scheduler_breaks_again_and_again():
+    async def story(one: Wired) -> None:
+        async def disturb() -> None:
+            for _ in range(6):
+                one.scheduler_proxy.cut()
+                # What is asked meanwhile waits, and is not lost.
+                output = await one.client.generate(PROMPT, seed=1, max_tokens=4, ignore_eos=True)
+                assert output.outputs[0].token_ids == expected(PROMPT, 1, 4, ends=False)
+
+        await check_streams(one, disturb)
+        assert one.scheduler_proxy.num_cut >= 6
+        assert one.front.sessions["gateway-0"].incarnation == 1
+        await settled(one)
+
+    over_the_wire(story)
+
+
+def test_the_stream_of_tokens_breaks_again_and_again():
+    async def story(one: Wired) -> None:
+        async def disturb() -> None:
+            for _ in range(6):
+                one.token_proxy.cut()
+                await asyncio.sleep(0.1)
+
+        await check_streams(one, disturb)
+        assert one.token_proxy.num_cut >= 6
+        await settled(one)
+
+    over_the_wire(story, num_workers=2)
+
+
+def test_a_new_scheduler_takes_over():
+    async def story(one: Wired) -> None:
+        async def disturb() -> None:
+            one.scheduler_proxy.cut()
+            await one.cluster.replace_scheduler()
+            await asyncio.sleep(0.1)
+            await one.serve_front()
+            output = await one.client.generate(PROMPT, seed=1, max_tokens=4, ignore_eos=True)
+            assert output.outputs[0].token_ids == expected(PROMPT, 1, 4, ends=False)
+
+        await check_streams(one, disturb)
+        assert one.cluster.host.scheduler.epoch == 2
+        await settled(one)
+
+    over_the_wire(story, num_workers=2)
+
+
+def test_a_gateway_that_was_given_up_takes_its_requests_up_again():
+    """Both streams stall for longer than the scheduler waits; then everything goes on where it was."""
+
+    async def story(one: Wired) -> None:
+        async def disturb() -> None:
+            one.scheduler_proxy.flows.clear()
+            waiting = asyncio.ensure_future(one.client.generate(PROMPT, seed=1, max_tokens=4, ignore_eos=True))
+            async with asyncio.timeout(5):
+                while "gateway-0" in one.front.sessions:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            one.scheduler_proxy.cut()
+            one.scheduler_proxy.flows.set()
+            assert (await waiting).outputs[0].token_ids == expected(PROMPT, 1, 4, ends=False)
+
+        await check_streams(one, disturb)
+        await settled(one)
+
+    over_the_wire(story)
+
+
+def test_readiness_comes_from_the_scheduler():
+    async def story(one: Wired) -> None:
+        one.cluster.kill_worker("r0")
+        async with asyncio.timeout(5):
+            while await one.client.models():  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        with pytest.raises(Unavailable, match="no model is served"):
+            await one.client.wait_ready(0.3)
+        one.cluster.add_worker("r0", slow(0.01))
+        await one.client.wait_ready(5.0)
+
+    over_the_wire(story)
+
+
+def test_a_message_of_a_dead_incarnation_is_refused():
+    async def story(one: Wired) -> None:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{one.token_proxy.port}") as channel:
+            stub = TokenServiceAsyncStub(channel)
+
+            def requests(incarnation: int, *numbers: int) -> list[pb.PushRequest]:
+                found = [pb.PushRequest(hello=pb.TokenHello(replica="r9", incarnation=incarnation))]
+                for number in numbers:
+                    found.append(pb.PushRequest(number=number))
+                    fill_tokens(found[-1].batch, [Tokens(1, 0, 1, 0, ids([4]))])
+                return found
+
+            async def push(messages: list[pb.PushRequest]) -> tuple[list[int], grpc.StatusCode]:
+                call = stub.Push(iter(messages))
+                taken = []
+                try:
+                    async for response in call:
+                        taken.append(response.taken)
+                except grpc.aio.AioRpcError as error:
+                    return taken, error.code()
+                return taken, grpc.StatusCode.OK
+
+            # A batch that comes twice is taken once; a worker that met an earlier gateway goes on with its numbers.
+            assert await push(requests(2, 7, 8, 8, 9)) == ([7, 8, 8, 9], grpc.StatusCode.OK)
+            assert one.intake.num_stale == 1
+            assert await push(requests(2, 9, 10)) == ([9, 10], grpc.StatusCode.OK)
+            assert (await push(requests(2, 12)))[1] is grpc.StatusCode.FAILED_PRECONDITION
+            assert await push(requests(3, 1)) == ([1], grpc.StatusCode.OK)
+            assert (await push(requests(2, 11)))[1] is grpc.StatusCode.ABORTED
+            broken = pb.PushRequest(number=2, batch=pb.TokenBatch(routes=b"123"))
+            assert (await push([*requests(3), broken]))[1] is grpc.StatusCode.FAILED_PRECONDITION
+            assert (await push([pb.PushRequest(number=1)]))[1] is grpc.StatusCode.INVALID_ARGUMENT
+
+    over_the_wire(story)
+
+
+def test_new_work_is_refused_when_too_much_waits():
+    async def run() -> None:
+        async def find() -> str:
+            return "127.0.0.1:1"
+
+        link = FrontLink(LinkSettings("gateway-0", 1, "", find))
+        for number in range(MAX_EVENTS):
+            link.send(Cancel(str(number)))
+        submit = Submit("a/b", "gateway-0", 1, "m", "a", ids([1]), (), SamplingParams())
+        with pytest.raises(Unavailable, match="20,000 events wait"):
+            link.send(submit)
+        # What belongs to work under way is taken all the same.
+        link.send(Cancel("one more"))
+
+    asyncio.run(run())
+
+
+def test_an_older_start_of_a_gateway_is_refused():
+    async def story(one: Wired) -> None:
+        async def find() -> str:
+            return f"127.0.0.1:{one.scheduler_proxy.port}"
+
+        old = FrontLink(LinkSettings("gateway-0", 0, "", find))
+        async for orders in old.orders():
+            assert "runs as incarnation 1" in getattr(orders[0], "detail", "")
+            break
+        assert one.gateway.is_connected
+
+    over_the_wire(story)
