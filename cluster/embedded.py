@@ -7,7 +7,7 @@ those of the cluster; only the shell between them is missing. It knows tokens an
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from cluster.errors import InvalidRequest, QueueFull, QuireError
 from cluster.gateway_log import RequestLog
@@ -116,6 +116,11 @@ class Embedded:
     def cancel(self, live: Live) -> None:
         if not live.done:
             self._events.append(Cancel(live.request_id))
+
+    def holds(self, lives: Iterable[Live]) -> bool:
+        """Whether the scheduler still knows any of these requests, or is still to be told of them."""
+        known = self.scheduler.requests
+        return bool(self._events) or any(live.request_id in known for live in lives)
 
     def turn(self, *, eager: bool) -> None:
         """One round: the scheduler decides, the worker obeys and runs a step, tokens go to their logs.

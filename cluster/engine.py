@@ -39,6 +39,8 @@ _ALIASES = {
 # vLLM's settings that ask for what is the case here anyhow.
 _IGNORED = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "trust_remote_code": False, "enforce_eager": True}
 
+SETTLE_S = 60
+
 Prompt: TypeAlias = str | Sequence[int] | Mapping[str, Any]
 Prompts: TypeAlias = Prompt | Sequence[Prompt]
 
@@ -219,19 +221,20 @@ class LLM:
                 engine.turn(eager=eager)
                 done = [live for live in open_.values() if live.done]
                 for live in done:
-                    del open_[live.prompt_index]
                     if live.error is not None:
                         raise live.error
+                    del open_[live.prompt_index]
                 yield done
         finally:
             self._abandon(open_)
 
     def _abandon(self, open_: dict[int, Live]) -> None:
+        """Cancels what the caller no longer waits for, and returns when nothing of it holds a block."""
         for live in open_.values():
             self._engine.cancel(live)
-        deadline = time.monotonic() + 60
-        while any(not live.done for live in open_.values()):
-            assert time.monotonic() < deadline, "cancelled requests did not end within 60 s"
+        deadline = time.monotonic() + SETTLE_S
+        while self._engine.holds(open_.values()):
+            assert time.monotonic() < deadline, f"cancelled requests did not end within {SETTLE_S} s"
             self._engine.turn(eager=True)
 
 
