@@ -41,8 +41,8 @@ SMALL = HeadShape("small", 12, 4, 64)
 CPU_SHAPES = (SMALL, *SHAPES)
 ANCHOR = decodes("32 x 512", [512] * 32)
 BLOCK_SIZES = (8, 16, 32, 64, 128)
-# Read before each turn, so that no cache holds anything of it. A turn goes over a few layers, each with its own keys, as
-# a model does: their keys are cold, the code that goes over them is not. Large layers stand alone.
+# Read before each turn, so that no cache holds anything of it. A turn goes over a few layers, each with its own keys,
+# as in a model: their keys are cold, the code that goes over them is not. Large layers stand alone.
 FLOOD_BYTES = 128 << 20
 LAYERS, MAX_LAYER_BYTES = 4, 64 << 20
 

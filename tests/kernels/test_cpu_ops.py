@@ -14,6 +14,7 @@ from kernels.cpu_backend import CpuBackend
 from kernels.cpu_call import ArgumentList, Call
 from kernels.cpu_ir import BF16, F32, Code
 from kernels.cpu_jit import compile_kernel, host
+from kernels.cpu_memory import advise_huge_pages, new_pool
 from kernels.dispatch import Backend, backend
 from kernels.layout import BlockLayout, KeyOrder, LayerShape
 from tests.kernels.cases import Geometry, assert_close, make_case
@@ -216,6 +217,40 @@ def test_a_cache_of_another_order_is_refused(seed: int) -> None:
         CpuBackend(CPU).attention(case.q, case.cache, case.batch, scale=0.2)
     with pytest.raises(ValueError, match="the cache has slot_dim"):
         CpuBackend(CPU).write_kv(case.q[:, :2], case.q[:, :2], case.cache, case.batch.slots)
+
+
+def test_a_layer_is_bound_to_nothing_that_may_change(seed: int) -> None:
+    """The same layer over new steps, tables, sinks, dtypes and lengths, through one backend."""
+    kernels = CpuBackend(CPU)
+    case = make_case(Geometry(keys="dim_slot"), (1, 1, 150), (1300, 40, 300), seed=seed)
+    geometry = {"num_heads": 6, "num_kv_heads": 2, "head_dim": 64, "block_size": 16}
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(6):
+        sinks = torch.randn(6, generator=generator) if step % 2 else None
+        batch = kernels.prepare(replace(case.batch), **geometry)
+        if step > 2:
+            # Other rows, another array, the same plan.
+            batch.tables = case.batch.tables.clone()
+            case.batch.tables.fill_(-(1 << 30))
+            case.batch = batch
+        if step > 3:
+            batch.context_len[0] -= 400
+            kernels.prepare(batch, **geometry)
+        q = torch.randn(case.q.shape, generator=generator).to(torch.float16 if step == 5 else torch.float32)
+        wanted, _ = reference.attention(q, case.cache, batch, scale=0.2, sinks=sinks)
+        got = kernels.attention(q, case.cache, batch, scale=0.2, sinks=sinks)
+        assert_close(got, wanted, q.dtype, f"step {step}")
+        del sinks
+    with pytest.raises(ValueError, match=r"q must have shape \[152, 6, 64\]"):
+        kernels.attention(q[:-1], case.cache, batch, scale=0.2)
+
+
+def test_pools_on_large_pages() -> None:
+    pool = new_pool(40, 65_536 + 64)
+    assert pool.shape == (40, 65_600) and pool.dtype == torch.uint8 and pool.is_contiguous() and not pool.any()
+    assert pool.data_ptr() % 4096 == 0
+    assert not advise_huge_pages(torch.zeros(64, dtype=torch.uint8)), "too small for a large page"
+    assert new_pool(0, 64).shape == (0, 64)
 
 
 def test_layers_of_another_geometry_than_the_prepared_one(seed: int) -> None:

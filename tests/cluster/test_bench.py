@@ -1,0 +1,103 @@
+"""What benchmarks report through, how they take turns, and the kernels' benchmark itself on a CPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.bench import __main__ as bench
+from cluster.bench.report import Report, render
+from cluster.bench.timing import alternate
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_report_writes_what_it_was_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report("example", ["--quick"])
+    report.table("first", [{"name": "a", "ms": 1.25, "count": 12345}, {"name": "bb", "share": None, "ok": True}])
+    report.table("first", [{"name": "c", "ms": 0.001234}])
+    assert report.check("holds", True)
+    report.note("a peer is missing")
+    assert report.finish(tmp_path / "deep" / "out.json") == 0
+    assert not report.check("does not hold", False, "off by 3")
+    assert report.finish() == 1
+    found = json.loads((tmp_path / "deep" / "out.json").read_text())
+    assert found["command"] == ["quire", "bench", "example", "--quick"]
+    assert [row["name"] for row in found["tables"]["first"]] == ["a", "bb", "c"]
+    assert found["checks"] == [{"what": "holds", "ok": True, "detail": ""}]
+    assert found["notes"] == ["a peer is missing"]
+    assert found["machine"]["cores"] and found["versions"]["python"] and found["date"]
+    printed = capsys.readouterr().out
+    assert "FAILED does not hold: off by 3" in printed and "1 of 2 checks hold" in printed
+
+
+def test_render_aligns_figures_to_the_right() -> None:
+    text = render([{"name": "a", "ms": 1.25}, {"name": "long", "ms": 1234.5}])
+    assert text.splitlines() == ["name     ms", "----  -----", "a      1.25", "long  1,234"]
+    assert render([]) == "(no rows)"
+
+
+def test_candidates_take_turns_and_the_first_round_does_not_count() -> None:
+    order: list[str] = []
+
+    def slow_at_first(name: str) -> None:
+        order.append(name)
+        time.sleep(0.05 if order.count(name) == 1 else 0.0)
+
+    times = alternate(
+        {"a": lambda: slow_at_first("a"), "b": lambda: slow_at_first("b")},
+        budget_s=0.0,
+        min_rounds=3,
+        before=lambda: order.append("-"),
+    )
+    assert order == ["-", "a", "-", "b"] * 4
+    assert max(times.values()) < 0.04
+
+
+def test_benchmarks_are_found_by_their_main(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "kernels" in bench.names() and not {"report", "timing", "__main__"} & set(bench.names())
+    assert bench.run(["no-such-thing"]) == 2
+    assert "there is no benchmark named 'no-such-thing'; there are " in capsys.readouterr().err
+    assert bench.run(["--help"]) == 0
+
+
+def test_kernels_on_a_cpu(tmp_path: Path) -> None:
+    """In a process of its own, as users start it: rows for both dtypes, every timed shape checked."""
+    out = tmp_path / "kernels.json"
+    command = [
+        sys.executable,
+        "-m",
+        "cluster.bench",
+        "kernels",
+        "--device",
+        "cpu",
+        "--quick",
+        "--no-peers",
+        "--threads",
+        "1",
+    ]
+    done = subprocess.run(
+        [*command, "--budget", "0.01", "--json", str(out)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(out.read_text())
+    assert {row["dtype"] for row in found["tables"]["decode"]} == {"float32", "bfloat16"}
+    assert len(found["checks"]) == 8 and all(check["ok"] for check in found["checks"])
+    assert len(found["tables"]["targets"]) == 4
+
+
+def test_an_unknown_head_shape_is_named() -> None:
+    command = [sys.executable, "-m", "cluster.bench", "kernels", "--device", "cpu", "--shape", "no-model"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "there is no head shape named 'no-model'; there are small, llama-8b" in done.stderr
