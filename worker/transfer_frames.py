@@ -14,8 +14,8 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from cluster.errors import TransferError
 from worker.transfer_checksum import address_of, checksummer
@@ -27,11 +27,15 @@ _MAX_TEXT = 64 << 10
 _GREEDY_BYTES = 64 << 10
 _BUFFER_BYTES = 256 << 10
 # Marker, kind, the transfer (epoch, transfer, part, incarnations of both ends), block, offset, length, CRC.
-_HEADER = struct.Struct("<12sBxxxQQIQQIIII")
+_NAME = struct.Struct("<QQIQQ")
+_CHUNK = struct.Struct("<IIII")
 _CHECK = struct.Struct("<I")
-HEADER_BYTES = _HEADER.size + _CHECK.size
+_NAME_AT = MARKER_BYTES + 4
+_NAME_END = _NAME_AT + _NAME.size
+_CHECKED = _NAME_END + _CHUNK.size
+HEADER_BYTES = _CHECKED + _CHECK.size
 # How long one wait on the socket lasts before `go_on` is asked again.
-_TICK_S = 0.25
+_TICK_S = 0.05
 # What a wait on a prepared connection raises when its time is over.
 NOTHING_YET = (TimeoutError, BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -44,8 +48,10 @@ class Kind(IntEnum):
     GONE = 5  # either: the transfer has ended (the bytes say why)
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+_KINDS = {kind.value: kind for kind in Kind}
+
+
+class Frame(NamedTuple):
     kind: Kind
     block: int
     offset: int
@@ -62,11 +68,7 @@ class Lost(TransferError):
 def pack_name(name: TransferName) -> bytes:
     """The part of a header that says which transfer it belongs to."""
     key = name.key
-    return struct.pack("<QQIQQ", key.epoch, key.transfer, key.part, name.caller_incarnation, name.pool_incarnation)
-
-
-_NAME_AT = MARKER_BYTES + 4
-_NAME_END = _NAME_AT + struct.calcsize("<QQIQQ")
+    return _NAME.pack(key.epoch, key.transfer, key.part, name.caller_incarnation, name.pool_incarnation)
 
 
 class FrameWriter:
@@ -83,7 +85,7 @@ class FrameWriter:
             self._marker,
             kind,
             self._transfer,
-            struct.pack("<IIII", block, offset, length, crc),
+            _CHUNK.pack(block, offset, length, crc),
         )
         return head + _CHECK.pack(zlib.crc32(head))
 
@@ -152,15 +154,18 @@ class FrameReader:
         """Whether a frame with so many bytes can be looked at as a whole before it goes to its place."""
         return self._greedy and length <= _GREEDY_BYTES
 
-    def peek(self, length: int, deadline: float) -> int | None:
+    def peek(self, length: int, timeout_s: float) -> int | None:
         """Where the bytes of a frame lie in this reader's buffer until `skip`; None if they did not come in time."""
-        while self._end - self._at < length:
-            if not self._fill(_BUFFER_BYTES, deadline):
-                return None
+        if self._end - self._at < length:
+            deadline = time.monotonic() + timeout_s
+            while self._end - self._at < length:
+                if not self._fill(_BUFFER_BYTES, deadline):
+                    return None
         return self._address + self._at
 
-    def payload(self, target: int, length: int, deadline: float) -> int | None:
+    def payload(self, target: int, length: int, timeout_s: float) -> int | None:
         """Reads the bytes of a frame to `target` and returns their CRC; None if they did not all come in time."""
+        deadline = time.monotonic() + timeout_s
         held = min(length, self._end - self._at)
         if held:
             ctypes.memmove(target, self._address + self._at, held)
@@ -173,8 +178,12 @@ class FrameReader:
             held += came
         return checksummer().checksum(target, length)
 
-    def skip(self, length: int, deadline: float) -> None:
+    def skip(self, length: int, timeout_s: float) -> None:
         """Leaves the bytes of a frame out. Bytes that are not there are found missing with the next header."""
+        taken = min(length, self._end - self._at)
+        self._at += taken
+        length -= taken
+        deadline = time.monotonic() + timeout_s if length else 0.0
         while length > 0:
             if self._at == self._end and not self._fill(_BUFFER_BYTES if self._greedy else length, deadline):
                 return
@@ -182,12 +191,12 @@ class FrameReader:
             self._at += taken
             length -= taken
 
-    def text(self, frame: Frame, deadline: float) -> bytes | None:
+    def text(self, frame: Frame, timeout_s: float) -> bytes | None:
         """The bytes of a frame without a chunk; None if they are not whole."""
         if frame.length > _MAX_TEXT:
             return None
         held = bytearray(frame.length)
-        if frame.length and self.payload(address_of(held), frame.length, deadline) != frame.crc:
+        if frame.length and self.payload(address_of(held), frame.length, timeout_s) != frame.crc:
             return None
         return bytes(held)
 
@@ -195,15 +204,13 @@ class FrameReader:
         head = bytes(self._view[self._at : self._at + HEADER_BYTES])
         if head[:MARKER_BYTES] != self._marker:
             return None
-        if zlib.crc32(head[: _HEADER.size]) != _CHECK.unpack_from(head, _HEADER.size)[0]:
+        if zlib.crc32(head[:_CHECKED]) != _CHECK.unpack_from(head, _CHECKED)[0]:
             return None
-        fields = _HEADER.unpack_from(head)
-        try:
-            kind = Kind(fields[1])
-        except ValueError:
+        kind = _KINDS.get(head[MARKER_BYTES])
+        if kind is None:
             return None
         self._at += HEADER_BYTES
-        block, offset, length, crc = fields[7:11]
+        block, offset, length, crc = _CHUNK.unpack_from(head, _NAME_END)
         return Frame(kind, block, offset, length, crc, head[_NAME_AT:_NAME_END])
 
     def _seek(self) -> None:

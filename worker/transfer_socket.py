@@ -40,7 +40,9 @@ _PROOF_BYTES = 32
 _MAX_NAME_BYTES = 1024
 HANDSHAKE_S = 5.0
 # Silence after which the receiver asks again; it doubles with each time.
-_STALL_S, _MAX_STALL_S = 0.25, 2.0
+_STALL_S, _MAX_STALL_S = 0.1, 2.0
+# For bytes that must already be on their way.
+_SOON_S = 2.0
 _BATCH_BYTES = 1 << 20
 
 GoOn = Callable[[], None]
@@ -153,14 +155,14 @@ class Receiver:
                 continue
             stall_s = _STALL_S
             if frame.transfer != self._name:
-                self._reader.skip(frame.length, _soon())
+                self._reader.skip(frame.length, _SOON_S)
                 self._end.refuse(Refusal.STALE, "a chunk of another transfer")
             elif frame.kind is Kind.CHUNK:
                 self._take(frame)
             elif frame.kind is Kind.END and frame.block == self._round and self._moving.num_missing:
                 self._ask()
             elif frame.kind is Kind.GONE:
-                reason = self._reader.text(frame, _soon()) or b""
+                reason = self._reader.text(frame, _SOON_S) or b""
                 raise TransferError(f"the other end gave the transfer up: {reason.decode(errors='replace')}")
 
     def _ask(self) -> None:
@@ -170,23 +172,23 @@ class Receiver:
     def _take(self, frame: Frame) -> None:
         """One chunk. Whatever is wrong with it is counted, and it stays missing."""
         reader, length = self._reader, frame.length
-        source = reader.peek(length, _soon()) if reader.gathers(length) else None
+        source = reader.peek(length, _SOON_S) if reader.gathers(length) else None
         if source is not None:
             try:
                 self._end.take(self._moving, self._chunks, Came(frame.block, frame.offset, length, frame.crc, source))
             except Refused:
                 pass  # if the transfer has ended, the loop sees it
-            reader.skip(length, _soon())
+            reader.skip(length, _SOON_S)
             return
         try:
             number = self._end.begin(self._moving, frame.block, frame.offset, length)
         except Refused:
             # Its bytes must not touch the pool: a good chunk may lie there.
-            reader.skip(length, _soon())
+            reader.skip(length, _SOON_S)
             return
         came: int | None = None
         try:
-            came = reader.payload(self._chunks.place(number), length, _soon())
+            came = reader.payload(self._chunks.place(number), length, _SOON_S)
         finally:
             try:
                 self._end.end(self._moving, number, came if came == frame.crc else None)
@@ -229,7 +231,7 @@ class Sender:
                 continue
             if frame.kind is Kind.DONE:
                 return
-            packed = self._reader.text(frame, _soon())
+            packed = self._reader.text(frame, _SOON_S)
             if packed is None:
                 continue
             if frame.kind is Kind.GONE:
@@ -258,8 +260,3 @@ class Sender:
             raise Lost(f"{self._moving.key} is committed; nothing more to send")
         self._writer.control(Kind.GONE, payload=self._moving.reason.encode())
         raise Refused(Refusal.LATE, f"{self._moving.key} was given up: {self._moving.reason}")
-
-
-def _soon() -> float:
-    """The deadline for bytes that must already be on their way."""
-    return time.monotonic() + _MAX_STALL_S
