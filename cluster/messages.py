@@ -175,7 +175,7 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the scheduler orders of one replica. Obeyed in the order: aborts, drops, revokes, reroutes, copies,
+    """What the scheduler orders of one replica. Obeyed in the order: aborts, drops, revokes, reroutes, clears, copies,
     extends, starts, transfers. Numbers run from 1 without gaps within (epoch, incarnation); a plan
     seen before is ignored."""
 
@@ -190,6 +190,7 @@ class Plan:
     drops: tuple[Drop, ...] = ()
     revokes: tuple[Revoke, ...] = ()
     reroutes: tuple[Reroute, ...] = ()
+    clears: Ids = field(default_factory=_no_ids)  # blocks to overwrite: their tenant asked for it
     copies: tuple[Copy, ...] = ()
     transfers: tuple[Transfer, ...] = ()
     aborts: tuple[int, ...] = ()  # transfers to give up

@@ -34,7 +34,7 @@ from cluster.settings import SchedulerSettings
 class PlanDraft:
     """The orders of this turn, until they are numbered and sent."""
 
-    __slots__ = ("aborts", "copies", "drops", "extends", "reroutes", "revokes", "starts", "transfers")
+    __slots__ = ("aborts", "clears", "copies", "drops", "extends", "reroutes", "revokes", "starts", "transfers")
 
     def __init__(self) -> None:
         self.extends = Extends()
@@ -45,11 +45,12 @@ class PlanDraft:
         self.copies: list[Copy] = []
         self.transfers: list[Transfer] = []
         self.aborts: list[int] = []
+        self.clears = ids()
 
     def __bool__(self) -> bool:
         return bool(
             self.extends.seqs or self.starts or self.drops or self.revokes or self.reroutes or self.copies
-            or self.transfers or self.aborts
+            or self.transfers or self.aborts or self.clears
         )  # fmt: skip
 
 
@@ -184,7 +185,8 @@ class Replica:
         target = min(sequence.limit, -(-wanted // size) * size)
         if target <= sequence.lease_end:
             return
-        num_new = max(0, width * (-(-target // size) - -(-sequence.lease_end // size)) - sequence.purse)
+        # Up to its position every beam has its own tail; for each block behind it may need one more from the purse.
+        num_new = max(0, width * (-(-target // size) - -(-sequence.position // size)) - sequence.purse)
         blocks = None if self.wanting and num_new else self.ledger.allocate(num_new, sequence.seq)
         if blocks is None:
             self.wanting[sequence.seq] = sequence
@@ -217,6 +219,9 @@ class Replica:
         self.awaited.pop(seq, None)
         request = sequence.request
         request.block_seconds += self.ledger.release(sequence.table, seq) - sequence.paid
+        if request.tenant.name in self._settings.clear_tenants:
+            # Freed in this turn, overwritten before whoever gets them in this turn's plan can start.
+            self.write().clears.extend(block for block in sequence.table if not self.ledger.holders(block))
         sequence.table = ids()
         sequence.position = sequence.lease_end = 0
         sequence.paid = 0.0
@@ -311,6 +316,7 @@ class Replica:
             copies=tuple(draft.copies),
             transfers=tuple(draft.transfers),
             aborts=tuple(draft.aborts),
+            clears=draft.clears,
         )
 
     def check(self) -> None:

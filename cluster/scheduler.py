@@ -162,7 +162,9 @@ class Scheduler:
         self._num_arrivals += 1
         request = Request(event, self._num_arrivals, self.tenants.get(event.tenant), self.clock.now)
         size = self.admission.block_size(event.model)
-        request.is_cacheable = self.settings.prefix_caching and len(event.hashes) == len(event.prompt) // size
+        names_fit = len(event.hashes) == len(event.prompt) // size
+        is_cleared = event.tenant in self.settings.clear_tenants
+        request.is_cacheable = self.settings.prefix_caching and names_fit and not is_cleared
         self.tenants.enter(request.tenant)
         self.requests[request.request_id] = request
         return request

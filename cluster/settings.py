@@ -44,6 +44,8 @@ class SchedulerSettings:
     # Blocks that pins may keep, as a share of a pool.
     max_pinned: float = 0.25
     tenant_weights: Mapping[str, float] = field(default_factory=dict)
+    # Tenants whose freed blocks are overwritten before anybody else gets them; nothing of theirs is cached or swapped.
+    clear_tenants: tuple[str, ...] = ()
     # What a block-second costs a tenant beside a token, in tokens.
     tokens_per_block_second: float = 4.0
 

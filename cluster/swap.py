@@ -101,7 +101,7 @@ class Swapper:
         rate = replica.prefill_tokens_per_s
         tokens = sum(sequence.position for sequence in request.live)
         recompute = Way(None, tokens / rate if rate else 0.0)
-        if policy == "recompute" or request.pin_until is not None or request.width:
+        if policy == "recompute" or request.pin_until is not None or request.width or self._is_cleared(request):
             return recompute
         blocks = self._blocks_of(request, whole=True)
         host = self._host_for(replica, len(blocks))
@@ -112,6 +112,10 @@ class Swapper:
         if policy == "swap" or (rate and host.bytes_per_s and seconds < recompute.seconds):
             return Way(host, seconds)
         return recompute
+
+    def _is_cleared(self, request: Request) -> bool:
+        """Its tenant wants nothing of it to stay anywhere: host memory is not cleared, so it does not go there."""
+        return request.tenant.name in self._settings.clear_tenants
 
     def _host_for(self, replica: Replica, num_blocks: int) -> HostPool | None:
         """The pool of the same node if it has room, else the roomiest; only pools of the same layout count."""

@@ -132,6 +132,8 @@ def fill_plan(message: pb.Plan, plan: Plan) -> None:
         fill_transfer(message.transfers.add(), transfer)
     if plan.aborts:
         message.aborts.extend(plan.aborts)
+    if plan.clears:
+        message.clears = plan.clears.tobytes()
 
 
 def plan_from(message: pb.Plan) -> Plan:
@@ -147,6 +149,7 @@ def plan_from(message: pb.Plan) -> Plan:
         tuple([Drop(seq) for seq in longs_from(message.drops)]),
         tuple([Revoke(revoke.seq, revoke.lease_end) for revoke in message.revokes]),
         tuple([Reroute(reroute.seq, reroute.gateway, reroute.route) for reroute in message.reroutes]),
+        ids_from(message.clears),
         tuple([Copy(copy.source, copy.target, copy.num_slots) for copy in message.copies]),
         tuple([transfer_from(transfer) for transfer in message.transfers]),
         tuple(message.aborts),

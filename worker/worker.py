@@ -143,6 +143,8 @@ class Worker:
             self._revoke(revoke)
         for reroute in plan.reroutes:
             self._reroute(reroute)
+        if plan.clears:
+            self.parts.pool.clear(plan.clears)
         if plan.copies:
             sources = [copy.source for copy in plan.copies]
             targets = [copy.target for copy in plan.copies]

@@ -215,6 +215,15 @@ def test_priority_goes_first_and_tenants_take_turns() -> None:
     assert [name for name in order if name.startswith("a")] == ["a0", "a1", "a2"]
 
 
+def test_a_tenant_that_asks_has_its_blocks_overwritten_and_nothing_cached() -> None:
+    driver = Driver(SchedulerSettings(clear_tenants=("secret",)))
+    start = starts(driver.turn(submit("q", range(40), 9, tenant="secret")))["q"]
+    orders = driver.result(stopped=[(start, Reason.LENGTH, 48, 9)])
+    (plan,) = [order for order in orders if isinstance(order, Plan)]
+    assert sorted(plan.clears) == sorted(start.table)
+    assert driver.scheduler.replicas["r0"].ledger.counts().cached == 0
+
+
 def test_a_pin_keeps_its_blocks_until_its_time_and_gives_way_to_work() -> None:
     driver = Driver(num_blocks=8)
     prompt = ids(range(32))

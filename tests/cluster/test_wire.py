@@ -120,6 +120,7 @@ plans = st.builds(
     drops=tuples(st.builds(m.Drop, longs)),
     revokes=tuples(st.builds(m.Revoke, longs, counts)),
     reroutes=tuples(st.builds(m.Reroute, longs, names, longs)),
+    clears=ids,
     copies=tuples(st.builds(m.Copy, counts, counts, counts)),
     transfers=tuples(transfers()),
     aborts=tuples(longs),

@@ -109,7 +109,7 @@ class Pulse(_message.Message):
     def __init__(self, step: _Optional[int] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("replica", "incarnation", "epoch", "number", "ahead", "result", "extends", "starts", "drops", "revokes", "reroutes", "copies", "transfers", "aborts")
+    __slots__ = ("replica", "incarnation", "epoch", "number", "ahead", "result", "extends", "starts", "drops", "revokes", "reroutes", "copies", "transfers", "aborts", "clears")
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +124,7 @@ class Plan(_message.Message):
     COPIES_FIELD_NUMBER: _ClassVar[int]
     TRANSFERS_FIELD_NUMBER: _ClassVar[int]
     ABORTS_FIELD_NUMBER: _ClassVar[int]
+    CLEARS_FIELD_NUMBER: _ClassVar[int]
     replica: str
     incarnation: int
     epoch: int
@@ -138,7 +139,8 @@ class Plan(_message.Message):
     copies: _containers.RepeatedCompositeFieldContainer[Copy]
     transfers: _containers.RepeatedCompositeFieldContainer[Transfer]
     aborts: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, replica: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., number: _Optional[int] = ..., ahead: _Optional[int] = ..., result: _Optional[int] = ..., extends: _Optional[_Union[Extends, _Mapping[str, object]]] = ..., starts: _Optional[_Iterable[_Union[Start, _Mapping[str, object]]]] = ..., drops: _Optional[bytes] = ..., revokes: _Optional[_Iterable[_Union[Revoke, _Mapping[str, object]]]] = ..., reroutes: _Optional[_Iterable[_Union[Reroute, _Mapping[str, object]]]] = ..., copies: _Optional[_Iterable[_Union[Copy, _Mapping[str, object]]]] = ..., transfers: _Optional[_Iterable[_Union[Transfer, _Mapping[str, object]]]] = ..., aborts: _Optional[_Iterable[int]] = ...) -> None: ...
+    clears: bytes
+    def __init__(self, replica: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., number: _Optional[int] = ..., ahead: _Optional[int] = ..., result: _Optional[int] = ..., extends: _Optional[_Union[Extends, _Mapping[str, object]]] = ..., starts: _Optional[_Iterable[_Union[Start, _Mapping[str, object]]]] = ..., drops: _Optional[bytes] = ..., revokes: _Optional[_Iterable[_Union[Revoke, _Mapping[str, object]]]] = ..., reroutes: _Optional[_Iterable[_Union[Reroute, _Mapping[str, object]]]] = ..., copies: _Optional[_Iterable[_Union[Copy, _Mapping[str, object]]]] = ..., transfers: _Optional[_Iterable[_Union[Transfer, _Mapping[str, object]]]] = ..., aborts: _Optional[_Iterable[int]] = ..., clears: _Optional[bytes] = ...) -> None: ...
 
 class Extends(_message.Message):
     __slots__ = ("seqs", "lease_ends", "firsts", "counts", "blocks")
