@@ -56,8 +56,11 @@ def test_wrong_input_is_one_line(words: list[str], says: str, capsys: pytest.Cap
     assert says in shown.err
 
 
-def test_without_a_cluster_it_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", "Hi"]) == 2
+def test_without_a_cluster_it_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("QUIRE_HOME", str(tmp_path))
+    assert main(["generate", "Hi"]) == 3
     assert "--local" in capsys.readouterr().err
 
 
