@@ -75,22 +75,27 @@ class Admission:
         """Why no replica could ever hold this request alone; empty if one could, or if not all may be here yet."""
         if not board.replicas or self._scheduler.rebuild.ends_at is not None:
             return ""
-        size, num_seqs = board.replicas[0].block_size, len(request.sequences)
+        size = board.replicas[0].block_size
+        kind, field, num_places = (
+            ("beams", "beam_width", request.width) if request.width else ("sequence(s)", "n", len(request.sequences))
+        )
         length = len(request.prompt) + request.max_tokens - 1
-        needed = request.num_blocks(size, [length] * num_seqs)
+        needed = request.num_blocks(size, [length] * len(request.sequences))
         asked = f"a prompt of {len(request.prompt):,} tokens with max_tokens {request.max_tokens:,}"
         if needed > board.largest_pool:
             return (
-                f"{asked} and {num_seqs} sequence(s) needs {needed:,} blocks of {size} tokens; "
-                f"the largest pool has {board.largest_pool:,}; lower max_tokens or n, or raise kv_memory"
+                f"{asked} and {num_places} {kind} needs {needed:,} blocks of {size} tokens; "
+                f"the largest pool has {board.largest_pool:,}; lower max_tokens or {field}, or raise kv_memory"
             )
         if length + 1 > board.longest:
             return (
                 f"{asked} is longer than the {board.longest:,} tokens that the model takes; shorten the prompt or "
                 "lower max_tokens"
             )
-        if num_seqs > board.most_seats:
-            return f"{num_seqs} sequences are more than the {board.most_seats} that a replica runs at once; lower n"
+        if num_places > board.most_seats:
+            return (
+                f"{num_places} {kind} are more than the {board.most_seats} that a replica runs at once; lower {field}"
+            )
         return ""
 
     def num_waiting(self, model: str) -> int:
@@ -228,7 +233,7 @@ class Admission:
         live = request.live
         ahead = 0 if request.width else self._settings.ahead
         ends = [min(sequence.limit, sequence.length + ahead + 1) for sequence in live]
-        return Need(live[0].length, request.num_blocks(block_size, ends), len(live))
+        return Need(live[0].length, request.num_blocks(block_size, ends), sum(s.num_places for s in live))
 
     def why_waiting(self, request: Request) -> str:
         """The reason why a request waits, for people."""

@@ -28,7 +28,7 @@ class Need:
 
     num_tokens: int
     num_blocks: int
-    num_seqs: int
+    num_places: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,8 @@ class Board:
         row, ledger = self._row[replica.name], replica.ledger
         is_open = not replica.is_draining and not replica.wanting
         self._free[row] = ledger.num_available - self._reserve(replica)
-        self._seats[row] = replica.joined.max_batch - len(replica.residents) if is_open else 0
-        self._residents[row] = len(replica.residents)
+        self._seats[row] = replica.joined.max_batch - replica.num_places if is_open else 0
+        self._residents[row] = replica.num_places
         self._prefill[row] = replica.prefill_waiting
         self._fullness[row] = 1 - ledger.num_available / ledger.num_blocks
 
@@ -92,7 +92,7 @@ class Board:
 
     def choose(self, need: Need, hits: dict[int, list[int]]) -> Place | None:
         """The best replica with room for all of `need`; `hits` are cached blocks by pool. None: nobody has room."""
-        fits = (self._free >= need.num_blocks) & (self._seats >= need.num_seqs)
+        fits = (self._free >= need.num_blocks) & (self._seats >= need.num_places)
         scores = np.where(fits, self._scores(need.num_tokens), np.inf)
         found: dict[int, list[int]] = {}
         for row, replica in enumerate(self.replicas) if hits else ():
@@ -101,7 +101,7 @@ class Board:
                 continue
             num_shared = min(len(hit), (need.num_tokens - 1) // replica.block_size)
             idle = sum(1 for block in hit if not replica.ledger.holders(block))
-            if self._free[row] - idle >= need.num_blocks - num_shared and self._seats[row] >= need.num_seqs:
+            if self._free[row] - idle >= need.num_blocks - num_shared and self._seats[row] >= need.num_places:
                 found[row] = hit
                 scores[row] = self._scores(need.num_tokens - num_shared * replica.block_size)[row]
         if not len(scores) or np.isinf(scores).all():
@@ -131,6 +131,6 @@ class Board:
         if self._seats[row] <= 0:
             draining = sum(replica.is_draining for replica in self.replicas)
             return f"{len(self.replicas)} replicas: {draining} drain, the others are full or grow first"
-        if self._seats[row] < need.num_seqs:
-            return f"needs {need.num_seqs} places in the batch of {replica.name}, {self._seats[row]} are free"
+        if self._seats[row] < need.num_places:
+            return f"needs {need.num_places} places in the batch of {replica.name}, {self._seats[row]} are free"
         return f"needs {need.num_blocks} blocks on {replica.name}, {self._free[row]} are free beside the reserve"

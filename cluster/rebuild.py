@@ -15,6 +15,7 @@ from cluster.messages import (
     GatewayState,
     Ids,
     OpenRequest,
+    Reason,
     ReplicaState,
     Reroute,
     Resident,
@@ -93,7 +94,7 @@ class Rebuild:
         for resident in residents:
             self._settle(request.sequences[resident.index], resident)
             replica.enter(request.sequences[resident.index])
-            if not known:
+            if not known and not request.width:
                 # It may have told the old scheduler that its lease runs out, and says so once.
                 replica.renew(request.sequences[resident.index])
         if not known:
@@ -194,6 +195,11 @@ class Rebuild:
 
     def _take_outputs(self, request: Request, open_request: OpenRequest) -> None:
         known: tuple[Ids, ...] = open_request.outputs
+        if request.width:
+            # Beams come whole or not at all.
+            if Reason.NONE not in open_request.finished and not request.sequences[0].seq:
+                request.sequences[0].reason = open_request.finished[0]
+            return
         for sequence, outputs, reason in zip(request.sequences, known, open_request.finished, strict=True):
             if not sequence.seq:
                 sequence.outputs = ids(outputs)

@@ -76,6 +76,8 @@ class Replica:
         # Sequences whose lease could not be renewed, and how many requests are on their way out.
         self.wanting: dict[int, Sequence] = {}
         self.num_stopping = 0
+        # Places in the batch that residents take; each beam of a group takes one.
+        self.num_places = 0
         # Residents whose prefix others wait for.
         self.awaited: dict[int, Sequence] = {}
         # Blocks that pins hold, by the request that warmed them, oldest first.
@@ -209,12 +211,14 @@ class Replica:
 
     def enter(self, sequence: Sequence) -> None:
         self.residents[sequence.seq] = sequence
+        self.num_places += sequence.num_places
         self.requests[sequence.request.request_id] = sequence.request
 
     def leave(self, sequence: Sequence) -> None:
         """An attempt has ended and its blocks are free or cached. Copies of named blocks stay as cache."""
         seq = sequence.seq
         del self.residents[seq]
+        self.num_places -= sequence.num_places
         self.wanting.pop(seq, None)
         self.awaited.pop(seq, None)
         request = sequence.request

@@ -86,6 +86,11 @@ class Sequence:
     def is_ended(self) -> bool:
         return self.reason != Reason.NONE
 
+    @property
+    def num_places(self) -> int:
+        """Places in a worker's batch: one, or one for each beam of a group."""
+        return self.request.width or 1
+
     def translate(self, position: int, block_size: int) -> tuple[int, int]:
         """Logical to physical: the block and the slot that hold this token position."""
         assert 0 <= position < len(self.table) * block_size, f"position {position} is behind the table of {self}"
