@@ -58,7 +58,8 @@ def test_it_streams_several_requests_and_says_what_is_next() -> None:
     for said in ("[1 Once upon a time]", "Mira lives in Alder Bridge.", "Next: "):
         assert said in done.stdout
     assert "blocks in use" in done.stdout
-    assert took < 90
+    # The bound for a quiet machine is 20 s to the first token; here it only must not hang.
+    assert took < 140
 
 
 def test_run_again_it_uses_the_cluster_that_is_up() -> None:
@@ -66,7 +67,7 @@ def test_run_again_it_uses_the_cluster_that_is_up() -> None:
     done = quickstart()
     assert done.returncode == 0, done.stderr
     assert "is used as it is" in done.stdout
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60
 
 
 def test_it_takes_prompts_of_ones_own() -> None:
