@@ -142,6 +142,9 @@ class Recovery:
 
     def replay(self, request: Request, sequence: Sequence) -> None:
         if request.width:
+            # Nobody but the worker had its beams: if they have not arrived, the search is made again.
+            if sequence.is_ended:
+                self.ask_seal(request)
             return
         tokens = Tokens(request.route, sequence.index, request.attempt + 1, 0, sequence.outputs, reason=sequence.reason)
         self._scheduler.tell(Replay(request.gateway, tokens))
