@@ -9,6 +9,7 @@ of a long text as at its beginning.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from cluster.gateway_log import Piece
 from cluster.sampling import SamplingParams
@@ -29,6 +30,14 @@ LONGEST_WINDOW = 64
 
 KEPT = 12
 """Tokens that stay as context when the window moves on: more than any incomplete end can span."""
+
+
+class Window(Protocol):
+    """Text from tokens, let out as soon as later ones cannot change it."""
+
+    def add(self, token: int) -> str: ...
+
+    def rest(self) -> str: ...
 
 
 class TextWindow:
@@ -143,10 +152,11 @@ class Detokenizer:
 
     __slots__ = ("_hidden", "_min_tokens", "_num_tokens", "_stops", "_window")
 
-    def __init__(self, decode: Decode, params: SamplingParams) -> None:
-        """`params` are resolved: they say which tokens end the sequence, and so give no text unless it is asked for."""
+    def __init__(self, decode: Decode, params: SamplingParams, window: Window | None = None) -> None:
+        """`params` are resolved: they say which tokens end the sequence, and so give no text unless it is asked for.
+        `window` where the text of tokens can be had for less than by `decode`."""
         include = params.include_stop_str_in_output
-        self._window = TextWindow(decode)
+        self._window: Window = TextWindow(decode) if window is None else window
         self._stops = StopFinder(params.stop, include) if params.stop else None
         self._hidden = () if include else params.stop_ids
         # No stop string counts that is complete within so many tokens.
@@ -170,6 +180,8 @@ class Detokenizer:
         return self._stops.rest() + self._window.rest()
 
 
-def detokenizers(params: SamplingParams, decode: Decode) -> Callable[[], Detokenizer]:
-    """Makes one for each sequence of a request with these settings."""
-    return lambda: Detokenizer(decode, params)
+def detokenizers(
+    params: SamplingParams, decode: Decode, make_window: Callable[[], Window] | None = None
+) -> Callable[[], Detokenizer]:
+    """Makes one for each sequence of a request with these settings; see `cluster/byte_level.py` for `make_window`."""
+    return lambda: Detokenizer(decode, params, None if make_window is None else make_window())

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cluster.byte_level import ByteTable, ByteWindow
+from cluster.detokenizer import detokenizers
 from cluster.errors import InvalidRequest, ModelError, NeverFits
 from cluster.gateway_log import TextCutter
 from cluster.messages import Ids, ids
@@ -38,6 +40,7 @@ class TextModel:
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
         self.defaults = defaults
+        self._tables: dict[bool, ByteTable] = {}
         self.has_chat_template = bool(getattr(tokenizer, "chat_template", None))
 
     @classmethod
@@ -96,9 +99,16 @@ class TextModel:
         """Makes what cuts the text of each sequence of a request; None where its client wants no text."""
         if not params.detokenize:
             return _no_cutter
-        from cluster.detokenizer import detokenizers
+        return detokenizers(params, self._decoder(params.skip_special_tokens), self._windows(params))
 
-        return detokenizers(params, self._decoder(params.skip_special_tokens))
+    def _windows(self, params: SamplingParams) -> Callable[[], ByteWindow] | None:
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if not ByteTable.fits(backend) or getattr(self.tokenizer, "clean_up_tokenization_spaces", False):
+            return None
+        skips = params.skip_special_tokens
+        if skips not in self._tables:
+            self._tables[skips] = ByteTable(backend, self.vocab_size, skips)
+        return partial(ByteWindow, self._tables[skips])
 
     def _decoder(self, skip_special_tokens: bool) -> Callable[[list[int]], str]:
         # The tokenizer behind transformers' own is ten times as fast and gives the same text.

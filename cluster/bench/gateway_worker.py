@@ -18,7 +18,7 @@ from protos.quire.v1 import front_pb2 as pb
 
 Ints = NDArray[np.int64]
 
-FIRST_TOKEN, NUM_TOKENS = 300, 3000
+FIRST_TOKEN, NUM_TOKENS = 300, 1200
 BLOCK_SIZE = 16
 
 
