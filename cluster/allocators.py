@@ -120,7 +120,7 @@ class Buddy:
     """Aligned runs of adjacent blocks: a sequence grows into the neighbour of its last block while that is free.
 
     Free blocks are kept as runs of 2^k, aligned to their size, merged as soon as both halves are free. Cached blocks
-    are given up, oldest first, when the runs are empty.
+    are given up when the runs are empty: the neighbour if it is one, else the oldest.
     """
 
     def __init__(self, num_blocks: int) -> None:
@@ -165,7 +165,9 @@ class Buddy:
                 taken.extend(self._take_run(count - len(taken)))
         evicted: list[int] = []
         while len(taken) + len(evicted) < count:
-            block = next(iter(self._cached))
+            last = evicted[-1] if evicted else taken[-1] if taken else after
+            # The neighbour if it can be had, so that runs go on; else what was unused for longest.
+            block = last + 1 if last + 1 in self._cached else next(iter(self._cached))
             del self._cached[block]
             evicted.append(block)
         self.num_cached -= len(evicted)

@@ -56,7 +56,7 @@ class Ledger:
         self.num_blocks = num_blocks
         self._clock = clock
         self.num_evictions = 0
-        self._index = index
+        self.index = index
         self._unheld = make_allocator(allocator, num_blocks)
         self._holders = [0] * num_blocks
         self._moving = bytearray(num_blocks)
@@ -173,11 +173,11 @@ class Ledger:
     def set_name(self, block: int, name: bytes) -> None:
         """A retired step filled the block. The first block of a name in a pool is listed, a second stays unnamed."""
         assert self._holders[block] or self._moving[block], self._blame(block, "named while free")
-        if not self._names[block] and self._index.list_block(name, self.pool, block):
+        if not self._names[block] and self.index.list_block(name, self.pool, block):
             self._names[block] = name
 
     def _unname(self, block: int) -> None:
-        self._index.unlist_block(self._names[block], self.pool, block)
+        self.index.unlist_block(self._names[block], self.pool, block)
         self._names[block] = b""
 
     def forget_cache(self) -> int:
@@ -254,7 +254,7 @@ class Ledger:
             assert seen[block] == self._holders[block], self._blame(block, f"in {seen[block]} tables")
             states[self.state(block)] += 1
             if self._names[block]:
-                listed = self._index.block_in(self._names[block], self.pool)
+                listed = self.index.block_in(self._names[block], self.pool)
                 assert listed == block, self._blame(block, f"its name is listed for block {listed}")
         counts = self.counts()
         assert states["held"] + states["shared"] == counts.held, f"pool {self.pool}: {states} is not {counts}"
