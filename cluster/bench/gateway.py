@@ -1,7 +1,7 @@
 """`quire bench gateway`: what the front door costs, with workers that make up tokens.
 
 A gateway in a process of its own, whose processor time is read; scheduler, workers and clients in this one, over real
-gRPC streams. Clients keep the bytes that they get and read them when the clock has stopped; then every token is checked.
+gRPC streams. Clients keep the bytes that they get and read them when the clock has stopped; every token is checked.
 Measured: tokens per second of gateway processor time on GenerateMany, messages per second over single streams, and what
 merging adds to the time from a token's making to its arrival when more is made than the gateway can pass on one by one.
 """
@@ -26,6 +26,7 @@ from cluster.bench.report import Cell, Report
 from cluster.front import ServedModel
 from cluster.front_server import FrontServer
 from cluster.host import SchedulerHost
+from cluster.messages import ReplicaLost
 from cluster.settings import SchedulerSettings
 from protos.quire.v1 import common_pb2, front_pb2
 from protos.quire.v1 import inference_pb2 as pb
@@ -87,7 +88,7 @@ class Bench:
         self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{int(ports['port'])}", options=OPTIONS)
         self._tokens = grpc.aio.insecure_channel(f"127.0.0.1:{int(ports['token_port'])}", options=OPTIONS)
         async with asyncio.timeout(30):
-            while not self._front.sessions or not await self._is_ready():
+            while not self._front.sessions or not await self._is_ready():  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
 
     async def _is_ready(self) -> bool:
@@ -134,7 +135,7 @@ class Bench:
         read = self._read_many if load.is_many else self._read_singles
         readers = asyncio.create_task(read(load, arrived))
         async with asyncio.timeout(RUN_S):
-            while len(replica.row_of_first) < load.requests:
+            while len(replica.row_of_first) < load.requests:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.2)
             arrived.clear()
@@ -145,8 +146,6 @@ class Bench:
             cpu_s = await self._cpu_s() - cpu_s
             await stepping
         del self._host.replica_links[replica.name]
-        from cluster.messages import ReplicaLost
-
         self._host.post(ReplicaLost(replica.name, 1))
         await asyncio.sleep(1.2)
         return Outcome(wall_s, cpu_s, arrived, replica)
@@ -183,7 +182,7 @@ class Bench:
         return pb.GenerateRequest(prompt=prompt, sampling=sampling)
 
     async def _read_many(self, load: Load, arrived: list[tuple[float, bytes]]) -> None:
-        call = self._channel.stream_stream(f"{SERVICE}GenerateMany")(None)
+        call = self._channel.stream_stream(f"{SERVICE}GenerateMany", None, None)(None)
         for number in range(load.requests):
             message = pb.GenerateManyRequest(tag=number + 1, generate=self._request(load, number))
             await call.write(message.SerializeToString())
@@ -192,7 +191,7 @@ class Bench:
             arrived.append((time.perf_counter(), raw))
 
     async def _read_singles(self, load: Load, arrived: list[tuple[float, bytes]]) -> None:
-        make = self._channel.unary_stream(f"{SERVICE}Generate")
+        make = self._channel.unary_stream(f"{SERVICE}Generate", None, None)
 
         async def one(number: int) -> None:
             tag = (number + 1).to_bytes(2, "little")
