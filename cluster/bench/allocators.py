@@ -1,8 +1,8 @@
 """`quire bench allocators`: the allocation policies on one seeded history of requests.
 
 Real ledger and prefix index, no scheduler: requests come with prompts of which some share a prefix, grow block by
-block, and go. Printed for each policy: operations a second, how many runs of adjacent blocks a table has, how broken up the
-free blocks are, and how many prompt blocks were found in the cache.
+block, and go. Printed for each policy: operations a second, how many runs of adjacent blocks a table has, how broken up
+the free blocks are, and how many prompt blocks were found in the cache.
 """
 
 from __future__ import annotations
