@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.messages import Reason
+from cluster.sim.beams import best, search
 from cluster.sim.model import END_TOKEN, follow
 
 
@@ -80,6 +81,9 @@ class Client:
     def judge(self) -> None:
         """What it has is what the model says, and all of it if it is done; called once it has ended."""
         ask = self.ask
+        if ask.beam_width:
+            self._judge_beams()
+            return
         for index, mine in enumerate(self.received):
             name = f"{ask.request_id}[{index}] ({self.outcome})"
             wrong = follow(ask.prompt, ask.seed, index, mine, self.end_one_in, self.num_noises)
@@ -96,3 +100,15 @@ class Client:
                 raise Violation(f"{name} has lost tokens: it ends after {len(mine)} of {limit}: {mine}")
             if self.reasons[index] is Reason.NONE:
                 raise Violation(f"{name} was never told why it ended")
+
+    def _judge_beams(self) -> None:
+        """Beams come whole or not at all, and are those that the search finds without any cluster."""
+        ask = self.ask
+        if self.outcome != "done" and not any(self.received):
+            return
+        wanted = []
+        for noise in range(self.num_noises):
+            found = search(ask.prompt, ask.seed + noise, ask.beam_width, ask.max_tokens, self.end_one_in)
+            wanted.append([list(each.tokens) for each in best(found, ask.n)])
+        if self.received not in wanted:
+            raise Violation(f"{ask.request_id} ({self.outcome}) found beams {self.received}, not {wanted}")

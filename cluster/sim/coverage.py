@@ -76,6 +76,8 @@ class Coverage:
         for start in plan.starts:
             if start.forks:
                 counts["fork"] += 1
+            if start.beams is not None:
+                counts["beams"] += 1
             if start.attempt > 1:
                 counts["restart"] += 1
             if start.position and start.position == start.num_prompt - 1 and len(start.tokens) == start.num_prompt:
@@ -108,5 +110,6 @@ class Coverage:
             + sum(worker.num_stale for worker in world.workers.values())
             + sum(gateway.num_stale for gateway in world.gateways.values())
         )
+        counts["beam swap of parents"] = sum(worker.steps.num_beam_swaps for worker in world.workers.values())
         counts["broken streams"] = world.network.num_breaks
         return counts

@@ -71,7 +71,11 @@ class Judge:
             length = len(ask.prompt) + ask.max_tokens - 1
             shared = len(ask.prompt) // shape.block_size if ask.n > 1 else 0
             needed = shared + ask.n * (-(-length // shape.block_size) - shared)
-            if needed <= shape.num_blocks and length + 1 <= shape.max_model_len and ask.n <= shape.max_batch:
+            if ask.beam_width:
+                shared = len(ask.prompt) // shape.block_size
+                needed = shared + ask.beam_width * (-(-length // shape.block_size) - shared)
+            seats = ask.beam_width or ask.n
+            if needed <= shape.num_blocks and length + 1 <= shape.max_model_len and seats <= shape.max_batch:
                 return True
         return False
 

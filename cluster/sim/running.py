@@ -7,7 +7,8 @@ and names that `Advances` and `Stopped` carry. It decides nothing.
 from __future__ import annotations
 
 from cluster.hashing import BlockHasher
-from cluster.messages import Fork, Ids, Reason, Start, ids
+from cluster.messages import Fork, Ids, Reason, Resident, Start, Tokens, ids
+from cluster.sim.beams import BeamGroup
 
 
 class Running:
@@ -19,6 +20,7 @@ class Running:
         "dry_told",
         "forks",
         "gateway",
+        "group",
         "hashed",
         "hasher",
         "index",
@@ -60,6 +62,8 @@ class Running:
         self.last_position = 1 << 30  # what it may count as written, once its last token is drawn
         self.table = list(fork.table if fork else start.table)
         self.lease_end = fork.lease_end if fork else start.lease_end
+        beams = start.beams
+        self.group = BeamGroup(beams.width, beams.purse, len(self.table)) if beams is not None else None
         self.reason = Reason.NONE
         self.num_in_flight = 0
         # Forks that wait until this sequence's prompt is written.
@@ -87,6 +91,17 @@ class Running:
             return True
         return False
 
+    def say(self, position: int, new: Ids, reason: Reason = Reason.NONE) -> Tokens:
+        """Tokens for its gateway, from output `position` on."""
+        return Tokens(self.route, self.index, self.attempt, position, new, reason)
+
+    def as_resident(self) -> Resident:
+        """What a new scheduler is told of it."""
+        table = ids(self.table) if self.group is None or not self.group.beams else self.group.held()
+        if self.group is not None and not self.group.beams:
+            table.extend(self.group.purse)
+        return Resident(self.seq, self.index, self.start, self.tokens[:], self.position, table, self.lease_end)
+
     def filled_blocks(self) -> int:
         """Blocks filled since the last report."""
         return self.position // self.hasher.block_size - self.names_from
@@ -95,7 +110,8 @@ class Running:
         """Ids and names since the last report; they count as told from here on."""
         size = self.hasher.block_size
         names = b""
-        end = self.position // size
+        # What beams write is theirs alone: only the prompt's blocks have names.
+        end = (self.position if self.group is None else min(self.position, self.num_prompt)) // size
         while self.hashed < end:
             block = self.tokens[self.hashed * size : (self.hashed + 1) * size]
             self.chain = self.hasher.extend(self.chain, block.tobytes())

@@ -14,8 +14,8 @@ from cluster.settings import AllocatorName, PlacementName, PreemptionName, Sched
 from cluster.sim.client import Ask
 from cluster.sim.faults import Fault, draw_faults
 from cluster.sim.network import Weather
+from cluster.sim.shape import WorkerShape
 from cluster.sim.traces import TRACES, gap, length
-from cluster.sim.worker import WorkerShape
 from cluster.sim.world import WorldShape, node_name
 
 MIN_ASKS, MAX_ASKS = 12, 120
@@ -119,7 +119,7 @@ def _draw_asks(random: Random, world: WorldShape) -> tuple[Ask, ...]:
         for _ in range(random.randint(1, 3))
     ]
     rate = random.choice((8.0, 20.0, 60.0))
-    asks = []
+    asks: list[Ask] = []
     now = 0.02
     wanted = random.randint(*EVENTS_WANTED)
     estimate = 0.0
@@ -152,6 +152,15 @@ def _draw_ask(random: Random, world: WorldShape, number: int, drawn: tuple[float
         n -= 1
     if never_fits:
         n = shape.max_batch + 1
+    beam_width = 0
+    if n <= 1 and random.random() < 0.15 and max_tokens > 1:
+        width = random.randint(2, min(4, shape.max_batch))
+        whole = len(prompt) // shape.block_size
+        if whole + width * (-(-(len(prompt) + max_tokens) // shape.block_size) - whole) <= room:
+            beam_width, n = width, random.randint(1, width)
+    stop_at = None
+    if not beam_width and random.random() < 0.1:
+        stop_at = (random.randrange(n), random.randint(1, max(1, max_tokens - 1)))
     return Ask(
         request_id=f"r{number}",
         at=at,
@@ -161,10 +170,11 @@ def _draw_ask(random: Random, world: WorldShape, number: int, drawn: tuple[float
         max_tokens=max_tokens,
         seed=random.randrange(1 << 31),
         n=n,
+        beam_width=beam_width,
         priority=random.choice((0, 0, 0, 1, 2)),
         salt=random.choice((b"", b"", b"salt")),
         deadline_s=random.uniform(0.05, 2.0) if random.random() < 0.06 else None,
         cancel_after_s=random.uniform(0.0, 1.0) if random.random() < 0.08 else None,
-        stop_at=(random.randrange(n), random.randint(1, max(1, max_tokens - 1))) if random.random() < 0.1 else None,
+        stop_at=stop_at,
         resumes=random.random() < 0.8,
     )

@@ -1,0 +1,24 @@
+"""What a simulated replica is like: plain figures, drawn by a scenario or given by whoever starts one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerShape:
+    """Times in seconds."""
+
+    node: str
+    num_blocks: int
+    block_size: int
+    max_batch: int
+    max_model_len: int
+    token_budget: int
+    depth: int = 2  # steps that are issued before the first of them has retired
+    step_base_s: float = 0.008
+    per_token_s: float = 0.0002
+    end_one_in: int = 40
+    model: str = "m"
+    key: bytes = b"simulated"
+    num_noises: int = 1  # 1: all replicas draw the same tokens; else a replica has one of so many noises of its own
