@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from worker.host_memory import available_bytes, lines_of
+
 
 def free_bytes(device: torch.device) -> int:
     """Bytes that this process could still take on `device`."""
@@ -19,7 +21,7 @@ def free_bytes(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         # What torch's allocator holds and does not use is free to us.
         return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min(_machine_free(), _group_free())
+    return available_bytes()
 
 
 def peak_bytes(device: torch.device, call: Callable[[], object]) -> int:
@@ -42,33 +44,8 @@ def peak_bytes(device: torch.device, call: Callable[[], object]) -> int:
     return max(0, _status("VmHWM") - before)
 
 
-def _machine_free() -> int:
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 2**63
-
-
-def _group_free() -> int:
-    """What the control group leaves; pages of files count as free, because the kernel takes them back."""
-    root = Path("/sys/fs/cgroup")
-    limit = "".join(_lines(root / "memory.max")).strip()
-    if not limit.isdigit():
-        return 2**63
-    used = int("".join(_lines(root / "memory.current")).strip() or 0)
-    files = sum(int(line.split()[1]) for line in _lines(root / "memory.stat") if line.startswith("inactive_file "))
-    return max(0, int(limit) - used + files)
-
-
 def _status(key: str) -> int:
-    for line in _lines("/proc/self/status"):
+    for line in lines_of("/proc/self/status"):
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
     return 0
-
-
-def _lines(path: str | Path) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []

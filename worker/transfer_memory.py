@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from cluster.errors import ConfigError
 from cluster.sizes import format_bytes
+from worker.host_memory import available_bytes
 
 _POPULATE_READ, _POPULATE_WRITE = 22, 23  # of madvise; neither mmap nor os knows them
 _PORTABLE = 1  # of cudaHostRegister: pinned for every device of this process
@@ -57,6 +58,13 @@ class SharedMemory:
     @classmethod
     def create(cls, name: str, size: int) -> SharedMemory:
         """A new memory file, all of it taken from the system now rather than in the middle of a copy."""
+        # The system would give more than it has, and then end processes.
+        available = available_bytes()
+        if size > available:
+            raise ConfigError(
+                f"{format_bytes(size)} of shared memory for {name}, and {format_bytes(available)} are available; "
+                "set a smaller pool"
+            )
         descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(descriptor, size)

@@ -39,6 +39,7 @@ Part = TypeVar("Part")
 
 # Checksums of memory that another process copies at the same time are sent in pieces of this size.
 SUMS_BYTES = 32 << 20
+_LONGEST_CALL_S = 3600.0
 # A chunk that is refused for one of these says nothing about the others of its call.
 _OF_A_CHUNK = {Refusal.DOUBLED, Refusal.CORRUPT, Refusal.TRUNCATED, Refusal.OUTSIDE}
 
@@ -228,7 +229,8 @@ class _Answer:
         self._context = context
 
     def __enter__(self) -> None:
-        if self._context.time_remaining() is None:
+        left = self._context.time_remaining()
+        if left is None or left > _LONGEST_CALL_S:  # gRPC says "none" as one of some centuries
             self._context.abort(grpc.StatusCode.INVALID_ARGUMENT, "every call of the transfer service needs a deadline")
         if not self._context.is_active():
             # It lay here while this process stood still; its caller has gone on without an answer.
