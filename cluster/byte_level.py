@@ -10,7 +10,6 @@ from __future__ import annotations
 import codecs
 from typing import Any
 
-from cluster.detokenizer import BROKEN
 from cluster.errors import ProtocolError
 
 _utf8 = codecs.getincrementaldecoder("utf-8")
@@ -78,5 +77,6 @@ class ByteWindow:
 
     def rest(self) -> str:
         """What is still held back, at the end of the tokens."""
-        held = self._decoder.getstate()[0]
-        return BROKEN if held else ""
+        held: bytes = self._decoder.getstate()[0]
+        # Several marks, where the bytes that wait could not even have begun a character.
+        return held.decode("utf-8", "replace")

@@ -50,9 +50,12 @@ class Outlet:
         """Wakes the stream though no answer has news."""
         self._event.set()
 
-    async def wait(self) -> list[Answer]:
-        """Answers with news, in the order in which they had them."""
+    async def news(self) -> None:
+        """Returns when there is something to take."""
         await self._event.wait()
+
+    def take(self) -> list[Answer]:
+        """Answers with news, in the order in which they had them."""
         self._event.clear()
         ready, self.ready = list(self.ready.values()), {}
         return ready
@@ -243,7 +246,7 @@ class Cursor:
             part.stop_string = sequence.stop_string
         elif sequence.reason is Reason.STOP and sequence.ids and sequence.ids[-1] in sampling.stop_token_ids:
             part.stop_token_id = sequence.ids[-1]
-        if sampling.beam_width is not None:
+        if sampling.width:
             part.score = sequence.score
 
     def _fill_done(self, message: pb.GenerateResponse) -> None:

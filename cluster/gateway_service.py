@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncIterator
 
 from cluster.errors import InvalidRequest, QuireError
@@ -19,8 +20,32 @@ from cluster.gateway_errors import status_of
 from cluster.gateway_intake import Question, read_generate, read_prompt, read_ttl
 from protos.quire.v1 import inference_pb2 as pb
 
+MAX_GAP_S = 0.025
+
 MAX_RESPONSES = 1_024
 """Responses in one message of GenerateMany; more are written in the next."""
+
+
+class Pace:
+    """How soon a stream may write again, so that all streams together write no more than `rate` messages a second.
+
+    What arrives before that is merged into the next message. The wait is never longer than `MAX_GAP_S`, however many
+    streams there are, and a lone stream does not notice it.
+    """
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self.num_streams = 0
+
+    @property
+    def gap_s(self) -> float:
+        """The least time between two messages of one stream."""
+        return min(MAX_GAP_S, self.num_streams / self._rate)
+
+    async def wait(self, wrote_at: float) -> None:
+        left_s = wrote_at + self.gap_s - time.monotonic()
+        if left_s > 0:
+            await asyncio.sleep(left_s)
 
 
 class InferenceService:
@@ -28,6 +53,7 @@ class InferenceService:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._pace = Pace(gateway.settings.max_messages_per_s)
 
     @property
     def methods(self) -> dict[str, Method]:
@@ -52,24 +78,34 @@ class InferenceService:
             messages.append(pb.GenerateResponse())
             return messages[-1]
 
+        wrote_at = 0.0
+        self._pace.num_streams += 1
         try:
             while not cursor.is_told:
                 if not cursor.has_more:
-                    await outlet.wait()
+                    await outlet.news()
+                    if not answer.is_over:
+                        await self._pace.wait(wrote_at)
+                    outlet.take()
                 if answer.cursor is not cursor:
                     raise resumed_elsewhere()
-                cursor.fill(add)
+                if cursor.fill(add):
+                    wrote_at = time.monotonic()
                 for message in messages:
                     await call.write(message)
                 messages.clear()
             if answer.failure is not None:
                 raise answer.failure
         finally:
+            self._pace.num_streams -= 1
             self._gateway.leave(answer, cursor, is_final=call.is_past_deadline)
 
     async def generate_many(self, requests: AsyncIterator[pb.GenerateManyRequest], call: Call) -> None:
-        stream = ManyStream(self._gateway, call)
-        await stream.run(requests)
+        self._pace.num_streams += 1
+        try:
+            await ManyStream(self._gateway, call, self._pace).run(requests)
+        finally:
+            self._pace.num_streams -= 1
 
     async def cancel(self, request: pb.CancelRequest, call: Call) -> pb.CancelResponse:
         if not request.request_id:
@@ -113,9 +149,10 @@ class InferenceService:
 class ManyStream:
     """One GenerateMany stream: a task that reads questions, and a loop that writes what is new of all of them."""
 
-    def __init__(self, gateway: Gateway, call: Call) -> None:
+    def __init__(self, gateway: Gateway, call: Call, pace: Pace) -> None:
         self._gateway = gateway
         self._call = call
+        self._pace = pace
         self._outlet = Outlet()
         self._answers: dict[int, tuple[Answer, Cursor]] = {}
         self._refused: list[tuple[int, QuireError]] = []
@@ -125,9 +162,13 @@ class ManyStream:
     async def run(self, requests: AsyncIterator[pb.GenerateManyRequest]) -> None:
         reader = asyncio.create_task(self._read(requests))
         reader.add_done_callback(lambda task: self._outlet.nudge())
+        wrote_at = 0.0
         try:
             while not (reader.done() and not self._answers and not self._refused):
-                ready = await self._outlet.wait()
+                await self._outlet.news()
+                await self._pace.wait(wrote_at)
+                ready = self._outlet.take()
+                wrote_at = time.monotonic()
                 if reader.done() and not reader.cancelled() and reader.exception() is not None:
                     reader.result()
                 await self._write(ready)

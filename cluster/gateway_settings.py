@@ -50,6 +50,8 @@ class GatewaySettings:
     max_open_per_stream: int = 4_096
     # Tokens that are kept for a client whose connection broke, in its grace; one more aborts the request.
     max_detached_tokens: int = 1 << 18
+    # Messages that all streams together may write in a second; beyond it tokens merge, by at most 25 ms each.
+    max_messages_per_s: int = 10_000
     # A request that the scheduler has not taken by then is answered UNAVAILABLE.
     accept_timeout_s: float = 30.0
     # Seconds between pings on a silent connection: a dead peer is found out in twice that, a silent one lives.

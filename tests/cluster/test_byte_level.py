@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
@@ -38,10 +38,11 @@ def test_any_run_of_tokens(ids: list[int], skip: bool) -> None:
         out += window.add(token)
         whole = ADDED.decode(ids[:count], skip_special_tokens=skip)
         assert out + window.rest() == whole
-        assert len(window.rest()) <= 1
+        assert len(window.rest()) <= 3
 
 
 @settings(max_examples=200, deadline=None)
+@example([0xED, 0xAE])
 @given(
     st.lists(
         st.sampled_from([0xF0, 0x9F, 0x98, 0x80, 0xE5, 0xAE, 0xB6, 0xFF, 0xC3, 0xA9, 0x41, 0xED, 0xA0]), max_size=60

@@ -8,6 +8,8 @@ import pytest
 
 from cluster.client_errors import error_from_call
 from cluster.errors import AlreadyExists, InvalidRequest, NeverFits, NotFound, Unsupported
+from cluster.gateway_service import Pace
+from cluster.gateway_settings import GatewaySettings
 from cluster.messages import Logprobs, Reason, Seal, Tokens, ids
 from cluster.sampling import SamplingParams
 from cluster.sim.live import SHAPE
@@ -375,3 +377,32 @@ def test_two_clients_at_once_do_not_wait_for_each_other():
         await door.settled()
 
     at_the_door(story)
+
+
+def test_the_pace_is_shared_by_all_streams_and_bounded():
+    pace = Pace(10_000)
+    gaps = []
+    for pace.num_streams in (1, 64, 250, 20_000):
+        gaps.append(pace.gap_s)
+    assert gaps == [0.0001, 0.0064, 0.025, 0.025]
+
+
+@pytest.mark.parametrize("is_many", [False, True])
+def test_tokens_beyond_the_pace_are_merged(is_many: bool):
+    """A stream that may write every 20 ms and a worker that makes a token every 2: a late timer only merges more."""
+
+    async def story(door: Door) -> None:
+        message = request(seed=6, max_tokens=200, ignore_eos=True)
+        if is_many:
+            call = door.stub.GenerateMany()
+            await call.write(pb.GenerateManyRequest(tag=1, generate=message))
+            await call.done_writing()
+            responses = [one for many in await collect(call) for one in many.responses]
+        else:
+            responses = await collect(door.stub.Generate(message))
+        got = chunks(responses)
+        assert [token for chunk in got for token in chunk.ids] == expected(PROMPT, 6, 200, ends=False)
+        assert len(got) <= 120, "200 tokens should have been merged"
+        await door.settled()
+
+    at_the_door(story, settings=GatewaySettings(port=0, max_messages_per_s=50))

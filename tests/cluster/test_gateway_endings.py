@@ -284,10 +284,10 @@ def test_tokens_of_a_sealed_attempt_are_dropped():
 
 def test_a_worker_that_contradicts_itself_fails_the_request_and_no_other():
     async def story(door: Door) -> None:
-        broken = door.stub.Generate(request(seed=1, max_tokens=900, ignore_eos=True))
+        broken = door.stub.Generate(request(seed=1, max_tokens=900, ignore_eos=True, request_id="broken"))
         other = asyncio.create_task(door.client.generate(PROMPT, seed=2, max_tokens=30, ignore_eos=True))
         await read_tokens(broken, 3)
-        answer = min(door.gateway._answers.values(), key=lambda answer: answer.route)
+        answer = next(one for one in door.gateway._answers.values() if one.client_id == "broken")
         door.gateway.feed([Tokens(answer.route, 0, 5, 0, ids([1, 2, 3]))])
         with pytest.raises(WorkFailed, match="did not fit together"):
             await raised(broken)
