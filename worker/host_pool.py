@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import threading
@@ -226,7 +227,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _stop_with_input(stop: threading.Event) -> None:
-    sys.stdin.buffer.read()
+    # Not through Python's buffer: its lock would be held when the interpreter ends for another reason.
+    while os.read(0, 4096):
+        pass
     stop.set()
 
 

@@ -1,0 +1,292 @@
+"""The host pool as a process: what it says of itself, what it refuses, what is left of it when it is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from cluster.errors import ConfigError
+from cluster.messages import HostPoolJoined, HostPoolSettled, Road
+from protos.quire.v1 import transfer_pb2 as pb
+from protos.quire.v1.transfer_pb2_grpc import TransferServiceStub
+from tests.worker.transfer_parts import (
+    CALL_S,
+    FINGERPRINT,
+    ROOT,
+    SECURITY,
+    PoolProcess,
+    WorkerPool,
+    answers,
+    host_pool,
+    order,
+    run,
+    status_of,
+    wait,
+)
+from worker.host_pool import HostPool, HostPoolSettings
+from worker.transfer_register import RegisterSettings
+from worker.transfer_security import TransferSecurity
+from worker.transfer_states import Carrier
+
+BLOCK_BYTES = 1 << 16
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PoolProcess]:
+    with host_pool(tmp_path_factory.mktemp("pool"), 16, BLOCK_BYTES, "--incarnation", "77") as started:
+        yield started
+
+
+def settings(**changed: object) -> HostPoolSettings:
+    given: dict[str, object] = {
+        "name": "host-0",
+        "node": "node-0",
+        "size": 16 * BLOCK_BYTES,
+        "block_bytes": BLOCK_BYTES,
+        "fingerprint": FINGERPRINT,
+        **changed,
+    }
+    return HostPoolSettings(**given)  # type: ignore[arg-type]
+
+
+def memory_files() -> list[str]:
+    """Memory files of host pools that any process of ours has open or mapped."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            found += [line for line in (process / "maps").read_text().splitlines() if "quire-leak" in line]
+            for path in (process / "fd").iterdir():
+                try:
+                    found += [name for name in (os.readlink(path),) if "quire-leak" in name]
+                except OSError:
+                    continue  # closed meanwhile
+        except OSError:
+            continue
+    return found
+
+
+def test_it_says_what_it_is(pool: PoolProcess) -> None:
+    assert {name: pool.told[name] for name in ("pool", "incarnation", "node", "num_blocks", "block_bytes")} == {
+        "pool": "host-0",
+        "incarnation": 77,
+        "node": "node-0",
+        "num_blocks": 16,
+        "block_bytes": BLOCK_BYTES,
+    }
+    assert set(HostPoolJoined.__slots__) <= set(pool.told)
+    assert pool.told["bytes_per_s"] > 1e8  # type: ignore[operator]
+    listed = pool.listed()
+    assert (listed.pool, listed.pool_incarnation, listed.num_blocks) == ("host-0", 77, 16)
+    assert (listed.layout.block_bytes, listed.layout.fingerprint) == (BLOCK_BYTES, FINGERPRINT)
+
+
+def test_calls_need_the_secret_and_a_deadline(pool: PoolProcess) -> None:
+    asked = pb.ListRequest()
+    for metadata in (None, (("authorization", "Bearer another secret of these"),), (("authorization", ""),)):
+        with pytest.raises(grpc.RpcError) as refused:
+            pool.stub.List(asked, timeout=CALL_S, metadata=metadata)
+        assert status_of(refused.value)[0] is grpc.StatusCode.UNAUTHENTICATED
+    with pytest.raises(grpc.RpcError) as refused:
+        pool.stub.List(asked, metadata=pool.metadata)
+    assert status_of(refused.value) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "every call of the transfer service needs a deadline",
+    )
+
+
+def test_a_worker_with_another_secret_gets_nowhere(pool: PoolProcess, seed: int) -> None:
+    worker = WorkerPool(1, BLOCK_BYTES, seed, name="stranger")
+    agent = worker.agent({pool.name: pool.address})
+    agent._security = TransferSecurity("not the secret of these tests")
+    answer = run(agent, order(1, Road.WRITE, pool, [0], [0]))
+    agent.close()
+    assert not answer.ok and "this port takes calls of the cluster's own pools only" in answer.detail
+
+
+def test_joining_with_another_layout_is_refused(pool: PoolProcess) -> None:
+    for changed, words in (
+        ({"block_bytes": 4096}, f"blocks of 4,096 bytes against {BLOCK_BYTES:,} here"),
+        ({"fingerprint": "kv1-bfloat16"}, f"blocks laid out as kv1-bfloat16 against {FINGERPRINT} here"),
+    ):
+        fields = {"fingerprint": FINGERPRINT, "block_bytes": BLOCK_BYTES, "chunk_bytes": BLOCK_BYTES, **changed}
+        asked = pb.JoinRequest(caller="w", layout=pb.PoolLayout(**fields))  # type: ignore[arg-type]
+        with pytest.raises(grpc.RpcError) as refused:
+            pool.stub.Join(asked, timeout=CALL_S, metadata=pool.metadata)
+        assert words in status_of(refused.value)[1]
+
+
+def test_release_frees_and_clears(pool: PoolProcess, seed: int) -> None:
+    worker = WorkerPool(3, BLOCK_BYTES, seed, name="releasing")
+    agent = worker.agent({pool.name: pool.address})
+    assert run(agent, order(1, Road.WRITE, pool, [0, 1, 2], [10, 11, 12])).ok
+
+    def release(blocks: list[int], clear: bool, incarnation: int = 77) -> int:
+        packed = np.array(blocks, "<i4").tobytes()
+        asked = pb.ReleaseRequest(epoch=1, pool_incarnation=incarnation, blocks=packed, clear=clear)
+        return pool.stub.Release(asked, timeout=CALL_S, metadata=pool.metadata).num_released
+
+    assert release([10, 12, 15], clear=True) == 2
+    assert pool.committed() == [11]
+    assert release([10], clear=False) == 0
+    with pytest.raises(grpc.RpcError) as refused:
+        release([11], clear=False, incarnation=76)
+    assert "incarnation 77 of host-0 holds" in status_of(refused.value)[1]
+    assert "nothing committed" in run(agent, order(2, Road.READ, pool, [0], [10])).detail
+    # Cleared in the memory itself, which this process has mapped.
+    peer = agent._peers[pool.name]
+    held = peer.memory(write=True)
+    assert held is not None
+    assert not held[0].array()[10 * BLOCK_BYTES : 11 * BLOCK_BYTES].any()
+    assert held[0].array()[11 * BLOCK_BYTES : 12 * BLOCK_BYTES].any()
+    agent.close()
+
+
+def test_nothing_is_left_after_sigkill(tmp_path: Path, seed: int) -> None:
+    before = sorted(os.listdir("/dev/shm"))
+    with host_pool(tmp_path, 64, 1 << 20, name="leak") as doomed:
+        worker = WorkerPool(4, 1 << 20, seed)
+        agent = worker.agent({"leak": doomed.address}, Carrier.SHARED_MEMORY)
+        assert run(agent, order(1, Road.WRITE, doomed, range(4), range(4))).ok
+        assert sorted(os.listdir("/dev/shm")) == before, "the pool must not need /dev/shm"
+        assert memory_files()
+        doomed.kill()
+        assert memory_files(), "this process has it mapped still"
+        agent.close()
+        assert memory_files() == []
+    assert sorted(os.listdir("/dev/shm")) == before
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, "input"])
+def test_it_ends_when_it_is_told_to(end: signal.Signals | str, tmp_path: Path) -> None:
+    with host_pool(tmp_path, 4, BLOCK_BYTES) as started:
+        assert started.process.stdin is not None
+        if isinstance(end, str):
+            started.process.stdin.close()
+        else:
+            started.process.send_signal(end)
+        assert started.process.wait(10) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--size", "1KiB"], "holds no block of 64.0 KiB; give 64.0 KiB or more"),
+        (["--size", "lots"], "which is no amount of memory"),
+        (["--block-bytes", "1000"], "a pool's blocks have a multiple of 64 bytes"),
+        (["--size", "4000TiB"], "set a smaller pool"),
+        (["--secret-file", "/dev/null"], "the transfer secret has 0 characters; give at least 16"),
+        (["--port", "1", "--host", "203.0.113.1"], "cannot listen on 203.0.113.1"),
+    ],
+)
+def test_what_it_cannot_be_is_one_line(options: list[str], words: str, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(SECURITY.secret)
+    command = [sys.executable, "-m", "worker.host_pool", "--name", "h", "--node", "n", "--fingerprint", "f"]
+    command += ["--size", "1MiB", "--block-bytes", str(BLOCK_BYTES), "--secret-file", str(secret), *options]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    lines = [line for line in ended.stderr.splitlines() if not line.startswith(("E0000", "I0000", "WARNING"))]
+    assert ended.returncode == 1
+    assert len(lines) == 1 and lines[0].startswith("host pool h: ") and words in lines[0], ended.stderr
+
+
+def test_the_scheduler_hears_when_a_transfer_is_settled(seed: int) -> None:
+    made = HostPool(settings(incarnation=5, register=RegisterSettings(idle_s=0.5)), SECURITY)
+    worker = WorkerPool(4, BLOCK_BYTES, seed)
+    agent = worker.agent({"host-0": made.address}, Carrier.SHARED_MEMORY)
+    try:
+        assert made.joined().num_blocks == 16
+        assert made.counts()["blocks"] == 16
+        ordered = PoolOrder(made)
+        assert run(agent, ordered.write(1, [0, 1])).ok
+        time.sleep(0.3)
+        assert made.take_settled() == [], "what was committed needs no word"
+        # One that never came here, and one that was given up here and is asked about again.
+        made.give_up(1, [9])
+        wait(lambda: made.take_settled() == [HostPoolSettled("host-0", 5, 9)], "settled")
+        assert "given up by the scheduler" in run(agent, ordered.write(9, [2])).detail
+        made.give_up(1, [9])
+        wait(lambda: made.take_settled() == [HostPoolSettled("host-0", 5, 9)], "settled again")
+        counts = made.counts()
+        assert (counts["blocks committed"], counts["transfers under way"]) == (2, 0)
+        assert counts["bytes by shared memory"] == 2 * BLOCK_BYTES
+        assert counts["refused late"] >= 1
+        made.end.check()
+    finally:
+        agent.close()
+        made.close()
+
+
+class PoolOrder:
+    """Orders for a pool of this process."""
+
+    def __init__(self, pool: HostPool) -> None:
+        self.name = pool.settings.name
+        self.incarnation = pool.incarnation
+
+    def write(self, number: int, blocks: list[int]) -> object:
+        return order(number, Road.WRITE, self, range(len(blocks)), blocks)  # type: ignore[arg-type]
+
+
+def test_bytes_under_way_of_a_caller_are_bounded(seed: int) -> None:
+    """One after the other instead of at once: the second waits until the first has ended, and then goes."""
+    bound = RegisterSettings(max_bytes_per_caller=3 * BLOCK_BYTES)
+    made = HostPool(settings(register=bound), SECURITY)
+    worker = WorkerPool(16, BLOCK_BYTES, seed)
+    agent = worker.agent({"host-0": made.address}, Carrier.SOCKET, max_per_peer=4)
+    try:
+        ordered = PoolOrder(made)
+        for number in range(1, 9):
+            agent.submit(ordered.write(number, [2 * number - 2, 2 * number - 1]), 1)  # type: ignore[arg-type]
+        assert all(answer.ok for answer in answers(agent, 8))
+        assert made.counts()["blocks committed"] == 16
+    finally:
+        agent.close()
+        made.close()
+
+
+def test_settings_that_cannot_be() -> None:
+    with pytest.raises(ConfigError, match="holds no block"):
+        settings(size=10).num_blocks  # noqa: B018
+    with pytest.raises(ConfigError, match="has 5 characters; give at least 16"):
+        TransferSecurity("short")
+
+
+def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
+    with host_pool(tmp_path, 2, BLOCK_BYTES) as first:
+        port = first.address.rsplit(":", 1)[1]
+        command = [sys.executable, "-m", "worker.host_pool", "--name", "second", "--node", "n", "--fingerprint", "f"]
+        command += ["--size", "1MiB", "--block-bytes", str(BLOCK_BYTES), "--secret-file", str(tmp_path / "secret")]
+        ended = subprocess.run(
+            [*command, "--port", port], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert ended.returncode == 1
+        assert f"the transfer service cannot listen on 127.0.0.1:{port}" in ended.stderr
+
+
+def test_a_call_that_was_given_up_while_the_pool_stood_still_is_not_obeyed(tmp_path: Path) -> None:
+    """Its caller went on without an answer; blocks that it reserved would be nobody's until the deadline."""
+    with host_pool(tmp_path, 4, BLOCK_BYTES) as started:
+        stub = TransferServiceStub(started.channel)
+        layout = pb.PoolLayout(fingerprint=FINGERPRINT, block_bytes=BLOCK_BYTES, chunk_bytes=BLOCK_BYTES)
+        name = pb.TransferName(
+            epoch=1, transfer=1, caller="w", caller_incarnation=1, pool_incarnation=started.incarnation
+        )
+        blocks = np.array([0], "<i4").tobytes()
+        asked = pb.ReserveRequest(
+            name=name, write=True, layout=layout, blocks=blocks, carrier=pb.CARRIER_SOCKET, timeout_s=60.0
+        )
+        started.listed()
+        started.stop()
+        with pytest.raises(grpc.RpcError):
+            stub.Reserve(asked, timeout=0.5, metadata=started.metadata)
+        started.resume()
+        time.sleep(0.5)
+        assert json.dumps([list(key) for key in started.phases()]) == "[]"
