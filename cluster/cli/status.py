@@ -55,8 +55,8 @@ def _known_address() -> str:
     from cluster.launch import Running
 
     running = Running.load()
-    if running is None:
-        raise Unavailable("no cluster of this user is noted; start one with `quire up`, or give --address")
+    if running is None or not running.admin:
+        raise Unavailable("no cluster of this user is up; start one with `quire up`, or give --address")
     return running.admin
 
 
