@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
+# Entries that one round of the kernel handles.
+PLAN_SPAN = 256
 # Header words: 0 units; 1 tiles per head (flat) or parts per head (parts); 2 tiles per share (flat).
 HEADER_WORDS = 8
 # Words of a unit: 0 sequence; 1 query tile of it; 2, 3 its first key tile and the end; 4 tiles (flat) or parts (parts)
@@ -63,7 +65,17 @@ class PlanShape:
         return self.merges_at + self.merges * MERGE_WORDS
 
     def num_words(self, num_seqs: int) -> int:
-        return self.scratch_at + num_seqs
+        return self.scratch_at + num_seqs + PLAN_SPAN
+
+
+@triton.jit
+def _publish(fence_ptr, SPAN: tl.constexpr):
+    """What any thread of the program wrote before, all of them read after.
+
+    A barrier alone orders memory on NVIDIA's GPUs but not on AMD's; each thread's atomic does on both.
+    """
+    tl.atomic_add(fence_ptr + tl.arange(0, SPAN), 0, sem="acq_rel", scope="gpu")
+    tl.debug_barrier()
 
 
 @triton.jit
@@ -83,7 +95,7 @@ def _last_at_most(ptr, stride, count, step, wanted):
 
 @triton.jit
 def _list_units(
-    plan_ptr, query_start_ptr, context_ptr, rows_ptr, scratch_at, first_seq, num_seqs, seq_step, window,
+    plan_ptr, query_start_ptr, context_ptr, rows_ptr, fence_ptr, scratch_at, first_seq, num_seqs, seq_step, window,
     BLOCK_Q: tl.constexpr, TILE: tl.constexpr, FLAT: tl.constexpr, HAS_WINDOW: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """Writes the units' records but for words 5 and 6; returns their number, all their tiles, those of the longest."""
@@ -98,7 +110,7 @@ def _list_units(
         before = units + tl.cumsum(tiles_of_queries, 0) - tiles_of_queries
         tl.store(plan_ptr + scratch_at + seq, before, mask=real)
         units += tl.sum(tiles_of_queries, 0)
-    tl.debug_barrier()
+    _publish(fence_ptr, SPAN)
     total = 0
     longest = 0
     for begin in range(0, units, SPAN):
@@ -132,7 +144,7 @@ def _list_units(
         tl.store(record + 10, context, mask=real)
         total += tl.sum(tiles, 0)
         longest = tl.maximum(longest, tl.max(tiles, 0))
-    tl.debug_barrier()
+    _publish(fence_ptr, SPAN)
     return units, total, longest
 
 
@@ -169,7 +181,7 @@ def _part_tiles(
 
 
 @triton.jit
-def _cut_parts(plan_ptr, units, limit, merges_at, max_merges, KV_HEADS: tl.constexpr, SPAN: tl.constexpr):
+def _cut_parts(plan_ptr, fence_ptr, units, limit, merges_at, max_merges, KV_HEADS: tl.constexpr, SPAN: tl.constexpr):
     """Writes words 4 to 6 of the records and the merges; returns how many parts there are."""
     lane = tl.arange(0, SPAN)
     total = 0
@@ -197,7 +209,7 @@ def _cut_parts(plan_ptr, units, limit, merges_at, max_merges, KV_HEADS: tl.const
         splits += tl.sum(is_split.to(tl.int32), 0)
     for begin in range(splits, max_merges, SPAN):
         tl.store(plan_ptr + merges_at + (begin + lane) * _MERGE, 0, mask=begin + lane < max_merges)
-    tl.debug_barrier()
+    _publish(fence_ptr, SPAN)
     return total
 
 
@@ -269,10 +281,11 @@ def plan_kernel(
     SPAN: tl.constexpr,
     WAVES: tl.constexpr,
 ):
-    """One program. What one phase writes the next one reads, with a barrier between."""
+    """One program. What one phase writes the next one reads."""
     lane = tl.arange(0, SPAN)
+    fence_ptr = plan_ptr + scratch_at + num_seqs
     units, total, longest = _list_units(
-        plan_ptr, query_start_ptr, context_ptr, rows_ptr, scratch_at, first_seq, num_seqs, seq_step, window,
+        plan_ptr, query_start_ptr, context_ptr, rows_ptr, fence_ptr, scratch_at, first_seq, num_seqs, seq_step, window,
         BLOCK_Q, TILE, FLAT, HAS_WINDOW, SPAN,
     )  # fmt: skip
     share = 1
@@ -281,7 +294,7 @@ def plan_kernel(
         _share_out(plan_ptr, units, total, share, owners_at, merges_at, programs, unit_step, KV_HEADS, SPAN)
     else:
         limit = _part_tiles(plan_ptr, units, total, longest, programs, max_split_parts, KV_HEADS, SPAN, WAVES)
-        total = _cut_parts(plan_ptr, units, limit, merges_at, max_merges, KV_HEADS, SPAN)
+        total = _cut_parts(plan_ptr, fence_ptr, units, limit, merges_at, max_merges, KV_HEADS, SPAN)
         for begin in range(0, total, SPAN):
             part = begin + lane
             unit = _last_at_most(plan_ptr + _HEADER + 4, _WORDS, units, unit_step, part)

@@ -17,13 +17,12 @@ from kernels.layout import LayerCache
 from kernels.triton_attention import attention_kernel
 from kernels.triton_choices import MAX_GROUP, Choice, DeviceFacts, Schedule, choose
 from kernels.triton_merge import merge_pieces_kernel
-from kernels.triton_plan import PlanShape, plan_kernel
+from kernels.triton_plan import PLAN_SPAN, PlanShape, plan_kernel
 
 # Queries of so few rows (tokens x heads of a group) are bound by reading keys, as decodes are.
 FLAT_ROWS = 32
 # Split parts per program that the parts schedule may make at most.
 SPLITS_PER_PROGRAM = 2
-PLAN_SPAN = 256
 PLAN_WAVES = 4
 PLAN_WARPS = 4
 LOG2_E = 1.4426950408889634

@@ -12,9 +12,8 @@ from kernels.triton_attention import attention_kernel
 from kernels.triton_choices import DeviceFacts
 from kernels.triton_copy import copy_kernel
 from kernels.triton_merge import merge_kernel, merge_pieces_kernel
-from kernels.triton_plan import plan_kernel
+from kernels.triton_plan import PLAN_SPAN, plan_kernel
 from kernels.triton_step import (
-    PLAN_SPAN,
     PLAN_WARPS,
     PLAN_WAVES,
     AttentionShape,
