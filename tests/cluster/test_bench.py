@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -42,21 +41,30 @@ def test_render_aligns_figures_to_the_right() -> None:
     assert render([]) == "(no rows)"
 
 
-def test_candidates_take_turns_and_the_first_round_does_not_count() -> None:
+def test_candidates_take_turns_and_the_first_round_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
+    now = 0.0
+    monkeypatch.setattr("cluster.bench.timing.time.perf_counter", lambda: now)
 
-    def slow_at_first(name: str) -> None:
+    def call(name: str, *seconds: float) -> None:
+        """Takes the first of `seconds` at its first call, then the next, and so on."""
+        nonlocal now
+        now += seconds[order.count(name)]
         order.append(name)
-        time.sleep(0.05 if order.count(name) == 1 else 0.0)
+
+    def before() -> None:
+        nonlocal now
+        now += 1000.0
+        order.append("-")
 
     times = alternate(
-        {"a": lambda: slow_at_first("a"), "b": lambda: slow_at_first("b")},
+        {"a": lambda: call("a", 50.0, 1.0, 9.0, 2.0), "b": lambda: call("b", 70.0, 4.0, 3.0, 5.0)},
         budget_s=0.0,
         min_rounds=3,
-        before=lambda: order.append("-"),
+        before=before,
     )
     assert order == ["-", "a", "-", "b"] * 4
-    assert max(times.values()) < 0.04
+    assert times == {"a": 2.0, "b": 4.0}
 
 
 def test_benchmarks_are_found_by_their_main(capsys: pytest.CaptureFixture[str]) -> None:
