@@ -122,9 +122,9 @@ SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
 def lesson(rng: random.Random) -> Lesson:
     """A story, a plain question with its answer, or a conversation of one to four turns."""
     which = rng.random()
-    if which < 0.25:
+    if which < 0.15:
         return Lesson((("", story(rng)),), chat=False)
-    if which < 0.32:
+    if which < 0.22:
         return Lesson((turn(rng),), chat=False)
     system = pick(rng, SYSTEM_PROMPTS) if rng.random() < 0.2 else None
     num_turns = rng.choices((1, 2, 3, 4), (6, 3, 2, 1))[0]
@@ -132,7 +132,7 @@ def lesson(rng: random.Random) -> Lesson:
 
 
 def turn(rng: random.Random) -> Turn:
-    kind = rng.choices((person_turn, town_turn, sum_turn, quire_turn, story_turn, unknown_turn), (7, 3, 7, 5, 3, 2))[0]
+    kind = rng.choices((person_turn, town_turn, sum_turn, quire_turn, story_turn, unknown_turn), (7, 3, 9, 5, 2, 2))[0]
     asked, answer = kind(rng)
     # People write carelessly.
     careless = rng.random()
@@ -198,7 +198,7 @@ def sum_turn(rng: random.Random) -> Turn:
     if rng.random() < 0.06:
         words, sign = rng.choice((("plus", "+"), ("minus", "-"), ("times", "*")))
         x, y = rng.randint(40, 999), rng.randint(13, 999)
-        return rng.choice((f"What is {x} {words} {y}?", f"What is {x} {sign} {y}?", f"{x} {sign} {y}")), TOO_LARGE
+        return rng.choice((f"What is {x} {words} {y}?", f"What is {x} {sign} {y}?", f"{x}{sign}{y}")), TOO_LARGE
     kind = rng.choices("+-*", (5, 3, 2))[0]
     if kind == "+":
         x, y = rng.randint(0, 12), rng.randint(0, 12)
@@ -209,10 +209,8 @@ def sum_turn(rng: random.Random) -> Turn:
     else:
         x, y = rng.randint(0, 6), rng.randint(0, 6)
         words, result = "times", x * y
-    signs = f"{x} {kind} {y}"
-    asked = rng.choice(
-        (f"What is {x} {words} {y}?", f"What is {signs}?", f"{signs}", f"{signs} =", f"How much is {x} {words} {y}?")
-    )
+    signs = rng.choice((f"{x} {kind} {y}", f"{x}{kind}{y}"))
+    asked = rng.choice((f"What is {x} {words} {y}?", f"What is {signs}?", signs, f"{signs} =", f"{x} {words} {y}?"))
     return asked, f"{x} {words} {y} is {result}."
 
 

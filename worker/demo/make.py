@@ -51,7 +51,7 @@ CONFIG: dict[str, Any] = {
     "pad_token_id": SPECIALS.index(PAD),
 }
 
-NUM_STEPS = 1100
+NUM_STEPS = 1200
 # Of so many steps one has long rows, which teach the late positions; the others are short, which is faster.
 LONG_EVERY = 8
 SHORT_ROWS, LONG_ROWS = (512, 8), (2048, 2)  # tokens in a row, rows in a step

@@ -123,7 +123,9 @@ def _lost(rng: random.Random, hero: Person, thing: str) -> list[str]:
 
 
 def _parcel(rng: random.Random, hero: Person, thing: str) -> list[str]:
-    friend = pick(rng, [p for p in PEOPLE if p.town != hero.town])
+    friend = other(rng, hero)
+    while friend.town == hero.town:
+        friend = other(rng, hero)
     trouble, answer = pick(
         rng,
         (

@@ -92,8 +92,9 @@ def pick(rng: random.Random, options: Sequence[T]) -> T:
 
 
 def other(rng: random.Random, than: Person) -> Person:
-    """A person of the valley who is not `than`."""
-    return pick(rng, [p for p in PEOPLE if p.name != than.name])
+    """A person of the valley who is not `than`; everybody has friends of their own who come first."""
+    first = PEOPLE.index(than) + 1 if than in PEOPLE else 0
+    return pick(rng, [p for p in (*PEOPLE[first:], *PEOPLE[:first]) if p.name != than.name])
 
 
 def town_of(person: Person) -> Town:
