@@ -17,6 +17,7 @@ from grpc_status import rpc_status
 
 from cluster.auth import TokenBook, check_exposure, is_loopback, load_tokens, make_tokens
 from cluster.auth_certificates import make_certificates
+from cluster.cli import main as cli
 from cluster.client import AsyncClient
 from cluster.client_connection import Tls
 from cluster.errors import AccessDenied, ConfigError, NotAuthenticated, Unavailable
@@ -332,3 +333,25 @@ def test_no_pickle_on_any_port():
             if re.search(r"\b(import|from) (pickle|cloudpickle|dill|marshal|shelve)\b|pickle\.loads", path.read_text()):
                 found.append(str(path.relative_to(root)))
     assert not found
+
+
+def test_one_command_makes_what_an_open_port_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The command that the refusal names: with its files the same port opens, and its tokens are let in."""
+    folder = tmp_path / "set-up"
+    assert cli(["certificates", str(folder), "--host", "localhost", "--tenant", "red"]) == 0
+    told = dict(re.findall(r"^token of (\w+): (\S+)$", capsys.readouterr().out, re.MULTILINE))
+    assert set(told) == {"red", "operator"}
+    book = load_tokens(folder / "tokens.json")
+    assert book.caller(f"Bearer {told['red']}").rights == {"inference"}
+    assert book.caller(f"Bearer {told['operator']}").rights == {"inference", "admin"}
+    assert cli(["certificates", str(folder)]) != 0
+    assert "exists already" in capsys.readouterr().err
+
+    async def story(door: Door) -> None:
+        tls = Tls(authority=folder / "authority.pem")
+        async with AsyncClient(f"localhost:{door.server.port}", token=told["red"], tls=tls) as client:
+            assert (await client.models())[0].name == "m"
+
+    at_the_door(
+        story, settings=GatewaySettings(port=0, tls=TlsFiles(folder / "server.pem", folder / "server.key"), tokens=book)
+    )
