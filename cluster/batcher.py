@@ -27,7 +27,10 @@ def token_budget_for(inter_token_s: float, step_base_s: float, per_token_s: floa
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step: `rows[i]` computes `counts[i]` tokens from `starts[i]` on. Decodes (count 1) come first."""
+    """One step: `rows[i]` computes `counts[i]` tokens from `starts[i]` on. Decodes (count 1) come first.
+
+    A beam group is one row here, whose decode stands for a token of each of its beams in `num_tokens`.
+    """
 
     rows: Int32
     starts: Int32
@@ -53,6 +56,8 @@ class Batcher:
         self.lease_end = np.zeros(max_batch, np.int32)
         self.precedence = np.zeros(max_batch, np.int64)
         self.passed_over = np.zeros(max_batch, np.int32)
+        # Tokens that a decode of this row takes: more than one for a beam group, which goes whole or not at all.
+        self.width = np.ones(max_batch, np.int32)
 
     def add(self, row: int, position: int, length: int, lease_end: int, precedence: int, paused: bool = False) -> None:
         assert not self.resident[row], f"batch row {row} is taken"
@@ -69,6 +74,12 @@ class Batcher:
         assert self.resident[row], f"batch row {row} is free already"
         self.resident[row] = False
         self.paused[row] = False
+        self.width[row] = 1
+
+    def widen(self, row: int, width: int) -> None:
+        """From now on each decode of this row takes `width` tokens."""
+        assert 1 <= width <= self.token_budget, f"{width} beams do not fit into steps of {self.token_budget} tokens"
+        self.width[row] = width
 
     def next(self) -> Batch:
         """The next step. An empty batch means that nothing can run: no residents, or every lease is dry."""
@@ -79,15 +90,18 @@ class Batcher:
         to_compute = self.length - self.position
         decodes = np.flatnonzero(runnable & (to_compute == 1))
         prefills = np.flatnonzero(runnable & (to_compute > 1))
-        if len(decodes) > self.token_budget:
+        num_tokens = int(self.width[decodes].sum())
+        if num_tokens > self.token_budget:
             decodes = self._fewest(decodes)
+            num_tokens = int(self.width[decodes].sum())
         rows = decodes.astype(np.int32)
         counts = np.ones(len(decodes), np.int32)
         if len(prefills):
-            chosen, chunks = self._chunks(prefills, left, self.token_budget - len(decodes))
+            chosen, chunks = self._chunks(prefills, left, self.token_budget - num_tokens)
             rows = np.concatenate([rows, chosen.astype(np.int32)])
             counts = np.concatenate([counts, chunks])
-        return Batch(rows, self.position[rows], counts, len(decodes), int(counts.sum()), num_dry)
+            num_tokens += int(chunks.sum())
+        return Batch(rows, self.position[rows], counts, len(decodes), num_tokens, num_dry)
 
     def retire(self, batch: Batch) -> None:
         """The step has been issued: its positions are taken. A row that was removed meanwhile is left alone."""
@@ -98,7 +112,8 @@ class Batcher:
     def _fewest(self, decodes: Int64) -> Int64:
         """More decodes than budget: those that waited longest go first, then by precedence."""
         order = np.lexsort((self.precedence[decodes], -self.passed_over[decodes]))
-        chosen = decodes[order[: self.token_budget]]
+        fits = np.cumsum(self.width[decodes[order]]) <= self.token_budget
+        chosen = decodes[order[fits]]
         self.passed_over[decodes] += 1
         self.passed_over[chosen] = 0
         return np.sort(chosen)

@@ -200,10 +200,11 @@ class Reception:
             index=index,
             text="".join(sequence.text),
             token_ids=list(sequence.ids),
-            cumulative_logprob=sequence.score if sequence.score is not None else total,
+            cumulative_logprob=total,
             logprobs=logprobs,
             finish_reason=sequence.finish_reason,
             stop_reason=sequence.stop_reason,
+            score=sequence.score,
         )
 
 

@@ -191,12 +191,17 @@ class LLM:
         """Sequences of one request are resident together, so that all their blocks must fit at once."""
         size, num_blocks = self._worker.settings.block_size, self._worker.parts.pool.num_blocks
         length = num_prompt + (params.max_tokens or 1) - 1
-        shared = num_prompt // size if params.n > 1 else 0
-        needed = shared + params.n * (-(-length // size) - shared)
+        name, count, unit = ("beam_width", params.width, "beams") if params.width else ("n", params.n, "sequences")
+        shared = num_prompt // size if count > 1 else 0
+        needed = shared + count * (-(-length // size) - shared)
         if needed > num_blocks:
-            raise NeverFits(field, needed, num_blocks, "blocks", "lower max_tokens or n, or raise kv_memory")
-        if params.n > self._worker.settings.max_batch:
-            raise NeverFits("sampling.n", params.n, self._worker.settings.max_batch, "sequences", "raise max_batch")
+            raise NeverFits(field, needed, num_blocks, "blocks", f"lower max_tokens or {name}, or raise kv_memory")
+        if count > self._worker.settings.max_batch:
+            raise NeverFits(f"sampling.{name}", count, self._worker.settings.max_batch, unit, "raise max_batch")
+        if params.width > self._worker.parts.token_budget:
+            raise NeverFits(
+                f"sampling.{name}", count, self._worker.parts.token_budget, "tokens of a step", "raise token_budget"
+            )
 
     def _run(self, requests: list[Live], priority: Sequence[int] | None, eager: bool) -> Iterator[list[Live]]:
         """Runs the requests; yields after every turn those that are done since the last. Cancels what is left if the

@@ -30,6 +30,8 @@ class CompletionOutput:
     """"stop" or "length"; None while it is being written."""
     stop_reason: int | str | None = None
     """The stop id or stop string that ended it; None for an end token of the model."""
+    score: float | None = None
+    """Beam search: the sum of the log-probabilities divided by length ** length_penalty; None elsewhere."""
 
     def finished(self) -> bool:
         return self.finish_reason is not None

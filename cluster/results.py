@@ -80,6 +80,7 @@ class Results:
             logprobs=self._logprobs(sequence, 0),
             finish_reason=_FINISH[sequence.reason],
             stop_reason=_stop_reason(sequence, params),
+            score=sequence.score if params.width else None,
         )
 
     def _whole_text(self, sequence: SequenceLog, params: SamplingParams, token_ids: list[int]) -> str:

@@ -104,7 +104,14 @@ class SamplingParams:
     @property
     def is_greedy(self) -> bool:
         """True when no draw is made. Only resolved settings can tell."""
-        return self.beam_width is None and required(self.temperature) < MIN_TEMPERATURE
+        if self.beam_width is not None:
+            return not self.width
+        return required(self.temperature) < MIN_TEMPERATURE
+
+    @property
+    def width(self) -> int:
+        """Beams that are searched with, 0 for none: the best of a single beam is what greedy writes."""
+        return self.beam_width if self.beam_width is not None and self.beam_width > 1 else 0
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

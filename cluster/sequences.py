@@ -195,8 +195,7 @@ class Request:
             self.priority = submit.priority
             self.deadline = submit.deadline
             self.max_tokens = submit.sampling.max_tokens or 1
-            width = submit.sampling.beam_width or 0
-            self.width = width if width > 1 else 0
+            self.width = submit.sampling.width
             count = 1 if self.width else submit.sampling.n or 1
             outputs = () if self.width else submit.outputs
         known = [ids(output) for output in outputs] or [ids() for _ in range(count)]

@@ -100,6 +100,10 @@ class BannedRuns:
         # Where a run would ban the last token that is left, the sequence must go on all the same.
         put(values, which, torch.where(banned.amax(-1, keepdim=True) == -torch.inf, part, banned))
 
+    def inherit(self, rows: Ints, parents: Ints) -> None:
+        """Rows take over the tokens of other rows; a row may be both."""
+        self._recent[self._slots.on_device(rows)] = self._recent[self._slots.on_device(parents)]
+
     def observe(self, rows: Ints, ids: torch.Tensor) -> None:
         slots = self._slots.on_device(rows)
         self._recent[slots] = torch.cat([self._recent[slots][:, 1:], ids[:, None]], dim=1)

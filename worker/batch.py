@@ -1,7 +1,7 @@
-"""Turns the batcher's choice into the tensors of one step, all rows at once.
+"""Turns the batcher's choice into the tensors of one step, all rows at once, in buffers that are used again.
 
 The worker calls `StepBuilder.build` once per step. It reads the persistent state and writes nothing but the step's own
-tensors; no Python runs per token or per sequence.
+tensors; the loops are compiled (`kernels/host_loops.py`), so no Python runs per token or per sequence.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cluster.batcher import Batch
 from kernels.batch import AttentionBatch
-from worker.state import BatchState, Int32, Int64
+from kernels.host_loops import fill_step
+from worker.state import BatchState, Int32
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The tensors of one forward pass, and whose tokens it samples."""
+    """The tensors of one forward pass, and whose tokens it samples. Valid until the next step is built."""
 
     ids: torch.Tensor  # int64 [tokens]
     positions: torch.Tensor  # int64 [tokens]
@@ -30,56 +30,52 @@ class Step:
 
 
 class StepBuilder:
-    """Builds steps over one state."""
+    """Builds steps of up to `max_tokens` tokens over one state."""
 
-    def __init__(self, state: BatchState) -> None:
+    def __init__(self, state: BatchState, max_tokens: int) -> None:
         self._state = state
-        self._zero = np.zeros(1, np.int64)
+        rows = min(max_tokens, state.max_batch)
+        longs = [torch.zeros(max_tokens, dtype=torch.int64) for _ in range(3)] + [torch.zeros(rows, dtype=torch.int64)]
+        ints = [torch.zeros(rows, dtype=torch.int32), torch.zeros(rows + 1, dtype=torch.int32)]
+        self.ids, self.positions, self.slots, self.logit_rows = longs
+        self._context_len, self._query_start = ints
+        self._out = tuple(tensor.numpy() for tensor in (*longs[:3], *ints))
+        self._logit_rows = self.logit_rows.numpy()
 
-    def build(self, batch: Batch, lengths: NDArray[np.int32]) -> Step:
+    def build(self, batch: Batch, lengths: Int32) -> Step:
         """`lengths` is the batcher's array: tokens of each row, those in flight included."""
-        rows, starts, counts = batch.rows, batch.starts, batch.counts
-        ends = starts + counts
-        stops = np.cumsum(counts, dtype=np.int64)
-        if batch.num_tokens == len(rows):
-            token_rows, positions = rows, starts.astype(np.int64)
-        else:
-            token_rows = np.repeat(rows, counts)
-            firsts = np.repeat(starts - (stops - counts), counts)
-            positions = np.arange(batch.num_tokens, dtype=np.int64) + firsts
-        finished = ends == lengths[rows]
-        return Step(
-            ids=self._send(self._state.tokens[token_rows, positions].astype(np.int64)),
-            positions=self._send(positions),
-            attention=self._attention(batch, token_rows, positions, ends, stops),
-            sampled=rows[finished],
-            logit_rows=self._send(stops[finished] - 1),
-        )
-
-    def _attention(
-        self, batch: Batch, token_rows: Int32, positions: Int64, ends: Int32, stops: Int64
-    ) -> AttentionBatch:
         state = self._state
-        size = state.block_size
-        blocks = state.tables[token_rows, positions // size].astype(np.int64)
-        slots = blocks * size + positions % size
-        slots[positions < state.write_from[token_rows]] = -1
-        query_start = np.concatenate([self._zero, stops]).astype(np.int32)
+        sampled = np.empty(len(batch.rows), np.int32)
+        num_sampled, longest_query, longest_context = fill_step(
+            (batch.rows, batch.starts, batch.counts),
+            (lengths, state.tokens, state.tables, state.write_from, state.block_size),
+            (*self._out, sampled, self._logit_rows),
+        )
+        tokens, rows = batch.num_tokens, len(batch.rows)
         state.sync_tables()
-        return AttentionBatch(
-            query_start=self._send(query_start),
-            context_len=self._send(ends),
+        positions = self._send(self.positions, tokens)
+        attention = AttentionBatch(
+            query_start=self._send(self._query_start, rows + 1),
+            context_len=self._send(self._context_len, rows),
             tables=state.device_tables,
-            rows=self._send(batch.rows),
-            slots=self._send(slots),
-            positions=self._send(positions),
-            max_query_len=int(batch.counts.max()),
-            max_context_len=int(ends.max()),
+            rows=self._send(torch.from_numpy(batch.rows), rows),
+            slots=self._send(self.slots, tokens),
+            positions=positions,
+            max_query_len=longest_query,
+            max_context_len=longest_context,
             num_decodes=batch.num_decodes,
         )
+        return Step(
+            self._send(self.ids, tokens),
+            positions,
+            attention,
+            sampled[:num_sampled],
+            self._send(self.logit_rows, num_sampled),
+        )
 
-    def _send(self, values: NDArray[np.int32] | NDArray[np.int64]) -> torch.Tensor:
-        tensor = torch.from_numpy(values)
+    def _send(self, buffer: torch.Tensor, count: int) -> torch.Tensor:
+        part = buffer[:count]
         if self._state.device.type == "cpu":
-            return tensor
-        return tensor.pin_memory().to(self._state.device, non_blocking=True)
+            return part
+        # A copy from memory that the next step writes into must not run later than that.
+        return part.clone().pin_memory().to(self._state.device, non_blocking=True)

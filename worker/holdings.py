@@ -19,6 +19,8 @@ def holdings(worker: Worker) -> ReplicaState:
     residents = []
     for row in batcher.resident.nonzero()[0].tolist():
         resident = state.at(row)
+        group = worker.beams.groups.get(row)
+        table = ids(state.tables[row, : int(state.num_blocks[row])].tolist())
         position = max(min(int(batcher.position[row]), int(state.known[row])), int(state.write_from[row]))
         residents.append(
             Resident(
@@ -27,7 +29,7 @@ def holdings(worker: Worker) -> ReplicaState:
                 start=resident.start,
                 tokens=state.ids(row, 0, int(state.known[row])),
                 position=position,
-                table=ids(state.tables[row, : int(state.num_blocks[row])].tolist()),
+                table=table if group is None else worker.beams.held(group),
                 lease_end=int(batcher.lease_end[row]),
             )
         )

@@ -7,6 +7,7 @@ cost. Ended sequences leave their last message here before their row is given aw
 from __future__ import annotations
 
 from cluster.messages import Logprobs, Reason, Tokens, ids
+from worker.beam_search import Hypothesis
 from worker.state import BatchState, Resident
 
 
@@ -21,8 +22,32 @@ class Outbox:
         """A sequence has ended: its last tokens, and why."""
         self._ended.setdefault(resident.gateway, []).extend(self._messages(resident, reason, detail))
 
+    def end_group(self, resident: Resident, hypotheses: list[Hypothesis], reason: Reason, detail: str) -> None:
+        """A beam group has ended: all its outputs at once, best first; none if it was dropped."""
+        if reason is Reason.DROPPED:
+            return
+        if reason is Reason.FAILED:
+            for index in range(resident.sampling.n):
+                self.refuse(resident.gateway, resident.route, index, resident.attempt, detail)
+            return
+        prompt = tuple(resident.prompt_logprobs or ())
+        self._ended.setdefault(resident.gateway, []).extend(
+            Tokens(
+                route=resident.route,
+                index=index,
+                attempt=resident.attempt,
+                position=0,
+                ids=hypothesis.ids,
+                reason=hypothesis.reason,
+                logprobs=hypothesis.logprobs,
+                prompt_logprobs=prompt if index == 0 else (),
+                score=hypothesis.score,
+            )
+            for index, hypothesis in enumerate(hypotheses)
+        )
+
     def refuse(self, gateway: str, route: int, index: int, attempt: int, detail: str) -> None:
-        """A sequence that could not be started."""
+        """A sequence that could not be computed, and has no tokens."""
         self._ended.setdefault(gateway, []).append(Tokens(route, index, attempt, 0, ids(), Reason.FAILED, (), detail))
 
     def take(self) -> dict[str, list[Tokens]]:

@@ -71,6 +71,12 @@ class Penalties:
         written = self._counts[slots]
         put(values, which, part - (written > 0) * presence - written * frequency)
 
+    def inherit(self, rows: Ints, parents: Ints) -> None:
+        """Rows take over what other rows have seen; a row may be both."""
+        slots, theirs = self._slots.on_device(rows), self._slots.on_device(parents)
+        self._counts[slots] = self._counts[theirs]
+        self._seen[slots] = self._seen[theirs]
+
     def observe(self, rows: Ints, ids: torch.Tensor) -> None:
         """Counts the tokens that were drawn."""
         slots = self._slots.on_device(rows)

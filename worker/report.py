@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 
-from cluster.messages import Advances, Reason, Result, Revoked, Stopped, Transferred
+from cluster.messages import Advances, GroupTables, Reason, Result, Revoked, Stopped, Transferred
 from worker.state import BatchState, Resident
 
 
@@ -34,6 +34,7 @@ class Reporter:
         self._hashes: list[bytes] = []
         self._stopped: list[Stopped] = []
         self._revoked: list[Revoked] = []
+        self._groups: list[GroupTables] = []
         self._transferred: list[Transferred] = []
         self._has_news = False
 
@@ -81,6 +82,11 @@ class Reporter:
         self._stopped.append(Stopped(seq, Reason.FAILED, 0, self._state.ids(0, 0, 0), b"", detail))
         self._has_news = True
 
+    def group(self, tables: GroupTables) -> None:
+        """A beam group comes near the end of its lease."""
+        self._groups.append(tables)
+        self._has_news = True
+
     def revoke(self, seq: int, lease_end: int) -> None:
         self._revoked.append(Revoked(seq, lease_end))
         self._has_news = True
@@ -119,6 +125,7 @@ class Reporter:
             advances=replace(self._advances, hashes=b"".join(self._hashes)),
             stopped=tuple(self._stopped),
             revoked=tuple(self._revoked),
+            groups=tuple(self._groups),
             transferred=tuple(self._transferred),
             dry=self.num_dry,
             prefill_waiting=prefill_waiting,

@@ -13,6 +13,7 @@ import numpy as np
 from cluster.batcher import Batch
 from cluster.hashing import BlockHasher
 from cluster.messages import Fork, Ids, Reason, Start, ids
+from worker.beam_search import Hypothesis
 from worker.state import Resident
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Residence:
         self._forget_behind(start.table, start.position)
         if start.sampling.prompt_logprobs is not None and start.position == 0:
             self._worker.prompt_logprobs.enter(row)
+        if start.beams is not None:
+            self._worker.beams.enter(row, start)
         parent = self._worker.state.at(row)
         waits = start.position < start.num_prompt
         for fork in start.forks:
@@ -51,8 +54,9 @@ class Residence:
     def _wrong(self, start: Start) -> str:
         """Why this Start can't be obeyed; empty if it can."""
         worker = self._worker
-        if start.beams is not None:
-            return "beam search is not supported by this worker"
+        budget = worker.batcher.token_budget
+        if start.beams is not None and start.beams.width > budget:
+            return f"{start.beams.width} beams take as many tokens of a step, and token_budget is {budget}; raise it"
         end = start.num_prompt + (start.sampling.max_tokens or 0)
         if end > worker.parts.max_model_len:
             return f"prompt and max_tokens are {end:,} tokens, and the model takes {worker.parts.max_model_len:,}"
@@ -64,15 +68,18 @@ class Residence:
 
     def _refuse(self, start: Start, detail: str) -> None:
         worker = self._worker
-        for seq, index in [(start.seq, start.index), *((fork.seq, fork.index) for fork in start.forks)]:
+        for seq in [start.seq, *(fork.seq for fork in start.forks)]:
             worker.reporter.stop_unknown(seq, detail)
+        indexes = [start.index, *(fork.index for fork in start.forks)]
+        for index in indexes if start.beams is None else range(start.sampling.n):
             worker.outbox.refuse(start.gateway, start.route, index, start.attempt, detail)
 
     def _enter(self, start: Start, seq: int, index: int, tokens: Ids, position: int, table: Ids, lease_end: int) -> int:
         worker, sampling = self._worker, start.sampling
         resident = Resident(seq, index, start)
         settings = worker.settings
-        if settings.prefix_caching:
+        # Blocks that beams write are never shared with other requests.
+        if settings.prefix_caching and start.beams is None:
             resident.hasher = BlockHasher(settings.hash_key, start.salt, settings.block_size)
             resident.chain = start.chain
             resident.num_chained = start.num_prompt // settings.block_size
@@ -132,10 +139,19 @@ class Residence:
         """An attempt ends here; no step that could touch its blocks is under way."""
         worker, state = self._worker, self._worker.state
         resident = state.at(row)
+        hypotheses: list[Hypothesis] | None = None
+        if row in worker.beams.groups:
+            search = worker.beams.leave(row).search
+            hypotheses = search.hypotheses() if reason in (Reason.STOP, Reason.LENGTH) else []
+            if hypotheses:
+                state.append(row, hypotheses[0].ids)
         # A step may have been launched behind the last token that counts; what it wrote there means nothing.
         written = min(int(worker.batcher.position[row]), int(state.known[row]))
         worker.reporter.stop(resident, max(written, int(state.write_from[row])), reason, detail)
-        worker.outbox.end(resident, Reason.NONE if reason is Reason.DROPPED else reason, detail)
+        if hypotheses is None:
+            worker.outbox.end(resident, Reason.NONE if reason is Reason.DROPPED else reason, detail)
+        else:
+            worker.outbox.end_group(resident, hypotheses, reason, detail)
         worker.batcher.remove(row)
         worker.sampler.leave(row)
         worker.prompt_logprobs.leave(row)

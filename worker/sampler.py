@@ -23,7 +23,7 @@ from kernels import sampling
 from kernels.noise import noise_keys
 from kernels.sampling import DrawSettings, send
 from worker.bans import BannedRuns, Biases, EarlyStops, ForcedTokens
-from worker.logprobs import TokenLogprobs, token_logprobs
+from worker.logprobs import TokenLogprobs, token_logprobs, topk_logprobs
 from worker.penalties import Penalties
 from worker.row_slots import Ints, some
 
@@ -93,6 +93,7 @@ class Sampler:
     def __init__(self, max_batch: int, vocab_size: int, device: torch.device, draw: Draw | None = None) -> None:
         """`draw` replaces the device's own way to draw, which gives the same tokens."""
         self._vocab_size = vocab_size
+        self._device = device
         # The compilers behind them are loaded only where they are used.
         self._cpu: CpuDraw | None = None
         if draw is None and device.type == "cpu":
@@ -187,6 +188,33 @@ class Sampler:
         num_top = self._num_top[rows[which]]
         logprobs = token_logprobs(some(logits, which), some(ids, which), int(num_top.max()))
         return Sampled(ids, broken, logprobs, rows[which], num_top)
+
+    def rank(self, logits: torch.Tensor, rows: Ints, num: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """For beams: the `num` likeliest next tokens of each row, best first, as log-probabilities fp32 and ids int64.
+        As in transformers it is log-probabilities that are edited here; afterwards they need not add up to one."""
+        asks = self._asks[rows]
+        asked = int(np.bitwise_or.reduce(asks))
+        if not asked & (_EDITS | _FORCED):
+            return topk_logprobs(logits, num)
+        values = self.edited(logits.float().log_softmax(-1), rows)
+        if asked & _FORCED:
+            which, tokens = self._forced.due(rows, self._length[rows] - self._num_prompt[rows])
+            at = send(which, values.device)
+            values[at] = -torch.inf
+            values[at, send(tokens, values.device)] = 0.0
+        best, ids = values.topk(num, dim=-1)
+        return best, ids
+
+    def go_on(self, rows: Ints, parents: Ints, ids: Ints) -> None:
+        """For beams, instead of `sample`: each row goes on from what its parent's row knew, with one more token."""
+        self._length[rows] = self._length[parents] + 1
+        asks = self._asks[rows]
+        asked = int(np.bitwise_or.reduce(asks))
+        for ask, group in ((_PENALTIES, self._penalties), (_RUNS, self._runs)):
+            if asked & ask:
+                which = np.flatnonzero(asks & ask)
+                group.inherit(rows[which], parents[which])
+                group.observe(rows[which], send(ids[which], self._device))
 
     def _settings(self, rows: Ints) -> DrawSettings:
         return DrawSettings(

@@ -115,7 +115,7 @@ class _Trial:
         self._pool = DevicePool(layout, num_blocks, device)
         state = BatchState(1, num_tokens, layout.block_size, device)
         state.tables[0] = np.arange(num_blocks)
-        self._builder = StepBuilder(state)
+        self._builder = StepBuilder(state, num_tokens)
         counts = np.array([num_tokens], np.int32)
         none = np.zeros(1, np.int32)
         self._batch = Batch(none, none, counts, 0, num_tokens, 0)

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from cluster.hashing import BlockHasher
 from cluster.messages import Ids, Logprobs, Start
 from cluster.sampling import SamplingParams
+from kernels.host_loops import NEVER
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
-
-NEVER = np.iinfo(np.int32).max
 
 
 class Resident:
@@ -134,13 +133,31 @@ class BatchState:
         self.stops[row] = -1
         self.stops[row, : len(stops)] = stops
 
-    def extend(self, row: int, first: int, blocks: Ids) -> None:
+    def extend(self, row: int, first: int, blocks: Ids | Int32) -> None:
         """Blocks number `first` on of a table; doing so again changes nothing."""
         assert first <= self.num_blocks[row], f"row {row} has {self.num_blocks[row]} blocks, and {first} is next"
         self.tables[row, first : first + len(blocks)] = blocks
         self.num_blocks[row] = first + len(blocks)
         if self._stale_tables is not None:
             self._stale_tables.add(row)
+
+    def append(self, row: int, tokens: Ids) -> None:
+        """Tokens that became known all at once."""
+        first = int(self.known[row])
+        self.tokens[row, first : first + len(tokens)] = tokens
+        self.known[row] = first + len(tokens)
+
+    def enter_beam(self) -> int:
+        """A row for a further beam of a group: a table and a last token, and nobody who lives there."""
+        assert self._free, f"all {self.max_batch} batch rows are taken"
+        row = self._free.pop()
+        self.num_blocks[row] = self.write_from[row] = 0
+        # Nothing is ever sent from here.
+        self.known[row] = self.sent[row] = 0
+        return row
+
+    def leave_beam(self, row: int) -> None:
+        self._free.append(row)
 
     def leave(self, row: int) -> None:
         resident = self.residents[row]

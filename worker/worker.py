@@ -28,7 +28,9 @@ from cluster.messages import (
     Transferred,
 )
 from cluster.settings import WorkerSettings
+from kernels.host_loops import NEVER, find_reports, take_tokens
 from worker.batch import StepBuilder
+from worker.beams import BeamGroups, Ranked
 from worker.holdings import holdings
 from worker.outbox import Outbox
 from worker.prompt_logprobs import Judged, PromptLogprobs, token_rows
@@ -36,7 +38,11 @@ from worker.report import Reporter
 from worker.residence import Residence
 from worker.sampler import Sampled, Sampler
 from worker.startup import Say, start
-from worker.state import NEVER, BatchState, Int32
+from worker.state import BatchState, Int32
+
+# What `take_tokens` says of a row that ends.
+_BROKEN = 3
+_REASONS = {1: Reason.STOP, 2: Reason.LENGTH, _BROKEN: Reason.FAILED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +50,9 @@ class Flight:
     """A step that was launched and is not retired yet."""
 
     batch: Batch
-    rows: Int32  # those that get a token
+    rows: Int32  # those that get a token, beams apart
     sampled: Sampled
+    ranked: Ranked | None  # beams
     judged: Judged | None  # logprobs of prompt tokens
 
 
@@ -74,8 +81,9 @@ class Worker:
         self.reporter = Reporter(self.state, replica, incarnation)
         self.outbox = Outbox(self.state)
         self.prompt_logprobs = PromptLogprobs(self.state)
+        self.beams = BeamGroups(self.state, self.batcher, self.sampler, parts.pool, parts.backend)
         self.residence = Residence(self)
-        self._builder = StepBuilder(self.state)
+        self._builder = StepBuilder(self.state, parts.token_budget)
         self._flight: Flight | None = None
         # Sequences whose drop came while a step with them was under way.
         self._drop_later: list[int] = []
@@ -89,6 +97,9 @@ class Worker:
         self.num_sampled = 0
         self.num_stale_plans = 0
         self._step_seconds = 0.0
+        # Rows that end, with the reason, and rows to report: filled anew in every step.
+        self._ended = np.zeros(settings.max_batch, np.int32)
+        self._reasons = np.zeros(settings.max_batch, np.int32)
         # Seconds spent so far, by part of a step.
         self.seconds = {"prepare": 0.0, "model": 0.0, "sample": 0.0, "retire": 0.0}
 
@@ -191,7 +202,10 @@ class Worker:
             if row is not None:
                 blocks = extends.blocks[at : at + count]
                 self.parts.pool.forget(blocks)
-                state.extend(row, extends.firsts[i], blocks)
+                if row in self.beams.groups:
+                    self.beams.extend(row, extends.firsts[i], blocks)
+                else:
+                    state.extend(row, extends.firsts[i], blocks)
                 self.batcher.lease_end[row] = extends.lease_ends[i]
                 state.asked[row] = NEVER
             at += count
@@ -216,9 +230,10 @@ class Worker:
     def _launch(self, batch: Batch, began: float) -> Flight | None:
         """Prepares the step and issues it: from here on its positions are taken and its tokens are coming."""
         model, batcher, seconds = self.parts.model, self.batcher, self.seconds
-        step = self._builder.build(batch, batcher.length)
+        spread = self.beams.spread(batch)
+        step = self._builder.build(spread, batcher.length)
         model.prepare(step.attention)
-        wanted = self.prompt_logprobs.wanted(batch)
+        wanted = self.prompt_logprobs.wanted(spread)
         logit_rows = step.logit_rows
         if wanted:
             extra = torch.from_numpy(token_rows(wanted)).to(logit_rows.device)
@@ -235,56 +250,64 @@ class Worker:
         computed = time.perf_counter()
         num_sampled = len(step.sampled)
         judged = self.prompt_logprobs.judge(logits[num_sampled:], wanted) if wanted else None
-        sampled = self.sampler.sample(logits[:num_sampled], step.sampled)
+        logits, rows, ranked = self.beams.rank(logits[:num_sampled], step.sampled)
+        sampled = self.sampler.sample(logits, rows)
         batcher.retire(batch)
         batcher.length[step.sampled] += 1
         self.residence.wake_forks(batch)
         seconds["prepare"] += prepared - began
         seconds["model"] += computed - prepared
         seconds["sample"] += time.perf_counter() - computed
-        return Flight(batch, step.sampled, sampled, judged)
+        return Flight(batch, rows, sampled, ranked, judged)
 
     def _retire(self, flight: Flight) -> None:
         """The step is done: its tokens are known, some sequences end, some report."""
         began = time.perf_counter()
         state, rows = self.state, flight.rows
-        ids = flight.sampled.ids()
-        state.tokens[rows, state.known[rows]] = ids
-        state.known[rows] += 1
         self.num_steps += 1
         self.num_sampled += len(rows)
         flight.sampled.note_logprobs(state.residents)
         if flight.judged is not None:
             flight.judged.note()
-        stopped = (state.stops[rows] == ids[:, None]).any(axis=1)
-        broken = flight.sampled.broken()
-        ended = stopped | broken | (state.known[rows] >= state.end[rows])
-        for i in np.flatnonzero(ended).tolist():
-            row = int(rows[i])
-            if broken[i]:
-                state.known[row] -= 1
-                self.residence.move_out(row, Reason.FAILED, "the model's logits are not numbers; try another dtype")
-            else:
-                self.residence.move_out(row, Reason.STOP if stopped[i] else Reason.LENGTH)
+        num_ended = take_tokens(
+            rows,
+            flight.sampled.ids(),
+            flight.sampled.broken(),
+            (state.tokens, state.known, state.end, state.stops),
+            self._ended,
+            self._reasons,
+        )
+        for row, reason in zip(self._ended[:num_ended].tolist(), self._reasons[:num_ended].tolist(), strict=True):
+            detail = "the model's logits are not numbers; try another dtype" if reason == _BROKEN else ""
+            self.residence.move_out(row, _REASONS[reason], detail)
+        if flight.ranked is not None:
+            self._retire_beams(flight.ranked)
         self._report(flight.batch.rows)
         for seq in self._drop_later:
             self._drop(seq)
         self._drop_later.clear()
         self.seconds["retire"] += time.perf_counter() - began
 
+    def _retire_beams(self, ranked: Ranked) -> None:
+        """Groups go on or end; those that go on ask for themselves before their lease ends."""
+        self.num_sampled += len(ranked.best)
+        for row, reason, detail in self.beams.retire(ranked):
+            self.residence.move_out(row, reason, detail)
+        for tables in self.beams.near_lease_end(ranked, self._ahead):
+            self.reporter.group(tables)
+
     def _report(self, rows: Int32) -> None:
         """Notes for the next result those rows that come near their lease's end or filled blocks of their prompt."""
-        state, batcher, size = self.state, self.batcher, self.state.block_size
-        rows = rows[batcher.resident[rows]]
-        position, lease_end, asked = batcher.position[rows], batcher.lease_end[rows], state.asked[rows]
-        left = lease_end - position
-        # Asked once ahead of need, and once more when it stands still: the scheduler may have thought it too early.
-        near = (
-            (left <= self._ahead) & (lease_end < state.limit[rows]) & ((asked == NEVER) | ((left == 0) & (asked > 0)))
+        state, batcher = self.state, self.batcher
+        count = find_reports(
+            rows,
+            (batcher.resident, batcher.position, batcher.lease_end),
+            (state.limit, state.asked, state.reported, state.num_prompt),
+            self._ahead,
+            state.block_size,
+            self._ended,
         )
-        filled = (position // size > state.reported[rows] // size) & (position <= state.num_prompt[rows])
-        state.asked[rows[near]] = left[near]
-        for row in rows[near | filled].tolist():
+        for row in self._ended[:count].tolist():
             written = max(int(batcher.position[row]), int(state.write_from[row]))
             self.reporter.advance(state.at(row), written)
 
