@@ -7,7 +7,7 @@ when it is told to and asks nobody: leave to write was given before.
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,8 +17,7 @@ from worker.transfer_copy import chunk_pieces
 from worker.transfer_states import Blocks, PoolLayout
 
 
-@dataclass(frozen=True, slots=True)
-class Came:
+class Came(NamedTuple):
     """A chunk that came: what its header said, and where its bytes lie now."""
 
     block: int
@@ -28,8 +27,7 @@ class Came:
     address: int
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """A chunk as its header will say."""
 
     block: int
@@ -88,6 +86,11 @@ class Chunks:
             end = min(first + count, len(self))
             cut += [(begin, min(begin + step, end)) for begin in range(first, end, step)]
         return cut
+
+
+def sums_message(sums: Sums | None) -> bytes:
+    """CRCs as the wire packs them; nothing for none."""
+    return b"" if sums is None else sums.astype("<u4").tobytes()
 
 
 def sums_from(packed: bytes) -> Sums:

@@ -122,21 +122,23 @@ class PoolEnd:
     def take(self, moving: Moving, chunks: Chunks, came: Came) -> None:
         """Copies one whole chunk to its place; raises Refused. Small ones are copied under the lock, which costs less
         than taking it twice."""
-        if came.length > _SMALL_BYTES:
-            number, crc = self.begin(moving, came.block, came.offset, came.length), None
+        register, length = self._register, came.length
+        if length > _SMALL_BYTES:
+            number, crc = self.begin(moving, came.block, came.offset, length), None
             try:
-                crc = chunks.take(number, came.address, came.length)
+                crc = chunks.take(number, came.address, length)
             finally:
                 self.end(moving, number, crc if crc == came.crc else None)
         else:
 
-            def whole(now: float) -> tuple[int, int]:
-                number = self._register.begin_chunk(moving, came.block, came.offset, came.length, now)
-                crc = chunks.take(number, came.address, came.length)
-                self._register.end_chunks(moving, number, 1, crc if crc == came.crc else None, now)
-                return number, crc
+            def take(now: float) -> tuple[int, int]:
+                number = register.chunk_number(moving, came.block, came.offset, length)
+                copy = chunks.take
+                return number, register.take_chunk(
+                    moving, number, came.crc, lambda number: copy(number, came.address, length), now
+                )
 
-            number, crc = self._decide(whole)
+            number, crc = self._decide(take)
         if crc != came.crc:
             raise self.refuse(
                 Refusal.CORRUPT, f"{moving.key}: chunk {number} sums to {crc:#010x}, not {came.crc:#010x}"

@@ -124,8 +124,8 @@ class PeerPool:
     def reserve(self, asked: Reservation, go_on: GoOn) -> pb.ReserveResponse:
         return self.call(self.stub.Reserve, reservation_message(asked), go_on)
 
-    def commit(self, name: TransferName, go_on: GoOn) -> pb.CommitResponse:
-        return self.call(self.stub.Commit, pb.CommitRequest(name=name_message(name)), go_on)
+    def commit(self, name: TransferName, go_on: GoOn, sums: pb.ChunkSums | None = None) -> pb.CommitResponse:
+        return self.call(self.stub.Commit, pb.CommitRequest(name=name_message(name), sums=sums), go_on)
 
     def abort(self, name: TransferName, reason: str, timeout_s: float) -> bool:
         """Says that nothing of this end writes any more; False if it was not heard."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,6 +140,7 @@ class TransferRegister:
 
     def chunk_number(self, moving: Moving, block: int, offset: int, length: int) -> int:
         """Where a chunk belongs, by what its header says; raises Refused if the transfer has no such chunk."""
+        self._check_live(moving)
         place = moving.places.get(block)
         index, rest = divmod(offset, self.layout.chunk_bytes)
         if place is None or rest or not 0 <= index < self.layout.chunks_per_block:
@@ -151,10 +152,24 @@ class TransferRegister:
 
     def begin_chunk(self, moving: Moving, block: int, offset: int, length: int, now: float) -> int:
         """`begin_chunks` for the one that a header names; returns its number."""
-        self._check_live(moving)
         number = self.chunk_number(moving, block, offset, length)
         self.begin_chunks(moving, number, 1, now)
         return number
+
+    def take_chunk(self, moving: Moving, number: int, wanted: int, copy: Callable[[int], int], now: float) -> int:
+        """Has `copy` write one chunk at once, and takes it if it sums to `wanted`; returns the sum. Raises Refused."""
+        self._expire_one(moving, now)
+        self._check_live(moving)
+        if moving.chunks[number] != MISSING:
+            raise Refused(Refusal.DOUBLED, f"{moving.key}: chunk {number} came before")
+        crc = copy(number)
+        moving.phase = Phase.COPYING
+        moving.heard_at = now
+        if crc == wanted:
+            moving.chunks[number] = ARRIVED
+            moving.crcs[number] = crc
+            moving.num_missing -= 1
+        return crc
 
     def begin_chunks(self, moving: Moving, first: int, count: int, now: float) -> None:
         """Leave to write these chunks into the pool; `end_chunks` must follow. Raises Refused."""

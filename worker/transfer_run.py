@@ -19,7 +19,7 @@ from cluster.errors import TransferError
 from protos.quire.v1 import transfer_pb2 as pb
 from worker.transfer_bytes import Stop
 from worker.transfer_checksum import Addresses, Sums
-from worker.transfer_chunks import sums_from
+from worker.transfer_chunks import sums_from, sums_message
 from worker.transfer_copy import Stopped, block_rows
 from worker.transfer_end import PoolEnd
 from worker.transfer_frames import Lost
@@ -48,7 +48,7 @@ from worker.transfer_wire import (
 )
 
 # Sums of what was copied are sent while the next piece of this size is being copied.
-_PIECE_BYTES = 32 << 20
+_PIECE_BYTES = 16 << 20
 _STREAM_S = 30.0
 # Before a connection that broke is tried again.
 _PAUSE_S = 0.02
@@ -127,9 +127,10 @@ class PartRun:
         missing = self._all_chunks()
         while True:
             self._go_on()
+            sums = None
             try:
                 if self.carrier is Carrier.SHARED_MEMORY:
-                    self._write_shared(mine, missing)
+                    sums = self._write_shared(mine, missing)
                 elif self.carrier is Carrier.SOCKET:
                     self._through_socket(mine, reply.token, Sender)
                 else:
@@ -137,7 +138,7 @@ class PartRun:
             except Lost:
                 # What arrived before counts; the answer to the commit says what is still missing.
                 time.sleep(_PAUSE_S)
-            answer = self.peer.commit(self.there, self._go_on)
+            answer = self.peer.commit(self.there, self._go_on, sums)
             if answer.phase == pb.TRANSFER_PHASE_COMMITTED:
                 break
             missing = [(gap.first, gap.count) for gap in answer.missing]
@@ -149,26 +150,35 @@ class PartRun:
     def _all_chunks(self) -> list[Range]:
         return [(0, len(self._part.mine) * self._end.layout.chunks_per_block)]
 
-    def _write_shared(self, mine: Moving, missing: list[Range]) -> None:
-        """Copies into the peer's memory, summing as it goes; the peer checks one piece while the next is copied."""
-        part, layout, name = self._part, self._end.layout, name_message(self.there)
-        rows = block_rows(self._base, layout, part.theirs)
+    def _write_shared(self, mine: Moving, missing: list[Range]) -> pb.ChunkSums:
+        """Copies into the peer's memory, summing as it goes; the peer checks one piece while the next is copied. The
+        sums of the last piece go with the commit."""
+        rows = block_rows(self._base, self._end.layout, self._part.theirs)
+        pieces = list(self._pieces(missing))
+        if len(pieces) > 1:
+            self._write_pieces(mine, pieces[:-1], rows)
+        return self._write_piece(mine, *pieces[-1], rows)
+
+    def _write_pieces(self, mine: Moving, pieces: list[tuple[int, int]], rows: Addresses) -> None:
         sums: queue.SimpleQueue[pb.WriteRequest | None] = queue.SimpleQueue()
         call = self.peer.stub.Write.future(_until_none(sums), **self.peer.stream_options(max(0.1, self._time_left())))
         done = False
         try:
-            for first, end in self._pieces(missing):
-                crcs = self._copy_out(first, end, rows)
-                self._check_live(mine)
-                packed = crcs.astype("<u4").tobytes()
-                chunk = first * layout.chunks_per_block
-                sums.put(pb.WriteRequest(sums=pb.ChunkSums(name=name, first=chunk, crc32c=packed)))
+            for first, end in pieces:
+                sums.put(pb.WriteRequest(sums=self._write_piece(mine, first, end, rows)))
             done = True
         finally:
             sums.put(None)
             if not done:
                 _cancel(call)
         self._result_of(call)
+
+    def _write_piece(self, mine: Moving, first: int, end: int, rows: Addresses) -> pb.ChunkSums:
+        blocks = self._part.mine[first:end]
+        crcs = self._copying(lambda stop: self._end.pool.copy_out(blocks, rows[first:end], stop))
+        self._check_live(mine)
+        chunk = first * self._end.layout.chunks_per_block
+        return pb.ChunkSums(name=name_message(self.there), first=chunk, crc32c=sums_message(crcs))
 
     def _pieces(self, chunks: list[Range]) -> Iterator[tuple[int, int]]:
         """The blocks of these chunks, a piece at a time: first place and end."""
@@ -178,10 +188,6 @@ class PartRun:
             begin, end = first // per_block, -(-(first + count) // per_block)
             for place in range(begin, end, step):
                 yield place, min(place + step, end)
-
-    def _copy_out(self, first: int, end: int, rows: Addresses) -> Sums:
-        mine = self._part.mine[first:end]
-        return self._copying(lambda stop: self._end.pool.copy_out(mine, rows[first:end], stop))
 
     def _write_stream(self, mine: Moving, missing: list[Range]) -> None:
         """The missing chunks through the service itself."""
@@ -207,7 +213,7 @@ class PartRun:
             self._check_live(mine)
             try:
                 if self.carrier is Carrier.SHARED_MEMORY:
-                    self._read_shared(mine)
+                    self._read_shared(mine, reply)
                 elif self.carrier is Carrier.SOCKET:
                     self._through_socket(mine, reply.token, Receiver)
                 else:
@@ -223,17 +229,22 @@ class PartRun:
         except TransferError:
             pass
 
-    def _read_shared(self, mine: Moving) -> None:
-        layout = self._end.layout
-        rows = block_rows(self._base, layout, self._part.theirs)
+    def _read_shared(self, mine: Moving, reply: pb.ReserveResponse) -> None:
+        if reply.crc32c:
+            self._read_pieces(mine, 0, sums_from(reply.crc32c))
+            return
         for answer in self._answers(pb.ReadRequest(name=name_message(self.there))):
-            crcs = sums_from(answer.sums.crc32c)
-            first = self._first_block(answer.sums.first, len(crcs))
-            for begin, end in self._pieces([(answer.sums.first, len(crcs))]):
-                self._go_on()
-                if mine.chunks[begin * layout.chunks_per_block] == ARRIVED:
-                    continue  # before the connection broke
-                wanted = crcs[(begin - first) * layout.chunks_per_block :][: (end - begin) * layout.chunks_per_block]
+            self._read_pieces(mine, answer.sums.first, sums_from(answer.sums.crc32c))
+
+    def _read_pieces(self, mine: Moving, first_chunk: int, crcs: Sums) -> None:
+        """Copies the blocks of these chunks out of the peer's memory and takes those that sum to `crcs`."""
+        per_block = self._end.layout.chunks_per_block
+        rows = block_rows(self._base, self._end.layout, self._part.theirs)
+        first = self._first_block(first_chunk, len(crcs))
+        for begin, end in self._pieces([(first_chunk, len(crcs))]):
+            self._go_on()
+            if mine.chunks[begin * per_block] != ARRIVED:  # else it came before the connection broke
+                wanted = crcs[(begin - first) * per_block :][: (end - begin) * per_block]
                 self._copy_in(mine, begin, end, rows, wanted)
 
     def _copy_in(self, mine: Moving, first: int, end: int, rows: Addresses, wanted: Sums) -> None:

@@ -41,6 +41,8 @@ class Listening:
     host: str = "127.0.0.1"
     port: int = 0
     data_port: int | None = 0
+    # What peers are told, where a port mapping stands between; 0: the port itself.
+    advertised_data_port: int = 0
 
 
 class TransferServer:
@@ -74,7 +76,8 @@ class TransferServer:
             options=security.server_options(),
             maximum_concurrent_rpcs=_MAX_CALLS,
         )
-        add_TransferServiceServicer_to_server(TransferService(end, self.data_port, self._handover), self._server)
+        told = listening.advertised_data_port or self.data_port
+        add_TransferServiceServicer_to_server(TransferService(end, told, self._handover), self._server)
         host = f"[{listening.host}]" if ":" in listening.host else listening.host
         self.port = security.serve(self._server, f"{host}:{listening.port}")
         self.address = f"{host}:{self.port}"

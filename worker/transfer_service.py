@@ -14,7 +14,7 @@ import grpc
 
 from cluster.errors import TransferError
 from protos.quire.v1 import transfer_pb2 as pb
-from worker.transfer_chunks import sums_from
+from worker.transfer_chunks import sums_from, sums_message
 from worker.transfer_end import PoolEnd
 from worker.transfer_handover import HandoverServer, boot_id
 from worker.transfer_states import Carrier, Moving, Refusal, Refused
@@ -38,7 +38,7 @@ Context = grpc.ServicerContext
 Part = TypeVar("Part")
 
 # Checksums of memory that another process copies at the same time are sent in pieces of this size.
-SUMS_BYTES = 32 << 20
+SUMS_BYTES = 16 << 20
 _LONGEST_CALL_S = 3600.0
 # A chunk that is refused for one of these says nothing about the others of its call.
 _OF_A_CHUNK = {Refusal.DOUBLED, Refusal.CORRUPT, Refusal.TRUNCATED, Refusal.OUTSIDE}
@@ -84,8 +84,12 @@ class TransferService:
                 ):
                     raise self._end.refuse(Refusal.STALE, f"{name.key}: session {asked.session} does not hold")
             moving = self._end.reserve(asked)
-        missing = ranges_message(moving.missing(MAX_RANGES)) if asked.write else []
-        return pb.ReserveResponse(phase=_phase(moving), token=moving.token, missing=missing)
+        answer = pb.ReserveResponse(phase=_phase(moving), token=moving.token)
+        if asked.write:
+            answer.missing.extend(ranges_message(moving.missing(MAX_RANGES)))
+        elif asked.carrier is Carrier.SHARED_MEMORY:
+            answer.crc32c = sums_message(self._end.stored_sums(moving))
+        return answer
 
     def Write(self, request_iterator: Iterator[pb.WriteRequest], context: Context) -> pb.WriteResponse:
         num_refused, name = 0, None
@@ -137,14 +141,10 @@ class TransferService:
 
     def _read_sums(self, moving: Moving, name: pb.TransferName) -> Iterator[pb.ReadResponse]:
         end = self._end
-        sums = end.stored_sums(moving)
-        if sums is not None:
-            yield pb.ReadResponse(sums=pb.ChunkSums(name=name, first=0, crc32c=sums.astype("<u4").tobytes()))
-            return
         per_block = end.layout.chunks_per_block
         step = max(1, SUMS_BYTES // end.layout.block_bytes)
         for first in range(0, len(moving.reservation.blocks), step):
-            packed = end.computed_sums(moving, first, step).astype("<u4").tobytes()
+            packed = sums_message(end.computed_sums(moving, first, step))
             self._check_live(moving)
             yield pb.ReadResponse(sums=pb.ChunkSums(name=name, first=first * per_block, crc32c=packed))
 
@@ -163,7 +163,10 @@ class TransferService:
 
     def Commit(self, request: pb.CommitRequest, context: Context) -> pb.CommitResponse:
         with _Answer(context):
-            moving = self._end.commit(name_from(request.name))
+            name = name_from(request.name)
+            if request.HasField("sums") and self._end.find(name).live:
+                self._refused(self._take_sums, request.sums)
+            moving = self._end.commit(name)
         return pb.CommitResponse(phase=_phase(moving), missing=ranges_message(moving.missing(MAX_RANGES)))
 
     def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
@@ -229,8 +232,8 @@ class _Answer:
         self._context = context
 
     def __enter__(self) -> None:
-        left = self._context.time_remaining()
-        if left is None or left > _LONGEST_CALL_S:  # gRPC says "none" as one of some centuries
+        # gRPC says "none" as one of some centuries.
+        if (self._context.time_remaining() or 0.0) > _LONGEST_CALL_S:
             self._context.abort(grpc.StatusCode.INVALID_ARGUMENT, "every call of the transfer service needs a deadline")
         if not self._context.is_active():
             # It lay here while this process stood still; its caller has gone on without an answer.

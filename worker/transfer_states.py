@@ -176,7 +176,7 @@ class Moving:
 
     @property
     def live(self) -> bool:
-        return self.phase in (Phase.RESERVED, Phase.COPYING)
+        return self.phase < Phase.COMMITTED
 
     @property
     def quarantined(self) -> bool:

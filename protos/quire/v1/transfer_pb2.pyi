@@ -106,14 +106,16 @@ class ReserveRequest(_message.Message):
     def __init__(self, name: _Optional[_Union[TransferName, _Mapping[str, object]]] = ..., write: _Optional[bool] = ..., layout: _Optional[_Union[PoolLayout, _Mapping[str, object]]] = ..., blocks: _Optional[bytes] = ..., carrier: _Optional[_Union[Carrier, str]] = ..., session: _Optional[int] = ..., timeout_s: _Optional[float] = ..., num_blocks_of_transfer: _Optional[int] = ...) -> None: ...
 
 class ReserveResponse(_message.Message):
-    __slots__ = ("phase", "token", "missing")
+    __slots__ = ("phase", "token", "missing", "crc32c")
     PHASE_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     MISSING_FIELD_NUMBER: _ClassVar[int]
+    CRC32C_FIELD_NUMBER: _ClassVar[int]
     phase: TransferPhase
     token: bytes
     missing: _containers.RepeatedCompositeFieldContainer[ChunkRange]
-    def __init__(self, phase: _Optional[_Union[TransferPhase, str]] = ..., token: _Optional[bytes] = ..., missing: _Optional[_Iterable[_Union[ChunkRange, _Mapping[str, object]]]] = ...) -> None: ...
+    crc32c: bytes
+    def __init__(self, phase: _Optional[_Union[TransferPhase, str]] = ..., token: _Optional[bytes] = ..., missing: _Optional[_Iterable[_Union[ChunkRange, _Mapping[str, object]]]] = ..., crc32c: _Optional[bytes] = ...) -> None: ...
 
 class ChunkRange(_message.Message):
     __slots__ = ("first", "count")
@@ -184,10 +186,12 @@ class ReadResponse(_message.Message):
     def __init__(self, chunks: _Optional[_Iterable[_Union[TransferChunk, _Mapping[str, object]]]] = ..., sums: _Optional[_Union[ChunkSums, _Mapping[str, object]]] = ...) -> None: ...
 
 class CommitRequest(_message.Message):
-    __slots__ = ("name",)
+    __slots__ = ("name", "sums")
     NAME_FIELD_NUMBER: _ClassVar[int]
+    SUMS_FIELD_NUMBER: _ClassVar[int]
     name: TransferName
-    def __init__(self, name: _Optional[_Union[TransferName, _Mapping[str, object]]] = ...) -> None: ...
+    sums: ChunkSums
+    def __init__(self, name: _Optional[_Union[TransferName, _Mapping[str, object]]] = ..., sums: _Optional[_Union[ChunkSums, _Mapping[str, object]]] = ...) -> None: ...
 
 class CommitResponse(_message.Message):
     __slots__ = ("phase", "missing")

@@ -1,0 +1,263 @@
+"""`quire bench transfer`: how fast blocks move between two pools, by carrier and block size, beside plain copies.
+
+A worker's pool and a real host pool process move scattered blocks through shared memory, the data socket and gRPC, as
+in a cluster, with every chunk checked at both ends; memcpy, a plain gRPC byte stream and Ray's object store move the
+same bytes in the same run, in turn. What came back is compared byte for byte. Processor seconds are those of both ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from cluster.bench.report import Report
+from cluster.bench.transfer_peers import ByteStream, ObjectStore, Pool, checked, memcpy
+from cluster.messages import Road, Transfer, ids
+from worker.transfer import AgentSettings, TransferAgent
+from worker.transfer_bytes import HostBytes
+from worker.transfer_checksum import checksummer
+from worker.transfer_copy import Copier, block_rows
+from worker.transfer_end import PoolEnd
+from worker.transfer_register import RegisterSettings, TransferRegister
+from worker.transfer_security import TransferSecurity
+from worker.transfer_states import Carrier, layout_of
+
+NAMES = {Carrier.SHARED_MEMORY: "shared memory", Carrier.SOCKET: "data socket", Carrier.STREAM: "gRPC stream"}
+MIB = 1 << 20
+# At blocks of 1 MiB: a row of the ratios, over another one, and at least what the project asks for.
+GOALS = (
+    ("memcpy + CRC fused", "memcpy", "rate", 0.8),
+    ("memcpy + CRC on another thread", "memcpy", "rate", 0.8),
+    ("memcpy + CRC inline", "memcpy", "rate", 0.55),
+    ("shared memory write", "memcpy", "rate", None),
+    ("shared memory read", "memcpy", "rate", None),
+    ("shared memory write", "gRPC bytes", "rate", 8.0),
+    ("shared memory read", "gRPC bytes", "rate", 8.0),
+    ("data socket write", "gRPC bytes", "per processor second", 1.5),
+    ("data socket read", "gRPC bytes", "per processor second", 1.5),
+    ("gRPC stream write", "gRPC bytes", "per processor second", None),
+    ("shared memory write", "ray.put + ray.get", "rate", None),
+)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="quire bench transfer", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--blocks", default="16,64,256,1024,4096", help="block sizes in KiB (default: %(default)s)")
+    parser.add_argument("--mib", type=int, default=64, help="MiB that each call moves (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="calls of each, in turn (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="most time for a block size (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--no-ray", action="store_true", help="leave Ray's object store out")
+    parser.add_argument("--json", metavar="FILE", help="also write everything to this file")
+    options = parser.parse_args(argv)
+    report = Report("transfer", argv)
+    report.note(f"checksums: {checksummer().name}")
+    stream, store = ByteStream(), None if options.no_ray else _object_store(options.mib * MIB, report)
+    try:
+        for kib in (int(text) for text in options.blocks.split(",")):
+            _measure(report, kib << 10, options, stream, store)
+    finally:
+        stream.close()
+        if store is not None:
+            store.close()
+    return report.finish(options.json)
+
+
+def _object_store(size_bytes: int, report: Report) -> ObjectStore | None:
+    try:
+        return ObjectStore(size_bytes)
+    except Exception as error:
+        report.note(f"Ray's object store is left out: {type(error).__name__}: {str(error).splitlines()[0]}")
+        return None
+
+
+def _measure(
+    report: Report, block_bytes: int, options: argparse.Namespace, stream: ByteStream, store: ObjectStore | None
+) -> None:
+    count = max(2, options.mib * MIB // block_bytes)
+    rng = np.random.default_rng(options.seed)
+    source, target = _pool(2 * count, block_bytes), _pool(2 * count, block_bytes)
+    source[:] = rng.integers(0, 256, source.shape, np.uint8)
+    mine, theirs = (rng.permutation(2 * count)[:count].astype(np.int32) for _ in range(2))
+    with _Ends(source, block_bytes) as ends:
+        froms = block_rows(source.ctypes.data, ends.end.layout, mine)
+        tos = block_rows(target.ctypes.data, ends.end.layout, theirs)
+        calls: dict[str, Callable[[], object]] = {"memcpy": memcpy(tos, froms, block_bytes)}
+        for how, name in (("fused", "fused"), ("apart", "on another thread"), ("inline", "inline")):
+            calls[f"memcpy + CRC {name}"] = checked(tos, froms, block_bytes, how)
+        for carrier in Carrier:
+            for road in (Road.WRITE, Road.READ):
+                calls[f"{NAMES[carrier]} {road.name.lower()}"] = ends.call(carrier, road, mine, theirs)
+        calls["gRPC bytes"] = stream.run(source[:count])
+        if store is not None:
+            calls["ray.put + ray.get"] = store.run(target[:count], source[:count])
+        timed = _alternate(calls, [os.getpid(), ends.pid, stream.pid], options.rounds, options.seconds)
+        _compare(report, block_bytes, ends, source, mine, theirs)
+    size = count * block_bytes
+    rows = [
+        {
+            "block KiB": block_bytes >> 10,
+            "road": name,
+            "GB/s": size / seconds / 1e9,
+            "GB per processor second": size / processor / 1e9 if processor else None,
+            "of memcpy": timed["memcpy"][0] / seconds,
+        }
+        for name, (seconds, processor) in timed.items()
+    ]
+    report.table("blocks from pool to pool", rows)
+    if block_bytes == MIB:
+        _goals(report, timed)
+
+
+def _goals(report: Report, timed: Mapping[str, tuple[float, float]]) -> None:
+    rows = []
+    for name, base, what, least in GOALS:
+        if name not in timed or base not in timed:
+            continue
+        index = 0 if what == "rate" else 1
+        ratio = timed[base][index] / timed[name][index] if timed[name][index] else None
+        rows.append({"road": name, "against": base, "by": what, "ratio": ratio, "goal": least})
+    report.table("ratios at blocks of 1 MiB", rows)
+
+
+def _alternate(
+    calls: Mapping[str, Callable[[], object]], pids: list[int], rounds: int, seconds: float
+) -> dict[str, tuple[float, float]]:
+    """The median seconds of each call and its processor seconds, over rounds that take all of them in turn."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    processor = dict.fromkeys(calls, 0.0)
+    ends_at = time.perf_counter() + seconds
+    for number in range(-1, rounds):
+        for name, call in calls.items():
+            before, began = _processor_seconds(pids), time.perf_counter()
+            call()
+            took = time.perf_counter() - began
+            if number >= 0:
+                times[name].append(took)
+                processor[name] += _processor_seconds(pids) - before
+        if number >= 1 and time.perf_counter() > ends_at:
+            break
+    return {name: (median(times[name]), processor[name] / len(times[name])) for name in calls}
+
+
+def _processor_seconds(pids: list[int]) -> float:
+    """Of all threads of these processes: the scheduler's own count, which is exact to the nanosecond."""
+    total = 0
+    for pid in pids:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            try:
+                total += int((task / "schedstat").read_text().split()[0])
+            except OSError:
+                continue  # the thread ended meanwhile
+    return total / 1e9
+
+
+def _pool(num_blocks: int, block_bytes: int) -> Pool:
+    """Zeroed blocks that begin on 64 bytes, as those of a device pool do; every page is there."""
+    raw = np.zeros(num_blocks * block_bytes + 64, np.uint8)
+    begin = -raw.ctypes.data % 64
+    pool: Pool = raw[begin : begin + num_blocks * block_bytes].reshape(num_blocks, block_bytes)
+    pool[:] = 1
+    return pool
+
+
+def _compare(report: Report, block_bytes: int, ends: _Ends, source: Pool, mine: np.ndarray, theirs: np.ndarray) -> None:
+    """Each carrier takes blocks out and back, and they are what they were."""
+    wanted = source.copy()
+    for carrier in Carrier:
+        ends.call(carrier, Road.WRITE, mine, theirs)()
+        source[mine] = 0
+        ends.call(carrier, Road.READ, mine, theirs)()
+        same = bool(np.array_equal(source, wanted))
+        report.check(f"{block_bytes >> 10} KiB by {NAMES[carrier]}", same, "bytes came back changed")
+    ends.end.check()
+
+
+class _Ends:
+    """A worker's pool in `source`, and a host pool process that it moves blocks to and from."""
+
+    def __init__(self, source: Pool, block_bytes: int) -> None:
+        self._source = source
+        self._secret = secrets.token_hex(16)
+        self._block_bytes = block_bytes
+        layout = layout_of("bench", block_bytes)
+        register = TransferRegister(layout, len(source), 1, RegisterSettings(remember_s=5.0), own_content=True)
+        held = HostBytes(layout, len(source), source.ctypes.data, Copier(), keep=source)
+        self.end = PoolEnd("worker", register, held)
+        self._number = 0
+
+    def __enter__(self) -> _Ends:
+        self._starting = _host_pool(len(self._source), self._block_bytes, self._secret)
+        self.pid, told = self._starting.__enter__()
+        self._incarnation = int(str(told["incarnation"]))
+        security, addresses = TransferSecurity(self._secret), {"host": str(told["address"])}
+        self._agents = {
+            carrier: TransferAgent(self.end, addresses, security, AgentSettings(carriers=(carrier,)))
+            for carrier in Carrier
+        }
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        for agent in self._agents.values():
+            agent.close()
+        self._starting.__exit__(None, None, None)
+
+    def call(self, carrier: Carrier, road: Road, mine: np.ndarray, theirs: np.ndarray) -> Callable[[], None]:
+        """One whole transfer, from order to answer."""
+        agent, here, there = self._agents[carrier], ids(mine.tolist()), ids(theirs.tolist())
+
+        def run() -> None:
+            self._number += 1
+            agent.submit(Transfer(self._number, road, "host", self._incarnation, here, there, 60.0), 1)
+            while not (answers := agent.take_answers()):
+                time.sleep(0.0002)
+            assert answers[0].ok, answers[0].detail
+
+        return run
+
+
+@contextmanager
+def _host_pool(num_blocks: int, block_bytes: int, secret: str) -> Iterator[tuple[int, dict[str, object]]]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "secret"
+        file.touch(0o600)
+        file.write_text(secret)
+        command = [
+            sys.executable,
+            "-m",
+            "worker.host_pool",
+            "--name",
+            "host",
+            "--node",
+            "bench",
+            "--fingerprint",
+            "bench",
+        ]
+        command += ["--size", str(num_blocks * block_bytes), "--block-bytes", str(block_bytes)]
+        command += ["--secret-file", str(file), "--stop-with-input"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line:
+                raise RuntimeError(f"the host pool of the benchmark ended with {process.wait(10)}")
+            yield process.pid, json.loads(line)
+        finally:
+            process.kill()
+            process.communicate()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
