@@ -28,8 +28,8 @@ def fill_step(batch, state, out):
     ids, positions, slots, context_len, query_start, sampled, logit_rows = out
     at = 0
     num_sampled = 0
-    longest_query = 0
-    longest_context = 0
+    longest_query = np.int64(0)
+    longest_context = np.int64(0)
     query_start[0] = 0
     for i in range(rows.size):
         row, start, count = rows[i], np.int64(starts[i]), np.int64(counts[i])
