@@ -28,8 +28,9 @@ from cluster.messages import (
     Transferred,
 )
 from cluster.settings import WorkerSettings
-from kernels.host_loops import find_reports, take_tokens
+from kernels.host_loops import NEVER, find_reports, take_tokens
 from worker.batch import StepBuilder
+from worker.beams import BeamGroups, Ranked
 from worker.holdings import holdings
 from worker.outbox import Outbox
 from worker.prompt_logprobs import Judged, PromptLogprobs, token_rows
@@ -37,7 +38,7 @@ from worker.report import Reporter
 from worker.residence import Residence
 from worker.sampler import Sampled, Sampler
 from worker.startup import Say, start
-from worker.state import NEVER, BatchState, Int32
+from worker.state import BatchState, Int32
 
 # What `take_tokens` says of a row that ends.
 _BROKEN = 3
@@ -49,8 +50,9 @@ class Flight:
     """A step that was launched and is not retired yet."""
 
     batch: Batch
-    rows: Int32  # those that get a token
+    rows: Int32  # those that get a token, beams apart
     sampled: Sampled
+    ranked: Ranked | None  # beams
     judged: Judged | None  # logprobs of prompt tokens
 
 
@@ -79,6 +81,7 @@ class Worker:
         self.reporter = Reporter(self.state, replica, incarnation)
         self.outbox = Outbox(self.state)
         self.prompt_logprobs = PromptLogprobs(self.state)
+        self.beams = BeamGroups(self.state, self.batcher, self.sampler, parts.pool, parts.backend)
         self.residence = Residence(self)
         self._builder = StepBuilder(self.state, parts.token_budget)
         self._flight: Flight | None = None
@@ -199,7 +202,10 @@ class Worker:
             if row is not None:
                 blocks = extends.blocks[at : at + count]
                 self.parts.pool.forget(blocks)
-                state.extend(row, extends.firsts[i], blocks)
+                if row in self.beams.groups:
+                    self.beams.extend(row, extends.firsts[i], blocks)
+                else:
+                    state.extend(row, extends.firsts[i], blocks)
                 self.batcher.lease_end[row] = extends.lease_ends[i]
                 state.asked[row] = NEVER
             at += count
@@ -224,9 +230,10 @@ class Worker:
     def _launch(self, batch: Batch, began: float) -> Flight | None:
         """Prepares the step and issues it: from here on its positions are taken and its tokens are coming."""
         model, batcher, seconds = self.parts.model, self.batcher, self.seconds
-        step = self._builder.build(batch, batcher.length)
+        spread = self.beams.spread(batch)
+        step = self._builder.build(spread, batcher.length)
         model.prepare(step.attention)
-        wanted = self.prompt_logprobs.wanted(batch)
+        wanted = self.prompt_logprobs.wanted(spread)
         logit_rows = step.logit_rows
         if wanted:
             extra = torch.from_numpy(token_rows(wanted)).to(logit_rows.device)
@@ -243,14 +250,15 @@ class Worker:
         computed = time.perf_counter()
         num_sampled = len(step.sampled)
         judged = self.prompt_logprobs.judge(logits[num_sampled:], wanted) if wanted else None
-        sampled = self.sampler.sample(logits[:num_sampled], step.sampled)
+        logits, rows, ranked = self.beams.rank(logits[:num_sampled], step.sampled)
+        sampled = self.sampler.sample(logits, rows)
         batcher.retire(batch)
         batcher.length[step.sampled] += 1
         self.residence.wake_forks(batch)
         seconds["prepare"] += prepared - began
         seconds["model"] += computed - prepared
         seconds["sample"] += time.perf_counter() - computed
-        return Flight(batch, step.sampled, sampled, judged)
+        return Flight(batch, rows, sampled, ranked, judged)
 
     def _retire(self, flight: Flight) -> None:
         """The step is done: its tokens are known, some sequences end, some report."""
@@ -272,11 +280,21 @@ class Worker:
         for row, reason in zip(self._ended[:num_ended].tolist(), self._reasons[:num_ended].tolist(), strict=True):
             detail = "the model's logits are not numbers; try another dtype" if reason == _BROKEN else ""
             self.residence.move_out(row, _REASONS[reason], detail)
+        if flight.ranked is not None:
+            self._retire_beams(flight.ranked)
         self._report(flight.batch.rows)
         for seq in self._drop_later:
             self._drop(seq)
         self._drop_later.clear()
         self.seconds["retire"] += time.perf_counter() - began
+
+    def _retire_beams(self, ranked: Ranked) -> None:
+        """Groups go on or end; those that go on ask for themselves before their lease ends."""
+        self.num_sampled += len(ranked.best)
+        for row, reason, detail in self.beams.retire(ranked):
+            self.residence.move_out(row, reason, detail)
+        for tables in self.beams.near_lease_end(ranked, self._ahead):
+            self.reporter.group(tables)
 
     def _report(self, rows: Int32) -> None:
         """Notes for the next result those rows that come near their lease's end or filled blocks of their prompt."""
