@@ -6,9 +6,13 @@ obeyed, so a transfer may begin at once; on a GPU the agent first waits for what
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
+
 from worker.transfer import TransferAgent
-from worker.transfer_bytes import HostBytes
 from worker.transfer_copy import Copier
+from worker.transfer_device import new_event, pool_bytes
 from worker.transfer_end import PoolEnd
 from worker.transfer_register import RegisterSettings, TransferRegister
 from worker.transfer_security import TransferSecurity
@@ -23,7 +27,8 @@ class Swap:
         pool = worker.parts.pool
         layout = layout_of(pool.layout.fingerprint(), pool.layout.block_bytes)
         register = TransferRegister(layout, pool.num_blocks, worker.incarnation, RegisterSettings(), own_content=True)
-        held = HostBytes(layout, pool.num_blocks, pool.bytes.data_ptr(), Copier(), keep=pool.bytes)
+        held = pool_bytes(layout, pool.bytes, Copier())
+        self._device = pool.bytes.device
         self.addresses: dict[str, str] = {}
         self._worker = worker
         self._agent = TransferAgent(PoolEnd(worker.replica, register, held), self.addresses, security)
@@ -42,11 +47,19 @@ class Swap:
         """Begins what was ordered, gives up what was aborted, and hands over what has ended."""
         orders, aborts = self._worker.take_transfers()
         for order in orders:
-            self._agent.submit(order, self._epoch)
+            self._agent.submit(order, self._epoch, self._issued())
         for transfer in aborts:
             self._agent.abort(transfer)
         for answer in self._agent.take_answers():
             self._worker.transferred(answer)
+
+    def _issued(self) -> Callable[[], None] | None:
+        """What the agent's thread waits with, until all that this thread has issued to a GPU is done."""
+        if self._device.type != "cuda":
+            return None
+        event = new_event()
+        event.record(torch.cuda.current_stream(self._device))
+        return lambda: event.synchronize()
 
     def close(self) -> None:
         self._agent.close()

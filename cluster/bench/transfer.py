@@ -36,7 +36,8 @@ from worker.transfer_states import Carrier, layout_of
 
 NAMES = {Carrier.SHARED_MEMORY: "shared memory", Carrier.SOCKET: "data socket", Carrier.STREAM: "gRPC stream"}
 MIB = 1 << 20
-# At blocks of 1 MiB: a row of the ratios, over another one, and at least what the project asks for.
+# At blocks of 1 MiB: a road, what it is held against, by what, and at least how much of it the project asks for. A rate
+# needs a machine that does nothing else; processor seconds do not.
 GOALS = (
     ("memcpy + CRC fused", "memcpy", "rate", 0.8),
     ("memcpy + CRC on another thread", "memcpy", "rate", 0.8),
@@ -45,17 +46,18 @@ GOALS = (
     ("shared memory read", "memcpy", "rate", None),
     ("shared memory write", "gRPC bytes", "rate", 8.0),
     ("shared memory read", "gRPC bytes", "rate", 8.0),
-    ("data socket write", "gRPC bytes", "per processor second", 1.5),
-    ("data socket read", "gRPC bytes", "per processor second", 1.5),
-    ("gRPC stream write", "gRPC bytes", "per processor second", None),
+    ("data socket write", "gRPC bytes", "processor second", 1.5),
+    ("data socket read", "gRPC bytes", "processor second", 1.5),
+    ("gRPC stream write", "gRPC bytes", "processor second", None),
     ("shared memory write", "ray.put + ray.get", "rate", None),
+    ("shared memory read", "ray.put + ray.get", "rate", None),
 )
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="quire bench transfer", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--blocks", default="16,64,256,1024,4096", help="block sizes in KiB (default: %(default)s)")
-    parser.add_argument("--mib", type=int, default=64, help="MiB that each call moves (default: %(default)s)")
+    parser.add_argument("--mib", type=int, default=128, help="MiB that each call moves (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="calls of each, in turn (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=20.0, help="most time for a block size (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1)
@@ -123,12 +125,13 @@ def _measure(
 
 def _goals(report: Report, timed: Mapping[str, tuple[float, float]]) -> None:
     rows = []
-    for name, base, what, least in GOALS:
+    for name, base, by, goal in GOALS:
         if name not in timed or base not in timed:
             continue
-        index = 0 if what == "rate" else 1
-        ratio = timed[base][index] / timed[name][index] if timed[name][index] else None
-        rows.append({"road": name, "against": base, "by": what, "ratio": ratio, "goal": least})
+        (seconds, processor), (base_seconds, base_processor) = timed[name], timed[base]
+        by_processor = base_processor / processor if processor else None
+        ratios = {"rate": base_seconds / seconds, "per processor second": by_processor}
+        rows.append({"road": name, "against": base, **ratios, "goal": goal, "goal is by": by if goal else None})
     report.table("ratios at blocks of 1 MiB", rows)
 
 

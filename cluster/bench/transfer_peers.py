@@ -133,6 +133,7 @@ class ObjectStore:
 
         self._ray = ray
         ray.init(
+            "local",  # never a cluster that happens to run here
             num_cpus=1,
             object_store_memory=max(128 << 20, 3 * size_bytes),
             include_dashboard=False,

@@ -1,0 +1,72 @@
+"""Transfers of a pool on a GPU, where there is one; how neighbouring blocks become one copy, anywhere."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.messages import Road
+from tests.worker.transfer_parts import FINGERPRINT, SECURITY, PoolProcess, host_pool, order, run
+from worker.transfer import AgentSettings, TransferAgent
+from worker.transfer_bytes import HostBytes
+from worker.transfer_copy import Copier
+from worker.transfer_device import pool_bytes, runs
+from worker.transfer_end import PoolEnd
+from worker.transfer_register import RegisterSettings, TransferRegister
+from worker.transfer_states import Carrier, layout_of
+
+BLOCK_BYTES = (1 << 20) + 4096
+NUM_BLOCKS = 40
+
+
+def test_neighbours_on_both_sides_are_one_copy() -> None:
+    blocks = np.array([4, 5, 6, 8, 9, 2], np.int32)
+    rows = np.array([0, 100, 200, 300, 500, 600], np.int64)
+    assert runs(blocks, rows, 100) == [(4, 0, 3), (8, 300, 1), (9, 500, 1), (2, 600, 1)]
+    assert runs(blocks[:1], rows[:1], 100) == [(4, 0, 1)]
+
+
+def test_runs_are_the_same_blocks_in_the_same_order(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for _ in range(100):
+        count = int(rng.integers(1, 30))
+        blocks = rng.permutation(32)[:count].astype(np.int32)
+        rows = 64 * rng.permutation(40)[:count].astype(np.int64)
+        told = [(block + i, row + 64 * i) for block, row, n in runs(blocks, rows, 64) for i in range(n)]
+        assert told == list(zip(blocks.tolist(), rows.tolist(), strict=True))
+
+
+def test_a_pool_on_the_cpu_is_read_where_it_lies() -> None:
+    pool = torch.zeros(4, 128, dtype=torch.uint8)
+    assert isinstance(pool_bytes(layout_of("f", 128), pool, Copier()), HostBytes)
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[PoolProcess]:
+    with host_pool(tmp_path, NUM_BLOCKS, BLOCK_BYTES) as started:
+        yield started
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("carrier", list(Carrier))
+def test_blocks_of_a_gpu_go_out_and_come_back(carrier: Carrier, pool: PoolProcess, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    device = torch.randint(0, 256, (NUM_BLOCKS, BLOCK_BYTES), dtype=torch.uint8, device="cuda")
+    before = device.clone()
+    layout = layout_of(FINGERPRINT, BLOCK_BYTES)
+    register = TransferRegister(layout, NUM_BLOCKS, 1, RegisterSettings(), own_content=True)
+    end = PoolEnd("worker-0", register, pool_bytes(layout, device, Copier()))
+    agent = TransferAgent(end, {pool.name: pool.address}, SECURITY, AgentSettings(carriers=(carrier,)))
+    mine, theirs = rng.permutation(NUM_BLOCKS).tolist(), rng.permutation(NUM_BLOCKS).tolist()
+    out = run(agent, order(1, Road.WRITE, pool, mine, theirs))
+    assert out.ok, out.detail
+    device.zero_()
+    torch.cuda.synchronize()
+    back = run(agent, order(2, Road.READ, pool, mine, theirs))
+    assert back.ok, back.detail
+    assert torch.equal(device, before)
+    end.check()
+    agent.close()
