@@ -59,7 +59,8 @@ class Swap:
             return None
         event = new_event()
         event.record(torch.cuda.current_stream(self._device))
-        return lambda: event.synchronize()
+        synchronize: Callable[[], None] = event.synchronize
+        return synchronize
 
     def close(self) -> None:
         self._agent.close()

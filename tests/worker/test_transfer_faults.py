@@ -89,7 +89,7 @@ def swap(pool: PoolProcess, worker: WorkerPool, carrier: Carrier, address: str, 
 @pytest.mark.parametrize(
     ("num_blocks", "block_bytes", "rounds"),
     [
-        pytest.param(4096, 4 * KIB, 2, id="4KiB-short"),
+        pytest.param(2048, 4 * KIB, 2, id="4KiB-short"),
         pytest.param(32, MIB, 2, id="1MiB-short"),
         pytest.param(65_536, 4 * KIB, 8, id="4KiB-million", marks=LONG),
         pytest.param(250, MIB, 4, id="1MiB-2000", marks=LONG),

@@ -1,0 +1,168 @@
+"""Memory that is handed to other processes: who gets it, what they can do with it, and the proof that one is dead."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.auth_certificates import make_certificates
+from cluster.errors import ConfigError, TransferError
+from cluster.messages import Road, Transfer, ids
+from protos.quire.v1 import transfer_pb2 as pb
+from tests.worker.transfer_parts import ROOT, SECRET, SECURITY, WorkerPool, num_descriptors, run, wait
+from worker.transfer import AgentSettings, TransferAgent
+from worker.transfer_handover import HandoverServer, take_over
+from worker.transfer_memory import SharedMemory
+from worker.transfer_security import TlsFiles, TransferSecurity
+from worker.transfer_server import TransferServer
+from worker.transfer_states import Carrier
+
+SIZE = 1 << 20
+CHILD = """
+import sys
+from protos.quire.v1 import transfer_pb2 as pb
+from worker.transfer_handover import take_over
+hello = pb.HandoverRequest(secret=sys.argv[2], caller="w", caller_incarnation=3, pool_incarnation=7, write=True)
+memory, session = take_over(sys.argv[1], hello, 5.0)
+memory.array()[:4] = (1, 2, 3, 4)
+print(session, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def memory() -> Iterator[SharedMemory]:
+    made = SharedMemory.create("quire-test", SIZE)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def died() -> list[int]:
+    return []
+
+
+@pytest.fixture
+def server(memory: SharedMemory, died: list[int]) -> Iterator[HandoverServer]:
+    made = HandoverServer(memory, 7, SECURITY, died.append)
+    yield made
+    made.close()
+
+
+def hello(**changed: object) -> pb.HandoverRequest:
+    given: dict[str, object] = {"secret": SECRET, "caller": "w", "caller_incarnation": 3, "pool_incarnation": 7}
+    return pb.HandoverRequest(**{**given, "write": True, **changed})  # type: ignore[arg-type]
+
+
+def test_the_size_is_sealed(memory: SharedMemory) -> None:
+    seals = fcntl.fcntl(memory.descriptor, fcntl.F_GET_SEALS)
+    assert seals == fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+    for size in (0, SIZE // 2, SIZE * 2):
+        with pytest.raises(PermissionError):
+            os.ftruncate(memory.descriptor, size)
+
+
+def test_more_than_there_is_is_refused_before_anything_is_taken() -> None:
+    before = num_descriptors()
+    with pytest.raises(
+        ConfigError, match=r"4000.0 TiB of shared memory for x, and .* are available; set a smaller pool"
+    ):
+        SharedMemory.create("x", 4000 << 40)
+    assert num_descriptors() == before
+
+
+def test_memory_is_shared_and_read_only_means_it(memory: SharedMemory, server: HandoverServer) -> None:
+    writing, first = take_over(server.name, hello(), 5.0)
+    reading, second = take_over(server.name, hello(write=False), 5.0)
+    writing.array()[5] = 42
+    assert memory.array()[5] == 42 and reading.array()[5] == 42
+    with pytest.raises(ValueError, match="read-only"):
+        reading.array()[5] = 1
+    with pytest.raises(OSError, match=r"Bad file descriptor|Operation not permitted|Permission denied"):
+        os.pwrite(reading.descriptor, b"x", 0)
+    assert server.allows(first, "w", 3, write=True) and server.allows(second, "w", 3, write=False)
+    assert not server.allows(second, "w", 3, write=True), "it was given to read"
+    assert not server.allows(first, "w", 4, write=True) and not server.allows(first, "v", 3, write=True)
+    assert not server.allows(99, "w", 3, write=False)
+    writing.close()
+    reading.close()
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"secret": "another secret altogether"}, "the secret of this cluster's pools is another one"),
+        ({"pool_incarnation": 6}, "incarnation 7 of the pool is here, 6 was asked for"),
+    ],
+)
+def test_strangers_get_nothing(server: HandoverServer, changed: dict[str, object], words: str) -> None:
+    before = num_descriptors()
+    with pytest.raises(TransferError, match=words):
+        take_over(server.name, hello(**changed), 5.0)
+    with pytest.raises(TransferError, match="was not handed over"):
+        take_over("quire-nobody-listens-here", hello(), 1.0)
+    wait(lambda: num_descriptors() == before, "nothing stays open")
+
+
+def test_only_death_is_proof(server: HandoverServer, memory: SharedMemory, died: list[int]) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, server.name, SECRET],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert child.stdout is not None
+        session = int(child.stdout.readline())
+        assert memory.array()[:4].tolist() == [1, 2, 3, 4]
+        child.send_signal(signal.SIGSTOP)
+        threading.Event().wait(0.5)
+        assert died == [], "a stopped process can wake up"
+        child.send_signal(signal.SIGKILL)
+        wait(lambda: died == [session], "the death is noticed")
+        assert not server.allows(session, "w", 3, write=True)
+    finally:
+        child.kill()
+        child.communicate(timeout=10)
+
+
+def test_a_silent_peer_does_not_stop_the_others(server: HandoverServer) -> None:
+    import socket
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
+        silent.connect(f"\0{server.name}")
+        held, session = take_over(server.name, hello(), 10.0)
+        assert session > 0
+        held.close()
+
+
+@pytest.mark.parametrize("carrier", [Carrier.SOCKET, Carrier.STREAM])
+def test_transfers_over_tls_need_a_certificate_of_ours(carrier: Carrier, tmp_path: Path, seed: int) -> None:
+    def pair(folder: str) -> tuple[TransferSecurity, TransferSecurity]:
+        """What the end that listens and the end that calls show."""
+        files = make_certificates(tmp_path / folder, ["quire", "127.0.0.1"])
+        served = TlsFiles(files.server_certificate, files.server_key, files.authority)
+        return TransferSecurity(SECRET, served), TransferSecurity(
+            SECRET, TlsFiles(files.client_certificate, files.client_key, files.authority)
+        )
+
+    (serving, ours), (_, strange) = pair("ours"), pair("strange")
+    here, there = WorkerPool(4, 1 << 20, seed), WorkerPool(4, 1 << 20, seed + 1, name="worker-1", incarnation=9)
+    server = TransferServer(there.end, serving)
+    outcomes = []
+    for number, shown in enumerate((ours, strange, TransferSecurity(SECRET)), 1):
+        agent = TransferAgent(here.end, {"worker-1": server.address}, shown, AgentSettings(carriers=(carrier,)))
+        outcomes.append(run(agent, Transfer(number, Road.WRITE, "worker-1", 9, ids([0]), ids([number]), 3.0)).ok)
+        agent.close()
+    server.close()
+    assert outcomes == [True, False, False]
+    assert np.array_equal(there.blocks[1], here.blocks[0])
+    assert not np.array_equal(there.blocks[2], here.blocks[0]) and not np.array_equal(there.blocks[3], here.blocks[0])
