@@ -63,7 +63,7 @@ class Admission:
             known = ", ".join(sorted(self._boards)) or "none"
             return "NOT_FOUND", f"no model {request.model} is served here; there is {known}", 0.0
         board = self._boards[request.model]
-        detail = self._never_fits(request, board)
+        detail = "" if self._scheduler.rebuild.ends_at is not None else self._never_fits(request, board)
         if detail:
             return "INVALID_ARGUMENT", detail, 0.0
         num_waiting = self.num_waiting(request.model)
@@ -72,8 +72,8 @@ class Admission:
         return None
 
     def _never_fits(self, request: Request, board: Board) -> str:
-        """Why no replica could ever hold this request alone; empty if one could, or if not all may be here yet."""
-        if not board.replicas or self._scheduler.rebuild.ends_at is not None:
+        """Why no replica could ever hold this request alone; empty if one could, or if none was here yet."""
+        if not board.replicas:
             return ""
         size = board.replicas[0].block_size
         kind, field, num_places = (
@@ -170,8 +170,15 @@ class Admission:
                     queue.pop(request)
                     self._park(request, *owner)
                     continue
+                too_large = "" if request.attempt else self._never_fits(request, board)
+                if too_large and self._scheduler.rebuild.ends_at is not None:
+                    break  # a replica that could hold it may not have reported yet
+                if too_large:
+                    # It was accepted while no replica was here to measure it by.
+                    self._scheduler.break_off(request, "INVALID_ARGUMENT", too_large, Reason.DROPPED)
+                    continue
                 place = self._place(request, board)
-                if self._refuse_late(request, board) or (place is None and self._give_up_pin(board)):
+                if place is None and self._give_up_pin(board):
                     continue
                 if place is None:
                     break
@@ -179,14 +186,6 @@ class Admission:
                 request.queue_seconds += now - request.queued_at
                 self._start(request, place)
                 board.refresh(place.replica)
-
-    def _refuse_late(self, request: Request, board: Board) -> bool:
-        """It was accepted while no replica was here to measure it by (before all had joined, or by a scheduler that
-        died), and fits none of those that came."""
-        detail = "" if request.attempt else self._never_fits(request, board)
-        if detail:
-            self._scheduler.break_off(request, "INVALID_ARGUMENT", detail, Reason.DROPPED)
-        return bool(detail)
 
     def _give_up_pin(self, board: Board) -> bool:
         """Nothing runs on a replica and still the head does not fit: pins give way to work."""

@@ -277,6 +277,10 @@ class Scheduler:
         self.tenants.leave(request.tenant)
 
     def _on_closed(self, closed: Closed) -> None:
+        under_way = self.requests.get(closed.request_id)
+        if under_way is not None:
+            # A gateway that told a new scheduler its state may get the last tokens only then.
+            self.abort(under_way, Reason.DROPPED)
         request = self.unclosed.pop(closed.request_id, None)
         if request is not None:
             # Requests and sequences name each other: taken apart they are freed at once, without the collector.
