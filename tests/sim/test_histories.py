@@ -1,0 +1,84 @@
+"""Whole histories of a simulated cluster: everything that was promised holds, whatever goes wrong.
+
+The everyday run takes 2,000 seeds of the same range, so that it says the same thing every time; --seed moves the range.
+"""
+
+import os
+
+import pytest
+
+from cluster.sim.campaign import run_campaign, run_seed
+from cluster.sim.coverage import WANTED
+from cluster.sim.history import History
+from cluster.sim.report import failure, figures
+from cluster.sim.story import Story
+from cluster.sim.workload import draw_scenario
+
+NUM_FAULTY, NUM_QUIET = 1_800, 200
+# What the scheduler does not do yet cannot be met; each name here is a gap, not a choice.
+NOT_DONE_YET = {"migrate", "revoke in flight"}
+
+
+def _jobs() -> int:
+    return max(1, min(2, os.cpu_count() or 1))
+
+
+@pytest.mark.timeout(900)
+def test_histories_with_faults_keep_every_promise(request: pytest.FixtureRequest) -> None:
+    first = request.config.getoption("--seed") or 0
+    summary = run_campaign(first, NUM_FAULTY, True, _jobs())
+    print("\n".join(figures(summary)))
+    if summary.failures:
+        pytest.fail("\n".join(failure(summary.failures[0], with_faults=True)), pytrace=False)
+    assert summary.num_histories == NUM_FAULTY
+    rare = {what: f"{100 * summary.share(what):.1f} %" for what in WANTED if summary.share(what) < 0.05}
+    assert set(rare) <= NOT_DONE_YET, f"too few histories met {rare}"
+
+
+@pytest.mark.timeout(300)
+def test_histories_without_faults_keep_every_promise(request: pytest.FixtureRequest) -> None:
+    first = request.config.getoption("--seed") or 0
+    summary = run_campaign(first, NUM_QUIET, False, _jobs())
+    if summary.failures:
+        pytest.fail("\n".join(failure(summary.failures[0], with_faults=False)), pytrace=False)
+    assert summary.num_histories == NUM_QUIET
+
+
+def test_histories_are_as_large_as_they_should_be() -> None:
+    for seed in range(40):
+        scenario = draw_scenario(seed, with_faults=True)
+        assert 2 <= len(scenario.world.workers) <= 6
+        assert len(scenario.asks) >= 10
+        assert len(scenario.faults) >= 3
+
+
+@pytest.mark.parametrize("seed", [3, 8, 21])
+def test_a_seed_alone_reproduces_a_history(seed: int) -> None:
+    told: list[list[str]] = [[], []]
+    for lines in told:
+        History(draw_scenario(seed, with_faults=True), Story(lines.append)).run()
+    assert len(told[0]) > 300
+    assert told[0] == told[1]
+
+
+# Seeds that once found a mistake in the scheduler, with what it was. Scenarios change when the drawing of them does, so
+# these are worth keeping only as ordinary histories.
+FOUND = {
+    14: "a request that had ended was not told as done to the gateway that adopted it",
+    29: "a reroute that came too late left the tokens with the dead gateway",
+    42: "a new scheduler did not reroute a stream whose client had changed gateways",
+    82: "a request that was cancelled during a rebuild was taken up again",
+    125: "a deadline passed while the gateway was dead, and the client was told nothing",
+    486: "a taken-over request was preempted into the queue of a model without a name",
+    488: "a request ended before its gateway had told the new scheduler of it",
+    522: "a request that can never fit was accepted while no replica was there",
+    994: "a request was closed after its gateway had told it to a new scheduler as open",
+    1189: "a request that can never fit was started while a rebuild was going on",
+    1624: "a request that can never fit was started after a rebuild",
+}
+
+
+@pytest.mark.parametrize("seed", FOUND, ids=lambda seed: str(seed))
+def test_seeds_that_once_failed(seed: int) -> None:
+    verdict = run_seed(seed, with_faults=True)
+    assert not verdict.failure, f"{FOUND[seed]}: {verdict.failure}\n{verdict.where}"
