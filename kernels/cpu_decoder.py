@@ -21,6 +21,7 @@ from kernels.cpu_layers import LayerCalls, Rows
 from kernels.cpu_plan import Plan
 from kernels.cpu_product import ADD, SILU_MUL, STORE, ProductShape, interleave, pack, supports
 from kernels.cpu_program import (
+    ALL_ROWS,
     CALL,
     EMBEDDING,
     LOGIT_ROWS,
@@ -146,6 +147,7 @@ class CpuDecoder:
         self._calls: LayerCalls | None = None
         self._program: Program | None = None
         self._merges: list[int] = []
+        self._has_merges = True
 
     @property
     def weights_bytes(self) -> int:
@@ -188,10 +190,6 @@ class CpuDecoder:
         self._inner = torch.zeros(tokens, products.row_stride, dtype=self.dtype)
         self._heads = torch.zeros(tokens, self._layers[0].heads.panels * products.panel)
         self._query = torch.zeros(tokens, self._width, dtype=self.dtype)
-        self._ids = torch.zeros(tokens, dtype=torch.int64)
-        self._positions = torch.zeros(tokens, dtype=torch.int64)
-        self._slots = torch.zeros(tokens, dtype=torch.int64)
-        self._chosen = torch.zeros(tokens, dtype=torch.int64)
         self._logits = torch.zeros(0, self._head.panels * products.panel)
 
     def attach(self, caches: Sequence[LayerCache]) -> None:
@@ -225,19 +223,22 @@ class CpuDecoder:
         writer = ProgramWriter()
         writer.add(
             EMBEDDING,
-            ids=self._ids.data_ptr(),
+            ids=0,
             table=self._embedding.data_ptr(),
             out=self._residual.data_ptr(),
             out_stride=self._hidden_stride,
             width=self.hidden,
         )
         self._merges = []
+        self._has_merges = True
         for number, layer in enumerate(self._layers):
             self._write_attention(writer, layer, number, calls)
             self._add_norm(writer, layer.post_norm)
             self._add_product(writer, layer.gate_up, self._normed, SILU_MUL, self._inner)
             self._add_product(writer, layer.down, self._inner, ADD, self._residual)
-        self._add_norm(writer, self._norm, chosen=self._chosen.data_ptr(), rows=LOGIT_ROWS)
+        # Where ids, positions, slots and chosen rows lie is written when a step has them (`_point`).
+        self._addresses: tuple[int, ...] = ()
+        self._add_norm(writer, self._norm, rows=LOGIT_ROWS)
         self._logits_op = self._add_product(writer, self._head, self._normed, STORE, self._logits, rows=LOGIT_ROWS)
         return writer.table()
 
@@ -255,8 +256,8 @@ class CpuDecoder:
             query_stride=self._width,
             cosines=self._cosines.data_ptr(),
             sines=self._sines.data_ptr(),
-            positions=self._positions.data_ptr(),
-            slots=self._slots.data_ptr(),
+            positions=0,
+            slots=0,
             keys=cache.k.data_ptr(),
             values=cache.v.data_ptr(),
             block_stride=cache.k.stride(0) * cache.k.element_size(),
@@ -269,13 +270,13 @@ class CpuDecoder:
         self._merges.append(writer.add(CALL, function=calls.merge.address, arguments=merge))
         self._add_product(writer, layer.output, self._attended, ADD, self._residual)
 
-    def _add_norm(self, writer: ProgramWriter, weight: torch.Tensor, *, chosen: int = 0, rows: int = 0) -> None:
+    def _add_norm(self, writer: ProgramWriter, weight: torch.Tensor, rows: int = ALL_ROWS) -> None:
         writer.add(
             NORM,
             rows,
             source=self._residual.data_ptr(),
             source_stride=self._hidden_stride,
-            chosen=chosen,
+            chosen=0,
             out=self._normed.data_ptr(),
             weight=weight.data_ptr(),
             width=self.hidden,
@@ -283,7 +284,13 @@ class CpuDecoder:
         )
 
     def _add_product(
-        self, writer: ProgramWriter, product: _Packed, x: torch.Tensor, mode: int, out: torch.Tensor, rows: int = 0
+        self,
+        writer: ProgramWriter,
+        product: _Packed,
+        x: torch.Tensor,
+        mode: int,
+        out: torch.Tensor,
+        rows: int = ALL_ROWS,
     ) -> int:
         return writer.add(
             PRODUCT,
@@ -316,16 +323,31 @@ class CpuDecoder:
         assert isinstance(plan, Plan), "the batch is not prepared"
         num_threads = torch.get_num_threads()
         merges = calls.prepare(batch, plan, num_threads)
-        program.table[self._merges, 0] = CALL if merges else NOTHING
-        self._ids[:tokens] = ids
-        self._positions[:tokens] = positions
-        self._slots[:tokens] = batch.slots
-        self._chosen[:num_chosen] = chosen
+        if merges != self._has_merges:
+            self._has_merges = merges
+            program.table[self._merges, 0] = CALL if merges else NOTHING
+        self._point(program, ids, positions, batch.slots, chosen)
         if num_chosen > self._logits.shape[0]:
             self._logits = torch.zeros(max(num_chosen, 2 * self._logits.shape[0]), self._logits.shape[1])
             program.table[self._logits_op, word_of(PRODUCT, "out")] = self._logits.data_ptr()
         program.run(tokens, num_chosen, num_threads)
         return self._logits[:num_chosen, : self.vocab_size]
+
+    def _point(self, program: Program, *inputs: torch.Tensor) -> None:
+        """Has the ops read this step's ids, positions, slots and chosen rows where they lie. A worker uses the same
+        buffers in every step, so that there is seldom anything to do."""
+        addresses = tuple(tensor.data_ptr() for tensor in inputs)
+        if addresses == self._addresses:
+            return
+        for tensor in inputs:
+            assert tensor.dtype == torch.int64 and tensor.is_contiguous(), (tensor.dtype, tensor.stride())
+        self._addresses = addresses
+        table = program.table
+        rotations = table[:, 0] == ROTATION
+        table[table[:, 0] == EMBEDDING, word_of(EMBEDDING, "ids")] = addresses[0]
+        table[rotations, word_of(ROTATION, "positions")] = addresses[1]
+        table[rotations, word_of(ROTATION, "slots")] = addresses[2]
+        table[self._logits_op - 1, word_of(NORM, "chosen")] = addresses[3]
 
 
 def _bias(part: Linear) -> torch.Tensor:

@@ -78,11 +78,22 @@ class CpuDraw:
         )
         return torch.from_numpy(ids), torch.from_numpy(broken)
 
+    def best(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `draw` gives where every row is greedy, without settings or scratch."""
+        if logits.dtype != torch.float32 or not logits.is_contiguous():
+            logits = logits.float().contiguous()
+        ids = np.empty(len(logits), np.int64)
+        broken = np.empty(len(logits), np.bool_)
+        best_of_rows(logits.numpy(), ids, broken)
+        return torch.from_numpy(ids), torch.from_numpy(broken)
+
     def warm_up(self, dtype: torch.dtype) -> None:
         """Compiles, or loads from the cache, what logits of this type need."""
         one = np.ones(1, np.float32)
         off = DrawSettings(one, np.zeros(1, np.int32), one, one * 0, np.zeros(1, np.uint64))
-        self.draw(torch.zeros(1, self.vocab_size, dtype=dtype), off)
+        logits = torch.zeros(1, self.vocab_size, dtype=dtype)
+        self.draw(logits, off)
+        self.best(logits)
 
 
 @njit(error_model="numpy", nogil=True, cache=True)
@@ -114,6 +125,22 @@ def draw_rows(bits, shift, temperature, top_k, top_p, min_p, keys, scratch, out)
         put_weights(tokens, value_of_order(top), heat, weights)
         cut, cut_id = cut_of_many(tokens, weights, candidates, top, temperature[row], k, p)
         ids[row], num_kept[row] = run_races(tokens, weights, races, cut, cut_id, least, first, second)
+
+
+@njit(error_model="numpy", nogil=True, cache=True)
+def best_of_rows(logits, ids, broken):
+    """The lowest id of the largest logit of each row; broken where a row has no finite best or holds a NaN."""
+    for row in range(logits.shape[0]):
+        values = logits[row]
+        # In integers, because a maximum of floats is not made vector code.
+        top = _LOWEST
+        magnitude = I32(0)
+        for i in range(values.size):
+            b = F32(values[i] + F32(0.0)).view(I32)
+            top = max(top, order_of_bits(b))
+            magnitude = max(magnitude, I32(b & _MAGNITUDE))
+        broken[row] = magnitude > _INFINITE or top >= _INFINITE or top < _LEAST_FINITE
+        ids[row] = 0 if broken[row] else first_equal(values, value_of_order(top))
 
 
 @njit(error_model="numpy", nogil=True, cache=True)

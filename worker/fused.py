@@ -1,4 +1,4 @@
-"""Recognises decoders of the Llama kind and puts one fused module in their place.
+"""Recognises decoders of the Llama kind and makes the one call that stands for all their modules.
 
 `worker/model.py` asks for it once the model is loaded and probed. What is not recognised to the last detail keeps
 transformers' own modules: this file only ever says no, and why. The arithmetic is in `kernels/cpu_decoder.py`.
@@ -6,16 +6,12 @@ transformers' own modules: this file only ever says no, and why. The arithmetic 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from kernels.batch import AttentionBatch
 from kernels.cpu_backend import CpuBackend
 from kernels.cpu_decoder import CpuDecoder, DecoderWeights, LayerWeights, Linear, why_not
-from kernels.layout import LayerCache
 from worker.attention import LayerCall
 from worker.loading import Loaded
 
@@ -27,28 +23,8 @@ _ROTATIONS = {"default", "linear", "llama3", "yarn"}
 _MAX_POSITIONS = 1 << 18
 
 
-class FusedDecoder(torch.nn.Module):
-    """Stands where transformers' module stood, with the same call."""
-
-    def __init__(self, decoder: CpuDecoder) -> None:
-        super().__init__()
-        self.decoder = decoder
-        self.batch: AttentionBatch | None = None
-
-    def attach(self, caches: Sequence[LayerCache]) -> None:
-        self.decoder.attach(caches)
-
-    def forward(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, logits_to_keep: torch.Tensor, use_cache: bool = False
-    ) -> SimpleNamespace:
-        """ids and positions [1, tokens]; logits [1, rows kept, vocabulary]."""
-        assert self.batch is not None and not use_cache
-        logits = self.decoder.run(input_ids[0], position_ids[0], self.batch, logits_to_keep)
-        return SimpleNamespace(logits=logits.unsqueeze(0))
-
-
-def fuse(loaded: Loaded, calls: list[LayerCall], backend: object, max_tokens: int) -> FusedDecoder | str:
-    """The fused module for a loaded model, whose own weights are let go; or why there is none."""
+def fuse(loaded: Loaded, calls: list[LayerCall], backend: object, max_tokens: int) -> CpuDecoder | str:
+    """The fused decoder for a loaded model, whose own weights are let go; or why there is none."""
     if not isinstance(backend, CpuBackend):
         return "only CPU kernels have one"
     reason = _not_known(loaded, calls)
@@ -58,7 +34,7 @@ def fuse(loaded: Loaded, calls: list[LayerCall], backend: object, max_tokens: in
     reason = why_not(weights, backend)
     if reason:
         return reason
-    return FusedDecoder(CpuDecoder(weights, backend, max_tokens))
+    return CpuDecoder(weights, backend, max_tokens)
 
 
 def _not_known(loaded: Loaded, calls: list[LayerCall]) -> str:

@@ -14,10 +14,11 @@ import torch
 
 from cluster.errors import ModelError
 from kernels.batch import AttentionBatch
+from kernels.cpu_decoder import CpuDecoder
 from kernels.dispatch import Backend
 from kernels.layout import BlockLayout, KeyOrder
 from worker.attention import LayerCall, PagedLayer, StepContext, attach
-from worker.fused import FusedDecoder, fuse
+from worker.fused import fuse
 from worker.loading import Loaded
 from worker.pool import DevicePool
 
@@ -29,28 +30,28 @@ class Model:
         self.loaded = loaded
         self.backend = backend
         self.device = device
-        self._module = loaded.module
-        self._fused: FusedDecoder | None = None
+        self._fused: CpuDecoder | None = None
         self._context = StepContext(backend)
         self._layers = self._give_layers()
         self.calls = self._probe()
         self._keys = [(call.num_heads, call.shape) for call in self.calls]
+        self._distinct = list(dict.fromkeys(self._keys))
 
     def fuse(self, max_tokens: int) -> str:
-        """Puts a fused module in place of a recognised decoder, before a pool is attached. Says why if it does not."""
+        """Puts one call in place of a recognised decoder's modules, before a pool is attached; or says why not."""
         made = fuse(self.loaded, self.calls, self.backend, max_tokens)
         if isinstance(made, str):
             return made
         # The modules go, and with them the weights that were packed.
         self.loaded.module.to("meta")
         self._layers = []
-        self._module = self._fused = made
+        self._fused = made
         return ""
 
     @property
     def weights_bytes(self) -> int:
         if self._fused is not None:
-            return self._fused.decoder.weights_bytes
+            return self._fused.weights_bytes
         return self.loaded.weights_bytes
 
     @property
@@ -77,22 +78,27 @@ class Model:
 
     def prepare(self, batch: AttentionBatch) -> None:
         """Once per step, when the batch's tensors are final."""
-        for key in dict.fromkeys(self._keys):
+        for number, key in enumerate(self._distinct):
             heads, shape = key
             self._context.batches[key] = self.backend.prepare(
-                replace(batch, tasks=None),
+                # Tasks are made for one shape at a time, so that a further shape needs a batch of its own.
+                replace(batch, tasks=None) if number else batch,
                 num_heads=heads,
                 num_kv_heads=shape.num_kv_heads,
                 head_dim=shape.head_dim,
                 block_size=self._block_size,
             )
+
+    def forward(self, ids: torch.Tensor, positions: torch.Tensor, logit_rows: torch.Tensor) -> torch.Tensor:
+        """Computes the prepared batch: ids and positions int64 [tokens]. Logits [len(logit_rows), vocabulary], which
+        may lie where the next step writes its own."""
         if self._fused is not None:
-            self._fused.batch = self._context.batches[self._keys[0]]
+            return self._fused.run(ids, positions, self._context.batches[self._keys[0]], logit_rows)
+        return self._run_module(ids, positions, logit_rows)
 
     @torch.inference_mode()
-    def forward(self, ids: torch.Tensor, positions: torch.Tensor, logit_rows: torch.Tensor) -> torch.Tensor:
-        """Computes the prepared batch: ids and positions int64 [tokens]. Logits [len(logit_rows), vocabulary]."""
-        out = self._module(
+    def _run_module(self, ids: torch.Tensor, positions: torch.Tensor, logit_rows: torch.Tensor) -> torch.Tensor:
+        out = self.loaded.module(
             input_ids=ids.unsqueeze(0),
             position_ids=positions.unsqueeze(0),
             use_cache=False,

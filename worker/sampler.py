@@ -37,6 +37,7 @@ _RUNS: Final = 4
 _EARLY: Final = 8
 _FORCED: Final = 16
 _LOGPROBS: Final = 32
+_DRAWN: Final = 64  # it is not greedy
 _EDITS: Final = _BIAS | _PENALTIES | _RUNS | _EARLY
 
 Draw = Callable[[torch.Tensor, DrawSettings], tuple[torch.Tensor, torch.Tensor]]
@@ -143,6 +144,8 @@ class Sampler:
         self._seed[row] = sequence_seed(params.seed or 0, index)
         self._num_top[row] = params.logprobs or 0
         asks = _LOGPROBS if params.logprobs is not None else 0
+        if not params.is_greedy:
+            asks |= _DRAWN
         if self._biases.asked(params):
             self._biases.enter(row, params)
             asks |= _BIAS
@@ -172,6 +175,9 @@ class Sampler:
         """The next token of each row from its `logits` [rows, vocabulary], which are not changed."""
         asks = self._asks[rows]
         asked = int(np.bitwise_or.reduce(asks)) if asks.size else 0
+        if not asked:
+            self._length[rows] += 1
+            return Sampled(*self._best(logits))
         ids, broken = self._draw(self.edited(logits, rows) if asked & _EDITS else logits, self._settings(rows))
         if asked & _FORCED:
             which, tokens = self._forced.due(rows, self._length[rows] - self._num_prompt[rows])
@@ -215,6 +221,14 @@ class Sampler:
                 which = np.flatnonzero(asks & ask)
                 group.inherit(rows[which], parents[which])
                 group.observe(rows[which], send(ids[which], self._device))
+
+    def _best(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where nobody asks for anything but the likeliest token."""
+        if self._cpu:
+            return self._cpu.best(logits)
+        top, ids = logits.max(-1)
+        broken = ~top.isfinite()
+        return ids.masked_fill(broken, 0), broken
 
     def _settings(self, rows: Ints) -> DrawSettings:
         return DrawSettings(
