@@ -8,6 +8,7 @@ time, with transformers' plain attention.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,13 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from cluster import SamplingParams
+
 VOCAB = 211
 MAX_LEN = 1024
+EOS = 2
+
+Found = list[tuple[list[int], float]]
 
 _LLAMA_LIKE: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -145,6 +151,32 @@ def greedy(model: Any, prompt: list[int], num_tokens: int, *, ignore_eos: bool =
         **stop,
     )
     return [int(token) for token in out[0, len(prompt) :]]
+
+
+@torch.inference_mode()
+def beams(model: Any, prompt: list[int], params: SamplingParams, ends: Sequence[int] = (EOS,), **extra: Any) -> Found:
+    """What the beam search of `generate` finds: outputs up to their end token, and scores."""
+    ends = [*ends, *params.stop_token_ids]
+    found = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        do_sample=False,
+        num_beams=params.beam_width,
+        num_return_sequences=params.n,
+        length_penalty=1.0 if params.length_penalty is None else params.length_penalty,
+        early_stopping=False if params.early_stopping is None else params.early_stopping,
+        max_new_tokens=params.max_tokens,
+        eos_token_id=ends or None,
+        pad_token_id=0,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **extra,
+    )
+    outputs = []
+    for row, score in zip(found.sequences[:, len(prompt) :].tolist(), found.sequences_scores.tolist(), strict=True):
+        end = next((at for at, token in enumerate(row) if token in ends), len(row) - 1)
+        outputs.append((row[: end + 1], score))
+    return outputs
 
 
 def prompts(lengths: list[int], seed: int, vocab: int = VOCAB) -> list[list[int]]:

@@ -2,7 +2,6 @@
 however small the pool; and afterwards no block is held."""
 
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ from cluster.outputs import RequestOutput
 from tests.engine import models
 from worker.demo import PATH as DEMO
 
-EOS = 2
+EOS = models.EOS
 PLAIN = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
-Found = list[tuple[list[int], float]]
 
 
 @pytest.fixture(scope="module")
@@ -32,33 +30,7 @@ def engine(folder: Path | str, **settings: Any) -> LLM:
     return LLM(str(folder), **chosen)
 
 
-@torch.inference_mode()
-def wanted(model: Any, prompt: list[int], params: SamplingParams, ends: Sequence[int] = (EOS,), **extra: Any) -> Found:
-    """What `generate` finds: outputs up to their end token, and scores."""
-    ends = [*ends, *params.stop_token_ids]
-    found = model.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        do_sample=False,
-        num_beams=params.beam_width,
-        num_return_sequences=params.n,
-        length_penalty=1.0 if params.length_penalty is None else params.length_penalty,
-        early_stopping=False if params.early_stopping is None else params.early_stopping,
-        max_new_tokens=params.max_tokens,
-        eos_token_id=ends or None,
-        pad_token_id=0,
-        return_dict_in_generate=True,
-        output_scores=True,
-        **extra,
-    )
-    outputs = []
-    for row, score in zip(found.sequences[:, len(prompt) :].tolist(), found.sequences_scores.tolist(), strict=True):
-        end = next((at for at, token in enumerate(row) if token in ends), len(row) - 1)
-        outputs.append((row[: end + 1], score))
-    return outputs
-
-
-def assert_same(output: RequestOutput, want: Found) -> None:
+def assert_same(output: RequestOutput, want: models.Found) -> None:
     assert [one.token_ids for one in output.outputs] == [tokens for tokens, _ in want]
     scores = [one.score for one in output.outputs]
     assert scores == pytest.approx([score for _, score in want], abs=1e-4, rel=1e-4)
@@ -104,7 +76,7 @@ def test_equals_transformers_beside_plain_requests(tiny_llama: Path, model: Any,
     llm = engine(tiny_llama, block_size=block_size, kv_blocks=6000 // block_size)
     outputs = llm.generate([*prompts, *plain], [*params, *[PLAIN] * 3])
     for output, prompt, settings in zip(outputs, prompts, params, strict=False):
-        assert_same(output, wanted(model, prompt, settings))
+        assert_same(output, models.beams(model, prompt, settings))
         for one in output.outputs:
             ends = one.token_ids[-1] in (EOS, *settings.stop_token_ids)
             assert one.finish_reason == ("stop" if ends else "length")
@@ -123,7 +95,7 @@ def test_other_random_models(tmp_path: Path, seed: int) -> None:
     prompts, params = mixed(seed, 7)
     llm = engine(folder, block_size=8, kv_blocks=800)
     for output, prompt, settings in zip(llm.generate(prompts, params), prompts, params, strict=True):
-        assert_same(output, wanted(model, prompt, settings))
+        assert_same(output, models.beams(model, prompt, settings))
     assert_settled(llm)
 
 
@@ -142,7 +114,7 @@ def test_the_demo_model(early_stopping: Any) -> None:
     ends = [model.generation_config.eos_token_id]
     for output, prompt, settings in zip(outputs, prompts, params, strict=True):
         # What the model's generation config bans or penalises holds on both sides.
-        assert_same(output, wanted(model, prompt, settings, ends))
+        assert_same(output, models.beams(model, prompt, settings, ends))
         assert all(one.text for one in output.outputs)
     assert_settled(llm)
 
@@ -160,7 +132,7 @@ def test_restarts_in_a_pool_that_is_too_small_for_all(
     llm = engine(tiny_llama, block_size=block_size, kv_blocks=kv_blocks, token_budget=40)
     outputs = llm.generate([*prompts, *prompts[:2]], [*params, *[replace(PLAIN, max_tokens=24)] * 2])
     for output, prompt, settings in zip(outputs, prompts, params, strict=False):
-        assert_same(output, wanted(model, prompt, settings))
+        assert_same(output, models.beams(model, prompt, settings))
     for output, prompt in zip(outputs[6:], prompts, strict=False):
         assert output.outputs[0].token_ids == models.greedy(model, prompt, 24)
     assert llm.load_stats()["preempted recompute"] > 0
@@ -173,7 +145,7 @@ def test_alone_in_a_pool_that_just_holds_it(tiny_llama: Path, model: Any) -> Non
     params = SamplingParams(beam_width=5, n=5, max_tokens=24, ignore_eos=True)
     needed = 2 + 5 * (-(-(37 + 24 - 1) // 16) - 2)
     llm = engine(tiny_llama, block_size=16, kv_blocks=needed)
-    assert_same(llm.generate(prompt, params)[0], wanted(model, prompt, params, ends=()))
+    assert_same(llm.generate(prompt, params)[0], models.beams(model, prompt, params, ends=()))
     assert "preempted recompute" not in llm.load_stats()
     assert_settled(llm)
     with pytest.raises(InvalidRequest, match="lower max_tokens or beam_width"):
@@ -185,7 +157,7 @@ def test_a_budget_that_holds_one_group_at_a_time(tiny_llama: Path, model: Any) -
     prompts, params = mixed(31, 6, longest=30)
     llm = engine(tiny_llama, block_size=4, kv_blocks=600, token_budget=9)
     for output, prompt, settings in zip(llm.generate(prompts, params), prompts, params, strict=True):
-        assert_same(output, wanted(model, prompt, settings))
+        assert_same(output, models.beams(model, prompt, settings))
     assert_settled(llm)
 
 
@@ -193,7 +165,7 @@ def test_places_in_the_batch_are_counted_by_beam(tiny_llama: Path, model: Any) -
     prompts, params = mixed(32, 9, longest=30)
     llm = engine(tiny_llama, block_size=4, kv_blocks=900, max_batch=9)
     for output, prompt, settings in zip(llm.generate(prompts, params), prompts, params, strict=True):
-        assert_same(output, wanted(model, prompt, settings))
+        assert_same(output, models.beams(model, prompt, settings))
     assert_settled(llm)
     with pytest.raises(InvalidRequest, match="never more than 4"):
         engine(tiny_llama, kv_blocks=100, max_batch=4).generate(prompts[0], SamplingParams(beam_width=5))
@@ -206,7 +178,7 @@ def test_a_cached_prompt_is_shared_and_no_block_of_a_beam_is(tiny_llama: Path, m
     llm = engine(tiny_llama, block_size=4, kv_blocks=1000)
     for turn in range(2):
         for output, prompt, settings in zip(llm.generate(prompts, params), prompts, params, strict=True):
-            assert_same(output, wanted(model, prompt, settings))
+            assert_same(output, models.beams(model, prompt, settings))
             if turn:
                 assert output.num_cached_tokens >= (len(prompt) - 1) // 4 * 4
     # A plain request over the whole of a beam's text finds only the prompt cached.
@@ -226,7 +198,7 @@ def test_edits_are_made_to_log_probabilities(tiny_llama: Path, model: Any) -> No
     """Penalties and banned runs follow their beams; each setting under the name that transformers has for it."""
     prompts = models.prompts([9, 30, 17, 22, 5], seed=51)
     base = SamplingParams(beam_width=4, n=3, max_tokens=18)
-    runs = wanted(model, prompts[2], base)[0][0]
+    runs = models.beams(model, prompts[2], base)[0][0]
     cases: list[tuple[dict[str, Any], dict[str, Any]]] = [
         ({"repetition_penalty": 1.7}, {"repetition_penalty": 1.7}),
         ({"min_tokens": 12, "stop_token_ids": range(3, 60)}, {"min_new_tokens": 12}),
@@ -241,8 +213,8 @@ def test_edits_are_made_to_log_probabilities(tiny_llama: Path, model: Any) -> No
     llm = engine(tiny_llama, block_size=4, kv_blocks=600)
     outputs = llm.generate(prompts, params)
     for output, prompt, settings, (_, theirs) in zip(outputs, prompts, params, cases, strict=True):
-        want = wanted(model, prompt, settings, **theirs)
-        assert want != wanted(model, prompt, base), "the setting changes nothing, so this proves nothing"
+        want = models.beams(model, prompt, settings, **theirs)
+        assert want != models.beams(model, prompt, base), "the setting changes nothing, so this proves nothing"
         assert_same(output, want)
     assert_settled(llm)
 
@@ -252,7 +224,7 @@ def test_logprobs_are_those_of_the_tokens(tiny_llama: Path, model: Any) -> None:
     params = SamplingParams(beam_width=4, n=4, max_tokens=15, length_penalty=0.7, logprobs=2, prompt_logprobs=1)
     outputs = engine(tiny_llama, block_size=4, kv_blocks=300).generate(prompts, params)
     for output, prompt in zip(outputs, prompts, strict=True):
-        assert_same(output, wanted(model, prompt, params))
+        assert_same(output, models.beams(model, prompt, params))
         assert output.prompt_logprobs is not None and len(output.prompt_logprobs) == len(prompt)
         for one in output.outputs:
             assert one.logprobs is not None and len(one.logprobs) == len(one.token_ids)
@@ -316,7 +288,7 @@ def test_given_up_in_the_middle(tiny_llama: Path, model: Any) -> None:
     assert next(texts).prompt_index == 4
     texts.close()  # type: ignore[attr-defined]
     assert_settled(llm)
-    assert_same(llm.generate(prompts[1], params[1])[0], wanted(model, prompts[1], params[1]))
+    assert_same(llm.generate(prompts[1], params[1])[0], models.beams(model, prompts[1], params[1]))
 
 
 def test_streams_bring_hypotheses_whole(tiny_llama: Path, model: Any) -> None:
@@ -324,5 +296,5 @@ def test_streams_bring_hypotheses_whole(tiny_llama: Path, model: Any) -> None:
     params = SamplingParams(beam_width=3, n=2, max_tokens=14)
     pieces = list(engine(tiny_llama, kv_blocks=60).stream(prompt, params))
     assert [(piece.index, piece.token_ids) for piece in pieces] == [
-        (index, tokens) for index, (tokens, _) in enumerate(wanted(model, prompt, params))
+        (index, tokens) for index, (tokens, _) in enumerate(models.beams(model, prompt, params))
     ]
