@@ -78,7 +78,7 @@ FOUND = {
 }
 
 
-@pytest.mark.parametrize("seed", FOUND, ids=lambda seed: str(seed))
+@pytest.mark.parametrize("seed", FOUND, ids=str)
 def test_seeds_that_once_failed(seed: int) -> None:
     verdict = run_seed(seed, with_faults=True)
     assert not verdict.failure, f"{FOUND[seed]}: {verdict.failure}\n{verdict.where}"
