@@ -81,6 +81,9 @@ class Embedded:
         self.scheduling_seconds = 0.0
         self._hasher = BlockHasher(worker.settings.hash_key, b"", worker.settings.block_size)
         self._caches = settings.prefix_caching
+        # Steps since a result was taken, and how many may pass: one less than the slots that a lease has left then.
+        self._steps_alone = 0
+        self._steps_ahead = max(1, settings.ahead - 1)
         self._num_submitted = 0
         self._began = time.monotonic()
         self._events: list[Event] = [worker.joined()]
@@ -127,14 +130,15 @@ class Embedded:
 
         `eager`: tokens are taken after every step; otherwise only when a sequence has ended, which costs less.
         """
-        began = time.perf_counter()
         if self._events:
-            events, self._events = self._events, []
-            for order in self.scheduler.turn(events, time.monotonic() - self._began):
-                self._obey[type(order)](order)
-        self.scheduling_seconds += time.perf_counter() - began
+            self._decide()
         ran = self.worker.step()
-        result = self.worker.take_result()
+        self._steps_alone = self._steps_alone + 1 if ran else self._steps_ahead
+        result = None
+        # Leases are asked for some slots before they end, so that a report may wait for others; an end may not.
+        if self._steps_alone >= self._steps_ahead or self.worker.reporter.has_ends:
+            self._steps_alone = 0
+            result = self.worker.take_result()
         if result is not None:
             self._events.append(result)
         if eager or (result is not None and result.stopped):
@@ -143,6 +147,13 @@ class Embedded:
         if not ran and not self._events and self.live:
             waits = self.scheduler.admission.num_waiting(self.worker.settings.model)
             raise AssertionError(f"nothing can run, {len(self.live)} requests are open and {waits} wait")
+
+    def _decide(self) -> None:
+        began = time.perf_counter()
+        events, self._events = self._events, []
+        for order in self.scheduler.turn(events, time.monotonic() - self._began):
+            self._obey[type(order)](order)
+        self.scheduling_seconds += time.perf_counter() - began
 
     def _on_plan(self, order: Order) -> None:
         assert isinstance(order, Plan)

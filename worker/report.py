@@ -38,6 +38,11 @@ class Reporter:
         self._transferred: list[Transferred] = []
         self._has_news = False
 
+    @property
+    def has_ends(self) -> bool:
+        """Whether the next result tells of a sequence that has ended."""
+        return bool(self._stopped)
+
     def begin_epoch(self, epoch: int) -> None:
         """A new scheduler: it knows nothing of what its forerunner was told, and is told all that is held instead."""
         self._epoch = epoch
