@@ -87,6 +87,30 @@ def test_equals_transformers_beside_plain_requests(tiny_llama: Path, model: Any,
     assert_settled(llm)
 
 
+def test_each_kind_of_early_stopping_stops_where_transformers_does(tiny_llama: Path, model: Any) -> None:
+    """Seeds with which the three kinds find different outputs."""
+    llm = engine(tiny_llama, block_size=8, kv_blocks=300)
+    differ = set()
+    for seed in (3, 5, 18, 26, 32):
+        rng = random.Random(seed)
+        prompt = models.prompts([rng.randint(2, 30)], seed)[0]
+        params = SamplingParams(
+            beam_width=rng.choice([2, 3, 4]),
+            n=2,
+            length_penalty=rng.choice([1.0, 2.0]),
+            max_tokens=20,
+            stop_token_ids=rng.sample(range(3, models.VOCAB), 12),
+        )
+        kinds = [replace(params, early_stopping=kind) for kind in (True, False, "never")]
+        wants = [models.beams(model, prompt, kind) for kind in kinds]
+        for output, want in zip(llm.generate([prompt] * 3, kinds), wants, strict=True):
+            assert_same(output, want)
+        tokens = [[ids for ids, _ in want] for want in wants]
+        differ |= {(a, b) for a in range(3) for b in range(a) if tokens[a] != tokens[b]}
+    assert len(differ) == 3, "two of the kinds never differ here, so this does not tell them apart"
+    assert_settled(llm)
+
+
 @pytest.mark.parametrize("seed", [11, 12])
 def test_other_random_models(tmp_path: Path, seed: int) -> None:
     shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 1}
