@@ -48,7 +48,7 @@ def test_nothing_is_said_before_the_end_and_one_beam_has_no_score():
 def test_more_beams_than_a_replica_has_places_for_are_refused_with_the_figures():
     async def story(door: Door) -> None:
         params = SamplingParams(beam_width=8, max_tokens=10)
-        with pytest.raises(InvalidRequest, match="8 beams are more than the 4 .* lower beam_width"):
+        with pytest.raises(InvalidRequest, match=r"8 beams are more than the 4 .* lower beam_width"):
             await door.client.generate(PROMPT, params, model="m")
         await door.settled()
 
