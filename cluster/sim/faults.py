@@ -12,6 +12,7 @@ from random import Random
 
 from cluster.messages import Drain
 from cluster.sim.client import Client
+from cluster.sim.mishaps import Mishaps
 from cluster.sim.world import World, WorldShape
 
 
@@ -41,6 +42,7 @@ KINDS: dict[str, int] = {
     "kill host pool": 3,
     "fail transfers": 3,
     "corrupt transfers": 2,
+    "stop writer": 5,
     "drain": 3,
     "clock jump": 1,
 }
@@ -62,30 +64,32 @@ def draw_faults(random: Random, shape: WorldShape, span_s: float) -> tuple[Fault
     return tuple(sorted(faults, key=lambda fault: fault.at))
 
 
-def strike(world: World, fault: Fault, clients: list[Client], come_back: Callable[[Client], None]) -> None:
+def strike(mishaps: Mishaps, fault: Fault, clients: list[Client], come_back: Callable[[Client], None]) -> None:
     """Does it, now. `come_back` is what clients of a dead gateway do."""
+    world = mishaps.world
     worker = fault.target % len(world.workers)
     gateway = fault.target % len(world.gateways)
     node = fault.target % len(world.shape.host_blocks)
     does: dict[str, Callable[[], None]] = {
-        "kill worker": lambda: world.kill_worker(worker),
-        "stop worker": lambda: world.stop_worker(worker, fault.seconds),
-        "cut worker": lambda: world.cut_worker(worker, fault.seconds),
-        "break worker stream": lambda: world.break_worker_stream(worker),
-        "break token streams": lambda: world.break_token_streams(worker),
-        "cut node": lambda: world.cut_node(node, fault.seconds),
-        "kill node": lambda: world.kill_node(node),
-        "kill gateway": lambda: world.kill_gateway(gateway, clients, come_back),
-        "stop gateway": lambda: world.stop_gateway(gateway, min(fault.seconds, 0.4)),
-        "cut gateway": lambda: world.cut_gateway(gateway, min(fault.seconds, 0.4)),
-        "stop scheduler": lambda: world.stop_scheduler(min(fault.seconds, 0.4)),
-        "kill host pool": lambda: world.kill_pool(node),
-        "fail transfers": lambda: world.spoil_transfers(worker, fail=2, corrupt=0),
-        "corrupt transfers": lambda: world.spoil_transfers(worker, fail=0, corrupt=2),
-        "kill scheduler": lambda: world.kill_scheduler(0.05 + fault.seconds),
-        "usurp scheduler": lambda: world.usurp_scheduler(0.05 + fault.seconds),
+        "kill worker": lambda: mishaps.kill_worker(worker),
+        "stop worker": lambda: mishaps.stop_worker(worker, fault.seconds),
+        "cut worker": lambda: mishaps.cut_worker(worker, fault.seconds),
+        "break worker stream": lambda: mishaps.break_worker_stream(worker),
+        "break token streams": lambda: mishaps.break_token_streams(worker),
+        "cut node": lambda: mishaps.cut_node(node, fault.seconds),
+        "kill node": lambda: mishaps.kill_node(node),
+        "kill gateway": lambda: mishaps.kill_gateway(gateway, clients, come_back),
+        "stop gateway": lambda: mishaps.stop_gateway(gateway, min(fault.seconds, 0.4)),
+        "cut gateway": lambda: mishaps.cut_gateway(gateway, min(fault.seconds, 0.4)),
+        "stop scheduler": lambda: mishaps.stop_scheduler(min(fault.seconds, 0.4)),
+        "kill host pool": lambda: mishaps.kill_pool(node),
+        "fail transfers": lambda: mishaps.spoil_transfers(worker, fail=2, corrupt=0),
+        "corrupt transfers": lambda: mishaps.spoil_transfers(worker, fail=0, corrupt=2),
+        "kill scheduler": lambda: mishaps.kill_scheduler(0.05 + fault.seconds),
+        "usurp scheduler": lambda: mishaps.usurp_scheduler(0.05 + fault.seconds),
+        "stop writer": lambda: mishaps.stop_writer(0.4 + fault.seconds),
         "drain": lambda: _drain(world, worker, fault.seconds),
-        "clock jump": lambda: world.jump(fault.seconds),
+        "clock jump": lambda: mishaps.jump(fault.seconds),
     }
     does[fault.kind]()
 

@@ -16,6 +16,7 @@ from cluster.sim.client import Client, Violation
 from cluster.sim.coverage import Coverage
 from cluster.sim.faults import Fault, strike
 from cluster.sim.judge import Judge
+from cluster.sim.mishaps import Mishaps
 from cluster.sim.story import Story
 from cluster.sim.workload import Scenario
 from cluster.sim.world import World
@@ -47,6 +48,7 @@ class History:
         self.judge = Judge(scenario.full_check)
         self.coverage = Coverage(scenario.world)
         self.world = World(scenario.world, f"{scenario.seed}", self._look)
+        self.mishaps = Mishaps(self.world)
         shape = scenario.world.workers[0]
         self.clients = [Client(ask, shape.end_one_in, shape.num_noises) for ask in scenario.asks]
         self._last_s = 0.0
@@ -77,7 +79,7 @@ class History:
     def _strike(self, fault: Fault) -> None:
         if self.story is not None:
             self.story.note(self.world.clock.now, str(fault))
-        strike(self.world, fault, self.clients, self._come_back)
+        strike(self.mishaps, fault, self.clients, self._come_back)
 
     def _look(self, scheduler: Scheduler, events: list[Event], orders: list[Order]) -> None:
         if self.story is not None:
@@ -96,6 +98,7 @@ class History:
         return not (
             scheduler.requests
             or scheduler.unclosed
+            or scheduler.swapper.quarantined
             or any(gateway.open for gateway in world.gateways.values())
             or any(worker.residents or worker.transfers.under_way for worker in world.workers.values())
         )

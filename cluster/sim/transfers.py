@@ -55,6 +55,9 @@ class Roads(Protocol):
     @property
     def reaches(self) -> Callable[[str, str], bool]: ...
 
+    @property
+    def landed(self) -> Callable[[Transfer, int], None]: ...
+
 
 class Moving:
     """One transfer under way."""
@@ -82,6 +85,13 @@ class Transfers:
         # Declared lost while it cannot be reached: pools of other nodes refuse it.
         self.is_fenced = False
         self.under_way: dict[int, Moving] = {}
+
+    @property
+    def is_writing(self) -> bool:
+        """A transfer into a peer's pool has just begun."""
+        return any(
+            each.order.road is Road.WRITE and 2 * each.at < len(each.order.mine) for each in self.under_way.values()
+        )
 
     def begin(self, order: Transfer) -> None:
         moving = Moving(order, self._owner.clock.now)
@@ -147,6 +157,7 @@ class Transfers:
         if order.road is Road.READ:
             self._owner.blocks.content[order.mine[moving.at]][:] = content
         elif peer is not None:
+            self._roads.landed(order, order.theirs[moving.at])
             peer.blocks.content[order.theirs[moving.at]][:] = content
         moving.at += 1
         self._piece(moving)

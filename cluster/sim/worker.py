@@ -32,6 +32,7 @@ from cluster.messages import (
     Road,
     Start,
     Tokens,
+    Transfer,
     Transferred,
 )
 from cluster.sim.clock import Clock, Process
@@ -52,6 +53,7 @@ class Outlets:
     tokens: Callable[[str, list[Tokens]], None]
     pool: Callable[[str], Pool | None]
     reaches: Callable[[str, str], bool]  # nodes that can talk to each other now
+    landed: Callable[[Transfer, int], None] = lambda transfer, block: None  # a block was written into a peer's pool
 
 
 class SimWorker(Process):

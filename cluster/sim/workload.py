@@ -67,20 +67,22 @@ def _draw_world(random: Random, with_faults: bool) -> WorldShape:
         )
         for number in range(num_workers)
     )
-    host_blocks = tuple(random.choice((0, tokens // block_size, 2 * tokens // block_size)) for _ in range(num_nodes))
+    host_blocks = tuple(random.choice((0, 1, 1, 2)) * tokens // block_size for _ in range(num_nodes))
     return WorldShape(
         workers=workers,
         host_blocks=host_blocks,
         num_gateways=random.randint(2, 3),
         settings=_draw_settings(random, block_size),
         weather=_draw_weather(random, with_faults),
+        # A new life that is quick meets messages of the old one.
+        restart_s=random.choice((0.04, 0.3)),
     )
 
 
 def _draw_settings(random: Random, block_size: int) -> SchedulerSettings:
     allocators: tuple[AllocatorName, ...] = ("lru", "lru", "fifo", "buddy")
     placements: tuple[PlacementName, ...] = ("scored", "scored", "round_robin", "least_loaded")
-    preemptions: tuple[PreemptionName, ...] = ("cheapest", "cheapest", "swap", "recompute")
+    preemptions: tuple[PreemptionName, ...] = ("cheapest", "swap", "swap", "recompute")
     return SchedulerSettings(
         ahead=random.randint(0, 2 * block_size),
         prefix_caching=random.random() < 0.9,
@@ -103,6 +105,7 @@ def _draw_weather(random: Random, with_faults: bool) -> Weather:
     return Weather(
         delay_s=random.choice((0.0005, 0.002, 0.01)),
         slow=random.choice((0.0, 0.02, 0.1)),
+        slow_s=random.choice((0.1, 0.5)),
         loss=random.choice((0.0, 0.001, 0.005)),
         double=random.choice((0.0, 0.02, 0.1)),
     )
@@ -118,7 +121,7 @@ def _draw_asks(random: Random, world: WorldShape) -> tuple[Ask, ...]:
         tuple(random.randrange(1, 1000) for _ in range(random.randint(2, max(3, room // 3))))
         for _ in range(random.randint(1, 3))
     ]
-    rate = random.choice((8.0, 20.0, 60.0))
+    rate = random.choice((10.0, 40.0, 120.0))
     asks: list[Ask] = []
     now = 0.02
     wanted = random.randint(*EVENTS_WANTED)

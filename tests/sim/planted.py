@@ -1,0 +1,216 @@
+"""Mistakes that a test plants one at a time into the real deciding code or into a simulated worker or gateway.
+
+Each is the kind of slip that a change could bring in unseen. `plant` patches one method for the time of a test; nothing
+here is ever on outside of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cluster import admission, swap
+from cluster.ledger import Ledger
+from cluster.messages import Copy, Drop, Plan, Reason, Result, Road, Seal, Sealed, Start, Transfer, Transferred, ids
+from cluster.recovery import Recovery
+from cluster.replica import Replica
+from cluster.scheduler import Scheduler
+from cluster.sequences import Request, Sequence, State
+from cluster.sim.beams import BeamGroup
+from cluster.sim.gateway import SimGateway
+from cluster.sim.running import Running
+from cluster.sim.steps import Part, Steps
+from cluster.sim.transfers import Moving, Transfers
+from cluster.sim.worker import SimWorker
+
+Patch = pytest.MonkeyPatch
+
+
+def _refcount_skipped(patch: Patch) -> None:
+    share = Ledger.share
+    patch.setattr(Ledger, "share", lambda self, blocks, owner: share(self, blocks[:-1], owner))
+
+
+def _block_never_released(patch: Patch) -> None:
+    release = Ledger.release
+    patch.setattr(Ledger, "release", lambda self, blocks, owner: release(self, blocks[:-1], owner))
+
+
+def _freed_before_the_step_retired(patch: Patch) -> None:
+    leave = SimWorker._leave_if_quiet
+
+    def hasty(self: SimWorker, running: Running) -> None:
+        running.num_in_flight, in_flight = 0, running.num_in_flight
+        leave(self, running)
+        running.num_in_flight = in_flight
+
+    patch.setattr(SimWorker, "_leave_if_quiet", hasty)
+
+
+def _dropped_sequence_keeps_its_lease(patch: Patch) -> None:
+    def lazy(self: SimWorker, drop: Drop) -> None:
+        running = self.residents.get(drop.seq)
+        if running is not None and running.reason is Reason.NONE:
+            self._report.stop(running, Reason.DROPPED)
+
+    patch.setattr(SimWorker, "_drop", lazy)
+
+
+def _epoch_ignored_by_the_worker(patch: Patch) -> None:
+    take = SimWorker.take_plan
+
+    def trusting(self: SimWorker, plan: Plan) -> None:
+        take(self, replace(plan, epoch=self.epoch, number=self._plan + 1))
+
+    patch.setattr(SimWorker, "take_plan", trusting)
+
+
+def _incarnation_ignored_by_the_scheduler(patch: Patch) -> None:
+    take = Replica.take
+
+    def trusting(self: Replica, result: Result) -> bool:
+        return take(self, replace(result, incarnation=self.incarnation))
+
+    patch.setattr(Replica, "take", trusting)
+
+
+def _result_taken_twice(patch: Patch) -> None:
+    take = Replica.take
+    patch.setattr(Replica, "take", lambda self, result: take(self, result) or result.incarnation == self.incarnation)
+
+
+def _wrong_slot_count_on_a_copy(patch: Patch) -> None:
+    patch.setattr(admission, "Copy", lambda source, target, num_slots: Copy(source, target, num_slots - 1))
+
+
+def _copy_the_wrong_way_round(patch: Patch) -> None:
+    patch.setattr(admission, "Copy", lambda source, target, num_slots: Copy(target, source, num_slots))
+
+
+def _hit_covers_the_whole_prompt(patch: Patch) -> None:
+    def greedy(**fields: Any) -> Start:
+        if fields["position"] and fields["position"] == len(fields["tokens"]) - 1:
+            fields["position"] += 1
+        return Start(**fields)
+
+    patch.setattr(admission, "Start", greedy)
+
+
+def _lease_without_its_blocks(patch: Patch) -> None:
+    renew = Replica.renew
+
+    def generous(self: Replica, sequence: Sequence) -> None:
+        renew(self, sequence)
+        extends = self._draft.extends
+        if extends.seqs and extends.seqs[-1] == sequence.seq:
+            extends.lease_ends[-1] += 2 * self.block_size
+
+    patch.setattr(Replica, "renew", generous)
+
+
+def _block_shared_before_it_is_full(patch: Patch) -> None:
+    fill = Replica.fill
+
+    def early(self: Replica, sequence: Sequence, position: int, hashes: bytes) -> None:
+        prompt = len(sequence.request.prompt)
+        fill(self, sequence, min(position + self.block_size, prompt) if position < prompt else position, hashes)
+
+    patch.setattr(Replica, "fill", early)
+
+
+def _cached_block_reused_without_unlisting(patch: Patch) -> None:
+    def forgetful(self: Ledger, block: int) -> None:
+        self._names[block] = b""
+
+    patch.setattr(Ledger, "_unname", forgetful)
+
+
+def _fork_without_its_tail(patch: Patch) -> None:
+    begin = Steps._begin_fork
+
+    def bare(self: Steps, part: Part, fork: Running, sent: Any) -> None:
+        copy, self.blocks.copy = self.blocks.copy, lambda *_: None  # type: ignore[method-assign]
+        begin(self, part, fork, sent)
+        self.blocks.copy = copy  # type: ignore[method-assign]
+
+    patch.setattr(Steps, "_begin_fork", bare)
+
+
+def _beams_drop_the_wrong_parent(patch: Patch) -> None:
+    release = BeamGroup._release
+    patch.setattr(BeamGroup, "_release", lambda self, table, others: release(self, table, []))
+
+
+def _both_sides_restart_one_request(patch: Patch) -> None:
+    def impatient(self: Recovery, request: Request) -> None:
+        request.state = State.QUEUED
+        self._scheduler.admission.queue(request)
+
+    patch.setattr(Recovery, "_seal", impatient)
+
+
+def _seal_lost_by_the_gateway(patch: Patch) -> None:
+    def deaf(self: SimGateway, seal: Seal) -> None:
+        request = self.open.get(seal.route)
+        if request is not None:
+            outputs = tuple(ids(log) for log in request.outputs)
+            self.tell(Sealed(seal.request_id, seal.attempt, outputs, tuple(request.finished)))
+
+    patch.setattr(SimGateway, "_on_seal", deaf)
+
+
+def _late_writer_not_quarantined(patch: Patch) -> None:
+    end_moving = Ledger.end_moving
+    patch.setattr(Ledger, "end_moving", lambda self, blocks, quarantine=False: end_moving(self, blocks))
+    patch.setattr(Ledger, "end_quarantine", lambda self, blocks: None)
+
+
+def _swapped_blocks_come_back_in_another_order(patch: Patch) -> None:
+    def shuffled(number: int, road: Road, peer: str, incarnation: int, mine: Any, theirs: Any, limit: float) -> Transfer:
+        if road is Road.READ:
+            theirs = theirs[1:] + theirs[:1]
+        return Transfer(number, road, peer, incarnation, mine, theirs, limit)
+
+    patch.setattr(swap, "Transfer", shuffled)
+
+
+def _corrupt_chunk_accepted(patch: Patch) -> None:
+    land = Transfers._land
+
+    def credulous(self: Transfers, moving: Moving, content: bytes) -> None:
+        if moving.at == moving.corrupt_at:
+            moving.corrupt_at = -1
+            content = bytes(255 - byte for byte in content)
+        land(self, moving, content)
+
+    patch.setattr(Transfers, "_land", credulous)
+
+
+def _transfer_told_as_done_too_early(patch: Patch) -> None:
+    begin = Transfers.begin
+
+    def hasty(self: Transfers, order: Transfer) -> None:
+        begin(self, order)
+        told, self._on_settled = self._on_settled, lambda transferred: None
+        told(Transferred(order.transfer, True, "", 1, 0.001))
+        moving = self.under_way.get(order.transfer)
+        if moving is not None:
+            self._owner.after(1.0, setattr, self, "_on_settled", told)
+        else:
+            self._on_settled = told
+
+    patch.setattr(Transfers, "begin", hasty)
+
+
+def _done_never_told(patch: Patch) -> None:
+    patch.setattr(Scheduler, "tell_done", lambda self, request: None)
+
+
+PLANTS: dict[str, Callable[[Patch], None]] = {
+    name.strip("_").replace("_", " "): plant
+    for name, plant in list(globals().items())
+    if name.startswith("_") and not name.startswith("__") and callable(plant)
+}
