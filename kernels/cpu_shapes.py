@@ -95,6 +95,11 @@ def unpack_pair(word: Value) -> tuple[Value, Value]:
 def pair_product(code: Code, total: Value, words: Value, factor: Value) -> Value:
     """total + low * low + high * high of bf16 pairs, sums in float32."""
     lanes = words.lanes
+    if lanes not in (4, 8, 16):
+        # What is left over of a head whose size is no multiple of a vector: there is no such instruction.
+        low, high = unpack_pair(words)
+        low_factor, high_factor = unpack_pair(factor)
+        return total + low * low_factor + high * high_factor
     bfloats = ir.VectorType(BFLOAT, 2 * lanes)
     return code.call(
         f"llvm.x86.avx512bf16.dpbf16ps.{lanes * 32}",

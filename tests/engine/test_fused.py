@@ -1,0 +1,82 @@
+"""The one call that stands for a recognised decoder: token-exact beside its modules, the same bits in any batch, bf16
+close to transformers, and what is not recognised is left as it is."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cluster import LLM, SamplingParams
+from tests.engine import models
+
+FUSED = ["llama", "mistral", "qwen2", "qwen2_windows", "qwen3"]
+PROMPTS = models.prompts([1, 9, 17, 40, 120], seed=5)
+
+
+def engine(folder: Path, **settings: Any) -> LLM:
+    return LLM(
+        str(folder), **{"quiet": True, "debug": True, "dtype": "float32", "kv_blocks": 80, "max_batch": 8, **settings}
+    )
+
+
+@pytest.mark.parametrize("kind", FUSED)
+def test_fused_and_unfused_say_the_same(kind: str, tmp_path: Path) -> None:
+    folder = models.build(tmp_path, kind)
+    params = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
+    said = []
+    for fuse in (True, False):
+        llm = engine(folder, fuse=fuse, token_budget=40)
+        assert (llm._worker.parts.model._fused is not None) == fuse
+        said.append([output.outputs[0].token_ids for output in llm.generate(PROMPTS, params)])
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("kind", sorted(set(models.CONFIGS) - set(FUSED)))
+def test_what_is_not_recognised_keeps_its_modules(kind: str, tmp_path: Path) -> None:
+    llm = engine(models.build(tmp_path, kind), token_budget=40)
+    assert llm._worker.parts.model._fused is None
+
+
+def test_biases_and_many_threads(tmp_path: Path) -> None:
+    folder = models.build(tmp_path, "llama", attention_bias=True, mlp_bias=True)
+    wanted = [models.greedy(models.reference(folder), prompt, 12) for prompt in PROMPTS]
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            llm = engine(folder, token_budget=64)
+            assert llm._worker.parts.model._fused is not None
+            outputs = llm.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=12, ignore_eos=True))
+            assert [output.outputs[0].token_ids for output in outputs] == wanted
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_logprobs_are_the_same_bits_in_any_batch(tmp_path: Path) -> None:
+    folder = models.build(tmp_path, "llama")
+    params = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True, logprobs=0)
+    llm = engine(folder, prefix_caching=False)
+    together = llm.generate(PROMPTS, params)
+    for prompt, beside in zip(PROMPTS, together, strict=True):
+        alone = llm.generate(prompt, params)[0]
+        assert alone.outputs[0].logprobs == beside.outputs[0].logprobs
+
+
+def test_bf16_is_close_to_transformers(tmp_path: Path) -> None:
+    folder = models.build(tmp_path, "llama")
+    llm = engine(folder, dtype="bfloat16")
+    if llm._worker.parts.model._fused is None:
+        pytest.skip("this processor has no products of bf16 pairs")
+    prompt = PROMPTS[4]
+    found = llm.generate(prompt, SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0))[0].prompt_logprobs
+    assert found is not None
+    with torch.inference_mode():
+        logits = models.reference(folder)(torch.tensor([prompt])).logits[0].float()
+    exact = torch.log_softmax(logits, -1)[torch.arange(len(prompt) - 1), torch.tensor(prompt[1:])]
+    own = torch.tensor(
+        [one[token].logprob for one, token in zip(found[1:], prompt[1:], strict=True) if one is not None]
+    )
+    # Eight bits of mantissa through three layers, on logits of about ten.
+    assert (own - exact).abs().median() < 0.1
+    assert (own - exact).abs().max() < 1.0

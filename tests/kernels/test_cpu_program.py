@@ -1,0 +1,115 @@
+"""Products of packed weights against torch in double precision: odd sizes, every mode, any number of threads, and rows
+that come out the same bit for bit whatever they are multiplied beside."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kernels.cpu_ir import BF16, F32
+from kernels.cpu_jit import host
+from kernels.cpu_product import ADD, SILU_MUL, STORE, ProductShape, interleave, pack, supports
+from kernels.cpu_program import PRODUCT, Program, ProgramWriter, program_kernel
+from kernels.cpu_rows import RowShape
+
+# At least the widest inputs and inner columns, as in a model.
+STRIDE = 400
+KINDS = {"float32": (F32, torch.float32, 2e-5), "bfloat16": (BF16, torch.bfloat16, 2e-2)}
+SIZES = [(16, 5), (96, 32), (250, 70), (256, 384)]
+
+
+def shape_of(name: str) -> ProductShape:
+    kind, dtype, _ = KINDS[name]
+    if not supports(dtype, host()):
+        pytest.skip(f"this processor has no fast product of {name}")
+    return ProductShape(kind, host(), STRIDE)
+
+
+class Case:
+    """One product of random weights; `run` multiplies given rows."""
+
+    def __init__(self, name: str, depth: int, columns: int, mode: int, shape: ProductShape) -> None:
+        kind, dtype, self.tolerance = KINDS[name]
+        self.mode, self.columns, self.depth, self.dtype, self.shape = mode, columns, depth, dtype, shape
+        self.weight = (torch.randn(columns, depth) * depth**-0.5).to(dtype)
+        self.up = (torch.randn(columns, depth) * depth**-0.5).to(dtype)
+        self.bias, self.up_bias = torch.randn(columns), torch.randn(columns)
+        if mode == SILU_MUL:
+            self.packed = pack(interleave(self.weight, self.up, shape), shape)
+            self.packed_bias = interleave(self.bias, self.up_bias, shape)
+        else:
+            self.packed = pack(self.weight, shape)
+            self.packed_bias = torch.zeros(self.packed.shape[0] * shape.panel)
+            self.packed_bias[:columns] = self.bias
+        self.kernel = program_kernel(shape, RowShape(kind, 16, 16, False))
+
+    def run(self, x: torch.Tensor, num_threads: int) -> torch.Tensor:
+        rows = torch.zeros(len(x), STRIDE, dtype=self.dtype)
+        rows[:, : self.depth] = x
+        width = self.packed.shape[0] * self.shape.panel
+        out = torch.full((len(x) + 1, width), float("nan"))
+        out[:-1] = 1.0
+        if self.mode == SILU_MUL:
+            out = torch.full((len(x) + 1, STRIDE), float("nan"), dtype=self.dtype)
+        writer = ProgramWriter()
+        writer.add(
+            PRODUCT,
+            x=rows.data_ptr(),
+            weights=self.packed.data_ptr(),
+            bias=self.packed_bias.data_ptr(),
+            depth=self.depth,
+            panels=self.packed.shape[0],
+            mode=self.mode,
+            out=out.data_ptr(),
+            out_stride=out.shape[1],
+            next=0,
+            next_stride=0,
+        )
+        Program(writer.table(), self.kernel).run(len(x), 0, num_threads)
+        assert out[-1].isnan().all(), "a row behind the last was written"
+        return out[:-1, : self.columns]
+
+    def wanted(self, x: torch.Tensor) -> torch.Tensor:
+        exact = x.double() @ self.weight.double().T + self.bias
+        if self.mode == ADD:
+            exact = exact + 1.0
+        if self.mode == SILU_MUL:
+            up = x.double() @ self.up.double().T + self.up_bias
+            exact = torch.nn.functional.silu(exact) * up
+        return exact
+
+
+@pytest.mark.parametrize("mode", [STORE, ADD, SILU_MUL])
+@pytest.mark.parametrize("name", KINDS)
+def test_products_are_right_at_odd_sizes(name: str, mode: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    shape = shape_of(name)
+    for (depth, columns), rows, threads in itertools.product(SIZES, (1, 2, 7, 12, 13, 31, 64, 111), (1, 2, 3)):
+        case = Case(name, depth, columns, mode, shape)
+        x = torch.randn(rows, depth).to(case.dtype)
+        error = (case.run(x, threads).double() - case.wanted(x)).abs().max()
+        scale = case.wanted(x).abs().max() if mode == SILU_MUL else 1.0
+        assert error <= case.tolerance * max(1.0, float(scale)), (depth, columns, rows, threads)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_row_does_not_depend_on_the_others(name: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    case = Case(name, 256, 384, STORE, shape_of(name))
+    x = torch.randn(50, 256).to(case.dtype)
+    together = case.run(x, 2)
+    for first, end in ((0, 1), (3, 4), (7, 20), (30, 50)):
+        assert torch.equal(case.run(x[first:end], 1), together[first:end])
+
+
+def test_a_processor_without_wide_vectors(seed: int) -> None:
+    """Eight lanes and six rows to a tile: what machines without AVX-512 run."""
+    torch.manual_seed(seed)
+    narrow = replace(host(), accumulators=6, pair_products=False)
+    shape = ProductShape(F32, narrow, STRIDE)
+    assert (shape.lanes, shape.tiles[0]) == (8, 6)
+    for rows, mode in itertools.product((1, 5, 6, 17), (STORE, ADD, SILU_MUL)):
+        case = Case("float32", 96, 70, mode, shape)
+        x = torch.randn(rows, 96)
+        assert (case.run(x, 2).double() - case.wanted(x)).abs().max() < 2e-4
