@@ -1,0 +1,140 @@
+"""`quire bench offline`: one workload through the engine and through transformers' two ways, in one run.
+
+Same checkpoint, dtype, threads and requests. It prints output tokens per second, first-token and inter-token times,
+memory, agreement of tokens and ratios, then where a step of ours goes. Correctness is checked on what is timed: greedy
+tokens in float32 must be those of `generate`, one prompt at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+
+from cluster.bench.offline_engines import Engine, Ours, Outcome, Transformers, measured
+from cluster.bench.offline_models import DEFAULT_REQUESTS, SHAPES, WORKLOADS, Workload, folder_of, workload
+from cluster.bench.offline_step import breakdown, limits
+from cluster.bench.report import Report, Row
+
+ENGINES = ("quire", "static", "continuous")
+CHECKED, CHECKED_TOKENS = 3, 24
+
+
+def main(argv: list[str]) -> int:
+    """Runs the benchmark; 1 if a check failed."""
+    args = _arguments(argv)
+    report = Report("offline", argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    for dtype in args.dtype:
+        for name in args.workload:
+            _run(report, args, name, dtype)
+        _steps(report, args, dtype)
+    return report.finish(args.json)
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="quire bench offline", description=__doc__)
+    parser.add_argument("--workload", nargs="+", choices=WORKLOADS, default=["sharegpt"])
+    parser.add_argument("--shape", choices=list(SHAPES), default="14m")
+    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"])
+    parser.add_argument("--requests", type=int, help="default: what takes a minute or two on two cores")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--batch", type=int, default=32, help="batch of the step that is taken apart")
+    parser.add_argument("--threads", type=int, help="default: torch's own")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json")
+    args = parser.parse_args(argv)
+    if args.requests is not None and args.requests < 1:
+        parser.error(f"--requests is {args.requests}; give 1 or more")
+    return args
+
+
+def _run(report: Report, args: argparse.Namespace, name: str, dtype: str) -> None:
+    count = args.requests or DEFAULT_REQUESTS[args.shape].get(name, 1)
+    work = workload(name, args.shape, count, args.seed)
+    folder = folder_of(args.shape)
+    outcomes: dict[str, Outcome] = {}
+    for engine in args.engines:
+
+        def make(engine: str = engine) -> Engine:
+            if engine == "quire":
+                made: Engine = Ours(folder, dtype)
+            else:
+                made = getattr(Transformers(folder, dtype), engine)
+            # Kernels are compiled and threads are up before anything is timed.
+            made(workload(name, args.shape, 1, args.seed + 1))
+            return made
+
+        outcomes[engine] = measured(make, work)
+    title = (
+        f"{name}, {args.shape}, {dtype}: {len(work.prompts)} requests, {work.num_prompt:,} + {work.num_output:,} tokens"
+    )
+    report.table(title, _rows(work, outcomes))
+    _check(report, work, outcomes, folder_of(args.shape), dtype, title)
+
+
+def _rows(work: Workload, outcomes: dict[str, Outcome]) -> list[Row]:
+    theirs = [outcome.seconds for name, outcome in outcomes.items() if name != "quire"]
+    rows: list[Row] = []
+    ours = outcomes.get("quire")
+    for name, outcome in outcomes.items():
+        rows.append(
+            {
+                "engine": name if name == "quire" else f"transformers {name}",
+                "output tokens/s": work.num_output / outcome.seconds,
+                "first token ms": outcome.first_token_s * 1e3,
+                "inter-token ms": outcome.inter_token_s * 1e3,
+                "peak MiB": outcome.peak_bytes / 2**20,
+                "agreement %": None if ours is None else 100 * _agreement(ours.outputs, outcome.outputs),
+                "ratio to the better of transformers": min(theirs) / outcome.seconds if theirs else None,
+            }
+        )
+    return rows
+
+
+def _agreement(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> float:
+    """The share of tokens that agree, up to the first that does not in each sequence."""
+    same = total = 0
+    for own, other in zip(ours, theirs, strict=True):
+        total += len(own)
+        same += next((i for i, (a, b) in enumerate(zip(own, other, strict=False)) if a != b), min(len(own), len(other)))
+    return same / max(1, total)
+
+
+def _check(
+    report: Report, work: Workload, outcomes: dict[str, Outcome], folder: object, dtype: str, title: str
+) -> None:
+    ours = outcomes.get("quire")
+    if ours is None:
+        return
+    wanted = [count for count in work.max_tokens for _ in range(work.n)]
+    whole = [len(output) for output in ours.outputs] == wanted
+    report.check(f"every request got its tokens ({title})", whole, f"{sum(map(len, ours.outputs))} of {sum(wanted)}")
+    if dtype != "float32":
+        return
+    from pathlib import Path
+
+    model = Transformers(Path(str(folder)), dtype)
+    shortest = sorted(range(len(work.prompts)), key=lambda i: len(work.prompts[i]))[:CHECKED]
+    for i in shortest:
+        count = min(CHECKED_TOKENS, work.max_tokens[i])
+        alone = model.static(Workload("check", [work.prompts[i]], [count]))
+        found = list(ours.outputs[i * work.n][:count])
+        detail = f"{found} instead of {alone.outputs[0]}"
+        report.check(f"prompt {i} alone in generate says the same ({title})", found == alone.outputs[0], detail)
+
+
+def _steps(report: Report, args: argparse.Namespace, dtype: str) -> None:
+    if "quire" not in args.engines:
+        return
+    llm = Ours(folder_of(args.shape), dtype, max_batch=max(64, args.batch)).llm
+    for draws in (False, True):
+        kind = "top-p and top-k" if draws else "greedy"
+        rows = breakdown(llm, args.shape, args.batch, draws=draws)
+        report.table(f"a step of {args.batch} decodes, {args.shape}, {dtype}, {kind}", rows)
+        if not draws:
+            found = limits(llm, args.shape, args.batch, rows)
+            if found:
+                report.table(f"against the machine, {args.shape}, {dtype}", found)

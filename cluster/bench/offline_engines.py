@@ -1,0 +1,180 @@
+"""The engines that the offline benchmark compares: ours, and transformers in its two ways, each behind one call.
+
+Every engine gets the same checkpoint, dtype and threads and the same requests, all at once, and says what came of them
+(`Outcome`). Times of tokens are taken where each engine has them, without a second run.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from cluster.bench.offline_models import Workload
+from cluster.engine import LLM
+from cluster.sampling import SamplingParams
+from worker.memory import peak_bytes
+
+STATIC_BATCH = 32
+TIMEOUT_S = 900
+
+
+@dataclass
+class Outcome:
+    """What one engine did with one workload. `times[i]` are the seconds from the start to each token of request i."""
+
+    seconds: float
+    outputs: list[list[int]]
+    times: list[list[float]] = field(default_factory=list)
+    peak_bytes: int = 0
+
+    @property
+    def first_token_s(self) -> float:
+        return median(times[0] for times in self.times if times)
+
+    @property
+    def inter_token_s(self) -> float:
+        gaps = [b - a for times in self.times for a, b in zip(times, times[1:], strict=False)]
+        return median(gaps) if gaps else 0.0
+
+
+Engine = Callable[[Workload], Outcome]
+
+
+class Ours:
+    """The embedded engine."""
+
+    def __init__(self, folder: Path, dtype: str, **settings: Any) -> None:
+        self.llm = LLM(str(folder), dtype=dtype, quiet=True, **settings)
+        self._worker = self.llm._worker
+
+    def __call__(self, workload: Workload) -> Outcome:
+        params = [
+            SamplingParams(n=workload.n, temperature=0, max_tokens=count, ignore_eos=True)
+            for count in workload.max_tokens
+        ]
+        stamps: dict[tuple[str, int], list[float]] = {}
+        retire, residents = self._worker._retire, self._worker.state.residents
+
+        def stamped(flight: Any) -> None:
+            now = time.perf_counter()
+            for row in flight.rows.tolist():
+                resident = residents[row]
+                assert resident is not None
+                stamps.setdefault((resident.request_id, resident.index), []).append(now - started)
+            retire(flight)
+
+        self._worker._retire = stamped  # type: ignore[method-assign]
+        try:
+            started = time.perf_counter()
+            results = self.llm.generate(workload.prompts, params, use_tqdm=False)
+            seconds = time.perf_counter() - started
+        finally:
+            self._worker._retire = retire  # type: ignore[method-assign]
+        outputs = [one.token_ids for result in results for one in result.outputs]
+        return Outcome(seconds, outputs, list(stamps.values()))
+
+
+class Transformers:
+    """A model of transformers, with the attention that it is fastest with."""
+
+    def __init__(self, folder: Path, dtype: str) -> None:
+        from transformers import AutoModelForCausalLM, logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        self.model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+        ).eval()
+
+    @torch.inference_mode()
+    def static(self, workload: Workload) -> Outcome:
+        """`generate` over padded batches; each runs until its longest output is done, the surplus is not counted."""
+        outputs: list[list[int]] = []
+        times: list[list[float]] = []
+        prompts = [prompt for prompt in workload.prompts for _ in range(workload.n)]
+        wanted = [count for count in workload.max_tokens for _ in range(workload.n)]
+        started = time.perf_counter()
+        for at in range(0, len(prompts), STATIC_BATCH):
+            batch, counts = prompts[at : at + STATIC_BATCH], wanted[at : at + STATIC_BATCH]
+            steps: list[float] = []
+            written = self._generate(batch, max(counts), steps, started)
+            for row, count in zip(written, counts, strict=True):
+                outputs.append(row[:count])
+                times.append(steps[:count])
+        return Outcome(time.perf_counter() - started, outputs, times)
+
+    def _generate(self, batch: list[list[int]], count: int, steps: list[float], started: float) -> list[list[int]]:
+        width = max(map(len, batch))
+        ids = torch.zeros(len(batch), width, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(batch):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+
+        def stamp(input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+            steps.append(time.perf_counter() - started)
+            return torch.zeros(input_ids.shape[0], dtype=torch.bool)
+
+        out = self.model.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=count,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            stopping_criteria=[stamp],
+        )
+        return out[:, width:].tolist()  # type: ignore[no-any-return]
+
+    def continuous(self, workload: Workload) -> Outcome:
+        """Its continuous batching, with each request's own length."""
+        from transformers import ContinuousBatchingConfig, GenerationConfig
+
+        config = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=16)
+        manager = self.model.init_continuous_batching(
+            generation_config=config, continuous_batching_config=ContinuousBatchingConfig(allow_block_sharing=True)
+        )
+        requests = [
+            (prompt, count)
+            for prompt, count in zip(workload.prompts, workload.max_tokens, strict=True)
+            for _ in range(workload.n)
+        ]
+        manager.start()
+        try:
+            started, began = time.perf_counter(), time.perf_counter()
+            names = [
+                manager.add_request(prompt, max_new_tokens=count, record_timestamps=True) for prompt, count in requests
+            ]
+            done: dict[str, Any] = {}
+            while len(done) < len(names):
+                assert time.perf_counter() - began < TIMEOUT_S, "continuous batching did not end in time"
+                try:
+                    result = manager.get_result(timeout=1)
+                except queue.Empty:
+                    continue
+                if result is not None and result.is_finished():
+                    done[result.request_id] = result
+            seconds = time.perf_counter() - started
+        finally:
+            manager.stop(block=True, timeout=30)
+        times = [[at - started for at in done[name].timestamps or []] for name in names]
+        return Outcome(seconds, [list(done[name].generated_tokens) for name in names], times)
+
+
+def measured(make: Callable[[], Engine], workload: Workload) -> Outcome:
+    """Builds an engine and runs the workload, with the memory that both took at their peak."""
+    outcome: list[Outcome] = []
+
+    def run() -> None:
+        outcome.append(make()(workload))
+
+    peak = peak_bytes(torch.device("cpu"), run)
+    outcome[0].peak_bytes = peak
+    return outcome[0]

@@ -1,0 +1,151 @@
+"""Where a step's time goes, and how much of the machine it reaches: products, attention, rows, sampling, host.
+
+A steady batch of decodes is run; the host's parts are what the worker counts. Inside the fused call the share of each
+kind of op is what the call takes less without it, on the same step. The machine's own limits are measured beside it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from cluster.bench.offline_models import SHAPES, workload
+from cluster.bench.report import Row
+from cluster.engine import LLM
+from cluster.sampling import SamplingParams
+from kernels import cpu_program
+from kernels.cpu_product import STORE, ProductShape, pack
+
+WARM_STEPS, STEPS, REPEATS = 20, 60, 15
+_PARTS = {
+    "products": (cpu_program.PRODUCT,),
+    "attention": (cpu_program.CALL,),
+    "rows": (cpu_program.NORM, cpu_program.ROTATION, cpu_program.EMBEDDING),
+}
+
+
+def breakdown(llm: LLM, shape: str, batch: int, *, draws: bool) -> list[Row]:
+    """Microseconds and shares of one step at this batch. `draws`: with top-p and top-k instead of greedy."""
+    engine, worker = llm._engine, llm._worker
+    params = SamplingParams(
+        temperature=1.0 if draws else 0.0, top_p=0.9 if draws else 1.0, top_k=40 if draws else 0, seed=1,
+        max_tokens=600, ignore_eos=True,
+    )  # fmt: skip
+    lengths = workload("sharegpt", shape, batch, seed=3).prompts
+    _, requests = llm._make([prompt[:200] for prompt in lengths], params, keeps_pieces=False)
+    for request in requests:
+        engine.submit(request)
+    while worker.num_sampled < 1 or np.any(worker.batcher.length - worker.batcher.position > 1):
+        engine.turn(eager=False)
+    for _ in range(WARM_STEPS):
+        engine.turn(eager=False)
+    before, decided = dict(worker.seconds), engine.scheduling_seconds
+    began = time.perf_counter()
+    for _ in range(STEPS):
+        engine.turn(eager=False)
+    whole = (time.perf_counter() - began) / STEPS
+    host = {part: (worker.seconds[part] - before[part]) / STEPS for part in before}
+    parts = {"prepare": host["prepare"], "sampling": host["sample"], "retire": host["retire"]}
+    parts["scheduling"] = (engine.scheduling_seconds - decided) / STEPS
+    inner = _inside(worker.parts.model._fused, host["model"])
+    parts = {**inner, **parts}
+    parts["rest"] = max(0.0, whole - sum(parts.values()))
+    llm._abandon(dict(enumerate(requests)))
+    rows: list[Row] = [
+        {"part": name, "us": seconds * 1e6, "share %": 100 * seconds / whole} for name, seconds in parts.items()
+    ]
+    rows.append({"part": "step", "us": whole * 1e6, "share %": 100.0})
+    return rows
+
+
+def _inside(decoder: Any, model_seconds: float) -> dict[str, float]:
+    """The model's part by kind of op. Without a fused call it is one figure."""
+    if decoder is None:
+        return {"model": model_seconds}
+    program, calls = decoder._program, decoder._calls
+    tokens, chosen = (int(count) for count in program.counts)
+    table, kinds = program.table, program.table[:, 0].copy()
+
+    def run(without: tuple[int, ...]) -> float:
+        table[:, 0] = np.where(np.isin(kinds, without), cpu_program.NOTHING, kinds)
+        times = []
+        for _ in range(REPEATS):
+            calls._words[:, :, [cpu_counter, cpu_ticket]] = 0
+            began = time.perf_counter()
+            program.run(tokens, chosen, torch.get_num_threads())
+            times.append(time.perf_counter() - began)
+        return median(times)
+
+    from kernels.cpu_call import COUNTER as cpu_counter
+    from kernels.cpu_call import TICKET as cpu_ticket
+
+    # The last step once more: it writes the keys and values that it wrote before.
+    residual = run(())
+    saved = {name: max(0.0, residual - run(part)) for name, part in _PARTS.items()}
+    table[:, 0] = kinds
+    scale = model_seconds / max(residual, sum(saved.values()))
+    found = {name: seconds * scale for name, seconds in saved.items()}
+    found["waiting and host of the call"] = max(0.0, model_seconds - sum(found.values()))
+    return found
+
+
+def limits(llm: LLM, shape: str, batch: int, step_rows: list[Row]) -> list[Row]:
+    """What this machine can do in the same run, and what share of it a step reaches."""
+    decoder = llm._worker.parts.model._fused
+    if decoder is None:
+        return []
+    products: ProductShape = decoder._products
+    rate = _product_rate(products, decoder.dtype)
+    bandwidth = _bandwidth()
+    settings = SHAPES[shape]
+    weights = decoder.weights_bytes - (0 if settings["tie_word_embeddings"] else decoder._embedding.nbytes)
+    elements = sum(layer.heads.weights.numel() + layer.output.weights.numel() for layer in decoder._layers)
+    elements += sum(layer.gate_up.weights.numel() + layer.down.weights.numel() for layer in decoder._layers)
+    elements += decoder._head.weights.numel()
+    seconds = next(float(row["us"] or 0.0) for row in step_rows if row["part"] == "products") * 1e-6
+    flops = 2.0 * batch * elements
+    bound = max(flops / rate, weights / bandwidth)
+    return [
+        {"limit": "product rate, GFLOP/s", "machine": rate / 1e9, "reached": flops / max(seconds, 1e-9) / 1e9},
+        {"limit": "memory read, GB/s", "machine": bandwidth / 1e9, "reached": weights / max(seconds, 1e-9) / 1e9},
+        {"limit": "products at the bound, us", "machine": bound * 1e6, "reached": seconds * 1e6},
+    ]
+
+
+def _best(call: Callable[[], object]) -> float:
+    times = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def _product_rate(shape: ProductShape, dtype: torch.dtype) -> float:
+    depth, columns, rows = 256, 2048, 192
+    weight = pack(torch.randn(columns, depth).to(dtype), shape)
+    x = torch.randn(rows, shape.row_stride).to(dtype)
+    out, bias = torch.zeros(rows, columns), torch.zeros(columns)
+    writer = cpu_program.ProgramWriter()
+    writer.add(
+        cpu_program.PRODUCT,
+        x=x.data_ptr(), weights=weight.data_ptr(), bias=bias.data_ptr(), depth=depth, panels=weight.shape[0],
+        mode=STORE, out=out.data_ptr(), out_stride=columns, next=0, next_stride=0,
+    )  # fmt: skip
+    from kernels.cpu_rows import RowShape
+
+    program = cpu_program.Program(
+        writer.table(), cpu_program.program_kernel(shape, RowShape(shape.kind, 16, 16, False))
+    )
+    seconds = _best(lambda: program.run(rows, 0, torch.get_num_threads()))
+    return 2.0 * rows * depth * columns / seconds
+
+
+def _bandwidth() -> float:
+    data = torch.ones(64 << 20)
+    return data.nbytes / _best(data.sum)
