@@ -1,4 +1,5 @@
-"""What the offline benchmark runs: models of two shapes with random weights, and workloads with the lengths of real ones.
+"""What the offline benchmark runs: models of two shapes with random weights, and workloads with the lengths of
+real ones.
 
 Models are built from a configuration once and kept in a temporary folder, so that every engine loads the same files.
 Lengths are drawn from log-normals with the means of the published data sets; the seed fixes them.

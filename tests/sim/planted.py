@@ -169,7 +169,9 @@ def _late_writer_not_quarantined(patch: Patch) -> None:
 
 
 def _swapped_blocks_come_back_in_another_order(patch: Patch) -> None:
-    def shuffled(number: int, road: Road, peer: str, incarnation: int, mine: Any, theirs: Any, limit: float) -> Transfer:
+    def shuffled(
+        number: int, road: Road, peer: str, incarnation: int, mine: Any, theirs: Any, limit: float
+    ) -> Transfer:
         if road is Road.READ:
             theirs = theirs[1:] + theirs[:1]
         return Transfer(number, road, peer, incarnation, mine, theirs, limit)

@@ -16,7 +16,9 @@ def test_there_are_enough_of_them() -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("plant", PLANTS.values(), ids=PLANTS)
-def test_a_planted_fault_is_caught(plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planted_fault_is_caught(
+    plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     plant(monkeypatch)
     for seed in range(MOST_HISTORIES):
         verdict = run_seed(seed, with_faults=True)
