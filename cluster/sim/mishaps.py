@@ -38,6 +38,8 @@ class Mishaps:
         self.world.clock.after(self.world.shape.detect_s + SETTLE_S, self._settle_transfers, worker)
 
     def _end_worker(self, number: int, worker: SimWorker) -> None:
+        if not worker.alive:
+            return  # something else ended it meanwhile
         worker.die()
         self._close_streams(worker.name)
         self.world.clock.after(self.world.shape.restart_s, self._restart_worker, number, worker)
