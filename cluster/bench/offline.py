@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -103,9 +104,7 @@ def _agreement(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -
     return same / max(1, total)
 
 
-def _check(
-    report: Report, work: Workload, outcomes: dict[str, Outcome], folder: object, dtype: str, title: str
-) -> None:
+def _check(report: Report, work: Workload, outcomes: dict[str, Outcome], folder: Path, dtype: str, title: str) -> None:
     ours = outcomes.get("quire")
     if ours is None:
         return
@@ -114,9 +113,7 @@ def _check(
     report.check(f"every request got its tokens ({title})", whole, f"{sum(map(len, ours.outputs))} of {sum(wanted)}")
     if dtype != "float32":
         return
-    from pathlib import Path
-
-    model = Transformers(Path(str(folder)), dtype)
+    model = Transformers(folder, dtype)
     shortest = sorted(range(len(work.prompts)), key=lambda i: len(work.prompts[i]))[:CHECKED]
     for i in shortest:
         count = min(CHECKED_TOKENS, work.max_tokens[i])
