@@ -61,10 +61,15 @@ class Rebuild:
             return
         moving = {block for transfer in state.transfers for block in transfer.mine}
         holders: dict[int, int] = {}
+        unwritten = set(moving)
         for resident in state.residents:
             for block in resident.table:
                 holders[block] = holders.get(block, 0) + 1
-        replica.ledger.restore(holders, moving, dict(state.cached) if scheduler.settings.prefix_caching else {})
+            written = resident.position if resident.start.beams is None else resident.start.num_prompt
+            unwritten.update(resident.table[min(resident.position, written) // replica.block_size :])
+        # A worker knows a block by what was last written there; its new holder may be about to write something else.
+        names = {block: name for block, name in state.cached if block not in unwritten}
+        replica.ledger.restore(holders, moving, names if scheduler.settings.prefix_caching else {})
         for transfer in state.transfers:
             scheduler.swapper.take_over(replica, transfer)
         by_request: dict[str, list[Resident]] = {}

@@ -278,7 +278,7 @@ class Scheduler:
 
     def _on_closed(self, closed: Closed) -> None:
         under_way = self.requests.get(closed.request_id)
-        if under_way is not None:
+        if under_way is not None and under_way.state is State.SEALING:
             # A gateway that told a new scheduler its state may get the last tokens only then.
             self.abort(under_way, Reason.DROPPED)
         request = self.unclosed.pop(closed.request_id, None)
