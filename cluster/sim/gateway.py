@@ -37,6 +37,9 @@ from cluster.sim.client import Ask, Client, Violation
 from cluster.sim.clock import Clock, Process
 from cluster.sim.model import END_TOKEN
 
+ROUTE_BITS = 32
+"""A route is `life << ROUTE_BITS | number`."""
+
 
 class Open:
     """One request at one gateway."""
@@ -71,7 +74,7 @@ class SimGateway(Process):
         self._block_size = block_size
         self._key = key
         # Routes of an earlier life of this gateway must mean nobody: tokens for them may still be under way.
-        self._num_routes = life << 32
+        self._num_routes = life << ROUTE_BITS
         self._take: dict[type, Callable[..., None]] = {
             Accepted: self._on_accepted,
             Started: lambda order: None,
@@ -202,7 +205,9 @@ class SimGateway(Process):
     def _on_done(self, done: Done) -> None:
         request = self.open.get(done.route)
         if request is None:
-            self.tell(Closed(done.request_id))
+            # A route of an earlier life may belong to a client who has come back and asks under the same name.
+            if done.route >> ROUTE_BITS == self.life:
+                self.tell(Closed(done.request_id))
             return
         request.is_done = True
         self._close_if_over(request)

@@ -74,6 +74,8 @@ FOUND = {
     522: "a request that can never fit was accepted while no replica was there",
     994: "a request was closed after its gateway had told it to a new scheduler as open",
     1189: "a request that can never fit was started while a rebuild was going on",
+    924: "a late Closed of an earlier gateway ended a request that its client had asked for again",
+    1689: "a taken-over block was listed under the name of what lay there before",
     1624: "a request that can never fit was started after a rebuild",
 }
 
