@@ -6,7 +6,6 @@ Every engine gets the same checkpoint, dtype and threads and the same requests, 
 
 from __future__ import annotations
 
-import itertools
 import queue
 import time
 from collections.abc import Callable
@@ -42,7 +41,7 @@ class Outcome:
 
     @property
     def inter_token_s(self) -> float:
-        gaps = [b - a for times in self.times for a, b in itertools.pairwise(times)]
+        gaps = [b - a for times in self.times for a, b in pairwise(times)]
         return median(gaps) if gaps else 0.0
 
 
