@@ -1,4 +1,4 @@
-"""Brings a cluster up on Ray, changes its size, and takes it down to the last process.
+"""Brings a cluster up on Ray, and takes it down to the last process.
 
 Used by the command line only. It starts a Ray cluster of its own unless it is given one, creates the detached actors in
 their placement groups, and waits for each with a deadline; whatever cannot be had is named in one line and everything
@@ -223,16 +223,16 @@ def _create(settings: ClusterSettings, running: Running, say: Say) -> None:
         .remote(settings, running.namespace, f"gateway-{number}", settings.port if number == 0 else 0)
         for number in range(settings.gateways)
     ]
-    running.admin = _wait(scheduler, "the scheduler")
+    running.admin = wait_until_ready(scheduler, "the scheduler")
     say(f"scheduler: {time.monotonic() - began:.1f} s")
     for number, worker in enumerate(workers):
-        _wait(worker, f"worker {number}")
+        wait_until_ready(worker, f"worker {number}")
     report: list[str] = ray.get(workers[0].report.remote(), timeout=START_S)
     for line in report:
         say(f"worker-0 {line}")
     say(f"{len(workers)} workers: {time.monotonic() - began:.1f} s")
     _create_host_pools(settings, running.namespace, workers, say)
-    addresses = [_wait(gateway, f"gateway {number}") for number, gateway in enumerate(gateways)]
+    addresses = [wait_until_ready(gateway, f"gateway {number}") for number, gateway in enumerate(gateways)]
     running.gateway = addresses[0]
     say(f"{len(gateways)} gateways: {time.monotonic() - began:.1f} s")
 
@@ -292,7 +292,7 @@ def _create_host_pools(settings: ClusterSettings, namespace: str, workers: list[
             )
             .remote(settings, namespace, name, block_bytes, fingerprint)
         )
-        say(f"host memory {name}: {_wait(actor, name)}")
+        say(f"host memory {name}: {wait_until_ready(actor, name)}")
 
 
 def worker_name(model: str, number: int) -> str:
@@ -316,7 +316,7 @@ def _check_resources(settings: ClusterSettings) -> None:
             )
 
 
-def _wait(actor: Any, what: str) -> str:
+def wait_until_ready(actor: Any, what: str) -> str:
     import ray
 
     try:
@@ -385,71 +385,3 @@ def _end(pids: list[int]) -> None:
         until = time.monotonic() + patience_s
         while time.monotonic() < until and any(map(_alive, pids)):
             time.sleep(0.05)
-
-
-# -- scale
-
-DRAIN_S = 60.0
-
-
-def scale(workers: int, model: str | None, say: Say) -> None:
-    """Adds workers, or drains and ends the last ones. Returns when it is so."""
-    import grpc
-
-    from protos.quire.v1 import admin_pb2 as pb
-    from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
-
-    running = Running.load()
-    if running is None:
-        raise Unavailable("no cluster of this user is noted; start one with `quire up`")
-    values = dict(running.settings)
-    models = tuple(values["model"])
-    if model is None and len(models) > 1:
-        raise ConfigError(f"{len(models)} models are served; say which with --model: {', '.join(models)}")
-    chosen = model or models[0]
-    if chosen not in models:
-        raise ConfigError(f"no model {chosen} is served; there is {', '.join(models)}")
-    if not 1 <= workers <= 4096:
-        raise ConfigError(f"workers is {workers}; give 1 to 4,096")
-    settings = ClusterSettings(**{**values, "model": models})
-    with quiet_ray(running), grpc.insecure_channel(running.admin) as channel:
-        admin = AdminServiceStub(channel)
-        listed = admin.ListWorkers(pb.ListWorkersRequest(), timeout=10).workers
-        numbers = sorted(int(one.name.rpartition("-")[2]) for one in listed if one.model == chosen)
-        adding = [number for number in range(workers) if number not in numbers][: max(0, workers - len(numbers))]
-        leaving = numbers[workers:] if workers < len(numbers) else []
-        import ray
-
-        free = ray.available_resources().get("CPU", 0.0)
-        if len(adding) * settings.cpus_per_worker > free:
-            needed = len(adding) * settings.cpus_per_worker
-            raise ConfigError(f"{len(adding)} more workers need {needed:g} CPU, and Ray has {free:g} free")
-        actors = [create_worker(settings, running.namespace, chosen, number) for number in adding]
-        for number, actor in zip(adding, actors, strict=True):
-            _wait(actor, f"worker {number}")
-            say(f"{worker_name(chosen, number)} has joined")
-        for number in leaving:
-            _retire(admin, running, worker_name(chosen, number), say)
-    running.settings["workers"] = workers
-    running.save()
-    say(f"{chosen}: {len(numbers)} workers before, {workers} now")
-
-
-def _retire(admin: Any, running: Running, name: str, say: Say) -> None:
-    """Drains a worker, waits until nothing runs there, and ends it."""
-    import ray
-    from ray.util import remove_placement_group
-    from ray.util.placement_group import get_placement_group
-
-    from protos.quire.v1 import admin_pb2 as pb
-
-    admin.Drain(pb.DrainRequest(worker=name), timeout=10)
-    until = time.monotonic() + DRAIN_S
-    while time.monotonic() < until:
-        found = [one for one in admin.ListWorkers(pb.ListWorkersRequest(), timeout=10).workers if one.name == name]
-        if not found or not found[0].num_sequences:
-            break
-        time.sleep(0.1)
-    ray.kill(ray.get_actor(name, namespace=running.namespace), no_restart=True)
-    remove_placement_group(get_placement_group(name))
-    say(f"{name} has drained and is gone")

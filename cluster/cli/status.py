@@ -176,7 +176,7 @@ def scale(
     model: Annotated[str | None, typer.Option(help="Of this model; may be left out where there is one.")] = None,
 ) -> None:
     """Add workers, or drain and end some, while the cluster serves."""
-    from cluster.launch import scale as change
+    from cluster.fleet import scale as change
 
     change(workers, model, print)
 
