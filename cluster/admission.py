@@ -31,6 +31,8 @@ class Admission:
         self._settings = scheduler.settings
         self._queues: dict[str, WaitingQueue] = {}
         self._boards: dict[str, Board] = {}
+        # Requests that came before any replica of their model had reported to this new scheduler.
+        self._unheard: list[Request] = []
         # Requests whose content came back from host memory in this turn.
         self.ready: list[Request] = []
 
@@ -59,17 +61,36 @@ class Admission:
 
     def refusal(self, request: Request) -> Refusal | None:
         """Why this request can never be served, or not now; None if it may wait."""
-        if request.model not in self._boards:
-            known = ", ".join(sorted(self._boards)) or "none"
-            return "NOT_FOUND", f"no model {request.model} is served here; there is {known}", 0.0
-        board = self._boards[request.model]
-        detail = "" if self._scheduler.rebuild.ends_at is not None else self._never_fits(request, board)
-        if detail:
-            return "INVALID_ARGUMENT", detail, 0.0
+        if self._scheduler.rebuild.ends_at is None:
+            board = self._boards.get(request.model)
+            if board is None:
+                return "NOT_FOUND", self._not_served(request.model), 0.0
+            detail = self._never_fits(request, board)
+            if detail:
+                return "INVALID_ARGUMENT", detail, 0.0
         num_waiting = self.num_waiting(request.model)
         if num_waiting >= self._settings.max_queue:
             return "RESOURCE_EXHAUSTED", f"{num_waiting:,} requests wait, which is the bound of the queue", 1.0
         return None
+
+    def _not_served(self, model: str) -> str:
+        known = ", ".join(sorted(self._boards)) or "none"
+        return f"no model {model} is served here; there is {known}"
+
+    def accept(self, request: Request) -> str:
+        """It waits from now on; returns what its client is told of that."""
+        self.queue(request)
+        if request.model in self._boards:
+            return ""
+        self._unheard.append(request)
+        return f"the scheduler has just started, and no replica of {request.model} has reported yet"
+
+    def refuse_unheard(self) -> None:
+        """Every replica had time to report to this new scheduler: whose model none of them serves is refused now."""
+        unheard, self._unheard = self._unheard, []
+        for request in unheard:
+            if request.model not in self._boards and request.state is State.QUEUED:
+                self._scheduler.break_off(request, "NOT_FOUND", self._not_served(request.model), Reason.DROPPED)
 
     def _never_fits(self, request: Request, board: Board) -> str:
         """Why no replica could ever hold this request alone; empty if one could, or if none was here yet."""
@@ -240,7 +261,8 @@ class Admission:
             return f"{request.parked_on.request.request_id} computes its prefix"
         board = self._boards.get(request.model)
         if board is None or not board.replicas:
-            return f"no replica of {request.model} is here"
+            more = "" if self._scheduler.rebuild.ends_at is None else " yet: the scheduler has just started"
+            return f"no replica of {request.model} is here{more}"
         return board.why_none(self._need(request, board.replicas[0].block_size))
 
     def _start(self, request: Request, place: Place) -> None:

@@ -28,6 +28,10 @@ class Pins:
         if pin.request_id in scheduler.requests or pin.request_id in self.held:
             scheduler.refuse(pin, "ALREADY_EXISTS", f"a request {pin.request_id} is under way")
             return
+        if scheduler.rebuild.ends_at is not None and not scheduler.admission.replicas_of(pin.model):
+            detail = f"the scheduler has just started, and no replica of {pin.model} has reported yet; try again"
+            scheduler.refuse(pin, "UNAVAILABLE", detail, scheduler.rebuild.ends_at - scheduler.now)
+            return
         limit = scheduler.admission.pin_limit(pin.model)
         pinned = sum(len(other.names) // HASH_BYTES for other in self.held.values() if other.model == pin.model)
         if pinned + len(pin.hashes) > limit:

@@ -32,10 +32,12 @@ ARRIVAL_MASK = (1 << 40) - 1
 
 
 class Rebuild:
-    """Takes over residents and open requests. Active from the first report until `rebuild_s` later."""
+    """Takes over residents and open requests. Active from the first turn of a later epoch, or from a late report,
+    until `rebuild_s` later; meanwhile nothing is refused for what is not known yet."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
+        self._is_due = scheduler.epoch > 1
         self._ends_at: float | None = None
         # Requests that a gateway knows and no replica has claimed yet, and those of which only a replica has told.
         self._unplaced: dict[str, Request] = {}
@@ -45,7 +47,13 @@ class Rebuild:
     def ends_at(self) -> float | None:
         return self._ends_at
 
+    def begin_if_due(self) -> None:
+        """Called in every turn, before its events: the first one of a scheduler that has a predecessor begins it."""
+        if self._is_due:
+            self._begin()
+
     def _begin(self) -> None:
+        self._is_due = False
         if self._ends_at is None:
             self._ends_at = self._scheduler.now + self._scheduler.settings.rebuild_s
 
@@ -218,6 +226,7 @@ class Rebuild:
             return
         self._ends_at = None
         scheduler = self._scheduler
+        scheduler.admission.refuse_unheard()
         unplaced, self._unplaced = list(self._unplaced.values()), {}
         for request in unplaced:
             if request.state is State.SEALING:

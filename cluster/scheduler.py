@@ -111,6 +111,7 @@ class Scheduler:
     def turn(self, events: Sequence[Event], now: float) -> list[Order]:
         """Takes all that has happened since the last turn, in order, and says what is to be done."""
         self.clock.now = now
+        self.rebuild.begin_if_due()
         for event in events:
             self._obey[type(event)](event)
         self._expire(now)
@@ -152,9 +153,9 @@ class Scheduler:
             code, detail, retry_after_s = refusal
             self.refuse(submit, code, detail, retry_after_s)
             return
-        self.admission.queue(request)
+        reason = self.admission.accept(request)
         place = self.admission.num_waiting(request.model) - 1
-        self.tell(Accepted(request.gateway, request.route, request.request_id, place, ""))
+        self.tell(Accepted(request.gateway, request.route, request.request_id, place, reason))
         if request.deadline is not None:
             self.wake_at(request.deadline, request)
 

@@ -287,3 +287,29 @@ def test_closed_requests_leave_nothing_behind() -> None:
     assert not driver.scheduler.requests and not driver.scheduler.unclosed
     assert driver.scheduler.index.num_computing == 0
     assert driver.scheduler.replicas["r0"].ledger.counts().held == 0
+
+
+def test_a_new_scheduler_refuses_no_model_before_its_replicas_had_time_to_report() -> None:
+    scheduler = Scheduler(SchedulerSettings(rebuild_s=2.0), epoch=2)
+    (accepted,) = scheduler.turn([submit("a", range(8), 4)], 10.0)
+    assert isinstance(accepted, Accepted)
+    assert accepted.reason == "the scheduler has just started, and no replica of m has reported yet"
+    (refused,) = scheduler.turn([Pin("p", "g", 7, "m", "t", ids(range(16)), HASHER.prompt(ids(range(16))), 20.0)], 10.5)
+    assert isinstance(refused, Refused)
+    assert (refused.code, refused.retry_after_s) == ("UNAVAILABLE", 1.5)
+    orders = scheduler.turn([joined()], 11.0)
+    assert list(starts(orders)) == ["a"]
+    assert not any(isinstance(order, Refused) for order in scheduler.turn([], 12.0))
+
+
+def test_a_new_scheduler_refuses_a_model_that_no_replica_reported() -> None:
+    scheduler = Scheduler(SchedulerSettings(rebuild_s=2.0), epoch=2)
+    scheduler.turn([submit("a", range(8), 4)], 10.0)
+    assert scheduler.next_deadline == 12.0
+    orders = scheduler.turn([], 12.0)
+    (refused,) = [order for order in orders if isinstance(order, Refused)]
+    assert (refused.request_id, refused.code) == ("a", "NOT_FOUND")
+    assert any(isinstance(order, Done) for order in orders)
+    (again,) = scheduler.turn([submit("b", range(8), 4)], 12.1)
+    assert isinstance(again, Refused)
+    assert again.code == "NOT_FOUND"

@@ -76,6 +76,7 @@ FOUND = {
     1189: "a request that can never fit was started while a rebuild was going on",
     924: "a late Closed of an earlier gateway ended a request that its client had asked for again",
     1689: "a taken-over block was listed under the name of what lay there before",
+    2022306904: "a new scheduler refused a model before any replica could report it",
     1624: "a request that can never fit was started after a rebuild",
 }
 
