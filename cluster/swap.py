@@ -155,8 +155,10 @@ class Swapper:
         replica, host = request.replica, request.host
         assert replica is not None and host is not None
         live = request.live
-        if not live or request.is_cancelled or (len(live) > 1 and live[0].position < len(request.prompt)):
-            # Nobody wants it, or its forks still wait for the prompt and their blocks mean nothing.
+        waits = len(live) > 1 and live[0].position < len(request.prompt)
+        if not live or request.is_cancelled or waits or any(one.position >= one.length for one in live):
+            # Nobody wants it. Or its forks still wait for the prompt and their blocks mean nothing, or one of them has
+            # not begun: it would have no token to go on with.
             self.give_up(request, replica)
             return
         blocks = self._blocks_of(request, whole=False)

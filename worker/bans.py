@@ -160,6 +160,10 @@ class ForcedTokens:
         self._places[row, : len(forced)] = list(forced)
         self._ids[row, : len(forced)] = list(forced.values())
 
+    def leave(self, row: int) -> None:
+        """Whoever gets the row next may not ask for any."""
+        self._places[row] = -1
+
     def due(self, rows: Ints, num_outputs: Ints) -> tuple[Ints, Ints]:
         """Which of these rows have a forced token now, as indices into `rows`, and the tokens."""
         which, places = np.nonzero(self._places[rows] == num_outputs[:, None])

@@ -170,6 +170,7 @@ class Sampler:
         self._biases.leave(row)
         self._penalties.leave(row)
         self._runs.leave(row)
+        self._forced.leave(row)
 
     def sample(self, logits: torch.Tensor, rows: Ints) -> Sampled:
         """The next token of each row from its `logits` [rows, vocabulary], which are not changed."""

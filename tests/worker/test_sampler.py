@@ -239,9 +239,9 @@ def test_n_sequences_are_n_requests_with_their_seeds() -> None:
 
 
 def test_rows_start_clean_and_state_grows_with_what_is_asked() -> None:
-    """A row's penalties, bias and runs are those of who lives there now, also when slots are shared and added."""
+    """A row's penalties, bias, runs and forced tokens are those of who lives there now, also when slots are shared and added."""
     heavy = {"temperature": 0.0, "repetition_penalty": 1.5, "frequency_penalty": 1.0, "logit_bias": {8: 3.0}}
-    heavy["bad_words_token_ids"] = [[8, 8]]
+    heavy |= {"bad_words_token_ids": [[8, 8]], "forced_tokens": {1: 20}}
     sampler = Sampler(40, VOCABULARY, CPU)
     for generation in range(3):
         sequences = {row: Sequence(resolved(**heavy), [row + generation] * 4) for row in range(5 + 15 * generation)}
@@ -249,7 +249,8 @@ def test_rows_start_clean_and_state_grows_with_what_is_asked() -> None:
         run(sampler, sequences, 4, check=True)
         for row in sequences:
             sampler.leave(row)
-    plain = {row: Sequence(resolved(temperature=0.0), [row + 1] * 3) for row in range(40)}
+    plain = {row: Sequence(resolved(temperature=0.0), [row + 1] * 3) for row in range(39)}
+    plain[39] = Sequence(resolved(temperature=0.0, forced_tokens={0: 5}), [4] * 3)
     entered(sampler, plain)
     run(sampler, plain, 2, check=True)
 

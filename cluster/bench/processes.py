@@ -1,0 +1,193 @@
+"""A cluster without Ray for benchmarks and tests: workers and host pools are processes, the centre runs in this one.
+
+Scheduler, admin door and gateway share an event loop on a thread of the caller; everything speaks gRPC on loopback as
+in a cluster that `quire up` starts. Whoever holds it may kill and stop its processes by their ids. With a journal the
+caller can see afterwards, decision by decision, what the scheduler did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cluster.gateway_host import serve_gateway
+from cluster.gateway_settings import GatewaySettings
+from cluster.scheduler_server import serve_scheduler
+from cluster.settings import SchedulerSettings, WorkerSettings
+
+START_S = 120.0
+
+
+class Member:
+    """One process: its id, and what it said when it served."""
+
+    def __init__(self, about: dict[str, Any]) -> None:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self.name: str = about["name"]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "cluster.bench.processes_child", json.dumps(about)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.pid = self._process.pid
+
+    def told(self) -> dict[str, Any]:
+        """Waits until it serves."""
+        assert self._process.stdout is not None
+        timer = threading.Timer(START_S, self._process.kill)
+        timer.start()
+        line = self._process.stdout.readline()
+        timer.cancel()
+        if not line:
+            raise RuntimeError(f"{self.name} did not start: exit code {self._process.wait(10)}")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def kill(self) -> None:
+        """SIGKILL, which reaches a stopped process too."""
+        self._process.kill()
+        self._process.communicate(timeout=10)
+
+
+class Processes:
+    """Use it in a `with`: at its end all processes are gone."""
+
+    def __init__(self, settings: SchedulerSettings, *, journal: Path | None = None, silence_s: float = 2.0) -> None:
+        self._settings = settings
+        self._journal = journal
+        self._silence_s = silence_s
+        self._folder = tempfile.TemporaryDirectory(prefix="quire-")
+        self._address_file = Path(self._folder.name) / "scheduler"
+        self._secret, self._hash_key = secrets.token_hex(16), secrets.token_bytes(32)
+        self.members: dict[str, Member] = {}
+        self.admin = ""
+        self.gateway = ""
+        self._centre = _Loop()
+
+    def __enter__(self) -> Processes:
+        ready = threading.Event()
+
+        def publish(address: str, admin: str) -> None:
+            self._address_file.write_text(address)
+            self.admin = admin
+            ready.set()
+
+        self._centre.start(
+            serve_scheduler(
+                self._settings,
+                1,
+                host="127.0.0.1",
+                admin_port=0,
+                hash_key=self._hash_key,
+                silence_s=self._silence_s,
+                journal=self._journal,
+                on_address=publish,
+            ),
+            ready,
+        )
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        for member in self.members.values():
+            member.kill()
+        self._centre.close()
+        self._folder.cleanup()
+
+    def add_workers(self, workers: dict[str, WorkerSettings], node: str = "n0") -> dict[str, dict[str, Any]]:
+        """Starts them side by side; what each said, once all serve."""
+        for name, settings in workers.items():
+            known = {key: value for key, value in asdict(settings).items() if key != "hash_key"}
+            self._add({"role": "worker", "name": name, "node": node, "settings": known})
+        return {name: self.members[name].told() for name in workers}
+
+    def add_host_pool(self, name: str, size: str, layout: dict[str, Any], node: str = "n0") -> Member:
+        """`layout`: what a worker with the same blocks said."""
+        about = {key: layout[key] for key in ("block_bytes", "fingerprint")}
+        member = self._add({"role": "host pool", "name": name, "node": node, "size": size, **about})
+        member.told()
+        return member
+
+    def open_gateway(self, models: Sequence[str]) -> str:
+        """Its public address, once it serves."""
+        ready = threading.Event()
+
+        def publish(address: str) -> None:
+            self.gateway = address
+            ready.set()
+
+        self._centre.start(serve_gateway(GatewaySettings(port=0), models, self._find, publish), ready)
+        return self.gateway
+
+    async def _find(self) -> str:
+        return self._address_file.read_text()
+
+    def _add(self, about: dict[str, Any]) -> Member:
+        common = {
+            "address_file": str(self._address_file),
+            "secret": self._secret,
+            "hash_key": self._hash_key.hex(),
+        }
+        known = self.members.get(about["name"])
+        if known is not None:
+            known.kill()
+        member = self.members[about["name"]] = Member({**common, **about})
+        return member
+
+
+class _Loop:
+    """An event loop on a thread of its own, and what runs there until it is closed."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._loop.run_forever, name="quire-centre", daemon=True)
+        self._thread.start()
+
+    def start(self, serve: Any, ready: threading.Event) -> None:
+        """Runs `serve` and returns once `ready` is set; raises what it ended with."""
+
+        def begin() -> None:
+            task = self._loop.create_task(serve)
+            self._tasks.append(task)
+            task.add_done_callback(lambda ended: self._ended(ended, ready.set))
+
+        self._loop.call_soon_threadsafe(begin)
+        if not ready.wait(START_S):
+            raise RuntimeError(f"not ready after {START_S:g} s")
+        if self._error is not None:
+            raise self._error
+
+    def _ended(self, task: asyncio.Task[None], tell: Callable[[], None]) -> None:
+        if not task.cancelled():
+            self._error = task.exception()
+        tell()
+
+    def close(self) -> None:
+        done = threading.Event()
+
+        async def end() -> None:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            done.set()
+
+        asyncio.run_coroutine_threadsafe(end(), self._loop)
+        done.wait(10.0)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10.0)
+        self._loop.close()
+        if self._error is not None:
+            raise self._error

@@ -1,0 +1,85 @@
+"""One worker or host pool in a process of its own, without Ray: `python -m cluster.bench.processes_child ABOUT`.
+
+Started by `cluster/bench/processes.py` only, with JSON that says what it is. It prints one line of JSON once it serves,
+and ends when its input is closed, so that it never outlives whoever started it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from cluster.settings import WorkerSettings
+from worker.host_pool import HostPool, HostPoolSettings
+from worker.host_pool_serve import serve_host_pool
+from worker.transfer_register import RegisterSettings
+from worker.transfer_security import TransferSecurity
+
+
+def main(argv: list[str]) -> None:
+    about: dict[str, Any] = json.loads(argv[0])
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    address = Path(about["address_file"])
+
+    async def find() -> str:
+        # A scheduler that starts again writes its new address there.
+        return address.read_text()
+
+    security = TransferSecurity(about["secret"])
+    if about["role"] == "worker":
+        asyncio.run(_work(about, find, security))
+    else:
+        asyncio.run(_hold(about, find, security))
+
+
+async def _work(about: dict[str, Any], find: Any, security: TransferSecurity) -> None:
+    # Torch is loaded in a process that runs a model and in no other.
+    from worker.serve import WorkerServer
+    from worker.worker import Worker
+
+    settings = WorkerSettings(**{**about["settings"], "hash_key": bytes.fromhex(about["hash_key"])})
+    worker = Worker(settings, replica=about["name"], incarnation=_incarnation(), node=about["node"])
+    server = WorkerServer(worker, find, security=security)
+    layout = worker.parts.layout
+    told = {
+        "block_bytes": layout.block_bytes,
+        "fingerprint": layout.fingerprint(),
+        "blocks": worker.parts.pool.num_blocks,
+    }
+    print(json.dumps(told), flush=True)
+    await server.run()
+
+
+async def _hold(about: dict[str, Any], find: Any, security: TransferSecurity) -> None:
+    settings = HostPoolSettings(
+        name=about["name"],
+        node=about["node"],
+        size=about["size"],
+        block_bytes=about["block_bytes"],
+        fingerprint=about["fingerprint"],
+        incarnation=_incarnation(),
+        register=RegisterSettings(),
+    )
+    pool = HostPool(settings, security)
+    print(json.dumps({"blocks": pool.num_blocks}), flush=True)
+    await serve_host_pool(pool, find)
+
+
+def _incarnation() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _end_with_input() -> None:
+    while os.read(0, 4096):
+        pass
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,84 @@
+"""What the scheduler orders of host memory, turn by turn, without any worker: what goes out, and what rather does not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from cluster.messages import (
+    Advances,
+    Drain,
+    HostPoolJoined,
+    Order,
+    Plan,
+    Reason,
+    Result,
+    Road,
+    Start,
+    Transfer,
+    Transferred,
+)
+from cluster.settings import SchedulerSettings
+from tests.cluster.test_scheduler import Driver, starts, submit
+
+POOL = HostPoolJoined("h0", 7, "node", 64, 4096, "f", 1e9)
+
+
+def swapping(**replica: int) -> Driver:
+    """A scheduler that swaps whenever it can, one replica, one host pool."""
+    driver = Driver(SchedulerSettings(preemption="swap"), **replica)
+    driver.turn(POOL)
+    return driver
+
+
+def transfers(orders: Sequence[Order]) -> list[Transfer]:
+    return [transfer for order in orders if isinstance(order, Plan) for transfer in order.transfers]
+
+
+def forks_of(start: Start) -> list[Start]:
+    """Each fork as if it had been started by itself, to report of it."""
+    return [replace(start, seq=fork.seq, index=fork.index) for fork in start.forks]
+
+
+def ended(driver: Driver, transfer: Transfer, ok: bool = True) -> list[Order]:
+    """The worker says how a transfer ended."""
+    driver.number += 1
+    told = (Transferred(transfer.transfer, ok, "", 1000, 0.001),)
+    return driver.turn(Result("r0", 1, 1, driver.number, driver.plan, driver.number, Advances(), transferred=told))
+
+
+def test_a_fork_that_has_not_begun_is_not_swapped_but_computed_again() -> None:
+    """It has no token to go on with: what would come back from host memory could not take a step."""
+    driver = swapping()
+    start = starts(driver.turn(submit("q", range(14), 40, n=2)))["q"]
+    (fork,) = forks_of(start)
+    driver.turn(Drain("r0"))
+    orders = driver.result(stopped=[(start, Reason.DROPPED, 14, 1), (fork, Reason.DROPPED, 14, 0)])
+    assert not transfers(orders)
+    assert not driver.scheduler.swapper.pools["h0"].ledger.counts().held
+    again = starts(driver.turn(Drain("r0", on=False)))["q"]
+    assert (again.position, len(again.tokens)) == (0, 15)
+    assert [list(one.outputs) for one in again.forks] == [[]]
+
+
+def test_forks_that_have_begun_go_out_together_and_come_back_as_they_were() -> None:
+    driver = swapping()
+    start = starts(driver.turn(submit("q", range(40), 40, n=2)))["q"]
+    (fork,) = forks_of(start)
+    driver.turn(Drain("r0"))
+    (out,) = transfers(driver.result(stopped=[(start, Reason.DROPPED, 41, 2), (fork, Reason.DROPPED, 40, 1)]))
+    # Two full blocks of the prompt go once, and each sequence's own tail.
+    assert len(out.mine) == len(out.theirs) == 4
+    assert not transfers(ended(driver, out))
+    orders = driver.turn(Drain("r0", on=False))
+    (back,) = transfers(orders)
+    # The full blocks of the prompt are still cached on the device.
+    assert (back.road, sorted(back.theirs)) == (Road.READ, sorted(out.theirs)[2:]) and not starts(orders)
+    orders = ended(driver, back)
+    again = [one for order in orders if isinstance(order, Plan) for one in order.starts]
+    assert [(one.index, one.position, len(one.tokens), one.forks) for one in again] == [
+        (0, 41, 42, ()),
+        (1, 40, 41, ()),
+    ]
+    assert list(again[0].table[:2]) == list(again[1].table[:2]), "full prompt blocks are shared again"
+    assert not driver.scheduler.swapper.pools["h0"].ledger.counts().held
