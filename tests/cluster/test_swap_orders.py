@@ -1,4 +1,4 @@
-"""What the scheduler orders of host memory, turn by turn, without any worker: what goes out, and what rather does not."""
+"""What the scheduler orders of host memory, turn by turn, without any worker: what goes out, and what does not."""
 
 from __future__ import annotations
 

@@ -239,7 +239,7 @@ def test_n_sequences_are_n_requests_with_their_seeds() -> None:
 
 
 def test_rows_start_clean_and_state_grows_with_what_is_asked() -> None:
-    """A row's penalties, bias, runs and forced tokens are those of who lives there now, also when slots are shared and added."""
+    """Penalties, bias, runs and forced tokens are those of who lives there now, also in slots shared and added."""
     heavy = {"temperature": 0.0, "repetition_penalty": 1.5, "frequency_penalty": 1.0, "logit_bias": {8: 3.0}}
     heavy |= {"bad_words_token_ids": [[8, 8]], "forced_tokens": {1: 20}}
     sampler = Sampler(40, VOCABULARY, CPU)
