@@ -131,7 +131,7 @@ class Processes:
         return self.gateway
 
     async def _find(self) -> str:
-        return self._address_file.read_text()
+        return await asyncio.to_thread(self._address_file.read_text)
 
     def _add(self, about: dict[str, Any]) -> Member:
         common = {

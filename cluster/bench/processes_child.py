@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
 
     async def find() -> str:
         # A scheduler that starts again writes its new address there.
-        return address.read_text()
+        return await asyncio.to_thread(address.read_text)
 
     security = TransferSecurity(about["secret"])
     if about["role"] == "worker":
