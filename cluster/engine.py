@@ -26,7 +26,7 @@ from cluster.results import Results
 from cluster.sampling import SamplingParams
 from cluster.settings import SchedulerSettings, WorkerSettings
 from worker.loading import load_tokenizer
-from worker.worker import Worker
+from worker.ranks import Ranks
 
 # vLLM's names for the same settings.
 _ALIASES = {
@@ -37,7 +37,7 @@ _ALIASES = {
     "num_gpu_blocks_override": "kv_blocks",
 }
 # vLLM's settings that ask for what is the case here anyhow.
-_IGNORED = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "trust_remote_code": False, "enforce_eager": True}
+_IGNORED = {"pipeline_parallel_size": 1, "trust_remote_code": False, "enforce_eager": True}
 
 SETTLE_S = 60
 
@@ -55,15 +55,18 @@ class LLM:
         seed: int | None = None,
         quiet: bool = False,
         scheduler: SchedulerSettings | None = None,
+        tensor_parallel_size: int = 1,
         **settings: Any,
     ) -> None:
         """`settings` are the fields of `WorkerSettings`, or vLLM's names for them. `seed` fixes the draws of requests
-        that name none. Raises ModelError or ConfigError."""
+        that name none. With `tensor_parallel_size` K the model lies in slices in K processes, of which this is
+        one, until `close`. Raises ModelError or ConfigError."""
         chosen = _worker_settings(model, quiet, settings)
         if scheduler is None:
             scheduler = SchedulerSettings(prefix_caching=chosen.prefix_caching)
         say = (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr, flush=True))
-        self._worker = Worker(chosen, say=say)
+        self._ranks = Ranks(chosen, tensor_parallel_size)
+        self._worker = self._ranks.start(say)
         self._engine = Embedded(self._worker, scheduler)
         parts = self._worker.parts
         loaded = parts.model.loaded
@@ -136,6 +139,10 @@ class LLM:
             for conversation in conversations
         ]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def close(self) -> None:
+        """Ends the processes of the other ranks, if there are any."""
+        self._ranks.close()
 
     def load_stats(self) -> dict[str, float]:
         """Counters since the engine was made: steps, tokens, decisions, seconds by part of a step, memory."""

@@ -14,7 +14,7 @@ import torch
 from cluster.batcher import Batch
 from kernels.batch import AttentionBatch
 from kernels.host_loops import fill_step
-from worker.state import BatchState, Int32
+from worker.state import BatchState, Int32, Int64
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,21 @@ class StepBuilder:
             attention,
             sampled[:num_sampled],
             self._send(self.logit_rows, num_sampled),
+        )
+
+    def host(self, step: Step) -> tuple[Int32 | Int64, ...]:
+        """The step's ids, positions, slots, logit rows, contexts and starts of queries as they lie on the host."""
+        tokens, rows = len(step.ids), step.attention.num_seqs
+        parts = (
+            (self.ids, tokens),
+            (self.positions, tokens),
+            (self.slots, tokens),
+            (self.logit_rows, len(step.sampled)),
+        )
+        return (
+            *(tensor.numpy()[:count] for tensor, count in parts),
+            self._context_len.numpy()[:rows],
+            self._query_start.numpy()[: rows + 1],
         )
 
     def _send(self, buffer: torch.Tensor, count: int) -> torch.Tensor:

@@ -16,14 +16,13 @@ import torch
 from cluster.batcher import Batch, Batcher
 from cluster.messages import GroupTables, Ids, Logprobs, Reason, Start, ids
 from cluster.sampling import required
-from kernels.dispatch import Backend
 from kernels.host_loops import NEVER
 from kernels.sampling import send
 from worker.beam_search import BeamSearch, Choice, Floats, Ints
 from worker.logprobs import token_logprobs
-from worker.pool import DevicePool
 from worker.row_slots import some
 from worker.sampler import Sampler
+from worker.startup import Started
 from worker.state import BatchState, Int32
 
 
@@ -74,19 +73,16 @@ class Ranked:
 class BeamGroups:
     """All groups of one worker."""
 
-    def __init__(
-        self, state: BatchState, batcher: Batcher, sampler: Sampler, pool: DevicePool, backend: Backend
-    ) -> None:
+    def __init__(self, state: BatchState, batcher: Batcher, sampler: Sampler, parts: Started) -> None:
         # By the row of their leader.
         self.groups: dict[int, BeamGroup] = {}
         self._state = state
         self._batcher = batcher
         self._sampler = sampler
-        self._pool = pool
-        self._backend = backend
+        self._parts = parts
         self._is_beam = np.zeros(state.max_batch, np.bool_)
         # In how many tables a block stands, counted behind the prompt's full blocks.
-        self._holders = np.zeros(pool.num_blocks, np.int32)
+        self._holders = np.zeros(parts.pool.num_blocks, np.int32)
 
     # -- groups come and go
 
@@ -186,7 +182,7 @@ class BeamGroups:
         blocks = group.purse[len(group.purse) - num :]
         del group.purse[len(group.purse) - num :]
         self._holders[blocks] = 1
-        self._pool.forget(blocks)
+        self._parts.pool.forget(blocks)
         return blocks
 
     # -- the step
@@ -235,7 +231,7 @@ class BeamGroups:
             self._permute(group, choice, sources, targets)
             going.append((group, choice))
         if sources:
-            self._backend.copy_blocks(self._pool.bytes, sources, targets)
+            self._parts.copy_blocks(sources, targets)
         if going:
             self._go_on(going)
         return over

@@ -8,6 +8,7 @@ shapes that differ) is a ModelError here. It computes nothing.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Any
 import torch
 
 from cluster.errors import ConfigError, ModelError
+from cluster.settings import WorkerSettings
 from worker import attention, checkpoint
+from worker.team import Team, check_heads
 
 DTYPES = {
     "float32": torch.float32,
@@ -47,9 +50,15 @@ class Loaded:
 
     @property
     def weights_bytes(self) -> int:
-        """Bytes of all weights, tied ones once."""
-        tensors = {p.data_ptr(): p.nbytes for p in [*self.module.parameters(), *self.module.buffers()]}
-        return sum(tensors.values())
+        """Bytes of all weights in this process, tied ones once."""
+        tensors = [_own(tensor) for tensor in (*self.module.parameters(), *self.module.buffers())]
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's slice of a tensor that ranks share; any other tensor as it is."""
+    slice_ = getattr(tensor, "to_local", None)
+    return tensor if slice_ is None else slice_()
 
 
 def pick_device(name: str) -> torch.device:
@@ -80,17 +89,52 @@ def pick_dtype(name: str, config: Mapping[str, Any], device: torch.device) -> to
     return DTYPES[name]
 
 
-def load(model: str, *, device: str, dtype: str, max_model_len: int | None, show_progress: bool) -> Loaded:
-    """The model named `model` on `device`, ready for our attention. Raises ModelError or ConfigError."""
-    folder = checkpoint.find_folder(model)
+def load(settings: WorkerSettings, device: torch.device, team: Team | None = None) -> Loaded:
+    """The model on `device`, ready for our attention; with a team this rank's slice of it. Raises ModelError or
+    ConfigError."""
+    folder = checkpoint.find_folder(settings.model)
     raw = checkpoint.check_config(folder)
     checkpoint.check_weights(folder)
-    where = pick_device(device)
     config = _config(folder, raw)
-    chosen = pick_dtype(dtype, raw, where)
-    module = _module(folder, config, chosen, where, show_progress)
+    chosen = pick_dtype(settings.dtype, raw, device)
+    placing = _placing(device) if team is None else _slicing(config, team, device)
+    module = _module(folder, config, chosen, placing, settings.show_progress)
     defaults = checkpoint.generation_defaults(folder, raw)
-    return Loaded(folder, module, config, chosen, _max_model_len(config, max_model_len), defaults)
+    return Loaded(folder, module.to(device), config, chosen, _max_model_len(config, settings.max_model_len), defaults)
+
+
+def _placing(device: torch.device) -> dict[str, Any]:
+    """Weights go straight to a GPU where transformers can do that, which takes accelerate; else by way of the host."""
+    direct = device.type != "cpu" and importlib.util.find_spec("accelerate") is not None
+    return {"device_map": {"": device}} if direct else {}
+
+
+def check_slices(model: str, size: int) -> None:
+    """Whether `size` ranks can share this model, before any of them is started. Raises ModelError or ConfigError."""
+    folder = checkpoint.find_folder(model)
+    _check_slices(_config(folder, checkpoint.check_config(folder)), size)
+
+
+def _check_slices(config: Any, size: int) -> None:
+    if not getattr(config, "base_model_tp_plan", None):
+        raise ModelError(
+            f"transformers has no plan to share {config.model_type} among ranks; set tensor_parallel_size=1 or give "
+            "another model"
+        )
+    check_heads(config, size, str(config.model_type))
+
+
+def _slicing(config: Any, team: Team, device: torch.device) -> dict[str, Any]:
+    """Each rank loads its slice of every weight, by the plan that transformers carries for the architecture."""
+    from transformers.distributed import DistributedConfig
+
+    _check_slices(config, team.size)
+    if device.type == "cpu" and torch.cuda.is_available():
+        raise ConfigError(
+            'transformers shares models among this machine\'s GPUs only; hide them (CUDA_VISIBLE_DEVICES="") to use '
+            "tensor_parallel_size on the CPU"
+        )
+    return {"distributed_config": DistributedConfig(tp_size=team.size)}
 
 
 def _config(folder: Path, raw: Mapping[str, Any]) -> Any:
@@ -126,12 +170,11 @@ def _config(folder: Path, raw: Mapping[str, Any]) -> Any:
 
 
 def _module(
-    folder: Path, config: Any, dtype: torch.dtype, device: torch.device, show_progress: bool
+    folder: Path, config: Any, dtype: torch.dtype, placing: Mapping[str, Any], show_progress: bool
 ) -> torch.nn.Module:
     from transformers import AutoModelForCausalLM
 
     attention.register()
-    placing = {} if device.type == "cpu" else {"device_map": {"": device}}
     try:
         with _quiet(show_progress):
             module, info = AutoModelForCausalLM.from_pretrained(
@@ -147,7 +190,7 @@ def _module(
                 **placing,
             )
     except torch.OutOfMemoryError as error:
-        raise ModelError(f"the weights of {folder} do not fit on {device}: {error}") from error
+        raise ModelError(f"the weights of {folder} do not fit on the device: {error}") from error
     except (RuntimeError, ValueError, TypeError, OSError, AttributeError, KeyError) as error:
         raise ModelError(f"{folder} can't be loaded: {' '.join(str(error).split())}") from error
     wrong = sorted(info["mismatched_keys"])

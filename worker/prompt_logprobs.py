@@ -76,4 +76,5 @@ class PromptLogprobs:
 
 def token_rows(wanted: list[tuple[int, int, int, int]]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Which tokens of the step the wanted logits belong to."""
-    return np.concatenate([np.arange(at, at + count) for _, at, _, count in wanted])
+    parts = [np.arange(at, at + count) for _, at, _, count in wanted]
+    return np.concatenate([np.zeros(0, np.int64), *parts])

@@ -128,7 +128,7 @@ class Residence:
         tail = num_prompt // state.block_size
         if num_prompt % state.block_size:
             sources = [int(state.tables[parent.row, tail])] * len(parent.forks)
-            parts.backend.copy_blocks(parts.pool.bytes, sources, state.tables[parent.forks, tail].tolist())
+            parts.copy_blocks(sources, state.tables[parent.forks, tail].tolist())
         for row in parent.forks:
             self._worker.batcher.paused[row] = False
             state.at(row).parent = -1

@@ -7,7 +7,7 @@ the figures. After this nothing of the model or the pool changes its size.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ from worker.budget import Budget
 from worker.model import Model
 from worker.pool import DevicePool
 from worker.state import BatchState
+from worker.team import CLEAR, COPY, Place, Team
 
 Say = Callable[[str], None]
 CPU_TOKEN_BUDGET = 512
@@ -43,20 +44,30 @@ class Started:
     max_model_len: int
     token_budget: int
     prefill_tokens_per_s: float
+    # The other ranks; None where the model is whole in this process.
+    team: Team | None
+
+    def copy_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copies whole blocks, on every rank."""
+        if self.team is not None:
+            self.team.say(COPY, sources, targets)
+        self.backend.copy_blocks(self.pool.bytes, sources, targets)
+
+    def clear_blocks(self, blocks: Sequence[int]) -> None:
+        """Overwrites these blocks with zeros, on every rank."""
+        if self.team is not None:
+            self.team.say(CLEAR, blocks)
+        self.pool.clear(blocks)
 
 
-def start(settings: WorkerSettings, say: Say) -> Started:
-    """Loads, profiles, sizes, allocates. Raises ModelError or ConfigError."""
+def start(settings: WorkerSettings, say: Say, place: Place | None = None) -> Started:
+    """Loads, profiles, sizes, allocates; all ranks of a team at the same time. Raises ModelError or ConfigError."""
     began = time.perf_counter()
     device = loading.pick_device(settings.device)
-    loaded = loading.load(
-        settings.model,
-        device=settings.device,
-        dtype=settings.dtype,
-        max_model_len=settings.max_model_len,
-        show_progress=settings.show_progress,
-    )
-    say(f"weights: {settings.model}, {loaded.dtype} on {device}, {time.perf_counter() - began:.1f} s")
+    team = Team(place, device) if place is not None else None
+    loaded = loading.load(settings, device, team)
+    share = f" in {team.size} slices" if team is not None else ""
+    say(f"weights: {settings.model}, {loaded.dtype} on {device}{share}, {time.perf_counter() - began:.1f} s")
     began = time.perf_counter()
     try:
         kernels = backend(device, settings.kernels, debug=settings.debug)
@@ -66,13 +77,18 @@ def start(settings: WorkerSettings, say: Say) -> Started:
     layout = model.layout(settings.block_size)
     kernels.warm_up(layout, model.num_heads)
     token_budget = settings.token_budget or (CPU_TOKEN_BUDGET if device.type == "cpu" else GPU_TOKEN_BUDGET)
-    reason = model.fuse(token_budget) if settings.fuse else "fuse is off"
+    reason = "fuse is off" if not settings.fuse else "its ranks add up" if team else model.fuse(token_budget)
     fused = "decoder fused" if not reason else f"decoder not fused: {reason}"
     say(f"kernels: {kernels.name}, {fused}, {time.perf_counter() - began:.1f} s")
     began = time.perf_counter()
     free_bytes = memory.free_bytes(device)
+    if team is not None:
+        # Ranks on one CPU take from the same memory; all have the same blocks.
+        free_bytes = team.least(free_bytes // team.size if device.type == "cpu" else free_bytes)
     trial = _Trial(model, layout, device, min(token_budget, loaded.max_model_len), settings)
     working_bytes = memory.peak_bytes(device, trial.run)
+    if team is not None:
+        working_bytes = -team.least(-working_bytes)
     seconds = trial.time()
     say(f"profile: a step of {trial.num_tokens:,} tokens takes {seconds:.3f} s, {time.perf_counter() - began:.1f} s")
     sizes = budget.decide(
@@ -99,6 +115,7 @@ def start(settings: WorkerSettings, say: Say) -> Started:
         max_model_len=min(loaded.max_model_len, sizes.num_tokens),
         token_budget=token_budget,
         prefill_tokens_per_s=min(token_budget, loaded.max_model_len) / seconds,
+        team=team,
     )
 
 

@@ -82,6 +82,8 @@ class BatchState:
         self.device_tables = torch.from_numpy(self.tables) if on_cpu else torch.from_numpy(self.tables).to(device)
         # Rows whose table on the device is older than the one here; on a CPU they are the same memory.
         self._stale_tables: set[int] | None = None if on_cpu else set()
+        # Rows whose table has changed since the other ranks were last told; None: there are no others.
+        self.untold_tables: set[int] | None = None
         self.num_blocks = np.zeros(max_batch, np.int32)
         self.num_prompt = np.zeros(max_batch, np.int32)
         self.known = np.zeros(max_batch, np.int32)
@@ -140,6 +142,8 @@ class BatchState:
         self.num_blocks[row] = first + len(blocks)
         if self._stale_tables is not None:
             self._stale_tables.add(row)
+        if self.untold_tables is not None:
+            self.untold_tables.add(row)
 
     def append(self, row: int, tokens: Ids) -> None:
         """Tokens that became known all at once."""

@@ -32,6 +32,7 @@ from kernels.host_loops import NEVER, find_reports, take_tokens
 from worker.batch import StepBuilder
 from worker.beams import BeamGroups, Ranked
 from worker.holdings import holdings
+from worker.lead import Lead
 from worker.outbox import Outbox
 from worker.prompt_logprobs import Judged, PromptLogprobs, token_rows
 from worker.report import Reporter
@@ -39,6 +40,7 @@ from worker.residence import Residence
 from worker.sampler import Sampled, Sampler
 from worker.startup import Say, start
 from worker.state import BatchState, Int32
+from worker.team import Place, lost
 
 # What `take_tokens` says of a row that ends.
 _BROKEN = 3
@@ -67,12 +69,14 @@ class Worker:
         incarnation: int = 1,
         node: str = "",
         say: Say = lambda line: None,
+        place: Place | None = None,
     ) -> None:
+        """`place`: this is rank 0 of a tensor-parallel replica, whose other ranks start at the same time."""
         self.settings = settings
         self.replica = replica
         self.incarnation = incarnation
         self.node = node
-        self.parts = start(settings, say)
+        self.parts = start(settings, say, place)
         parts = self.parts
         self.state = BatchState(settings.max_batch, parts.max_model_len, settings.block_size, parts.device)
         self.batcher = Batcher(settings.max_batch, parts.token_budget)
@@ -81,9 +85,10 @@ class Worker:
         self.reporter = Reporter(self.state, replica, incarnation)
         self.outbox = Outbox(self.state)
         self.prompt_logprobs = PromptLogprobs(self.state)
-        self.beams = BeamGroups(self.state, self.batcher, self.sampler, parts.pool, parts.backend)
+        self.beams = BeamGroups(self.state, self.batcher, self.sampler, parts)
         self.residence = Residence(self)
         self._builder = StepBuilder(self.state, parts.token_budget)
+        self._lead = Lead(parts.team, self.state, self._builder) if parts.team is not None else None
         self._flight: Flight | None = None
         # Sequences whose drop came while a step with them was under way.
         self._drop_later: list[int] = []
@@ -114,11 +119,22 @@ class Worker:
             num_blocks=parts.pool.num_blocks,
             block_size=self.settings.block_size,
             block_bytes=parts.layout.block_bytes,
-            fingerprint=parts.layout.fingerprint(),
+            fingerprint=self.fingerprint,
             max_batch=self.settings.max_batch,
             max_model_len=parts.max_model_len,
             prefill_tokens_per_s=parts.prefill_tokens_per_s,
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the bytes of a block: pools whose names are equal can exchange them. Slices go nowhere."""
+        layout = self.parts.layout.fingerprint()
+        return layout if self.parts.team is None else f"{layout}-slice of {self.replica}"
+
+    def close(self) -> None:
+        """Ends the other ranks, if there are any. Nothing may be called afterwards."""
+        if self.parts.team is not None:
+            self.parts.team.close()
 
     def begin_epoch(self, epoch: int) -> None:
         """Another scheduler: only its plans count from now on, and numbers start again."""
@@ -155,11 +171,11 @@ class Worker:
         for reroute in plan.reroutes:
             self._reroute(reroute)
         if plan.clears:
-            self.parts.pool.clear(plan.clears)
+            self.parts.clear_blocks(plan.clears)
         if plan.copies:
             sources = [copy.source for copy in plan.copies]
             targets = [copy.target for copy in plan.copies]
-            self.parts.backend.copy_blocks(self.parts.pool.bytes, sources, targets)
+            self.parts.copy_blocks(sources, targets)
         self._extend(plan)
         for start_ in plan.starts:
             self.residence.move_in(start_)
@@ -234,14 +250,17 @@ class Worker:
         step = self._builder.build(spread, batcher.length)
         model.prepare(step.attention)
         wanted = self.prompt_logprobs.wanted(spread)
-        logit_rows = step.logit_rows
+        logit_rows, more = step.logit_rows, token_rows(wanted)
         if wanted:
-            extra = torch.from_numpy(token_rows(wanted)).to(logit_rows.device)
-            logit_rows = torch.cat([logit_rows, extra])
+            logit_rows = torch.cat([logit_rows, torch.from_numpy(more).to(logit_rows.device)])
+        if self._lead is not None:
+            self._lead.step(spread.rows, step, more)
         prepared = time.perf_counter()
         try:
             logits = model.forward(step.ids, step.positions, logit_rows)
         except RuntimeError as error:
+            if self._lead is not None:
+                raise lost(error) from error
             # One step is lost with those that were in it; the worker goes on.
             detail = f"the step failed: {' '.join(str(error).split())}"
             for row in batch.rows.tolist():

@@ -108,7 +108,7 @@ def test_models_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ({"kernels": "fast"}, "no kernels named 'fast'"),
         ({"max_model_len": 5000}, "1,024 positions"),
         ({"max_sequences": 4}, "no setting 'max_sequences'"),
-        ({"tensor_parallel_size": 2}, "tensor_parallel_size is 2"),
+        ({"tensor_parallel_size": 3}, "tensor_parallel_size is 3"),
     ],
 )
 def test_settings_that_cannot_be_obeyed(tiny_llama: Path, settings: dict[str, Any], says: str) -> None:
