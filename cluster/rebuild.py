@@ -104,6 +104,7 @@ class Rebuild:
                 self._unconfirmed[request_id] = request
         request.state, request.replica, request.last_replica = State.RUNNING, replica, replica
         request.attempt = start.attempt
+        request.is_partial = len(residents) < len(request.sequences)
         for resident in residents:
             self._settle(request.sequences[resident.index], resident)
             replica.enter(request.sequences[resident.index])
@@ -188,6 +189,10 @@ class Rebuild:
         self._take_outputs(request, open_request)
         if request.state is State.SEALING:
             scheduler.recovery.ask_seal(request)
+        elif request.state in (State.QUEUED, State.PARKED) and not request.live:
+            # It left its replica before its gateway was heard of, which had ended it.
+            scheduler.admission.withdraw(request)
+            scheduler.finish(request)
 
     def _reroute(self, request: Request, gateway: str, route: int) -> None:
         """The client may have come back through another gateway while nobody could tell its replica."""
@@ -214,9 +219,12 @@ class Rebuild:
                 request.sequences[0].reason = open_request.finished[0]
             return
         for sequence, outputs, reason in zip(request.sequences, known, open_request.finished, strict=True):
-            if not sequence.seq:
+            if sequence.seq or sequence.is_ended:
+                continue
+            # What a replica has told meanwhile may be on its way to the gateway.
+            if len(outputs) > len(sequence.outputs):
                 sequence.outputs = ids(outputs)
-                sequence.reason = reason
+            sequence.reason = reason
 
     # -- the end
 

@@ -84,13 +84,14 @@ class Recovery:
                 scheduler.admission.queue(request)
             else:
                 scheduler.swapper.forget(request)
-                self._seal(request)
+                self.seal(request)
         # The tokens of requests that ended there may have died with it: their gateways are asked as well.
         for request in scheduler.unclosed.values():
             if request.last_replica is replica:
                 self.ask_seal(request)
 
-    def _seal(self, request: Request) -> None:
+    def seal(self, request: Request) -> None:
+        """Its gateway is asked what it has of the request, which starts again from there."""
         request.state = State.SEALING
         if request.is_cancelled or request.pin_until is not None:
             for sequence in request.live:
@@ -115,8 +116,8 @@ class Recovery:
         else:
             self._take_outputs(request, sealed)
         if request.state is State.SEALING:
+            request.is_partial = False
             if request.live:
-                request.state = State.QUEUED
                 scheduler.admission.queue(request)
             else:
                 scheduler.finish(request)

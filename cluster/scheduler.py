@@ -350,11 +350,12 @@ class Scheduler:
         if request.is_cancelled:
             for sequence in request.live:
                 sequence.reason = Reason.DROPPED
-        if request.live:
-            request.state = State.QUEUED
-            self.admission.queue(request)
-        else:
+        if not request.live:
             self.finish(request)
+        elif request.is_partial:
+            self.recovery.seal(request)
+        else:
+            self.admission.queue(request)
 
     def _fail(self, request: Request, detail: str) -> None:
         self.counters["failed"] += 1

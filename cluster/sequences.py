@@ -116,6 +116,7 @@ class Request:
         "is_adopted",
         "is_cacheable",
         "is_cancelled",
+        "is_partial",
         "last_replica",
         "max_tokens",
         "model",
@@ -178,6 +179,8 @@ class Request:
         self.orphaned_until: float | None = None
         # A reroute may have come too late for its worker, so what ends is told from here as well.
         self.is_adopted = False
+        # A new scheduler found only some of its sequences on a replica: what the others sent, its gateway alone knows.
+        self.is_partial = False
         # Why it was broken off: the code and the detail of its Refused.
         self.refusal: tuple[str, str] | None = None
         # Beam search: its beams are one sequence for the scheduler, whose table is all the blocks of the group.

@@ -101,7 +101,9 @@ class Swapper:
         rate = replica.prefill_tokens_per_s
         tokens = sum(sequence.position for sequence in request.live)
         recompute = Way(None, tokens / rate if rate else 0.0)
-        if policy == "recompute" or request.pin_until is not None or request.width or self._is_cleared(request):
+        if policy == "recompute" or request.pin_until is not None or request.width or request.is_partial:
+            return recompute
+        if self._is_cleared(request):
             return recompute
         blocks = self._blocks_of(request, whole=True)
         host = self._host_for(replica, len(blocks))

@@ -149,7 +149,7 @@ def _both_sides_restart_one_request(patch: Patch) -> None:
         request.state = State.QUEUED
         self._scheduler.admission.queue(request)
 
-    patch.setattr(Recovery, "_seal", impatient)
+    patch.setattr(Recovery, "seal", impatient)
 
 
 def _seal_lost_by_the_gateway(patch: Patch) -> None:

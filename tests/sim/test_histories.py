@@ -76,6 +76,8 @@ FOUND = {
     1189: "a request that can never fit was started while a rebuild was going on",
     924: "a late Closed of an earlier gateway ended a request that its client had asked for again",
     1689: "a taken-over block was listed under the name of what lay there before",
+    5528: "a gateway's word that a request had ended came after it had left its replica and waited",
+    5878: "a request of which a new scheduler found a part on a replica started again without a seal",
     2022306904: "a new scheduler refused a model before any replica could report it",
     1624: "a request that can never fit was started after a rebuild",
 }
