@@ -8,6 +8,7 @@ again comes up by itself: whom to talk to is kept in `RayState`, and its incarna
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
@@ -19,6 +20,9 @@ from cluster.cluster_settings import ClusterSettings
 
 if TYPE_CHECKING:
     from cluster.ray_state import RayState
+    from cluster.tracing import Tracer
+
+log = logging.getLogger(__name__)
 
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", 64 << 20),
@@ -52,6 +56,7 @@ class Serving:
             asyncio.run(self._serve(self._ready))
         except BaseException as error:
             self._error = f"{type(error).__name__}: {error}"
+            log.critical("the process ends: %s", self._error, exc_info=error)
             self._is_ready.set()
             # Long enough for `ready` to tell why, if somebody asks.
             time.sleep(2.0)
@@ -68,6 +73,27 @@ class Serving:
         if self._error:
             raise RuntimeError(self._error)
         return self._address
+
+
+class Observed:
+    """What every actor does for whoever watches it: logs, and a tracer where spans are wanted."""
+
+    def __init__(self, settings: ClusterSettings, state: RayState, process: str) -> None:
+        from cluster.logs import begin_logs
+
+        self._settings, self._process, self._run = settings, process, state.key("run").hex()[:8]
+        begin_logs(process, Path(settings.log_dir), settings.log_level, self._run)
+
+    def tracer(self) -> Tracer | None:
+        from cluster.tracing import make_tracer
+
+        return make_tracer(self._settings.trace, self._process, Path(self._settings.log_dir))
+
+    def end(self) -> None:
+        """The process is about to be ended by order."""
+        from cluster.logs import end_logs
+
+        end_logs(self._process, Path(self._settings.log_dir), self._run)
 
 
 async def find_scheduler(state: RayState) -> str:
@@ -87,10 +113,12 @@ class SchedulerActor:
         self._settings = settings
         self._namespace = namespace
         self._state = RayState(namespace)
+        self._observed = Observed(settings, self._state, "scheduler")
         self._serving = Serving(self._serve)
 
     async def _serve(self, ready: Callable[[str], None]) -> None:
-        from cluster.scheduler_server import serve_scheduler
+        from cluster.metrics_ray import mirror_to_ray
+        from cluster.scheduler_server import Doors, serve_scheduler
 
         settings, state = self._settings, self._state
         journal = Path(settings.journal) if settings.journal else None
@@ -103,12 +131,12 @@ class SchedulerActor:
         await serve_scheduler(
             settings.scheduler(),
             epoch,
-            host=settings.host,
-            admin_port=settings.admin_port,
+            doors=Doors(settings.host, settings.admin_port, settings.metrics_port),
             hash_key=state.key("hash key"),
             silence_s=settings.silence_s,
             journal=journal,
             on_address=publish,
+            mirror=mirror_to_ray,
         )
 
     def ready(self, timeout_s: float) -> str:
@@ -128,6 +156,7 @@ class WorkerActor:
         self._state = RayState(namespace)
         self._name = name
         self._model = model
+        self._observed = Observed(settings, self._state, name)
         self.lines: list[str] = []
         self._serving = Serving(self._serve)
 
@@ -135,6 +164,7 @@ class WorkerActor:
         import ray
 
         from worker.serve import WorkerServer
+        from worker.spans import AttemptSpans
         from worker.transfer_security import TransferSecurity
         from worker.worker import Worker
 
@@ -149,7 +179,9 @@ class WorkerActor:
         )
         self._block_bytes, self._fingerprint = worker.parts.layout.block_bytes, worker.parts.layout.fingerprint()
         security = TransferSecurity(self._state.key("transfer secret").hex())
-        server = WorkerServer(worker, self._find, channel_options=CHANNEL_OPTIONS, security=security)
+        tracer = self._observed.tracer()
+        spans = None if tracer is None else AttemptSpans(tracer.begin, self._name)
+        server = WorkerServer(worker, self._find, channel_options=CHANNEL_OPTIONS, security=security, spans=spans)
         ready(self._name)
         await server.run()
 
@@ -164,6 +196,10 @@ class WorkerActor:
         import ray
 
         return ray.get_runtime_context().get_node_id(), self._block_bytes, self._fingerprint
+
+    def end(self) -> None:
+        """It has drained, and is about to be ended."""
+        self._observed.end()
 
     def report(self) -> list[str]:
         """What the start said, line by line."""
@@ -183,6 +219,7 @@ class GatewayActor:
         self._state = RayState(namespace)
         self._name = name
         self._port = port
+        self._observed = Observed(settings, self._state, name)
         self._serving = Serving(self._serve)
 
     async def _serve(self, ready: Callable[[str], None]) -> None:
@@ -190,7 +227,7 @@ class GatewayActor:
         from cluster.gateway_settings import GatewaySettings
 
         settings = GatewaySettings(self._name, incarnation(), self._settings.host, self._port)
-        await serve_gateway(settings, self._settings.model, self._find, ready)
+        await serve_gateway(settings, self._settings.model, self._find, ready, self._observed.tracer())
 
     async def _find(self) -> str:
         return await find_scheduler(self._state)
@@ -215,6 +252,7 @@ class HostPoolActor:
         self._name = name
         self._block_bytes = block_bytes
         self._fingerprint = fingerprint
+        self._observed = Observed(settings, self._state, name)
         self._serving = Serving(self._serve)
 
     async def _serve(self, ready: Callable[[str], None]) -> None:

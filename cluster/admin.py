@@ -18,7 +18,7 @@ from cluster import __version__
 from cluster.control_server import ControlServer
 from cluster.host import SchedulerHost
 from cluster.ledger import Ledger
-from cluster.messages import Drain
+from cluster.messages import CloseModel, Drain
 from cluster.sequences import Request, State
 from protos.quire.v1 import admin_pb2 as pb
 
@@ -43,6 +43,7 @@ BLOCK_STATES = {
 DEFAULT_LIMIT = 1_000
 DEFAULT_INTERVAL_S = 0.5
 MIN_INTERVAL_S = 0.05
+MAX_NOTES = 50
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Scale = Callable[[str, int], Awaitable[tuple[int, int]]]
@@ -73,7 +74,17 @@ class AdminServer:
             num_workers=len(scheduler.replicas),
             num_gateways=len(host.gateway_links),
             counters=counters,
+            notes=self._notes(),
         )
+
+    def _notes(self) -> list[pb.Note]:
+        notes = self._host.scheduler.notes
+        latest = notes.since(max(0, notes.num_notes - MAX_NOTES))
+        now = self._host.now
+        return [
+            pb.Note(number=note.number, age_s=now - note.at, kind=note.kind, subject=note.subject, why=note.why)
+            for note in latest
+        ]
 
     async def ListWorkers(self, request: pb.ListWorkersRequest, context: Context) -> pb.ListWorkersResponse:
         response = pb.ListWorkersResponse()
@@ -203,7 +214,7 @@ class AdminServer:
             response = pb.WatchBlocksResponse(number=number)
             seen: dict[str, tuple[int, bytes]] = {}
             for name, incarnation, ledger in self._ledgers(request.pools):
-                states = bytes(BLOCK_STATES[ledger.state(block)] for block in range(ledger.num_blocks))
+                states = ledger.states(BLOCK_STATES)
                 seen[name] = (incarnation, states)
                 before = known.get(name)
                 if before is None or before[0] != incarnation:
@@ -267,6 +278,16 @@ class AdminServer:
         self._host.post(Drain(request.worker, not request.undo))
         return pb.DrainResponse(num_moving=0 if request.undo else num_moving)
 
+    async def CloseModel(self, request: pb.CloseModelRequest, context: Context) -> pb.CloseModelResponse:
+        scheduler = self._host.scheduler
+        models = sorted({replica.joined.model for replica in scheduler.replicas.values()})
+        if request.model not in models:
+            known = ", ".join(models) or "none"
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no model {request.model} is served; there is {known}")
+        self._host.post(CloseModel(request.model, not request.undo))
+        num_open = sum(known.model == request.model for known in scheduler.requests.values())
+        return pb.CloseModelResponse(num_open=num_open)
+
     async def GetUsage(self, request: pb.GetUsageRequest, context: Context) -> pb.GetUsageResponse:
         response = pb.GetUsageResponse()
         for tenant in self._host.scheduler.tenants:
@@ -288,4 +309,4 @@ def _count(pool: pb.Pool, ledger: Ledger) -> None:
     pool.num_blocks = ledger.num_blocks
     pool.num_free, pool.num_held, pool.num_cached = counts.free, counts.held, counts.cached
     pool.num_moving, pool.num_quarantined = counts.moving, counts.quarantined
-    pool.num_shared = sum(1 for block in range(ledger.num_blocks) if ledger.holders(block) > 1)
+    pool.num_shared = ledger.num_shared

@@ -31,6 +31,8 @@ class Admission:
         self._settings = scheduler.settings
         self._queues: dict[str, WaitingQueue] = {}
         self._boards: dict[str, Board] = {}
+        # Models that take nothing new: they are being unloaded.
+        self.closed: set[str] = set()
         # Requests that came before any replica of their model had reported to this new scheduler.
         self._unheard: list[Request] = []
         # Requests whose content came back from host memory in this turn.
@@ -43,6 +45,11 @@ class Admission:
 
     def remove(self, replica: Replica) -> None:
         self._boards[replica.joined.model].remove(replica)
+
+    def forget_model(self, model: str) -> None:
+        """It was closed and its last replica is gone: it is as if it had never been here."""
+        self.closed.discard(model)
+        self._boards.pop(model, None)
 
     def replicas_of(self, model: str) -> list[Replica]:
         board = self._boards.get(model)
@@ -61,6 +68,8 @@ class Admission:
 
     def refusal(self, request: Request) -> Refusal | None:
         """Why this request can never be served, or not now; None if it may wait."""
+        if request.model in self.closed:
+            return "NOT_FOUND", f"model {request.model} is being unloaded; ask for another", 0.0
         if self._scheduler.rebuild.ends_at is None:
             board = self._boards.get(request.model)
             if board is None:
@@ -328,6 +337,7 @@ class Admission:
                 chain=request.names[-HASH_BYTES:],
                 forks=forks,
                 beams=self._beams(sequence),
+                trace=request.trace,
             )
         )
         position, name = sequence.position, replica.name

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConfigError
+from cluster.logs import LEVELS
 from cluster.settings import SchedulerSettings, WorkerSettings
 from cluster.sizes import parse_bytes
 
@@ -38,6 +39,8 @@ class ClusterSettings:
     host: str = "127.0.0.1"
     port: int = 50051
     admin_port: int = 50052
+    # Prometheus reads the whole cluster there.
+    metrics_port: int = 50053
     gateways: int = 1
     # An existing Ray cluster ("auto" or HOST:PORT); empty: one of our own is started.
     address: str = ""
@@ -47,6 +50,10 @@ class ClusterSettings:
     allocator: str = "lru"
     placement: str = "scored"
     journal: str = ""
+    # Log lines of this level and above; where they go (empty: the state folder); where spans go (empty: nowhere).
+    log_level: str = "info"
+    log_dir: str = ""
+    trace: str = ""
     # Seconds of silence after which a worker is taken for dead.
     silence_s: float = 2.0
 
@@ -57,6 +64,7 @@ class ClusterSettings:
             ("gateways", self.gateways, 1, 256),
             ("port", self.port, 0, 65535),
             ("admin_port", self.admin_port, 0, 65535),
+            ("metrics_port", self.metrics_port, 0, 65535),
             ("cpus_per_worker", self.cpus_per_worker, 0, 1024),
             ("silence_s", self.silence_s, 0.5, 600),
         )
@@ -70,6 +78,7 @@ class ClusterSettings:
             ("preemption", self.preemption, ("cheapest", "recompute", "swap")),
             ("allocator", self.allocator, ("fifo", "lru", "buddy")),
             ("placement", self.placement, ("scored", "round_robin", "least_loaded")),
+            ("log_level", self.log_level, LEVELS),
         )
         for name, chosen, known in choices:
             if chosen not in known:

@@ -7,6 +7,7 @@ to Ray. It never decides how many workers there shall be.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -88,7 +89,10 @@ class Fleet:
             if not found or not found[0].num_sequences:
                 break
             time.sleep(0.1)
-        ray.kill(ray.get_actor(name, namespace=self._namespace), no_restart=True)
+        actor = ray.get_actor(name, namespace=self._namespace)
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(actor.end.remote(), timeout=ADMIN_S)
+        ray.kill(actor, no_restart=True)
         remove_placement_group(get_placement_group(name))
         self._say(f"{name} has drained and is gone")
 

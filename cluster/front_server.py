@@ -205,6 +205,10 @@ class FrontServer:
         # The gateway may forget them.
         session.news.set()
 
+    def token_addresses(self) -> dict[str, str]:
+        """Where each gateway takes tokens, and tells its figures."""
+        return {name: session.token_address for name, session in self.sessions.items()}
+
     # -- silence and readiness
 
     async def watch(self) -> None:

@@ -35,6 +35,7 @@ from cluster.gateway_models import TextModel
 from cluster.gateway_pins import Pins
 from cluster.gateway_settings import GatewaySettings
 from cluster.gateway_state import Closing, adopt, ask_again_events, state_events
+from cluster.gateway_watch import Watch
 from cluster.messages import (
     Accepted,
     Adopt,
@@ -51,6 +52,7 @@ from cluster.messages import (
     Submit,
     Tokens,
 )
+from cluster.tracing import Tracer
 from cluster.wire_front import FrontEvent
 from protos.quire.v1 import inference_pb2 as pb
 
@@ -65,7 +67,13 @@ LINGER_S = 2.0
 class Gateway:
     """Requests under way at one front door."""
 
-    def __init__(self, settings: GatewaySettings, link: SchedulerLink, models: Mapping[str, TextModel]) -> None:
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        link: SchedulerLink,
+        models: Mapping[str, TextModel],
+        tracer: Tracer | None = None,
+    ) -> None:
         self.settings = settings
         # Routes of an earlier start of this gateway must mean nothing to this one.
         self.catalogue = Catalogue(settings.name, (settings.incarnation & 0x7FFF_FFFF) << 32, models)
@@ -78,6 +86,7 @@ class Gateway:
         self._link = link
         self._answers: dict[int, Answer] = {}
         self._by_id: dict[str, Answer] = {}
+        self.watch = Watch(settings.name, tracer)
         self._pins = Pins(link)
         self._closing = Closing(link)
         # Set when a stream has let go of its answer.
@@ -121,7 +130,9 @@ class Gateway:
             if known.ended is None or known.outlet is not None:
                 raise AlreadyExists("request_id", f"{client_id} is under way", "give another id, or resume")
             self._close(known)
+        submit, span = self.watch.begin(submit, question)
         answer = self._enter(submit, client_id, question.grace_s)
+        answer.span = span
         answer.outlet, answer.cursor = outlet, Cursor(answer, tag)
         self._send_new(answer, submit)
         return answer
@@ -160,7 +171,8 @@ class Gateway:
         sampling = submit.sampling
         cutters = self.catalogue.models[submit.model].cutters(sampling)
         answer_log = RequestLog(sampling.n, cutters, sampling.logprobs is not None)
-        answer = Answer(submit, client_id, answer_log, grace_s, time.monotonic())
+        figures = self.watch.metrics.of(submit.model)
+        answer = Answer(submit, client_id, answer_log, grace_s, time.monotonic(), figures)
         self._answers[answer.route] = self._by_id[submit.request_id] = answer
         self._set_timer(answer, self.settings.accept_timeout_s, self._give_up_waiting)
         return answer
@@ -189,6 +201,7 @@ class Gateway:
 
     def feed(self, batch: Sequence[Tokens]) -> None:
         """Takes tokens from a worker. Called once per message, which holds those of many sequences."""
+        now = time.monotonic()
         for tokens in batch:
             answer = self._answers.get(tokens.route)
             if answer is None:
@@ -200,8 +213,7 @@ class Gateway:
                 log.error("request %s: %s", answer.request_id, error)
                 self._drop(answer, WorkFailed(f"tokens of request {answer.client_id} did not fit together: {error}"))
                 continue
-            if answer.first_token is None:
-                answer.first_token = time.monotonic()
+            self.watch.tokens(answer, len(tokens.ids), now)
             if stopped is not None:
                 self._link.send(StopAt(answer.request_id, stopped.index, len(stopped.ids)))
             if tokens.reason is not Reason.NONE or stopped is not None:
@@ -228,6 +240,7 @@ class Gateway:
         # A request that was preempted starts again; its client was told once.
         if answer is not None and answer.started is None:
             answer.started = started
+            self.watch.started(answer, started)
             answer.wake()
 
     def _on_refused(self, refused: Refused) -> None:
@@ -282,6 +295,7 @@ class Gateway:
         if answer.ended is None:
             answer.ended = time.monotonic()
             answer.stop_timer()
+            self.watch.ended(answer)
         if answer.outlet is None and (answer.failure is not None or answer.is_cancelled):
             self._close(answer)
 
@@ -390,6 +404,7 @@ class Gateway:
         answer.stop_timer()
         answer.failure = error
         answer.log.abort()
+        self.watch.ended(answer)
         answer.wake()
 
     def _close(self, answer: Answer) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from cluster.errors import QuireError
 from cluster.gateway_log import RequestLog, SequenceLog
 from cluster.messages import Accepted, Done, Reason, Started, Submit
+from cluster.metrics_gateway import ModelFigures
+from cluster.tracing import Span
 from cluster.wire_tokens import fill_logprob
 from protos.quire.v1 import common_pb2
 from protos.quire.v1 import inference_pb2 as pb
@@ -73,20 +75,26 @@ class Answer:
         "done",
         "ended",
         "failure",
+        "figures",
         "first_token",
         "grace_s",
         "is_adopted",
         "is_asked_again",
         "is_cancelled",
+        "is_counted",
+        "last_token",
         "log",
         "outlet",
         "route",
+        "span",
         "started",
         "submit",
         "timer",
     )
 
-    def __init__(self, submit: Submit, client_id: str, log: RequestLog, grace_s: float, now: float) -> None:
+    def __init__(
+        self, submit: Submit, client_id: str, log: RequestLog, grace_s: float, now: float, figures: ModelFigures
+    ) -> None:
         self.submit = submit
         self.client_id = client_id
         self.route = submit.route
@@ -94,6 +102,11 @@ class Answer:
         self.grace_s = grace_s
         self.arrived = now
         self.first_token: float | None = None
+        self.last_token = 0.0
+        # Where its times are counted; its end is counted once.
+        self.figures = figures
+        self.is_counted = False
+        self.span: Span | None = None
         self.ended: float | None = None
         self.accepted: Accepted | None = None
         self.started: Started | None = None

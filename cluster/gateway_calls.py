@@ -44,6 +44,11 @@ class Call:
         return None if left is None or left > 1e9 else left
 
     @property
+    def traceparent(self) -> str:
+        """The W3C trace context that the client sent; empty: none."""
+        return _metadata(self._context, "traceparent") or ""
+
+    @property
     def is_past_deadline(self) -> bool:
         left = self.time_left_s
         return left is not None and left <= 0
@@ -95,7 +100,7 @@ def _handler(
 async def guarded(context: Context, book: TokenBook, right: Right, run: Callable[[Call], Awaitable[Any]]) -> Any:
     """Runs a method; what it raises becomes the status of the call."""
     try:
-        caller = book.caller(_authorization(context))
+        caller = book.caller(_metadata(context, "authorization"))
         caller.require(right)
         return await run(Call(context, caller))
     except QuireError as error:
@@ -109,9 +114,9 @@ async def guarded(context: Context, book: TokenBook, right: Right, run: Callable
     return await context.abort(code, details, trailer)
 
 
-def _authorization(context: Context) -> str | None:
+def _metadata(context: Context, name: str) -> str | None:
     for key, value in context.invocation_metadata() or ():
-        if key == "authorization":
+        if key == name:
             return value if isinstance(value, str) else None
     return None
 

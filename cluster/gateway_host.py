@@ -16,7 +16,10 @@ from cluster.gateway import Gateway
 from cluster.gateway_models import TextModel
 from cluster.gateway_server import GatewayServer
 from cluster.gateway_settings import GatewaySettings
-from protos.quire.v1.front_pb2_grpc import add_TokenServiceServicer_to_server
+from cluster.metrics import Family
+from cluster.metrics_serve import FiguresService
+from cluster.tracing import Tracer
+from protos.quire.v1.front_pb2_grpc import add_FiguresServiceServicer_to_server, add_TokenServiceServicer_to_server
 from worker.checkpoint import find_folder
 
 INTERNAL_OPTIONS: list[tuple[str, int]] = [
@@ -32,13 +35,20 @@ async def serve_gateway(
     models: Sequence[str],
     find: Callable[[], Awaitable[str]],
     on_address: Callable[[str], None],
+    tracer: Tracer | None = None,
 ) -> None:
     """Serves until cancelled. `find` gives the scheduler's address; `on_address` gets the public one."""
     texts = {model: TextModel.load(model, find_folder(model)) for model in models}
     intake_server = grpc.aio.server(options=INTERNAL_OPTIONS)
     intake_port = intake_server.add_insecure_port(f"{settings.host}:0")
     link = FrontLink(LinkSettings(settings.name, settings.incarnation, f"{settings.host}:{intake_port}", find))
-    gateway = Gateway(settings, link, texts)
+    gateway = Gateway(settings, link, texts, tracer)
+
+    def families() -> list[Family]:
+        num_open = gateway.num_open
+        return gateway.watch.metrics.families(num_open, gateway.is_connected, gateway.num_stale)
+
+    add_FiguresServiceServicer_to_server(FiguresService(families), intake_server)
     add_TokenServiceServicer_to_server(TokenIntake(gateway.feed), intake_server)
     await intake_server.start()
     server = GatewayServer(gateway)

@@ -45,6 +45,7 @@ class Question:
     grace_s: float
     positions: tuple[int, ...] | None
     timeout_s: float | None
+    trace: str = ""
 
 
 def parse(kind: type[Request], raw: bytes) -> Request:
@@ -56,7 +57,8 @@ def parse(kind: type[Request], raw: bytes) -> Request:
         raise InvalidRequest("message", f"{len(raw):,} bytes are no {name}", "generate code from our .proto") from error
 
 
-def read_generate(request: pb.GenerateRequest, timeout_s: float | None) -> Question:
+def read_generate(request: pb.GenerateRequest, timeout_s: float | None, trace: str = "") -> Question:
+    """`trace`: the W3C traceparent that came with the call."""
     for name in _UNSUPPORTED:
         if getattr(request, name):
             raise Unsupported(name, "is asked for, and Quire does not do it", "leave it out")
@@ -82,6 +84,7 @@ def read_generate(request: pb.GenerateRequest, timeout_s: float | None) -> Quest
         grace_s=grace_s,
         positions=_positions(request, params) if request.HasField("resume") else None,
         timeout_s=timeout_s,
+        trace=trace,
     )
 
 

@@ -69,7 +69,8 @@ class InferenceService:
 
     async def generate(self, request: pb.GenerateRequest, call: Call) -> None:
         outlet = Outlet()
-        answer = await _begin(self._gateway, call.caller.tenant, read_generate(request, call.time_left_s), outlet, 0)
+        question = read_generate(request, call.time_left_s, call.traceparent)
+        answer = await _begin(self._gateway, call.caller.tenant, question, outlet, 0)
         cursor = answer.cursor
         assert cursor is not None
         messages: list[pb.GenerateResponse] = []
@@ -197,7 +198,7 @@ class ManyStream:
         try:
             if tag in self._answers:
                 raise InvalidRequest("tag", f"{tag} is under way on this stream", "give each request its own")
-            question = read_generate(request.generate, self._timeout_s(request))
+            question = read_generate(request.generate, self._timeout_s(request), self._call.traceparent)
             answer = await _begin(self._gateway, self._call.caller.tenant, question, self._outlet, tag)
         except QuireError as error:
             self._refuse(tag, error)
@@ -260,7 +261,11 @@ class ManyStream:
 
 async def _begin(gateway: Gateway, tenant: str, question: Question, outlet: Outlet, tag: int) -> Answer:
     ask = gateway.ask if question.positions is None else gateway.resume
-    return await ask(tenant, question, outlet, tag)
+    try:
+        return await ask(tenant, question, outlet, tag)
+    except QuireError as error:
+        gateway.watch.refused(question, question.model in gateway.catalogue.served, error)
+        raise
 
 
 def _fill_failed(message: pb.GenerateResponse, tag: int, error: QuireError) -> None:

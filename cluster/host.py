@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from cluster.journal import JournalWriter
 from cluster.messages import Event, Order, Plan, Tick
+from cluster.metrics import TURN_BOUNDS, Histogram
 from cluster.scheduler import Scheduler
 from cluster.settings import SchedulerSettings
 from cluster.wire_front import Notice
@@ -43,6 +44,8 @@ class SchedulerHost:
         self.num_turns = 0
         self.turn_seconds = 0.0
         self.longest_turn_s = 0.0
+        self.turns = Histogram(TURN_BOUNDS)
+        self._num_notes = 0
         # By replica: takes plans. By gateway: takes notices.
         self.replica_links: dict[str, Callable[[Plan], None]] = {}
         self.gateway_links: dict[str, Callable[[Notice], None]] = {}
@@ -90,10 +93,18 @@ class SchedulerHost:
         self.num_turns += 1
         self.turn_seconds += seconds
         self.longest_turn_s = max(self.longest_turn_s, seconds)
+        self.turns.observe(seconds)
+        if self.scheduler.notes.num_notes != self._num_notes:
+            self._log_notes()
         if self._journal is not None:
             self._journal.turn(events, now, orders)
         for watcher in self.after_turn:
             watcher()
+
+    def _log_notes(self) -> None:
+        for note in self.scheduler.notes.since(self._num_notes):
+            log.info("%s %s: %s", note.kind, note.subject, note.why, extra={"request_id": note.subject})
+        self._num_notes = self.scheduler.notes.num_notes
 
     def _carry(self, order: Order) -> None:
         """To the link that it is for. Without one the receiver is gone, and the scheduler hears of that by an event."""

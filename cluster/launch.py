@@ -24,6 +24,7 @@ from typing import Any
 
 from cluster.cluster_settings import ClusterSettings
 from cluster.errors import ConfigError, Unavailable
+from cluster.tracing import check_trace
 
 NAMESPACE = "quire"
 START_S = 120.0
@@ -182,8 +183,12 @@ def up(settings: ClusterSettings, say: Say) -> Running:
         raise ConfigError(f"a cluster runs already, its gateway at {known.gateway}; `quire down` ends it")
     check_port(settings.host, settings.port, "port")
     check_port(settings.host, settings.admin_port, "admin_port")
+    check_port(settings.host, settings.metrics_port, "metrics_port")
+    check_trace(settings.trace)
+    settings = replace(settings, log_dir=settings.log_dir or str(state_folder() / "logs"))
     # Ports that are left to us are chosen once: an actor that is started again must come up where it was.
     settings = replace(settings, port=settings.port or free_port(), admin_port=settings.admin_port or free_port())
+    settings = replace(settings, metrics_port=settings.metrics_port or free_port())
     began = time.monotonic()
     num_workers = settings.workers * len(settings.model)
     if settings.address:
@@ -199,7 +204,10 @@ def up(settings: ClusterSettings, say: Say) -> Running:
         down(lambda line: None)
         raise
     running.save()
-    say(f"ready after {time.monotonic() - began:.1f} s: gateway {running.gateway}, admin {running.admin}")
+    say(
+        f"ready after {time.monotonic() - began:.1f} s: gateway {running.gateway}, admin {running.admin}, "
+        f"metrics http://{settings.host}:{settings.metrics_port}/metrics"
+    )
     return running
 
 

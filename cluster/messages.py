@@ -102,6 +102,7 @@ class Start:
     chain: bytes  # hash of the last full block of the prompt (b"" if it has none): generated blocks are chained to it
     forks: tuple[Fork, ...] = ()
     beams: Beams | None = None
+    trace: str = ""  # W3C traceparent of the gateway's span; empty: nobody traces
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +329,7 @@ class Submit:
     salt: bytes = b""
     deadline: float | None = None  # on the scheduler's clock
     outputs: tuple[Ids, ...] = ()  # a gateway submits anew what it has already sent (scheduler rebuilt, resume)
+    trace: str = ""  # W3C traceparent of the gateway's span; empty: nobody traces
 
 
 @dataclass(frozen=True, slots=True)
@@ -479,6 +481,14 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class CloseModel:
+    """Take no new requests for this model; with its last replica it is forgotten (or take them again, on=False)."""
+
+    model: str
+    on: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Pin:
     """Warm a prefix and keep it until `until` on the scheduler's clock (CachePrefix)."""
 
@@ -516,6 +526,7 @@ Event: TypeAlias = (
     | GatewayState
     | GatewayLost
     | Drain
+    | CloseModel
     | Tick
 )
 

@@ -64,7 +64,12 @@ class Recovery:
     def on_replica_lost(self, lost: ReplicaLost) -> None:
         replica = self._scheduler.replicas.get(lost.replica)
         if replica is not None and replica.incarnation == lost.incarnation:
+            detail = f"{lost.detail}; {len(replica.requests)} requests go on elsewhere"
+            self._scheduler.notes.add(self._scheduler.now, "lost", lost.replica, detail)
             self.lose(replica)
+            model = replica.joined.model
+            if model in self._scheduler.admission.closed and not self._scheduler.admission.replicas_of(model):
+                self._scheduler.unload(model)
 
     def lose(self, replica: Replica) -> None:
         """Its memory is gone. What ran there starts again from what the gateways have."""

@@ -25,6 +25,7 @@ from cluster.messages import (
     Adopt,
     Cancel,
     Closed,
+    CloseModel,
     Done,
     Drain,
     Drop,
@@ -48,6 +49,7 @@ from cluster.messages import (
     Submit,
     Tick,
 )
+from cluster.notes import Notes
 from cluster.pins import Pins
 from cluster.prefix import PrefixIndex
 from cluster.rebuild import Rebuild
@@ -70,6 +72,7 @@ class Scheduler:
         self.requests: dict[str, Request] = {}
         self.tenants = Tenants(settings.tenant_weights)
         self.counters: Counter[str] = Counter()
+        self.notes = Notes()
         self.index = PrefixIndex()
         self._num_attempts = 0
         self.clock = Clock()
@@ -105,6 +108,7 @@ class Scheduler:
             ReplicaState: self.rebuild.on_replica_state,
             GatewayState: self.rebuild.on_gateway_state,
             Drain: self._on_drain,
+            CloseModel: self._on_close_model,
             Tick: lambda event: None,
         }
 
@@ -364,6 +368,7 @@ class Scheduler:
     def break_off(self, request: Request, code: str, detail: str, reason: Reason) -> None:
         """It ends before its time; who adopts it later is told the same."""
         request.refusal = (code, detail)
+        self.notes.add(self.now, f"ended {code}", request.request_id, detail)
         self.tell(Refused(request.gateway, request.route, request.request_id, code, detail))
         self.abort(request, reason)
 
@@ -379,10 +384,13 @@ class Scheduler:
             victim = max(running, key=lambda request: request.precedence)
             if len(running) == 1 and self.pins.give_up_one(replica):
                 continue
-            self.preempt(victim, f"{starving.request.request_id} needs a block and none is free")
+            self.preempt(victim, f"{starving.request.request_id} needs a block and none is free", "memory")
 
-    def preempt(self, request: Request, why: str) -> None:
-        """Its replica is needed: it goes to host memory or is computed again, whichever is cheaper."""
+    def preempt(self, request: Request, why: str, cause: str) -> None:
+        """Its replica is needed: it goes to host memory or is computed again, whichever is cheaper.
+
+        `why` is for people, `cause` one of a few words that preemptions are counted by.
+        """
         replica = request.replica
         assert replica is not None
         request.preemptions += 1
@@ -396,6 +404,8 @@ class Scheduler:
         )
         request.why_preempted = f"{why}; {kind}, estimated {way.seconds * 1e3:.1f} ms"
         self.counters[f"preempted {kind}"] += 1
+        self.notes.preemptions[kind, cause] += 1
+        self.notes.add(self.now, "preempted", request.request_id, request.why_preempted)
         if way.host is not None:
             self.swapper.reserve(request, way.host)
         self.drop(request)
@@ -419,7 +429,21 @@ class Scheduler:
         if drain.on:
             for request in list(replica.requests.values()):
                 if request.state is State.RUNNING:
-                    self.preempt(request, f"replica {replica.name} is draining")
+                    self.preempt(request, f"replica {replica.name} is draining", "drain")
+
+    def _on_close_model(self, close: CloseModel) -> None:
+        """What is accepted of this model ends; nothing new is taken."""
+        if close.on and self.admission.replicas_of(close.model):
+            self.admission.closed.add(close.model)
+        elif not close.on:
+            self.admission.closed.discard(close.model)
+
+    def unload(self, model: str) -> None:
+        """A closed model has lost its last replica: who still waits for it is told."""
+        for request in [one for one in self.requests.values() if one.model == model and not one.is_cancelled]:
+            detail = f"model {model} was unloaded before the request could end"
+            self.break_off(request, "UNAVAILABLE", detail, Reason.DROPPED)
+        self.admission.forget_model(model)
 
     # -- time
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
@@ -20,12 +22,16 @@ from cluster.front import ServedModel
 from cluster.front_server import FrontServer
 from cluster.host import SchedulerHost, tune_collector
 from cluster.journal import JournalWriter
+from cluster.metrics_scheduler import scheduler_families
+from cluster.metrics_serve import ClusterFigures, Collect, serve_metrics
 from cluster.settings import SchedulerSettings
 from protos.quire.v1.admin_pb2_grpc import add_AdminServiceServicer_to_server
 from protos.quire.v1.control_pb2_grpc import add_ControlServiceServicer_to_server
 from protos.quire.v1.front_pb2_grpc import add_FrontServiceServicer_to_server
 
 log = logging.getLogger(__name__)
+
+Mirror: TypeAlias = Callable[[Collect], Coroutine[Any, Any, None]]
 
 SERVER_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", 256 << 20),
@@ -41,7 +47,9 @@ def served_models(host: SchedulerHost, control: ControlServer) -> tuple[ServedMo
     by_model: dict[str, list[str]] = {}
     scheduler = host.scheduler
     for replica in scheduler.replicas.values():
-        by_model.setdefault(replica.joined.model, []).append(replica.name)
+        # A model that is being unloaded is not served any more, though what it was asked before goes on.
+        if replica.joined.model not in scheduler.admission.closed:
+            by_model.setdefault(replica.joined.model, []).append(replica.name)
     models = []
     for model, names in by_model.items():
         replicas = [scheduler.replicas[name] for name in names]
@@ -59,19 +67,29 @@ def served_models(host: SchedulerHost, control: ControlServer) -> tuple[ServedMo
     return tuple(models)
 
 
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """Where the scheduler's process listens. Ports may be 0: any."""
+
+    host: str
+    admin_port: int
+    metrics_port: int
+
+
 async def serve_scheduler(
     settings: SchedulerSettings,
     epoch: int,
     *,
-    host: str,
-    admin_port: int,
+    doors: Doors,
     hash_key: bytes,
     silence_s: float,
     journal: Path | None,
     on_address: Callable[[str, str], None],
     scale: Scale | None = None,
+    mirror: Mirror | None = None,
 ) -> None:
     """Serves until cancelled. `on_address` gets the internal and the admin address once both listen."""
+    host = doors.host
     writer = JournalWriter(journal, settings, epoch) if journal is not None else None
     shell = SchedulerHost(settings, epoch, writer)
     tune_collector()
@@ -85,16 +103,22 @@ async def serve_scheduler(
     internal_port = internal.add_insecure_port(f"{host}:0")
     admin = grpc.aio.server(options=SERVER_OPTIONS)
     add_AdminServiceServicer_to_server(AdminServer(shell, control, scale), admin)
-    bound_port = admin.add_insecure_port(f"{host}:{admin_port}")
+    bound_port = admin.add_insecure_port(f"{host}:{doors.admin_port}")
     await internal.start()
     await admin.start()
+    figures = ClusterFigures(lambda: scheduler_families(shell, control), front.token_addresses)
+    metrics = await serve_metrics(host, doors.metrics_port, figures.collect)
     on_address(f"{host}:{internal_port}", f"{host}:{bound_port}")
     try:
         async with asyncio.TaskGroup() as tasks:
             for forever in (shell.run(), control.watch(), front.watch()):
                 tasks.create_task(forever)
+            if mirror is not None:
+                tasks.create_task(mirror(figures.collect))
     finally:
         if writer is not None:
             writer.close()
+        metrics.close()
+        await figures.close()
         await internal.stop(None)
         await admin.stop(None)

@@ -140,6 +140,7 @@ class Request:
         "sequences",
         "state",
         "tenant",
+        "trace",
         "why_preempted",
         "width",
     )
@@ -153,6 +154,7 @@ class Request:
         self.prompt = submit.prompt
         self.names = b"".join(submit.hashes)
         self.salt = submit.salt
+        self.trace = "" if isinstance(submit, Pin) else submit.trace
         self.arrival = arrival
         self.state = State.QUEUED
         self.replica: Replica | None = None

@@ -208,6 +208,7 @@ def fill_start(message: pb.Start, start: Start) -> None:
     fill_resolved(message.sampling, start.sampling)
     message.salt = start.salt
     message.chain = start.chain
+    message.trace = start.trace
     for fork in start.forks:
         message.forks.add(
             seq=fork.seq,
@@ -241,6 +242,7 @@ def start_from(message: pb.Start) -> Start:
         chain=message.chain,
         forks=tuple([_fork_from(fork) for fork in message.forks]),
         beams=beams,
+        trace=message.trace,
     )
 
 

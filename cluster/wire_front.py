@@ -65,6 +65,7 @@ def _fill_submit(message: pb.Submit, submit: Submit, now: float) -> None:
     if submit.deadline is not None:
         message.timeout_s = submit.deadline - now
     message.outputs.extend([output.tobytes() for output in submit.outputs])
+    message.trace = submit.trace
 
 
 def _submit_from(message: pb.Submit, now: float) -> Submit:
@@ -81,6 +82,7 @@ def _submit_from(message: pb.Submit, now: float) -> Submit:
         salt=message.salt,
         deadline=now + message.timeout_s if message.HasField("timeout_s") else None,
         outputs=tuple([ids_from(output) for output in message.outputs]),
+        trace=message.trace,
     )
 
 

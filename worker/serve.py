@@ -27,6 +27,7 @@ from cluster.wire_state import fill_replica_joined, fill_replica_state
 from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
 from protos.quire.v1 import control_pb2 as pb
 from protos.quire.v1.control_pb2_grpc import ControlServiceAsyncStub
+from worker.spans import AttemptSpans
 from worker.swap import Swap
 from worker.token_push import TokenPusher
 from worker.transfer_security import TransferSecurity
@@ -55,9 +56,15 @@ class StepLoop:
     """Runs the worker on one thread. `say` is called there with everything that is to be sent."""
 
     def __init__(
-        self, worker: Worker, say: Callable[[Outbound], None], swap: Swap | None = None, hang_s: float = 60.0
+        self,
+        worker: Worker,
+        say: Callable[[Outbound], None],
+        swap: Swap | None = None,
+        spans: AttemptSpans | None = None,
+        hang_s: float = 60.0,
     ) -> None:
         self.worker = worker
+        self._spans = spans
         self._swap = swap
         self.inbox: queue.SimpleQueue[Inbound] = queue.SimpleQueue()
         self.retired_at = time.monotonic()
@@ -90,7 +97,7 @@ class StepLoop:
                 if not progressed:
                     self._wait()
         except BaseException as error:
-            log.exception("the step loop ended")
+            log.critical("the step loop ended: %s: %s", type(error).__name__, error, exc_info=error)
             self.error = error
             # Without its loop a worker is dead: the process goes, and is started again with its next incarnation.
             os._exit(70)
@@ -109,6 +116,8 @@ class StepLoop:
     def _obey(self, word: Inbound) -> None:
         if isinstance(word, Plan):
             self.worker.obey(word)
+            if self._spans is not None:
+                self._spans.obeyed(word)
         else:
             if self._swap is not None:
                 self._swap.begin_epoch(word.epoch)
@@ -124,6 +133,8 @@ class StepLoop:
         result = self.worker.take_result()
         if result is not None:
             self._say(result)
+            if self._spans is not None:
+                self._spans.reported(result)
 
     def _watch(self) -> None:
         """Outside the loop: a device or a step that hangs can't report itself."""
@@ -143,13 +154,14 @@ class WorkerServer:
         *,
         channel_options: list[tuple[str, int]] | None = None,
         security: TransferSecurity | None = None,
+        spans: AttemptSpans | None = None,
     ) -> None:
         self.worker = worker
         self._find = find
         self._options = channel_options or []
         self._swap = Swap(worker, security) if security is not None else None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._steps = StepLoop(worker, self._say, self._swap)
+        self._steps = StepLoop(worker, self._say, self._swap, spans)
         self._outgoing: asyncio.Queue[pb.ConnectRequest | None] | None = None
         self._unsent: deque[Result] = deque()
         self._pusher = TokenPusher(worker.replica, worker.incarnation, self._options)
@@ -219,7 +231,7 @@ class WorkerServer:
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.ABORTED:
                     # Declared lost while it was away. What it holds means nothing any more, so it starts anew.
-                    log.warning("%s", error.details())
+                    log.error("%s", error.details())
                     os._exit(72)
                 raise
             finally:

@@ -32,6 +32,7 @@ def up(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port of the first gateway.")] = None,
     admin_port: Annotated[int | None, typer.Option(help="Port of the operators' door.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Port on which Prometheus finds /metrics.")] = None,
     gateways: Annotated[int | None, typer.Option(help="Front doors.")] = None,
     address: Annotated[str | None, typer.Option(help="A Ray cluster that runs: auto or HOST:PORT.")] = None,
     cpus_per_worker: Annotated[float | None, typer.Option(help="CPUs that Ray books for a worker.")] = None,
@@ -39,6 +40,9 @@ def up(
     allocator: Annotated[str | None, typer.Option(help="lru, fifo or buddy.")] = None,
     placement: Annotated[str | None, typer.Option(help="scored, round_robin or least_loaded.")] = None,
     journal: Annotated[str | None, typer.Option(help="Write every event to this file, for `quire replay`.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    log_dir: Annotated[str | None, typer.Option(help="Folder for log files. Default: in the state folder.")] = None,
+    trace: Annotated[str | None, typer.Option(help="OpenTelemetry spans: file, or an exporter such as otlp.")] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file with these names as keys.")] = None,
 ) -> None:
     """Start a cluster: scheduler, workers, host memory and gateways, and wait until it serves."""

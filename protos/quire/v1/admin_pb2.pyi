@@ -57,7 +57,7 @@ class GetClusterRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetClusterResponse(_message.Message):
-    __slots__ = ("epoch", "version", "uptime_s", "num_running", "num_waiting", "num_workers", "num_gateways", "counters")
+    __slots__ = ("epoch", "version", "uptime_s", "num_running", "num_waiting", "num_workers", "num_gateways", "counters", "notes")
     class CountersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -73,6 +73,7 @@ class GetClusterResponse(_message.Message):
     NUM_WORKERS_FIELD_NUMBER: _ClassVar[int]
     NUM_GATEWAYS_FIELD_NUMBER: _ClassVar[int]
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     version: str
     uptime_s: float
@@ -81,7 +82,22 @@ class GetClusterResponse(_message.Message):
     num_workers: int
     num_gateways: int
     counters: _containers.ScalarMap[str, int]
-    def __init__(self, epoch: _Optional[int] = ..., version: _Optional[str] = ..., uptime_s: _Optional[float] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_workers: _Optional[int] = ..., num_gateways: _Optional[int] = ..., counters: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    notes: _containers.RepeatedCompositeFieldContainer[Note]
+    def __init__(self, epoch: _Optional[int] = ..., version: _Optional[str] = ..., uptime_s: _Optional[float] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_workers: _Optional[int] = ..., num_gateways: _Optional[int] = ..., counters: _Optional[_Mapping[str, int]] = ..., notes: _Optional[_Iterable[_Union[Note, _Mapping[str, object]]]] = ...) -> None: ...
+
+class Note(_message.Message):
+    __slots__ = ("number", "age_s", "kind", "subject", "why")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    age_s: float
+    kind: str
+    subject: str
+    why: str
+    def __init__(self, number: _Optional[int] = ..., age_s: _Optional[float] = ..., kind: _Optional[str] = ..., subject: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
 
 class ListWorkersRequest(_message.Message):
     __slots__ = ()
@@ -328,6 +344,20 @@ class DrainResponse(_message.Message):
     NUM_MOVING_FIELD_NUMBER: _ClassVar[int]
     num_moving: int
     def __init__(self, num_moving: _Optional[int] = ...) -> None: ...
+
+class CloseModelRequest(_message.Message):
+    __slots__ = ("model", "undo")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    UNDO_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    undo: bool
+    def __init__(self, model: _Optional[str] = ..., undo: _Optional[bool] = ...) -> None: ...
+
+class CloseModelResponse(_message.Message):
+    __slots__ = ("num_open",)
+    NUM_OPEN_FIELD_NUMBER: _ClassVar[int]
+    num_open: int
+    def __init__(self, num_open: _Optional[int] = ...) -> None: ...
 
 class GetUsageRequest(_message.Message):
     __slots__ = ("tenant",)

@@ -47,6 +47,11 @@ class AdminServiceStub:
             request_serializer=admin_pb2.DrainRequest.SerializeToString,
             response_deserializer=admin_pb2.DrainResponse.FromString,
         )
+        self.CloseModel = channel.unary_unary(
+            "/quire.v1.AdminService/CloseModel",
+            request_serializer=admin_pb2.CloseModelRequest.SerializeToString,
+            response_deserializer=admin_pb2.CloseModelResponse.FromString,
+        )
         self.GetUsage = channel.unary_unary(
             "/quire.v1.AdminService/GetUsage",
             request_serializer=admin_pb2.GetUsageRequest.SerializeToString,
@@ -98,6 +103,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
             servicer.Drain,
             request_deserializer=admin_pb2.DrainRequest.FromString,
             response_serializer=admin_pb2.DrainResponse.SerializeToString,
+        ),
+        "CloseModel": grpc.unary_unary_rpc_method_handler(
+            servicer.CloseModel,
+            request_deserializer=admin_pb2.CloseModelRequest.FromString,
+            response_serializer=admin_pb2.CloseModelResponse.SerializeToString,
         ),
         "GetUsage": grpc.unary_unary_rpc_method_handler(
             servicer.GetUsage,

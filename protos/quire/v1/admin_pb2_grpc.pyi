@@ -15,6 +15,7 @@ class AdminServiceStub:
     WatchBlocks: grpc.UnaryStreamMultiCallable[admin_pb2.WatchBlocksRequest, admin_pb2.WatchBlocksResponse]
     Scale: grpc.UnaryUnaryMultiCallable[admin_pb2.ScaleRequest, admin_pb2.ScaleResponse]
     Drain: grpc.UnaryUnaryMultiCallable[admin_pb2.DrainRequest, admin_pb2.DrainResponse]
+    CloseModel: grpc.UnaryUnaryMultiCallable[admin_pb2.CloseModelRequest, admin_pb2.CloseModelResponse]
     GetUsage: grpc.UnaryUnaryMultiCallable[admin_pb2.GetUsageRequest, admin_pb2.GetUsageResponse]
 
 class AdminServiceAsyncStub:
@@ -27,6 +28,7 @@ class AdminServiceAsyncStub:
     WatchBlocks: grpc.aio.UnaryStreamMultiCallable[admin_pb2.WatchBlocksRequest, admin_pb2.WatchBlocksResponse]
     Scale: grpc.aio.UnaryUnaryMultiCallable[admin_pb2.ScaleRequest, admin_pb2.ScaleResponse]
     Drain: grpc.aio.UnaryUnaryMultiCallable[admin_pb2.DrainRequest, admin_pb2.DrainResponse]
+    CloseModel: grpc.aio.UnaryUnaryMultiCallable[admin_pb2.CloseModelRequest, admin_pb2.CloseModelResponse]
     GetUsage: grpc.aio.UnaryUnaryMultiCallable[admin_pb2.GetUsageRequest, admin_pb2.GetUsageResponse]
 
 def add_AdminServiceServicer_to_server(servicer: object, server: grpc.Server | grpc.aio.Server) -> None: ...

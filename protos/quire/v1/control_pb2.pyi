@@ -157,7 +157,7 @@ class Extends(_message.Message):
     def __init__(self, seqs: _Optional[bytes] = ..., lease_ends: _Optional[bytes] = ..., firsts: _Optional[bytes] = ..., counts: _Optional[bytes] = ..., blocks: _Optional[bytes] = ...) -> None: ...
 
 class Start(_message.Message):
-    __slots__ = ("seq", "request_id", "index", "attempt", "gateway", "route", "tokens", "num_prompt", "position", "table", "lease_end", "precedence", "sampling", "salt", "chain", "forks", "beams")
+    __slots__ = ("seq", "request_id", "index", "attempt", "gateway", "route", "tokens", "num_prompt", "position", "table", "lease_end", "precedence", "sampling", "salt", "chain", "forks", "beams", "trace")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -175,6 +175,7 @@ class Start(_message.Message):
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     FORKS_FIELD_NUMBER: _ClassVar[int]
     BEAMS_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
     seq: int
     request_id: str
     index: int
@@ -192,7 +193,8 @@ class Start(_message.Message):
     chain: bytes
     forks: _containers.RepeatedCompositeFieldContainer[Fork]
     beams: Beams
-    def __init__(self, seq: _Optional[int] = ..., request_id: _Optional[str] = ..., index: _Optional[int] = ..., attempt: _Optional[int] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ..., tokens: _Optional[bytes] = ..., num_prompt: _Optional[int] = ..., position: _Optional[int] = ..., table: _Optional[bytes] = ..., lease_end: _Optional[int] = ..., precedence: _Optional[int] = ..., sampling: _Optional[_Union[ResolvedSampling, _Mapping[str, object]]] = ..., salt: _Optional[bytes] = ..., chain: _Optional[bytes] = ..., forks: _Optional[_Iterable[_Union[Fork, _Mapping[str, object]]]] = ..., beams: _Optional[_Union[Beams, _Mapping[str, object]]] = ...) -> None: ...
+    trace: str
+    def __init__(self, seq: _Optional[int] = ..., request_id: _Optional[str] = ..., index: _Optional[int] = ..., attempt: _Optional[int] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ..., tokens: _Optional[bytes] = ..., num_prompt: _Optional[int] = ..., position: _Optional[int] = ..., table: _Optional[bytes] = ..., lease_end: _Optional[int] = ..., precedence: _Optional[int] = ..., sampling: _Optional[_Union[ResolvedSampling, _Mapping[str, object]]] = ..., salt: _Optional[bytes] = ..., chain: _Optional[bytes] = ..., forks: _Optional[_Iterable[_Union[Fork, _Mapping[str, object]]]] = ..., beams: _Optional[_Union[Beams, _Mapping[str, object]]] = ..., trace: _Optional[str] = ...) -> None: ...
 
 class ResolvedSampling(_message.Message):
     __slots__ = ("sampling", "eos_token_ids")

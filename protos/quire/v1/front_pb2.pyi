@@ -8,6 +8,38 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class GetFiguresRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetFiguresResponse(_message.Message):
+    __slots__ = ("families",)
+    FAMILIES_FIELD_NUMBER: _ClassVar[int]
+    families: _containers.RepeatedCompositeFieldContainer[MetricFamily]
+    def __init__(self, families: _Optional[_Iterable[_Union[MetricFamily, _Mapping[str, object]]]] = ...) -> None: ...
+
+class MetricFamily(_message.Message):
+    __slots__ = ("name", "kind", "help", "samples")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    HELP_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    kind: str
+    help: str
+    samples: _containers.RepeatedCompositeFieldContainer[MetricSample]
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., help: _Optional[str] = ..., samples: _Optional[_Iterable[_Union[MetricSample, _Mapping[str, object]]]] = ...) -> None: ...
+
+class MetricSample(_message.Message):
+    __slots__ = ("suffix", "labels", "value")
+    SUFFIX_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    suffix: str
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    value: float
+    def __init__(self, suffix: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., value: _Optional[float] = ...) -> None: ...
+
 class AttachRequest(_message.Message):
     __slots__ = ("number", "taken", "hello", "events")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
@@ -109,7 +141,7 @@ class ServedModel(_message.Message):
     def __init__(self, name: _Optional[str] = ..., ready: _Optional[bool] = ..., detail: _Optional[str] = ..., num_replicas: _Optional[int] = ..., block_size: _Optional[int] = ..., max_model_len: _Optional[int] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("request_id", "gateway", "route", "model", "tenant", "prompt", "hashes", "sampling", "priority", "salt", "timeout_s", "outputs")
+    __slots__ = ("request_id", "gateway", "route", "model", "tenant", "prompt", "hashes", "sampling", "priority", "salt", "timeout_s", "outputs", "trace")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
@@ -122,6 +154,7 @@ class Submit(_message.Message):
     SALT_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     gateway: str
     route: int
@@ -134,7 +167,8 @@ class Submit(_message.Message):
     salt: bytes
     timeout_s: float
     outputs: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, request_id: _Optional[str] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ..., model: _Optional[str] = ..., tenant: _Optional[str] = ..., prompt: _Optional[bytes] = ..., hashes: _Optional[bytes] = ..., sampling: _Optional[_Union[_control_pb2.ResolvedSampling, _Mapping[str, object]]] = ..., priority: _Optional[int] = ..., salt: _Optional[bytes] = ..., timeout_s: _Optional[float] = ..., outputs: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    trace: str
+    def __init__(self, request_id: _Optional[str] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ..., model: _Optional[str] = ..., tenant: _Optional[str] = ..., prompt: _Optional[bytes] = ..., hashes: _Optional[bytes] = ..., sampling: _Optional[_Union[_control_pb2.ResolvedSampling, _Mapping[str, object]]] = ..., priority: _Optional[int] = ..., salt: _Optional[bytes] = ..., timeout_s: _Optional[float] = ..., outputs: _Optional[_Iterable[bytes]] = ..., trace: _Optional[str] = ...) -> None: ...
 
 class CancelEvent(_message.Message):
     __slots__ = ("request_id",)

@@ -49,3 +49,26 @@ def add_TokenServiceServicer_to_server(servicer, server):
         ),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("quire.v1.TokenService", methods),))
+
+
+class FiguresServiceStub:
+    def __init__(self, channel):
+        self.GetFigures = channel.unary_unary(
+            "/quire.v1.FiguresService/GetFigures",
+            request_serializer=front_pb2.GetFiguresRequest.SerializeToString,
+            response_deserializer=front_pb2.GetFiguresResponse.FromString,
+        )
+
+
+FiguresServiceAsyncStub = FiguresServiceStub
+
+
+def add_FiguresServiceServicer_to_server(servicer, server):
+    methods = {
+        "GetFigures": grpc.unary_unary_rpc_method_handler(
+            servicer.GetFigures,
+            request_deserializer=front_pb2.GetFiguresRequest.FromString,
+            response_serializer=front_pb2.GetFiguresResponse.SerializeToString,
+        ),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("quire.v1.FiguresService", methods),))

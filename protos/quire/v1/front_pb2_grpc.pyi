@@ -24,3 +24,13 @@ class TokenServiceAsyncStub:
     Push: grpc.aio.StreamStreamMultiCallable[front_pb2.PushRequest, front_pb2.PushResponse]
 
 def add_TokenServiceServicer_to_server(servicer: object, server: grpc.Server | grpc.aio.Server) -> None: ...
+
+class FiguresServiceStub:
+    def __init__(self, channel: grpc.Channel) -> None: ...
+    GetFigures: grpc.UnaryUnaryMultiCallable[front_pb2.GetFiguresRequest, front_pb2.GetFiguresResponse]
+
+class FiguresServiceAsyncStub:
+    def __init__(self, channel: grpc.aio.Channel) -> None: ...
+    GetFigures: grpc.aio.UnaryUnaryMultiCallable[front_pb2.GetFiguresRequest, front_pb2.GetFiguresResponse]
+
+def add_FiguresServiceServicer_to_server(servicer: object, server: grpc.Server | grpc.aio.Server) -> None: ...
