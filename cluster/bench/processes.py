@@ -22,7 +22,7 @@ from typing import Any
 
 from cluster.gateway_host import serve_gateway
 from cluster.gateway_settings import GatewaySettings
-from cluster.scheduler_server import serve_scheduler
+from cluster.scheduler_server import Doors, serve_scheduler
 from cluster.settings import SchedulerSettings, WorkerSettings
 
 START_S = 120.0
@@ -88,8 +88,7 @@ class Processes:
             serve_scheduler(
                 self._settings,
                 1,
-                host="127.0.0.1",
-                admin_port=0,
+                doors=Doors("127.0.0.1", 0, 0),
                 hash_key=self._hash_key,
                 silence_s=self._silence_s,
                 journal=self._journal,
