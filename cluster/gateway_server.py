@@ -106,7 +106,7 @@ def server_options(settings: GatewaySettings) -> list[tuple[str, int]]:
         ("grpc.keepalive_timeout_ms", int(settings.keepalive_s * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", int(MIN_CLIENT_PING_S * 1000)),
+        ("grpc.http2.min_ping_interval_without_data_ms", int(MIN_CLIENT_PING_S * 1000)),
         # A bound on calls of one connection that refuses nothing which the gateway itself would take.
         ("grpc.max_concurrent_streams", 2 * settings.max_open + 1_000),
     ]
