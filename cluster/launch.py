@@ -179,7 +179,7 @@ def _pids_with(text: str) -> list[int]:
 def up(settings: ClusterSettings, say: Say) -> Running:
     """Starts everything and returns once a gateway serves. On any failure nothing is left behind."""
     known = Running.load()
-    if known is not None and (not known.ray_pids or any(_alive(pid) for pid in known.ray_pids)):
+    if known is not None and (not known.ray_pids or any(process_alive(pid) for pid in known.ray_pids)):
         raise ConfigError(f"a cluster runs already, its gateway at {known.gateway}; `quire down` ends it")
     check_port(settings.host, settings.port, "port")
     check_port(settings.host, settings.admin_port, "admin_port")
@@ -374,7 +374,7 @@ def _remove_actors(running: Running) -> None:
     RayState(running.namespace).remove_all()
 
 
-def _alive(pid: int) -> bool:
+def process_alive(pid: int) -> bool:
     try:
         return (Path("/proc") / str(pid) / "stat").read_text().rpartition(") ")[2][0] != "Z"
     except OSError:
@@ -385,11 +385,11 @@ def _end(pids: list[int]) -> None:
     """Asks these processes to end, and makes them."""
     for number, patience_s in ((15, 5.0), (9, 5.0)):
         for pid in pids:
-            if _alive(pid):
+            if process_alive(pid):
                 try:
                     os.kill(pid, number)
                 except ProcessLookupError:
                     continue
         until = time.monotonic() + patience_s
-        while time.monotonic() < until and any(map(_alive, pids)):
+        while time.monotonic() < until and any(map(process_alive, pids)):
             time.sleep(0.05)

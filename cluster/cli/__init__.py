@@ -20,7 +20,20 @@ from cluster.cli import exits
 from cluster.errors import QuireError
 
 # Files of this folder with `register(app)`, in the order of the help page.
-GROUPS = ("up", "generate", "gateway", "status", "top", "size", "certificates", "replay", "simulate", "bench")
+GROUPS = (
+    "up",
+    "generate",
+    "gateway",
+    "status",
+    "top",
+    "logs",
+    "doctor",
+    "size",
+    "certificates",
+    "replay",
+    "simulate",
+    "bench",
+)
 
 
 def build() -> typer.Typer:

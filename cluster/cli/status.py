@@ -62,20 +62,16 @@ def _known_address() -> str:
 
 def status(address: AddressOption = None, as_json: JsonOption = False) -> None:
     """Workers, pools, requests and counters of the running cluster."""
-    from google.protobuf.json_format import MessageToDict
-
     from protos.quire.v1 import admin_pb2 as pb
 
+    if as_json:
+        print(json.dumps(status_of(address), indent=1))
+        return
     admin = Admin(address)
     cluster = admin.call("GetCluster", pb.GetClusterRequest())
     workers = admin.call("ListWorkers", pb.ListWorkersRequest())
     pools = admin.call("ListPools", pb.ListPoolsRequest())
     requests = admin.call("ListRequests", pb.ListRequestsRequest(limit=50))
-    if as_json:
-        parts = {"cluster": cluster, "workers": workers, "pools": pools, "requests": requests}
-        plain = {name: MessageToDict(part, preserving_proto_field_name=True) for name, part in parts.items()}
-        print(json.dumps(plain, indent=1))
-        return
     print(
         f"Quire {cluster.version}, scheduler epoch {cluster.epoch}, up {cluster.uptime_s:.0f} s: "
         f"{cluster.num_workers} workers, {cluster.num_gateways} gateways, {cluster.num_running} requests run, "
@@ -89,6 +85,22 @@ def status(address: AddressOption = None, as_json: JsonOption = False) -> None:
         print("\n" + render([_request_row(request) for request in requests.requests]))
     if cluster.counters:
         print("\n" + "  ".join(f"{name} {count:,}" for name, count in sorted(cluster.counters.items())))
+
+
+def status_of(address: str | None) -> dict[str, Any]:
+    """All that `quire status` knows, as plain values."""
+    from google.protobuf.json_format import MessageToDict
+
+    from protos.quire.v1 import admin_pb2 as pb
+
+    admin = Admin(address)
+    parts = {
+        "cluster": admin.call("GetCluster", pb.GetClusterRequest()),
+        "workers": admin.call("ListWorkers", pb.ListWorkersRequest()),
+        "pools": admin.call("ListPools", pb.ListPoolsRequest()),
+        "requests": admin.call("ListRequests", pb.ListRequestsRequest(limit=50)),
+    }
+    return {name: MessageToDict(part, preserving_proto_field_name=True) for name, part in parts.items()}
 
 
 def _worker_row(worker: Any) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +17,10 @@ import pytest
 from cluster import Client, SamplingParams, launch
 from cluster.cluster_settings import ClusterSettings
 from cluster.errors import ConfigError
-from protos.quire.v1 import admin_pb2
+from cluster.logs import read_lines
+from protos.quire.v1 import admin_pb2, inference_pb2
 from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
+from protos.quire.v1.inference_pb2_grpc import InferenceServiceStub
 
 PROMPTS = (
     "Once upon a time",
@@ -29,7 +33,15 @@ PROMPTS = (
 MAX_TOKENS = 200
 # Pools so small that requests are swapped to host memory and back.
 SETTINGS = ClusterSettings(
-    workers=2, kv_blocks=56, cpus_per_worker=0.5, port=0, admin_port=0, max_batch=16, preemption="swap"
+    workers=2,
+    kv_blocks=56,
+    cpus_per_worker=0.5,
+    port=0,
+    admin_port=0,
+    metrics_port=0,
+    max_batch=16,
+    preemption="swap",
+    trace="file",
 )
 
 
@@ -152,6 +164,60 @@ def test_nothing_is_held_once_all_is_answered(running: launch.Running) -> None:
     for pool in pools:
         assert pool.num_held == pool.num_moving == pool.num_quarantined == 0
         assert pool.num_free + pool.num_cached == pool.num_blocks
+
+
+@pytest.mark.timeout(150)
+def test_figures_logs_and_spans_tell_what_happened(running: launch.Running) -> None:
+    """One scrape has all processes, the log has a line for each request, and a client's trace reaches the worker."""
+    wait_for_workers(running, 2)
+    before = samples_of(running)
+    answers = ask_all(running, 0.0, 1)
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    request_id = ask_traced(running, f"00-{trace}-00f067aa0ba902b7-01")
+    after = samples_of(running)
+
+    def grown(name: str) -> float:
+        return after[name] - before.get(name, 0.0)
+
+    at = '{gateway="gateway-0",model="demo"}'
+    num_tokens = sum(len(outputs[0]) for outputs in answers if outputs) + 5
+    assert grown(f"quire_output_tokens_total{at}") == num_tokens
+    assert grown(f"quire_time_to_first_token_seconds_count{at}") == len(PROMPTS) + 1
+    assert grown(f"quire_inter_token_seconds_count{at}") <= num_tokens - len(PROMPTS) - 1
+    assert after['quire_up{part="gateway-0"}'] == after['quire_up{part="scheduler"}'] == 1
+    assert grown("quire_scheduler_turn_seconds_count") > 10
+    for pool in ("demo-0", "demo-1"):
+        blocks = [count for name, count in after.items() if name.startswith(f'quire_pool_blocks{{pool="{pool}"')]
+        assert sum(blocks) == 56
+    folder = Path(running.settings["log_dir"])
+    (line,) = [line for line in read_lines(folder, request=request_id) if line["message"] == "ended: length"]
+    assert line["figures"]["output_tokens"] == 5 and line["process"] == "gateway-0"
+    until = time.monotonic() + 30
+    while True:
+        texts = [path.read_text() for path in folder.glob("spans-*.jsonl")]
+        spans = [json.loads(text) for text in "".join(texts).splitlines() if trace in text]
+        if len(spans) == 2 or time.monotonic() > until:
+            break
+        time.sleep(0.5)
+    request, attempt = sorted(spans, key=lambda span: span["name"] == "attempt")
+    assert (request["name"], request["parent"]) == ("request", "00f067aa0ba902b7")
+    assert (attempt["name"], attempt["parent"]) == ("attempt", request["span"])
+
+
+def samples_of(running: launch.Running) -> dict[str, float]:
+    address = f"http://127.0.0.1:{running.settings['metrics_port']}/metrics"
+    text = urllib.request.urlopen(address, timeout=10).read().decode()
+    pairs = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in pairs}
+
+
+def ask_traced(running: launch.Running, traceparent: str) -> str:
+    message = inference_pb2.GenerateRequest(request_id="traced", prompt=inference_pb2.Prompt(text="Once"))
+    message.sampling.max_tokens, message.sampling.ignore_eos = 5, True
+    with grpc.insecure_channel(running.gateway) as channel:
+        stub = InferenceServiceStub(channel)
+        list(stub.Generate(message, metadata=[("traceparent", traceparent)], timeout=60))
+    return "local/traced"
 
 
 @pytest.mark.timeout(150)

@@ -1,0 +1,137 @@
+"""Figures: their text form, that every one is documented and in the dashboard's reach, and what a real scrape says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from cluster.metrics import PREFIX, Described, Families, Family, Histogram, merged, render, table_of
+from cluster.metrics_names import ALL, GATEWAY, SCHEDULER
+from cluster.metrics_serve import serve_metrics
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+NAMES = {PREFIX + one.name: one for one in ALL}
+
+
+def parse(text: str) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+    """The text form, read strictly: every sample has a family of its own declared before it."""
+    found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
+    kind = name = ""
+    for line in text.splitlines():
+        if line.startswith("# TYPE "):
+            _, _, name, kind = line.split()
+            assert name not in found, f"{name} is declared twice"
+            found[name] = {}
+        elif not line.startswith("# HELP "):
+            match = re.fullmatch(r'([a-z0-9_]+)(?:\{((?:[a-z_]+="(?:[^"\\]|\\.)*",?)*)\})? (\S+)', line)
+            assert match, line
+            suffixes = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
+            assert match[1] in {name + suffix for suffix in suffixes}, line
+            labels = re.findall(r'([a-z_]+)="((?:[^"\\]|\\.)*)"', match[2] or "")
+            found.setdefault(match[1], {})[tuple(labels)] = float(match[3])
+    return found
+
+
+def test_a_histogram_counts_what_a_plain_count_counts() -> None:
+    random = Random(5)
+    values = [random.expovariate(3.0) for _ in range(500)]
+    histogram = Histogram((0.1, 0.5, 1.0))
+    for value in values:
+        histogram.observe(value)
+    histogram.observe(0.5, 3)
+    family = Family("x_seconds", "histogram", "X.")
+    family.add_histogram(histogram, model="m")
+    found = parse(render([family]))
+    buckets = {dict(labels)["le"]: count for labels, count in found["quire_x_seconds_bucket"].items()}
+    for bound in (0.1, 0.5, 1.0):
+        assert buckets[str(bound) if bound != 1.0 else "1"] == sum(value <= bound for value in [*values, 0.5, 0.5, 0.5])
+    assert buckets["+Inf"] == found["quire_x_seconds_count"][(("model", "m"),)] == 503
+    assert found["quire_x_seconds_sum"][(("model", "m"),)] == pytest.approx(sum(values) + 1.5)
+
+
+def test_labels_are_escaped_and_families_of_several_processes_become_one() -> None:
+    first, second = Family("a", "gauge", "A."), Family("a", "gauge", "A.")
+    first.add(1, name='say "no"\\\n')
+    second.add(2.5, name="b")
+    text = render(merged([[first], [second]]))
+    assert text.count("# TYPE") == 1
+    assert '{name="say \\"no\\"\\\\\\n"} 1\n' in text and '{name="b"} 2.5\n' in text
+
+
+def test_a_family_that_is_not_described_is_a_mistake_of_ours() -> None:
+    with pytest.raises(KeyError):
+        Families([Described("known", "gauge", "K.")])["unknown"].add(1)
+
+
+def test_every_metric_is_documented_as_it_is() -> None:
+    text = (DEPLOY / "WATCHING.md").read_text()
+    for described in (GATEWAY, SCHEDULER):
+        assert table_of(described) in text, "run cluster.metrics.table_of and put it into deploy/WATCHING.md"
+
+
+def _expressions(value: object) -> Iterable[str]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key in ("expr", "query") and isinstance(item, str):
+                yield item
+            yield from _expressions(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _expressions(item)
+
+
+def test_the_dashboard_asks_only_for_metrics_and_labels_that_exist() -> None:
+    board = json.loads((DEPLOY / "grafana" / "quire.json").read_text())
+    asked: set[str] = set()
+    for expression in _expressions(board):
+        names = re.findall(r"quire_[a-z_]+", expression)
+        labels = {"le", "model"} if "histogram_quantile" in expression else set()
+        for name in names:
+            plain = re.sub(r"_(bucket|sum|count)$", "", name)
+            described = NAMES.get(name) or NAMES.get(plain)
+            assert described is not None, f"{expression}: there is no {name}"
+            assert described.kind == "histogram" or name in NAMES, f"{expression}: {name} is no histogram"
+            labels |= set(described.labels)
+            asked.add(PREFIX + described.name)
+        for group in re.findall(r"by \(([^)]*)\)", expression):
+            assert {label.strip() for label in group.split(",")} <= labels, expression
+        for label in re.findall(r'([a-z_]+)=~?"', expression):
+            assert label in labels, f"{expression}: no label {label}"
+    left_out = {"quire_build_info", "quire_scheduler_uptime_seconds", "quire_gateway_open_requests"}
+    left_out |= {"quire_gateway_connected", "quire_gateway_stale_tokens_total", "quire_pool_block_bytes"}
+    assert asked == set(NAMES) - left_out - {"quire_block_seconds_total", "quire_worker_steps_total"}
+
+
+def test_the_port_answers_http_and_nothing_else() -> None:
+    async def ask(port: int, request: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request)
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+    async def run() -> list[bytes]:
+        family = Family("a", "gauge", "A.")
+        family.add(7)
+
+        async def collect() -> list[Family]:
+            return [family]
+
+        server = await serve_metrics("127.0.0.1", 0, collect)
+        port = server.sockets[0].getsockname()[1]
+        asked = (b"GET /metrics HTTP/1.1", b"GET / HTTP/1.1", b"POST /metrics HTTP/1.1", b"x" * 9_000)
+        answers = [await ask(port, request + b"\r\nHost: h\r\n\r\n") for request in asked]
+        server.close()
+        return answers
+
+    found, nowhere, posted, flood = asyncio.run(run())
+    head, _, body = found.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200") and f"Content-Length: {len(body)}".encode() in head
+    assert parse(body.decode()) == {"quire_a": {(): 7.0}}
+    assert nowhere.startswith(b"HTTP/1.1 404") and posted.startswith(b"HTTP/1.1 405") and flood == b""
