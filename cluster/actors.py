@@ -117,12 +117,14 @@ class SchedulerActor:
         self._serving = Serving(self._serve)
 
     async def _serve(self, ready: Callable[[str], None]) -> None:
+        from cluster.inside import inside_of
         from cluster.metrics_ray import mirror_to_ray
         from cluster.scheduler_server import Doors, serve_scheduler
 
         settings, state = self._settings, self._state
         journal = Path(settings.journal) if settings.journal else None
         epoch = state.next_epoch()
+        inside = inside_of(state)
 
         def publish(address: str, admin: str) -> None:
             state.put("scheduler", address)
@@ -131,7 +133,7 @@ class SchedulerActor:
         await serve_scheduler(
             settings.scheduler(),
             epoch,
-            doors=Doors(settings.host, settings.admin_port, settings.metrics_port),
+            doors=Doors(inside, settings.admin_door(inside.security.secret), settings.host, settings.metrics_port),
             hash_key=state.key("hash key"),
             silence_s=settings.silence_s,
             journal=journal,
@@ -163,9 +165,9 @@ class WorkerActor:
     async def _serve(self, ready: Callable[[str], None]) -> None:
         import ray
 
+        from cluster.inside import inside_of
         from worker.serve import WorkerServer
         from worker.spans import AttemptSpans
-        from worker.transfer_security import TransferSecurity
         from worker.worker import Worker
 
         hash_key = self._state.key("hash key")
@@ -178,10 +180,10 @@ class WorkerActor:
             say=self.lines.append,
         )
         self._block_bytes, self._fingerprint = worker.parts.layout.block_bytes, worker.parts.layout.fingerprint()
-        security = TransferSecurity(self._state.key("transfer secret").hex())
+        inside = inside_of(self._state)
         tracer = self._observed.tracer()
         spans = None if tracer is None else AttemptSpans(tracer.begin, self._name)
-        server = WorkerServer(worker, self._find, channel_options=CHANNEL_OPTIONS, security=security, spans=spans)
+        server = WorkerServer(worker, self._find, inside.security, channel_options=CHANNEL_OPTIONS, spans=spans)
         ready(self._name)
         await server.run()
 
@@ -225,9 +227,12 @@ class GatewayActor:
     async def _serve(self, ready: Callable[[str], None]) -> None:
         from cluster.gateway_host import serve_gateway
         from cluster.gateway_settings import GatewaySettings
+        from cluster.inside import inside_of
 
-        settings = GatewaySettings(self._name, incarnation(), self._settings.host, self._port)
-        await serve_gateway(settings, self._settings.model, self._find, ready, self._observed.tracer())
+        door = self._settings.gateway_door(self._port)
+        settings = GatewaySettings(self._name, incarnation(), door.host, door.port, door.tls, door.tokens)
+        inside = inside_of(self._state)
+        await serve_gateway(settings, self._settings.model, self._find, ready, inside, self._observed.tracer())
 
     async def _find(self) -> str:
         return await find_scheduler(self._state)
@@ -258,21 +263,24 @@ class HostPoolActor:
     async def _serve(self, ready: Callable[[str], None]) -> None:
         import ray
 
+        from cluster.inside import inside_of
         from worker.host_pool import HostPool, HostPoolSettings
         from worker.host_pool_serve import serve_host_pool
-        from worker.transfer_security import TransferSecurity
+        from worker.transfer_server import Listening
 
+        inside = inside_of(self._state)
         settings = HostPoolSettings(
             name=self._name,
             node=ray.get_runtime_context().get_node_id()[:12],
             size=self._settings.host_memory,
             block_bytes=self._block_bytes,
             fingerprint=self._fingerprint,
+            listening=Listening(inside.host),
         )
-        pool = HostPool(settings, TransferSecurity(self._state.key("transfer secret").hex()))
+        pool = HostPool(settings, inside.security)
         ready(f"{pool.num_blocks} blocks")
         try:
-            await serve_host_pool(pool, self._find, CHANNEL_OPTIONS)
+            await serve_host_pool(pool, self._find, inside.security, CHANNEL_OPTIONS)
         finally:
             pool.close()
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any, TypeAlias
-
-import grpc
-import grpc.aio
+from collections.abc import Awaitable, Callable, Iterable
 
 from cluster import __version__
 from cluster.control_server import ControlServer
+from cluster.errors import ConfigError, InvalidRequest, NotFound
+from cluster.gateway_calls import Call, Method
 from cluster.host import SchedulerHost
 from cluster.ledger import Ledger
 from cluster.messages import CloseModel, Drain
@@ -45,7 +43,6 @@ DEFAULT_INTERVAL_S = 0.5
 MIN_INTERVAL_S = 0.05
 MAX_NOTES = 50
 
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Scale = Callable[[str, int], Awaitable[tuple[int, int]]]
 
 
@@ -57,9 +54,15 @@ class AdminServer:
         self._control = control
         self._scale = scale
 
+    @property
+    def methods(self) -> dict[str, Method]:
+        """By name, for `gateway_calls.register`."""
+        names = [method.name for method in pb.DESCRIPTOR.services_by_name["AdminService"].methods]
+        return {name: getattr(self, name) for name in names}
+
     # -- what there is
 
-    async def GetCluster(self, request: pb.GetClusterRequest, context: Context) -> pb.GetClusterResponse:
+    async def GetCluster(self, request: pb.GetClusterRequest, call: Call) -> pb.GetClusterResponse:
         host, scheduler = self._host, self._host.scheduler
         states = [request.state for request in scheduler.requests.values()]
         counters = {**scheduler.counters, "turns": host.num_turns, "turn microseconds": int(host.turn_seconds * 1e6)}
@@ -86,7 +89,7 @@ class AdminServer:
             for note in latest
         ]
 
-    async def ListWorkers(self, request: pb.ListWorkersRequest, context: Context) -> pb.ListWorkersResponse:
+    async def ListWorkers(self, request: pb.ListWorkersRequest, call: Call) -> pb.ListWorkersResponse:
         response = pb.ListWorkersResponse()
         for replica in self._host.scheduler.replicas.values():
             peer = self._control.peers.get(replica.name)
@@ -108,7 +111,7 @@ class AdminServer:
             )
         return response
 
-    async def ListPools(self, request: pb.ListPoolsRequest, context: Context) -> pb.ListPoolsResponse:
+    async def ListPools(self, request: pb.ListPoolsRequest, call: Call) -> pb.ListPoolsResponse:
         response = pb.ListPoolsResponse()
         scheduler = self._host.scheduler
         for replica in scheduler.replicas.values():
@@ -130,7 +133,7 @@ class AdminServer:
 
     # -- requests
 
-    async def ListRequests(self, request: pb.ListRequestsRequest, context: Context) -> pb.ListRequestsResponse:
+    async def ListRequests(self, request: pb.ListRequestsRequest, call: Call) -> pb.ListRequestsResponse:
         wanted = [
             known
             for known in self._host.scheduler.requests.values()
@@ -162,12 +165,10 @@ class AdminServer:
             reason=self._host.scheduler.admission.why_waiting(request) if waits else request.why_preempted,
         )
 
-    async def DescribeRequest(self, request: pb.DescribeRequestRequest, context: Context) -> pb.DescribeRequestResponse:
+    async def DescribeRequest(self, request: pb.DescribeRequestRequest, call: Call) -> pb.DescribeRequestResponse:
         known = self._find(request.request_id, request.tenant)
         if known is None:
-            detail = f"no request {request.request_id} is under way; `quire status` lists those that are"
-            await context.abort(grpc.StatusCode.NOT_FOUND, detail)
-        assert known is not None
+            raise NotFound(f"no request {request.request_id} is under way; `quire status` lists those that are")
         response = pb.DescribeRequestResponse(
             request=self._summary(known),
             attempt=known.attempt,
@@ -203,9 +204,7 @@ class AdminServer:
 
     # -- the memory map
 
-    async def WatchBlocks(
-        self, request: pb.WatchBlocksRequest, context: Context
-    ) -> AsyncIterator[pb.WatchBlocksResponse]:
+    async def WatchBlocks(self, request: pb.WatchBlocksRequest, call: Call) -> None:
         """Whole maps first, then what changed, at most once per interval."""
         interval_s = max(MIN_INTERVAL_S, request.interval_s or DEFAULT_INTERVAL_S)
         known: dict[str, tuple[int, bytes]] = {}
@@ -232,7 +231,7 @@ class AdminServer:
             known = seen
             if response.pools or response.gone or not number:
                 number += 1
-                yield response
+                await call.write(response)
             await asyncio.sleep(interval_s)
 
     def _ledgers(self, names: Iterable[str]) -> list[tuple[str, int, Ledger]]:
@@ -258,37 +257,34 @@ class AdminServer:
 
     # -- orders
 
-    async def Scale(self, request: pb.ScaleRequest, context: Context) -> pb.ScaleResponse:
+    async def Scale(self, request: pb.ScaleRequest, call: Call) -> pb.ScaleResponse:
         if self._scale is None:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this cluster was not started by `quire up`")
-        assert self._scale is not None
+            raise ConfigError("this cluster was not started by `quire up`")
         if not 0 <= request.workers <= 4096:
-            detail = f"workers is {request.workers}; give 0 to 4,096"
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, detail)
+            raise InvalidRequest("workers", f"is {request.workers}", "give 0 to 4,096")
         before, after = await self._scale(request.model, request.workers)
         return pb.ScaleResponse(before=before, after=after)
 
-    async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:
+    async def Drain(self, request: pb.DrainRequest, call: Call) -> pb.DrainResponse:
         replica = self._host.scheduler.replicas.get(request.worker)
         if replica is None:
             known = ", ".join(self._host.scheduler.replicas) or "none"
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"no worker {request.worker} is here; there is {known}")
-        assert replica is not None
+            raise NotFound(f"no worker {request.worker} is here; there is {known}")
         num_moving = len(replica.requests)
         self._host.post(Drain(request.worker, not request.undo))
         return pb.DrainResponse(num_moving=0 if request.undo else num_moving)
 
-    async def CloseModel(self, request: pb.CloseModelRequest, context: Context) -> pb.CloseModelResponse:
+    async def CloseModel(self, request: pb.CloseModelRequest, call: Call) -> pb.CloseModelResponse:
         scheduler = self._host.scheduler
         models = sorted({replica.joined.model for replica in scheduler.replicas.values()})
         if request.model not in models:
             known = ", ".join(models) or "none"
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"no model {request.model} is served; there is {known}")
+            raise NotFound(f"no model {request.model} is served; there is {known}")
         self._host.post(CloseModel(request.model, not request.undo))
         num_open = sum(known.model == request.model for known in scheduler.requests.values())
         return pb.CloseModelResponse(num_open=num_open)
 
-    async def GetUsage(self, request: pb.GetUsageRequest, context: Context) -> pb.GetUsageResponse:
+    async def GetUsage(self, request: pb.GetUsageRequest, call: Call) -> pb.GetUsageResponse:
         response = pb.GetUsageResponse()
         for tenant in self._host.scheduler.tenants:
             if not request.tenant or tenant.name == request.tenant:

@@ -57,6 +57,9 @@ class TokenBook:
     def __bool__(self) -> bool:
         return bool(self._entries)
 
+    def with_entry(self, entry: Entry) -> TokenBook:
+        return TokenBook((*self._entries, entry))
+
     def caller(self, authorization: str | None) -> Caller:
         """The caller behind an `authorization: Bearer TOKEN` header. Raises `NotAuthenticated`."""
         if not self._entries:

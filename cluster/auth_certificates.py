@@ -67,6 +67,14 @@ def make_certificates(folder: Path, hosts: Sequence[str], days: int = 825) -> Ce
     return files
 
 
+def make_identity(name: str, days: int = 3650) -> tuple[bytes, bytes, bytes]:
+    """An authority, a certificate that it signed for `name`, and the key of that, all PEM: by it one process serves
+    others and is their client. The authority's key is thrown away."""
+    authority = _Authority(days)
+    certificate, key = authority.sign(name, [_general_name(name)], serves_only=False)
+    return authority.pem, certificate, key
+
+
 def _general_name(host: str) -> x509.GeneralName:
     from cryptography import x509
 
@@ -103,8 +111,9 @@ class _Authority:
         # Clocks of other machines may be a little behind.
         return builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(days=self._days))
 
-    def sign(self, name: str, alternatives: list[x509.GeneralName]) -> tuple[bytes, bytes]:
-        """A certificate and its key, both PEM: for a server with alternative names, for a client without."""
+    def sign(self, name: str, alternatives: list[x509.GeneralName], *, serves_only: bool = True) -> tuple[bytes, bytes]:
+        """A certificate and its key, both PEM: for a server with alternative names, for a client without. Not
+        `serves_only`: for both."""
         from cryptography import x509
         from cryptography.hazmat.primitives import hashes
         from cryptography.hazmat.primitives.asymmetric import ec
@@ -112,11 +121,13 @@ class _Authority:
         from cryptography.x509.oid import ExtendedKeyUsageOID
 
         key = ec.generate_private_key(ec.SECP256R1())
-        purpose = ExtendedKeyUsageOID.SERVER_AUTH if alternatives else ExtendedKeyUsageOID.CLIENT_AUTH
+        purposes = [ExtendedKeyUsageOID.SERVER_AUTH] if alternatives else []
+        if not alternatives or not serves_only:
+            purposes.append(ExtendedKeyUsageOID.CLIENT_AUTH)
         builder = self._builder(_subject(name), key.public_key())
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(_usage(signs_certificates=False), critical=True)
-        builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+        builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
         if alternatives:
             builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())

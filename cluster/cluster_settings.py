@@ -9,16 +9,19 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from cluster.auth import Caller, Entry, TokenBook, digest_of, load_tokens
+from cluster.door import Door, TlsFiles
 from cluster.errors import ConfigError
 from cluster.logs import LEVELS
 from cluster.settings import SchedulerSettings, WorkerSettings
 from cluster.sizes import parse_bytes
 
 ENVIRONMENT = "QUIRE_"
+OPERATOR = "operator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,14 @@ class ClusterSettings:
     # Prometheus reads the whole cluster there.
     metrics_port: int = 50053
     gateways: int = 1
+    # PEM files of the doors, at the same path on every node that has one, and those of the tokens that they take.
+    tls_certificate: str = ""
+    tls_key: str = ""
+    # With it gateways let only clients in whose certificate it signed (mutual TLS).
+    client_authority: str = ""
+    # The authority that signed `tls_certificate`, for this machine's own commands; empty: one that the system knows.
+    tls_authority: str = ""
+    tokens: str = ""
     # An existing Ray cluster ("auto" or HOST:PORT); empty: one of our own is started.
     address: str = ""
     # CPUs that Ray books for one worker.
@@ -85,6 +96,24 @@ class ClusterSettings:
                 raise ConfigError(f"{name} is {chosen!r}; give one of {', '.join(known)}")
         if self.host_memory != "0":
             parse_bytes(self.host_memory, "host_memory")
+
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ConfigError("tls_certificate and tls_key go together; give both, or neither")
+
+    def gateway_door(self, port: int) -> Door:
+        """Where clients come in. Reads the token file."""
+        authority = Path(self.client_authority) if self.client_authority else None
+        tls = TlsFiles(Path(self.tls_certificate), Path(self.tls_key), authority) if self.tls_certificate else None
+        return Door(self.host, port, tls, load_tokens(Path(self.tokens)) if self.tokens else TokenBook())
+
+    def admin_door(self, secret: str) -> Door:
+        """Where operators come in: by a token with that right, or by the secret that our own commands show."""
+        door = self.gateway_door(self.admin_port)
+        if not door.tokens:
+            return door
+        tls = replace(door.tls, client_authority=None) if door.tls is not None else None
+        own = Entry(digest_of(secret), Caller(OPERATOR, frozenset({"admin"})))
+        return replace(door, tls=tls, tokens=door.tokens.with_entry(own))
 
     def scheduler(self) -> SchedulerSettings:
         return SchedulerSettings(

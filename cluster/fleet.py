@@ -10,11 +10,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.cluster_settings import ClusterSettings
 from cluster.errors import ConfigError, NotFound, Unavailable
 from cluster.launch import Running, create_worker, quiet_ray, wait_until_ready, worker_name
+
+if TYPE_CHECKING:
+    import grpc
 
 DRAIN_S = 60.0
 MAX_WORKERS = 4096
@@ -26,13 +29,11 @@ Say = Callable[[str], None]
 class Fleet:
     """The workers behind one admin door. Use as a context manager."""
 
-    def __init__(self, admin: str, namespace: str, settings: ClusterSettings, say: Say) -> None:
-        import grpc
-
+    def __init__(self, channel: grpc.Channel, namespace: str, settings: ClusterSettings, say: Say) -> None:
         from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
 
-        self._channel = grpc.insecure_channel(admin)
-        self.admin = AdminServiceStub(self._channel)
+        self._channel = channel
+        self.admin = AdminServiceStub(channel)
         self._namespace = namespace
         self._settings = settings
         self._say = say
@@ -105,7 +106,7 @@ def scale(workers: int, model: str | None, say: Say) -> None:
     if not 1 <= workers <= MAX_WORKERS:
         raise ConfigError(f"workers is {workers}; give 1 to {MAX_WORKERS:,}")
     settings = ClusterSettings(**{**running.settings, "model": tuple(running.settings["model"])})
-    with quiet_ray(running), Fleet(running.admin, running.namespace, settings, say) as fleet:
+    with quiet_ray(running), Fleet(running.admin_channel(), running.namespace, settings, say) as fleet:
         chosen = _choose(model, sorted({one.model for one in fleet.workers()}))
         before, after = fleet.set_size(chosen, workers)
     say(f"{chosen}: {before} workers before, {after} now")

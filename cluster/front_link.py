@@ -12,7 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import grpc
 import grpc.aio
@@ -24,6 +24,7 @@ from cluster.wire_front import FrontEvent, fill_event, notice_from
 from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
 from protos.quire.v1 import front_pb2 as pb
 from protos.quire.v1.front_pb2_grpc import FrontServiceAsyncStub
+from worker.transfer_security import TransferSecurity
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +44,8 @@ class LinkSettings:
     incarnation: int
     token_address: str
     find: Callable[[], Awaitable[str]]
-    metadata: tuple[tuple[str, str], ...] = ()
-    credentials: grpc.ChannelCredentials | None = None
-    options: Sequence[tuple[str, int | str]] = field(default_factory=tuple)
+    security: TransferSecurity
+    options: Sequence[tuple[str, int]] = ()
 
 
 class FrontLink:
@@ -74,7 +74,7 @@ class FrontLink:
         while True:
             try:
                 address = await self._settings.find()
-                async with self._channel(address) as channel:
+                async with self._settings.security.aio_channel(address, self._settings.options) as channel:
                     async for batch in self._converse(channel):
                         yield batch
                 detail = "it closed the stream"
@@ -85,15 +85,9 @@ class FrontLink:
             yield (Disconnected(detail),)
             await asyncio.sleep(RETRY_S)
 
-    def _channel(self, address: str) -> grpc.aio.Channel:
-        settings = self._settings
-        if settings.credentials is None:
-            return grpc.aio.insecure_channel(address, options=settings.options)
-        return grpc.aio.secure_channel(address, settings.credentials, options=settings.options)
-
     async def _converse(self, channel: grpc.aio.Channel) -> AsyncIterator[Sequence[Order]]:
         settings = self._settings
-        stream = FrontServiceAsyncStub(channel).Attach(None, metadata=settings.metadata)
+        stream = FrontServiceAsyncStub(channel).Attach(None, metadata=settings.security.metadata())
         hello = pb.GatewayHello(
             gateway=settings.gateway,
             incarnation=settings.incarnation,

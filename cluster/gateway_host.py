@@ -16,6 +16,7 @@ from cluster.gateway import Gateway
 from cluster.gateway_models import TextModel
 from cluster.gateway_server import GatewayServer
 from cluster.gateway_settings import GatewaySettings
+from cluster.inside import Inside
 from cluster.metrics import Family
 from cluster.metrics_serve import FiguresService
 from cluster.tracing import Tracer
@@ -35,13 +36,15 @@ async def serve_gateway(
     models: Sequence[str],
     find: Callable[[], Awaitable[str]],
     on_address: Callable[[str], None],
+    inside: Inside,
     tracer: Tracer | None = None,
 ) -> None:
     """Serves until cancelled. `find` gives the scheduler's address; `on_address` gets the public one."""
     texts = {model: TextModel.load(model, find_folder(model)) for model in models}
-    intake_server = grpc.aio.server(options=INTERNAL_OPTIONS)
-    intake_port = intake_server.add_insecure_port(f"{settings.host}:0")
-    link = FrontLink(LinkSettings(settings.name, settings.incarnation, f"{settings.host}:{intake_port}", find))
+    security = inside.security
+    intake_server = grpc.aio.server(options=INTERNAL_OPTIONS, interceptors=[security.aio_interceptor()])
+    token_address = inside.address(security.serve(intake_server, inside.address(0)))
+    link = FrontLink(LinkSettings(settings.name, settings.incarnation, token_address, find, security))
     gateway = Gateway(settings, link, texts, tracer)
 
     def families() -> list[Family]:
@@ -53,7 +56,7 @@ async def serve_gateway(
     await intake_server.start()
     server = GatewayServer(gateway)
     await server.start()
-    on_address(f"{settings.host}:{server.port}")
+    on_address(inside.reachable(settings.host, server.port))
     try:
         await server.wait()
     finally:

@@ -18,13 +18,12 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from cluster.auth import TokenBook, check_exposure
-from cluster.errors import ConfigError
+from cluster.auth import TokenBook
 from cluster.gateway import Gateway
 from cluster.gateway_calls import Call, register
 from cluster.gateway_health import FRONT_DOOR, Health
 from cluster.gateway_service import InferenceService
-from cluster.gateway_settings import GatewaySettings, TlsFiles
+from cluster.gateway_settings import GatewaySettings
 from protos.quire.v1 import inference_pb2
 
 log = logging.getLogger(__name__)
@@ -49,10 +48,9 @@ class GatewayServer:
     async def start(self) -> None:
         """Listens. Raises `ConfigError` for a port that is taken, files that are missing, or an unsafe exposure."""
         settings = self.gateway.settings
-        check_exposure(settings.host, settings.tls is not None, bool(settings.tokens))
         server = grpc.aio.server(options=server_options(settings))
         self._register(server)
-        self.port = listen(server, settings.host, settings.port, settings.tls)
+        self.port = settings.door.listen(server)
         await server.start()
         self._server = server
         loop = asyncio.get_running_loop()
@@ -110,26 +108,6 @@ def server_options(settings: GatewaySettings) -> list[tuple[str, int]]:
         # A bound on calls of one connection that refuses nothing which the gateway itself would take.
         ("grpc.max_concurrent_streams", 2 * settings.max_open + 1_000),
     ]
-
-
-def listen(server: grpc.aio.Server, host: str, port: int, tls: TlsFiles | None) -> int:
-    """Adds the port; returns its number. Raises `ConfigError`."""
-    address = f"{host}:{port}"
-    try:
-        if tls is None:
-            return server.add_insecure_port(address)
-        return server.add_secure_port(address, _credentials(tls))
-    except RuntimeError as error:
-        raise ConfigError(f"cannot listen on {address}: {error}; is the port taken? Give another --port") from error
-
-
-def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
-    try:
-        pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
-        authority = tls.client_authority.read_bytes() if tls.client_authority is not None else None
-    except OSError as error:
-        raise ConfigError(f"TLS: {error}; `quire certificates FOLDER` makes a first set") from error
-    return grpc.ssl_server_credentials([pair], authority, require_client_auth=authority is not None)
 
 
 def _report(task: asyncio.Task[None]) -> None:

@@ -7,24 +7,15 @@ certificate files, when a server is built.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from cluster.auth import TokenBook
+from cluster.door import Door, TlsFiles
 from cluster.errors import ConfigError
 
 MAX_RESUME_GRACE_S = 60.0
 MAX_REQUEST_ID_CHARS = 128
 MAX_PRIORITY = 1_000_000
 MAX_PIN_S = 86_400.0
-
-
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """PEM files. With `client_authority` only clients whose certificate it signed get in (mutual TLS)."""
-
-    certificate: Path
-    key: Path
-    client_authority: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +55,7 @@ class GatewaySettings:
             raise ConfigError(f"gateway port is {self.port}; give 0 (any) to 65535")
         if self.max_message_bytes < 1 << 16:
             raise ConfigError(f"max_message_bytes is {self.max_message_bytes:,}; give at least 65,536")
+
+    @property
+    def door(self) -> Door:
+        return Door(self.host, self.port, self.tls, self.tokens)

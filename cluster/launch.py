@@ -20,11 +20,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.cluster_settings import ClusterSettings
 from cluster.errors import ConfigError, Unavailable
 from cluster.tracing import check_trace
+
+if TYPE_CHECKING:
+    import grpc
 
 NAMESPACE = "quire"
 START_S = 120.0
@@ -54,6 +57,14 @@ class Running:
     gateway: str
     admin: str
     settings: dict[str, Any]
+    # What our own commands show at the operators' door where it takes tokens.
+    admin_token: str = ""
+
+    def admin_channel(self) -> grpc.Channel:
+        from cluster.admin_channel import admin_channel
+
+        authority, has_tls = self.settings["tls_authority"], bool(self.settings["tls_certificate"])
+        return admin_channel(self.admin, self.admin_token, authority, tls=has_tls)
 
     def save(self) -> None:
         folder = state_folder()
@@ -181,6 +192,7 @@ def up(settings: ClusterSettings, say: Say) -> Running:
     known = Running.load()
     if known is not None and (not known.ray_pids or any(process_alive(pid) for pid in known.ray_pids)):
         raise ConfigError(f"a cluster runs already, its gateway at {known.gateway}; `quire down` ends it")
+    settings.gateway_door(settings.port).check()
     check_port(settings.host, settings.port, "port")
     check_port(settings.host, settings.admin_port, "admin_port")
     check_port(settings.host, settings.metrics_port, "metrics_port")
@@ -215,9 +227,13 @@ def _create(settings: ClusterSettings, running: Running, say: Say) -> None:
     import ray
 
     from cluster.actors import GatewayActor, SchedulerActor
+    from cluster.inside import prepare
+    from cluster.ray_state import RayState
 
     began = time.monotonic()
     _check_resources(settings)
+    # A Ray of our own is never joined by other machines.
+    running.admin_token = prepare(RayState(running.namespace), is_one_machine=not settings.address)
     options: dict[str, Any] = {"lifetime": "detached", "max_restarts": -1, "num_cpus": 0, "max_concurrency": 4}
     scheduler = ray.remote(SchedulerActor).options(name="scheduler", **options).remote(settings, running.namespace)
     workers = [

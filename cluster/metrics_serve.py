@@ -18,6 +18,7 @@ from cluster.metrics import CONTENT_TYPE, Described, Family, Sample, merged, ren
 from cluster.metrics_names import SCHEDULER
 from protos.quire.v1 import front_pb2 as pb
 from protos.quire.v1.front_pb2_grpc import FiguresServiceAsyncStub
+from worker.transfer_security import TransferSecurity
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +32,12 @@ Collect = Callable[[], Awaitable[list[Family]]]
 class ClusterFigures:
     """Collects the families of all processes. `gateways` gives internal addresses by name, as of now."""
 
-    def __init__(self, own: Callable[[], list[Family]], gateways: Callable[[], Mapping[str, str]]) -> None:
+    def __init__(
+        self, own: Callable[[], list[Family]], gateways: Callable[[], Mapping[str, str]], security: TransferSecurity
+    ) -> None:
         self._own = own
         self._gateways = gateways
+        self._security = security
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def collect(self) -> list[Family]:
@@ -47,10 +51,12 @@ class ClusterFigures:
 
     async def _ask(self, address: str) -> list[Family]:
         if address not in self._channels:
-            self._channels[address] = grpc.aio.insecure_channel(address)
+            self._channels[address] = self._security.aio_channel(address, ())
         try:
             stub = FiguresServiceAsyncStub(self._channels[address])
-            answer = await stub.GetFigures(pb.GetFiguresRequest(), timeout=GATEWAY_S)
+            answer = await stub.GetFigures(
+                pb.GetFiguresRequest(), timeout=GATEWAY_S, metadata=self._security.metadata()
+            )
         except grpc.aio.AioRpcError as error:
             log.info("the gateway at %s gave no figures: %s", address, error.code().name)
             return []

@@ -18,14 +18,17 @@ import grpc.aio
 
 from cluster.admin import AdminServer, Scale
 from cluster.control_server import ControlServer
+from cluster.door import Door
 from cluster.front import ServedModel
 from cluster.front_server import FrontServer
+from cluster.gateway_calls import register
 from cluster.host import SchedulerHost, tune_collector
+from cluster.inside import Inside
 from cluster.journal import JournalWriter
 from cluster.metrics_scheduler import scheduler_families
 from cluster.metrics_serve import ClusterFigures, Collect, serve_metrics
 from cluster.settings import SchedulerSettings
-from protos.quire.v1.admin_pb2_grpc import add_AdminServiceServicer_to_server
+from protos.quire.v1 import admin_pb2
 from protos.quire.v1.control_pb2_grpc import add_ControlServiceServicer_to_server
 from protos.quire.v1.front_pb2_grpc import add_FrontServiceServicer_to_server
 
@@ -71,8 +74,9 @@ def served_models(host: SchedulerHost, control: ControlServer) -> tuple[ServedMo
 class Doors:
     """Where the scheduler's process listens. Ports may be 0: any."""
 
-    host: str
-    admin_port: int
+    inside: Inside
+    admin: Door
+    metrics_host: str
     metrics_port: int
 
 
@@ -89,7 +93,7 @@ async def serve_scheduler(
     mirror: Mirror | None = None,
 ) -> None:
     """Serves until cancelled. `on_address` gets the internal and the admin address once both listen."""
-    host = doors.host
+    inside = doors.inside
     writer = JournalWriter(journal, settings, epoch) if journal is not None else None
     shell = SchedulerHost(settings, epoch, writer)
     tune_collector()
@@ -97,18 +101,19 @@ async def serve_scheduler(
     front = FrontServer(
         shell, lambda: served_models(shell, control), control.announce, hash_key=hash_key, silence_s=silence_s
     )
-    internal = grpc.aio.server(options=SERVER_OPTIONS)
+    internal = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[inside.security.aio_interceptor()])
     add_ControlServiceServicer_to_server(control, internal)
     add_FrontServiceServicer_to_server(front, internal)
-    internal_port = internal.add_insecure_port(f"{host}:0")
+    internal_port = inside.security.serve(internal, inside.address(0))
     admin = grpc.aio.server(options=SERVER_OPTIONS)
-    add_AdminServiceServicer_to_server(AdminServer(shell, control, scale), admin)
-    bound_port = admin.add_insecure_port(f"{host}:{doors.admin_port}")
+    methods = AdminServer(shell, control, scale).methods
+    register(admin, admin_pb2.DESCRIPTOR.services_by_name["AdminService"], methods, doors.admin.tokens, "admin")
+    bound_port = doors.admin.listen(admin)
     await internal.start()
     await admin.start()
-    figures = ClusterFigures(lambda: scheduler_families(shell, control), front.token_addresses)
-    metrics = await serve_metrics(host, doors.metrics_port, figures.collect)
-    on_address(f"{host}:{internal_port}", f"{host}:{bound_port}")
+    figures = ClusterFigures(lambda: scheduler_families(shell, control), front.token_addresses, inside.security)
+    metrics = await serve_metrics(doors.metrics_host, doors.metrics_port, figures.collect)
+    on_address(inside.address(internal_port), inside.reachable(doors.admin.host, bound_port))
     try:
         async with asyncio.TaskGroup() as tasks:
             for forever in (shell.run(), control.watch(), front.watch()):

@@ -19,6 +19,7 @@ from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
 from protos.quire.v1 import control_pb2 as pb
 from protos.quire.v1.control_pb2_grpc import ControlServiceAsyncStub
 from worker.host_pool import HostPool
+from worker.transfer_security import TransferSecurity
 
 log = logging.getLogger(__name__)
 
@@ -26,15 +27,18 @@ RETRY_S = 0.2
 
 
 async def serve_host_pool(
-    pool: HostPool, find: Callable[[], Awaitable[str]], options: list[tuple[str, int]] | None = None
+    pool: HostPool,
+    find: Callable[[], Awaitable[str]],
+    security: TransferSecurity,
+    options: list[tuple[str, int]] | None = None,
 ) -> None:
     """Keeps the scheduler told until cancelled. `find` gives its address, which may change."""
     epoch = 0
     while True:
         try:
             address = await find()
-            async with grpc.aio.insecure_channel(address, options=options or []) as channel:
-                epoch = await _converse(pool, channel, epoch)
+            async with security.aio_channel(address, options or []) as channel:
+                epoch = await _converse(pool, channel, security, epoch)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.ABORTED:
                 # Declared lost: what lies here means nothing to anybody any more.
@@ -46,9 +50,9 @@ async def serve_host_pool(
         await asyncio.sleep(RETRY_S)
 
 
-async def _converse(pool: HostPool, channel: grpc.aio.Channel, epoch: int) -> int:
+async def _converse(pool: HostPool, channel: grpc.aio.Channel, security: TransferSecurity, epoch: int) -> int:
     silence = asyncio.get_running_loop().create_future()
-    stream = ControlServiceAsyncStub(channel).Connect(_words(pool, epoch, silence))
+    stream = ControlServiceAsyncStub(channel).Connect(_words(pool, epoch, silence), metadata=security.metadata())
     async for message in stream:
         if message.WhichOneof("message") == "welcome":
             epoch = message.welcome.epoch

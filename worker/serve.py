@@ -151,20 +151,21 @@ class WorkerServer:
         self,
         worker: Worker,
         find: Callable[[], Awaitable[str]],
+        security: TransferSecurity,
         *,
         channel_options: list[tuple[str, int]] | None = None,
-        security: TransferSecurity | None = None,
         spans: AttemptSpans | None = None,
     ) -> None:
         self.worker = worker
         self._find = find
+        self._security = security
         self._options = channel_options or []
-        self._swap = Swap(worker, security) if security is not None else None
+        self._swap = Swap(worker, security)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._steps = StepLoop(worker, self._say, self._swap, spans)
         self._outgoing: asyncio.Queue[pb.ConnectRequest | None] | None = None
         self._unsent: deque[Result] = deque()
-        self._pusher = TokenPusher(worker.replica, worker.incarnation, self._options)
+        self._pusher = TokenPusher(worker.replica, worker.incarnation, security, self._options)
         self._epoch = 0
         self._plan = 0
         self.is_connected = False
@@ -183,8 +184,7 @@ class WorkerServer:
                 await asyncio.sleep(RETRY_S)
         finally:
             self._steps.close()
-            if self._swap is not None:
-                self._swap.close()
+            self._swap.close()
             await self._pusher.close()
 
     # -- from the step loop's thread
@@ -213,10 +213,10 @@ class WorkerServer:
 
     async def _connect(self) -> None:
         address = await self._find()
-        async with grpc.aio.insecure_channel(address, options=self._options) as channel:
+        async with self._security.aio_channel(address, self._options) as channel:
             outgoing: asyncio.Queue[pb.ConnectRequest | None] = asyncio.Queue()
             outgoing.put_nowait(self._hello())
-            stream = ControlServiceAsyncStub(channel).Connect(_drain(outgoing))
+            stream = ControlServiceAsyncStub(channel).Connect(_drain(outgoing), metadata=self._security.metadata())
             pulse: asyncio.Task[None] | None = None
             try:
                 async for message in stream:
@@ -271,8 +271,7 @@ class WorkerServer:
 
     def _direct(self, entries: dict[str, str]) -> None:
         self._pusher.direct(entries)
-        if self._swap is not None:
-            self._swap.direct(entries)
+        self._swap.direct(entries)
 
     async def _pulse(self, outgoing: asyncio.Queue[pb.ConnectRequest | None], every_s: float) -> None:
         while True:

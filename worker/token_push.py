@@ -12,12 +12,12 @@ from collections import deque
 from collections.abc import AsyncIterator
 
 import grpc
-import grpc.aio
 
 from cluster.messages import Tokens
 from cluster.wire_tokens import fill_tokens
 from protos.quire.v1 import front_pb2 as pb
 from protos.quire.v1.front_pb2_grpc import TokenServiceAsyncStub
+from worker.transfer_security import TransferSecurity
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +29,12 @@ MAX_UNTAKEN = 64
 class GatewayStream:
     """What one gateway has not got yet."""
 
-    def __init__(self, name: str, hello: pb.TokenHello, options: list[tuple[str, int]]) -> None:
+    def __init__(
+        self, name: str, hello: pb.TokenHello, security: TransferSecurity, options: list[tuple[str, int]]
+    ) -> None:
         self._name = name
         self._hello = hello
+        self._security = security
         self._options = options
         self._address = ""
         self._number = 0
@@ -66,8 +69,8 @@ class GatewayStream:
             await asyncio.sleep(RETRY_S)
 
     async def _serve(self, address: str) -> None:
-        async with grpc.aio.insecure_channel(address, options=self._options) as channel:
-            stream = TokenServiceAsyncStub(channel).Push(self._requests(address))
+        async with self._security.aio_channel(address, self._options) as channel:
+            stream = TokenServiceAsyncStub(channel).Push(self._requests(address), metadata=self._security.metadata())
             async for response in stream:
                 while self._untaken and self._untaken[0].number <= response.taken:
                     self._untaken.popleft()
@@ -93,8 +96,11 @@ class GatewayStream:
 class TokenPusher:
     """The streams of one worker to all gateways."""
 
-    def __init__(self, replica: str, incarnation: int, options: list[tuple[str, int]]) -> None:
+    def __init__(
+        self, replica: str, incarnation: int, security: TransferSecurity, options: list[tuple[str, int]]
+    ) -> None:
         self._hello = pb.TokenHello(replica=replica, incarnation=incarnation)
+        self._security = security
         self._options = options
         self._streams: dict[str, GatewayStream] = {}
         self._directory: dict[str, str] = {}
@@ -102,7 +108,7 @@ class TokenPusher:
     def push(self, gateway: str, tokens: list[Tokens]) -> None:
         stream = self._streams.get(gateway)
         if stream is None:
-            stream = self._streams[gateway] = GatewayStream(gateway, self._hello, self._options)
+            stream = self._streams[gateway] = GatewayStream(gateway, self._hello, self._security, self._options)
             stream.move(self._directory.get(gateway, ""))
         stream.push(tokens)
 

@@ -1,19 +1,21 @@
-"""Who may speak to a transfer service: one secret for the cluster's pools, and TLS both ways where it is set up.
+"""Who may speak on an internal port: one secret of the cluster, and TLS both ways where it is set up.
 
-The secret travels as a bearer token of each call, so a port without TLS belongs on a network that one trusts. Servers,
-clients and data sockets take what they need from `TransferSecurity`; nothing here reads the environment.
+Control streams, streams of tokens and transfers are opened only to whoever shows the secret, which travels as a bearer
+token of each call, so a port without TLS belongs on loopback. Servers, clients and data sockets take what they need
+from `TransferSecurity`; nothing here reads the environment.
 """
 
 from __future__ import annotations
 
 import hmac
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
+import grpc.aio
 
 from cluster.errors import ConfigError
 
@@ -29,6 +31,8 @@ _OPTIONS = [
     ("grpc.http2.max_pings_without_data", 0),
 ]
 _METADATA = "authorization"
+PEER_NAME = "quire"
+_REFUSAL = "this port takes calls of the cluster's own processes only"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,7 @@ class TlsFiles:
     certificate: Path
     key: Path
     authority: Path
-    name: str = "quire"
+    name: str = PEER_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +62,32 @@ class TransferSecurity:
         return hmac.compare_digest(secret.encode(), self.secret.encode())
 
     def channel(self, address: str) -> grpc.Channel:
-        if self.tls is None:
+        credentials = self.credentials()
+        if credentials is None:
             return grpc.insecure_channel(address, options=_OPTIONS)
+        return grpc.secure_channel(address, credentials, options=[*_OPTIONS, *self.name_options()])
+
+    def aio_channel(self, address: str, options: Sequence[tuple[str, int]]) -> grpc.aio.Channel:
+        """The same for an event loop. Calls carry `metadata` themselves."""
+        credentials = self.credentials()
+        if credentials is None:
+            return grpc.aio.insecure_channel(address, options=options)
+        return grpc.aio.secure_channel(address, credentials, options=[*options, *self.name_options()])
+
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """Of a client; None: no TLS."""
+        if self.tls is None:
+            return None
         authority, key, certificate = (
             path.read_bytes() for path in (self.tls.authority, self.tls.key, self.tls.certificate)
         )
-        credentials = grpc.ssl_channel_credentials(authority, key, certificate)
-        options = [*_OPTIONS, ("grpc.ssl_target_name_override", self.tls.name)]
-        return grpc.secure_channel(address, credentials, options=options)
+        return grpc.ssl_channel_credentials(authority, key, certificate)
 
-    def serve(self, server: grpc.Server, address: str) -> int:
+    def name_options(self) -> list[tuple[str, str]]:
+        """Certificates name the cluster, whatever the address is that they are shown on."""
+        return [] if self.tls is None else [("grpc.ssl_target_name_override", self.tls.name)]
+
+    def serve(self, server: grpc.Server | grpc.aio.Server, address: str) -> int:
         """Adds the port to `server`; returns its number."""
         try:
             if self.tls is None:
@@ -78,13 +98,16 @@ class TransferSecurity:
             credentials = grpc.ssl_server_credentials([(key, certificate)], authority, require_client_auth=True)
             return server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            raise ConfigError(f"the transfer service cannot listen on {address}: {error}") from error
+            raise ConfigError(f"an internal port cannot listen on {address}: {error}") from error
 
     def server_options(self) -> list[tuple[str, int]]:
         return list(_OPTIONS)
 
     def interceptor(self) -> grpc.ServerInterceptor[Any, Any]:
         return _Guard(self)
+
+    def aio_interceptor(self) -> grpc.aio.ServerInterceptor[Any, Any]:
+        return _AioGuard(self)
 
     def client_context(self) -> ssl.SSLContext | None:
         """For the data socket, the end that connects; None: no TLS."""
@@ -110,7 +133,7 @@ class _Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in it
         self._security = security
 
         def refuse(request: object, context: grpc.ServicerContext) -> None:
-            context.abort(grpc.StatusCode.UNAUTHENTICATED, "this port takes calls of the cluster's own pools only")
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, _REFUSAL)
 
         self._refuse_unary = grpc.unary_unary_rpc_method_handler(refuse)
 
@@ -119,8 +142,33 @@ class _Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in it
         continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        given = dict(handler_call_details.invocation_metadata).get(_METADATA, "")
-        text = given if isinstance(given, str) else given.decode(errors="replace")
-        if self._security.accepts(text.removeprefix("Bearer ")):
+        if _shows_secret(self._security, handler_call_details):
             return continuation(handler_call_details)
         return self._refuse_unary
+
+
+class _AioGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its types only
+    """The same for servers of an event loop. It looks once per stream."""
+
+    def __init__(self, security: TransferSecurity) -> None:
+        self._security = security
+
+        async def refuse(requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, _REFUSAL)
+
+        self._refuse = grpc.stream_stream_rpc_method_handler(refuse)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        if _shows_secret(self._security, handler_call_details):
+            return await continuation(handler_call_details)
+        return self._refuse
+
+
+def _shows_secret(security: TransferSecurity, call: grpc.HandlerCallDetails) -> bool:
+    given = dict(call.invocation_metadata).get(_METADATA, "")
+    text = given if isinstance(given, str) else given.decode(errors="replace")
+    return security.accepts(text.removeprefix("Bearer "))

@@ -20,7 +20,7 @@ import grpc
 import grpc.aio
 import numpy as np
 
-from cluster.bench.gateway_child import MODEL
+from cluster.bench.gateway_child import MODEL, SECURITY
 from cluster.bench.gateway_worker import MadeUpReplica, made_up
 from cluster.bench.report import Cell, Report
 from cluster.front import ServedModel
@@ -151,7 +151,7 @@ class Bench:
         return Outcome(wall_s, cpu_s, arrived, replica)
 
     async def _step(self, replica: MadeUpReplica, load: Load) -> None:
-        call = TokenServiceAsyncStub(self._tokens).Push(None)
+        call = TokenServiceAsyncStub(self._tokens).Push(None, metadata=SECURITY.metadata())
         await call.write(front_pb2.PushRequest(hello=front_pb2.TokenHello(replica=replica.name, incarnation=1)))
 
         async def acknowledge() -> None:

@@ -23,17 +23,20 @@ from cluster.gateway_models import TextModel
 from cluster.gateway_server import GatewayServer
 from cluster.gateway_settings import GatewaySettings
 from protos.quire.v1.front_pb2_grpc import add_TokenServiceServicer_to_server
+from worker.transfer_security import TransferSecurity
 
 MODEL = "demo"
+SECURITY = TransferSecurity("a secret of this benchmark's own")
 
 
 async def serve(scheduler: str) -> None:
     async def find() -> str:
         return scheduler
 
-    tokens = grpc.aio.server(options=[("grpc.max_receive_message_length", 64 << 20)])
+    options = [("grpc.max_receive_message_length", 64 << 20)]
+    tokens = grpc.aio.server(options=options, interceptors=[SECURITY.aio_interceptor()])
     token_port = tokens.add_insecure_port("127.0.0.1:0")
-    link = FrontLink(LinkSettings("gateway-0", 1, f"127.0.0.1:{token_port}", find))
+    link = FrontLink(LinkSettings("gateway-0", 1, f"127.0.0.1:{token_port}", find, SECURITY))
     folder = Path(worker.demo.__file__).parent
     gateway = Gateway(GatewaySettings(port=0), link, {MODEL: TextModel.load(MODEL, folder)})
     add_TokenServiceServicer_to_server(TokenIntake(gateway.feed), tokens)

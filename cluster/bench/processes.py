@@ -20,10 +20,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from cluster.door import Door
 from cluster.gateway_host import serve_gateway
 from cluster.gateway_settings import GatewaySettings
+from cluster.inside import Inside
 from cluster.scheduler_server import Doors, serve_scheduler
 from cluster.settings import SchedulerSettings, WorkerSettings
+from worker.transfer_security import TransferSecurity
 
 START_S = 120.0
 
@@ -71,6 +74,7 @@ class Processes:
         self._folder = tempfile.TemporaryDirectory(prefix="quire-")
         self._address_file = Path(self._folder.name) / "scheduler"
         self._secret, self._hash_key = secrets.token_hex(16), secrets.token_bytes(32)
+        self._inside = Inside("127.0.0.1", TransferSecurity(self._secret))
         self.members: dict[str, Member] = {}
         self.admin = ""
         self.gateway = ""
@@ -88,7 +92,7 @@ class Processes:
             serve_scheduler(
                 self._settings,
                 1,
-                doors=Doors("127.0.0.1", 0, 0),
+                doors=Doors(self._inside, Door("127.0.0.1", 0), "127.0.0.1", 0),
                 hash_key=self._hash_key,
                 silence_s=self._silence_s,
                 journal=self._journal,
@@ -126,7 +130,7 @@ class Processes:
             self.gateway = address
             ready.set()
 
-        self._centre.start(serve_gateway(GatewaySettings(port=0), models, self._find, publish), ready)
+        self._centre.start(serve_gateway(GatewaySettings(port=0), models, self._find, publish, self._inside), ready)
         return self.gateway
 
     async def _find(self) -> str:

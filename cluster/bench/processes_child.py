@@ -68,7 +68,7 @@ async def _hold(about: dict[str, Any], find: Any, security: TransferSecurity) ->
     )
     pool = HostPool(settings, security)
     print(json.dumps({"blocks": pool.num_blocks}), flush=True)
-    await serve_host_pool(pool, find)
+    await serve_host_pool(pool, find, security)
 
 
 def _incarnation() -> int:

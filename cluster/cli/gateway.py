@@ -7,6 +7,7 @@ each with the number of its line, and lines that have an answer are not asked ag
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.cli.generate import known_gateway, show
+from cluster.cli.generate import show
+from cluster.client_connection import Tls
 from cluster.client_request import Options, Prompt
 from cluster.client_sync import Client
-from cluster.errors import InvalidRequest, QuireError
+from cluster.errors import InvalidRequest, QuireError, Unavailable
 from cluster.sampling import SamplingParams
 
 # Prompts of a batch that are under way at once.
@@ -28,8 +30,22 @@ def register(app: typer.Typer) -> None:
     app.command()(chat)
 
 
+def open_client(address: str | None, token: str | None) -> Client:
+    """Of the gateway that was given, with QUIRE_TLS_AUTHORITY, else of the cluster that this user has up."""
+    if address:
+        authority = os.environ.get("QUIRE_TLS_AUTHORITY")
+        return Client(address, token=token, tls=Tls(authority) if authority else None)
+    from cluster.launch import Running
+
+    running = Running.load()
+    if running is None:
+        raise Unavailable("no cluster of this user is noted; start one with `quire up`, give --address, or add --local")
+    has_tls = running.settings["tls_certificate"]
+    return Client(running.gateway, token=token, tls=Tls(running.settings["tls_authority"] or None) if has_tls else None)
+
+
 def ask(
-    address: str,
+    address: str | None,
     token: str | None,
     model: str,
     prompts: list[str],
@@ -39,7 +55,7 @@ def ask(
 ) -> None:
     """All prompts at once through one stream, shown while they are written."""
     asked: list[Prompt] = [*prompts, *([{"role": "user", "content": question}] for question in chats)]
-    with Client(address, token=token) as client:
+    with open_client(address, token) as client:
         show(client.stream_many(asked, sampling, Options(model=model)), prompts, chats, quiet)
 
 
@@ -53,7 +69,7 @@ def chat(
     """Talk with a model. An empty line or Ctrl-D ends it."""
     messages: list[Mapping[str, str]] = []
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature)
-    with Client(known_gateway(address), token=token) as client:
+    with open_client(address, token) as client:
         for line in _lines():
             messages.append({"role": "user", "content": line})
             answer = ""
@@ -75,7 +91,7 @@ def _lines() -> Iterator[str]:
 
 
 def run_batch(
-    file: Path, out: Path | None, address: str, token: str | None, model: str, sampling: SamplingParams
+    file: Path, out: Path | None, address: str | None, token: str | None, model: str, sampling: SamplingParams
 ) -> None:
     """Answers every line of `file` into `out`, a window at a time, and says how many could not be answered."""
     from rich.progress import Progress
@@ -87,7 +103,7 @@ def run_batch(
     left = [number for number in range(len(prompts)) if number not in done]
     num_failed = 0
     with (
-        Client(address, token=token) as client,
+        open_client(address, token) as client,
         out.open("a", encoding="utf-8") as answers,
         Progress(disable=not sys.stderr.isatty()) as progress,
     ):

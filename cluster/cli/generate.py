@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.errors import ConfigError, InvalidRequest, Unavailable
+from cluster.errors import ConfigError, InvalidRequest
 
 if TYPE_CHECKING:
     from cluster.outputs import StreamOutput
@@ -70,9 +70,9 @@ def generate(
         from cluster.cli.gateway import ask, run_batch
 
         if file is not None:
-            run_batch(file, out, known_gateway(address), token, model, sampling)
+            run_batch(file, out, address, token, model, sampling)
         else:
-            ask(known_gateway(address), token, model, prompts or [], chat or [], sampling, quiet)
+            ask(address, token, model, prompts or [], chat or [], sampling, quiet)
         return
     if file is not None:
         raise ConfigError("--file asks a cluster; leave --local out, or use cluster.LLM in a script")
@@ -90,18 +90,6 @@ def generate(
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         wanted.append({"prompt_token_ids": list(ids)})
     show(llm.stream(wanted, sampling), prompts or [], chat or [], quiet)
-
-
-def known_gateway(address: str | None) -> str:
-    """The address that was given, else that of the cluster that this user has up."""
-    if address:
-        return address
-    from cluster.launch import Running
-
-    running = Running.load()
-    if running is None:
-        raise Unavailable("no cluster of this user is noted; start one with `quire up`, give --address, or add --local")
-    return running.gateway
 
 
 def show(stream: Iterable[StreamOutput], prompts: Sequence[str], chat: Sequence[str], quiet: bool) -> None:

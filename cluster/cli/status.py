@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+import os
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cluster.bench.report import render
 from cluster.errors import NotFound, QuireError, Unavailable
 
-AddressOption = Annotated[str | None, typer.Option(help="The admin door. Default: that of `quire up`.")]
+if TYPE_CHECKING:
+    from cluster.launch import Running
+
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The admin door; QUIRE_ADMIN_TOKEN and QUIRE_TLS_AUTHORITY go with it. Default: that of `quire up`."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DEADLINE_S = 10.0
 
@@ -24,12 +33,15 @@ class Admin:
     """Calls of the AdminService that end in one clear line when they cannot be answered."""
 
     def __init__(self, address: str | None) -> None:
-        import grpc
-
+        from cluster.admin_channel import admin_channel
         from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
 
-        self.address = address or _known_address()
-        self.channel = grpc.insecure_channel(self.address)
+        if address:
+            token, authority = os.environ.get("QUIRE_ADMIN_TOKEN", ""), os.environ.get("QUIRE_TLS_AUTHORITY", "")
+            self.address, self.channel = address, admin_channel(address, token, authority)
+        else:
+            running = _running()
+            self.address, self.channel = running.admin, running.admin_channel()
         self.stub = AdminServiceStub(self.channel)
 
     def call(self, name: str, request: Any) -> Any:
@@ -51,13 +63,13 @@ class Admin:
         return QuireError(f"{error.code().name}: {error.details()}")
 
 
-def _known_address() -> str:
+def _running() -> Running:
     from cluster.launch import Running
 
     running = Running.load()
     if running is None or not running.admin:
         raise Unavailable("no cluster of this user is up; start one with `quire up`, or give --address")
-    return running.admin
+    return running
 
 
 def status(address: AddressOption = None, as_json: JsonOption = False) -> None:

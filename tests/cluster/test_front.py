@@ -31,8 +31,10 @@ from protos.quire.v1.front_pb2_grpc import (
 )
 from tests.cluster.front_door import PROMPT, Proxy, expected, slow, text_model
 from worker.token_push import TokenPusher
+from worker.transfer_security import TransferSecurity
 
 SILENCE_S = 0.8
+SECURITY = TransferSecurity("the secret of these tests")
 
 
 @dataclass
@@ -54,7 +56,7 @@ class Wired:
     async def serve_front(self) -> None:
         """The front server of the scheduler that there is now; gateways find it behind the proxy."""
         front = FrontServer(self.cluster.host, self.cluster.served, hash_key=b"key", silence_s=SILENCE_S)
-        server = grpc.aio.server()
+        server = grpc.aio.server(interceptors=[SECURITY.aio_interceptor()])
         add_FrontServiceServicer_to_server(front, server)
         self.scheduler_proxy.target = server.add_insecure_port("127.0.0.1:0")
         await server.start()
@@ -64,7 +66,7 @@ class Wired:
 
 
 async def serve_tokens(intake: TokenIntake) -> tuple[grpc.aio.Server, int]:
-    server = grpc.aio.server()
+    server = grpc.aio.server(interceptors=[SECURITY.aio_interceptor()])
     add_TokenServiceServicer_to_server(intake, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -81,7 +83,7 @@ async def wired(num_workers: int = 1, step_s: float = 0.01) -> AsyncIterator[Wir
     async def find() -> str:
         return f"127.0.0.1:{scheduler_proxy.port}"
 
-    link = FrontLink(LinkSettings("gateway-0", 1, f"127.0.0.1:{token_proxy.port}", find))
+    link = FrontLink(LinkSettings("gateway-0", 1, f"127.0.0.1:{token_proxy.port}", find, SECURITY))
     gateway = Gateway(GatewaySettings(port=0), link, {"m": text_model()})
     intake = TokenIntake(gateway.feed)
     server = GatewayServer(gateway)
@@ -93,7 +95,7 @@ async def wired(num_workers: int = 1, step_s: float = 0.01) -> AsyncIterator[Wir
         one.servers.append(token_server)
         for number in range(num_workers):
             worker = cluster.add_worker(f"r{number}", slow(step_s))
-            pusher = one.pushers[worker.name] = TokenPusher(worker.name, worker.incarnation, [])
+            pusher = one.pushers[worker.name] = TokenPusher(worker.name, worker.incarnation, SECURITY, [])
             pusher.direct({"gateway-0": f"127.0.0.1:{token_proxy.port}"})
             worker.outlets.tokens = pusher.push
         await server.start()
@@ -254,7 +256,7 @@ def test_a_message_of_a_dead_incarnation_is_refused():
                 return found
 
             async def push(messages: list[pb.PushRequest]) -> tuple[list[int], grpc.StatusCode]:
-                call = stub.Push(iter(messages))
+                call = stub.Push(iter(messages), metadata=SECURITY.metadata())
                 taken = []
                 try:
                     async for response in call:
@@ -282,7 +284,7 @@ def test_new_work_is_refused_when_too_much_waits():
         async def find() -> str:
             return "127.0.0.1:1"
 
-        link = FrontLink(LinkSettings("gateway-0", 1, "", find))
+        link = FrontLink(LinkSettings("gateway-0", 1, "", find, SECURITY))
         for number in range(MAX_EVENTS):
             link.send(Cancel(str(number)))
         submit = Submit("a/b", "gateway-0", 1, "m", "a", ids([1]), (), SamplingParams())
@@ -299,7 +301,7 @@ def test_an_older_start_of_a_gateway_is_refused():
         async def find() -> str:
             return f"127.0.0.1:{one.scheduler_proxy.port}"
 
-        old = FrontLink(LinkSettings("gateway-0", 0, "", find))
+        old = FrontLink(LinkSettings("gateway-0", 0, "", find, SECURITY))
         async for orders in old.orders():
             assert "runs as incarnation 1" in getattr(orders[0], "detail", "")
             break

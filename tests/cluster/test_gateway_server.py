@@ -20,9 +20,10 @@ from cluster.auth_certificates import make_certificates
 from cluster.cli import main as cli
 from cluster.client import AsyncClient
 from cluster.client_connection import Tls
+from cluster.door import TlsFiles
 from cluster.errors import AccessDenied, ConfigError, NotAuthenticated, Unavailable
 from cluster.front import Disconnected
-from cluster.gateway_settings import GatewaySettings, TlsFiles
+from cluster.gateway_settings import GatewaySettings
 from cluster.sim.live import LiveCluster
 from protos.quire.v1 import inference_pb2 as pb
 from protos.quire.v1.inference_pb2_grpc import InferenceServiceAsyncStub
