@@ -94,12 +94,18 @@ class Rebuild:
         if request is not None and request.attempt > start.attempt:
             self._unplaced[request_id] = request
             request = None
-        if request is not None and request.state is State.ENDED:
-            request = None  # cancelled meanwhile
+        if request is not None and request.state in (State.QUEUED, State.PARKED):
+            # Its gateway died after it had told of it, so that it was not sealed any more.
+            scheduler.admission.withdraw(request)
+        elif request is not None and request.state is not State.SEALING:
+            request = None  # ended, or started anew meanwhile
         known = request is None and (request_id in scheduler.requests or request_id in scheduler.unclosed)
         if request is None:
             request = self._from_start(residents[0], replica.joined.model)
-            if not known:
+            if known:
+                # It may share a replica with the attempt that goes on.
+                request.request_id += f" (attempt {start.attempt}, given up)"
+            else:
                 scheduler.requests[request_id] = request
                 self._unconfirmed[request_id] = request
         request.state, request.replica, request.last_replica = State.RUNNING, replica, replica
@@ -141,7 +147,6 @@ class Rebuild:
         )
         request = Request(submit, start.precedence & ARRIVAL_MASK, scheduler.tenants.get(""), scheduler.now)
         scheduler.tenants.enter(request.tenant)
-        scheduler.note_arrival(request.arrival)
         return request
 
     def _settle(self, sequence: Sequence, resident: Resident) -> None:

@@ -176,8 +176,10 @@ class Replica:
         alien = in_tables.union(group.purse).difference(sequence.table)
         assert not alien, f"{sequence}: its beams hold blocks {sorted(alien)}, which it was never given"
         sequence.position = group.position
-        # Blocks that are on their way to the worker are in no table either.
-        sequence.purse = len(sequence.table) - len(in_tables)
+        # Blocks that are on their way to the worker are in no table either. A beam that is still missing, because its
+        # parent has no second heir yet, will take a copy of a part-filled block.
+        missing = sequence.request.width - len(group.tables) if group.position % self.block_size else 0
+        sequence.purse = len(sequence.table) - len(in_tables) - missing
         if sequence.request.state is State.RUNNING:
             self.renew_group(sequence)
 

@@ -85,7 +85,8 @@ class Scheduler:
         # Replicas that something happened to in this turn: no others are looked at.
         self.touched: dict[str, Replica] = {}
         self._orders: list[Order] = []
-        self._num_arrivals = 0
+        # Behind all requests of schedulers before this one, whose numbers stay theirs.
+        self._num_arrivals = ((epoch - 1) & 0xFF) << 32
         self.num_pools = 0
         self._deadlines: list[tuple[float, int, str]] = []
         # Ended requests whose gateway may still lack tokens, until it says Closed.
@@ -178,10 +179,6 @@ class Scheduler:
         """A number for an attempt of a sequence, never given before, in no epoch."""
         self._num_attempts += 1
         return self.epoch << EPOCH_BITS | self._num_attempts
-
-    def note_arrival(self, arrival: int) -> None:
-        """A request from before this scheduler keeps its place; new ones come behind it."""
-        self._num_arrivals = max(self._num_arrivals, arrival)
 
     def refuse(self, event: Submit | Pin, code: str, detail: str, retry_after_s: float = 0.0) -> None:
         self.counters[f"refused {code}"] += 1

@@ -65,7 +65,7 @@ class Sequence:
         # Names of its full blocks, HASH_BYTES each: flat, so that the garbage collector has nothing to walk.
         self.names = request.names
         self.reason = Reason.NONE
-        # A beam group: how many of its blocks are in no beam's table, as its worker last told.
+        # A beam group: how many of its blocks no beam's table has or is about to need, as its worker last told.
         self.purse = 0
         # What the blocks of the table had cost when they came into it (see `Ledger`).
         self.paid = 0.0

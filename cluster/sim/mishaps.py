@@ -14,6 +14,7 @@ from cluster.messages import GatewayLost, HostPoolLost, HostPoolSettled, Replica
 from cluster.sim.client import Client
 from cluster.sim.network import Link
 from cluster.sim.shell import SimShell
+from cluster.sim.streams import FrontStream
 from cluster.sim.worker import SimWorker
 from cluster.sim.world import World, node_name
 
@@ -90,10 +91,12 @@ class Mishaps:
             return
         gateway.die()
         self._close_streams(gateway.name)
-        if gateway.name in self.world.front_streams:
-            self.world.front_streams[gateway.name].link.close()
-        self.world.clock.after(self.world.shape.detect_s, self.world.notify, GatewayLost(gateway.name))
-        self.world.clock.after(self.world.shape.restart_s, self.world.start_gateway, gateway.name)
+        stream = self.world.front_streams.get(gateway.name)
+        if stream is not None:
+            stream.link.close()
+        self.world.clock.after(self.world.shape.detect_s, self._lose_gateway, gateway.name, stream)
+        restart_s = max(self.world.shape.restart_s, self.world.shape.detect_s)
+        self.world.clock.after(restart_s, self.world.start_gateway, gateway.name)
         for client in clients:
             if client.gateway != gateway.name or client.outcome:
                 continue
@@ -102,6 +105,12 @@ class Mishaps:
                 self.world.clock.after(0.1 + 0.4 * self.world.random.random(), come_back, client)
             else:
                 client.outcome = "broken"
+
+    def _lose_gateway(self, name: str, stream: FrontStream | None) -> None:
+        """Its session ends before a new life of it is heard."""
+        if stream is not None:
+            stream.is_lost = True
+        self.world.shell.run(self.world.shell.take, GatewayLost(name))
 
     def kill_scheduler(self, down_s: float) -> None:
         if not self.world.shell.alive:

@@ -57,6 +57,7 @@ class WorkerStream:
                 self.link.acknowledge(DOWN, message.plan)
         elif not self.has_joined:
             self.has_joined = True
+            self._world.note_joined(self.worker.name)
             self.link.acknowledge(UP, 0)
             self.shell.take(message)
 
@@ -67,10 +68,11 @@ class FrontStream:
     def __init__(self, world: World, gateway: SimGateway, is_new: bool) -> None:
         self.gateway = gateway
         self._up = Inbox(world.shell.take)
+        self.is_lost = False
         self._down = Inbox(gateway.take_order)
         epoch = world.shell.epoch
         name = f"{gateway.name}.{gateway.life}-{epoch}"
-        self.link = world.network.connect(name, (Side(world.shell, self._up.take), Side(gateway, self._take_down)))
+        self.link = world.network.connect(name, (Side(world.shell, self._take_up), Side(gateway, self._take_down)))
         self._up.bind(self.link, UP)
         self._down.bind(self.link, DOWN)
         self._num_up = 0
@@ -90,6 +92,11 @@ class FrontStream:
     def order(self, order: Order) -> None:
         self._num_down += 1
         self.link.send(DOWN, self._num_down, order)
+
+    def _take_up(self, number: int, event: Event) -> None:
+        # The scheduler's process ends the session of a gateway as it tells of its loss: no straggler gets through.
+        if not self.is_lost:
+            self._up.take(number, event)
 
     def _take_down(self, number: int, order: Order) -> None:
         if self._world.front_streams.get(self.gateway.name) is not self:

@@ -73,6 +73,9 @@ class World:
         self.ordered: dict[tuple[str, int], list[Transfer]] = {}
         self._incarnations: dict[str, int] = {}
         self.num_stale = 0
+        # When every replica had joined for the first time.
+        self.complete_at = float("inf")
+        self._unjoined = {f"w{number}" for number in range(len(shape.workers))}
         self.shell = self.new_shell(1)
         for number in range(len(shape.workers)):
             self.start_worker(number)
@@ -142,6 +145,11 @@ class World:
         """A result of a replica's earlier life, or for a scheduler that is no more; the scheduler must refuse it."""
         if result.epoch != self.shell.epoch or result.incarnation != self.workers[result.replica].incarnation:
             self.num_stale += 1
+
+    def note_joined(self, worker: str) -> None:
+        self._unjoined.discard(worker)
+        if not self._unjoined:
+            self.complete_at = min(self.complete_at, self.clock.now)
 
     @property
     def serves(self) -> bool:

@@ -78,6 +78,11 @@ FOUND = {
     1689: "a taken-over block was listed under the name of what lay there before",
     5528: "a gateway's word that a request had ended came after it had left its replica and waited",
     5878: "a request of which a new scheduler found a part on a replica started again without a seal",
+    101090: "a gateway's last words came after its loss was told",
+    101140: "a group that is short of beams got too few blocks for their tails",
+    103473: "an attempt that was given up shared a replica with the one that went on",
+    103536: "a request that had begun to wait was found running on a replica",
+    104622: "two requests had one number of arrival",
     2022306904: "a new scheduler refused a model before any replica could report it",
     1624: "a request that can never fit was started after a rebuild",
 }
