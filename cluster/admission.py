@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cluster.fairness import WaitingQueue
 from cluster.hashing import HASH_BYTES
-from cluster.messages import Beams, Copy, Fork, Reason, Start, Started, ids
+from cluster.messages import Beams, Copy, Drop, Fork, Reason, Start, Started, ids
 from cluster.placement import Board, Need, Place
 from cluster.replica import Replica
 from cluster.sequences import Request, Sequence, State
@@ -35,8 +35,6 @@ class Admission:
         self.closed: set[str] = set()
         # Requests that came before any replica of their model had reported to this new scheduler.
         self._unheard: list[Request] = []
-        # Requests whose content came back from host memory in this turn.
-        self.ready: list[Request] = []
 
     # -- replicas
 
@@ -54,6 +52,10 @@ class Admission:
     def replicas_of(self, model: str) -> list[Replica]:
         board = self._boards.get(model)
         return board.replicas if board is not None else []
+
+    def models(self) -> list[list[Replica]]:
+        """The replicas of each model."""
+        return [board.replicas for board in self._boards.values()]
 
     def block_size(self, model: str) -> int:
         """Slots of a block, the same on all replicas of a model; 1 while none has joined."""
@@ -183,10 +185,6 @@ class Admission:
 
     def admit(self, now: float, touched: Iterable[Replica]) -> None:
         """Starts what fits, in order of each model's queue. Figures of `touched` replicas have changed."""
-        for restored in self.ready:
-            if restored.state is State.RESTORING:
-                self._start_restored(restored)
-        self.ready.clear()
         for replica in touched:
             self._boards[replica.joined.model].refresh(replica)
         for model, queue in self._queues.items():
@@ -284,35 +282,42 @@ class Admission:
         self._fill_table(parent, place)
         forks = tuple(self._fork(parent, sequence, replica) for sequence in others)
         if request.host is not None:
-            request.state = State.RESTORING
-            if not scheduler.swapper.read_back(request):
-                self._start_restored(request)
+            self._start_from_host(request)
             return
         if request.attempt == 1:
             request.cached_tokens = parent.position
         scheduler.index.begin_computing(parent.names[parent.position // replica.block_size * HASH_BYTES :], parent)
         request.tenant.charge(parent.length - parent.position)
         replica.prefill_waiting += parent.length - parent.position
-        self._order_start(parent, forks)
+        self.order_start(parent, forks)
 
-    def _start_restored(self, request: Request) -> None:
-        """Its blocks are back from host memory: every sequence goes on by itself where it stood."""
+    def _start_from_host(self, request: Request) -> None:
+        """Every sequence goes on by itself where it stood, as soon as its blocks are back from host memory."""
+        request.state = State.RESTORING
+        transfer = self._scheduler.swapper.read_back(request)
+        for sequence in request.live:
+            self.order_start(sequence, (), transfer)
+        if not transfer:
+            self.restored(request)
+
+    def restored(self, request: Request) -> None:
+        """Its blocks are all where its tables say, and its worker begins it: positions are as they were."""
         replica = request.replica
-        assert replica is not None
-        if request.is_cancelled:
-            self._scheduler.swapper.give_up(request, replica)
-            return
-        self._scheduler.swapper.restored(request)
+        assert replica is not None and request.state is State.RESTORING
+        for sequence in request.live:
+            if sequence.position < sequence.saved:
+                replica.fill(sequence, sequence.saved, b"")
+        self._scheduler.swapper.forget(request)
         request.state = State.RUNNING
+        if request.is_cancelled:
+            self._scheduler.drop(request)
+            return
         for sequence in request.sequences:
             if sequence.seq and sequence.is_ended:
-                self._scheduler.detach(replica, sequence)
-            elif sequence.seq:
-                self._order_start(sequence, ())
-        if not request.live:
-            self._scheduler.off_replica(replica, request)
+                # Its gateway cut it meanwhile.
+                replica.write().drops.append(Drop(sequence.seq))
 
-    def _order_start(self, sequence: Sequence, forks: tuple[Fork, ...]) -> None:
+    def order_start(self, sequence: Sequence, forks: tuple[Fork, ...], after: int = 0) -> None:
         request, scheduler = sequence.request, self._scheduler
         replica = request.replica
         assert replica is not None
@@ -328,7 +333,7 @@ class Admission:
                 route=request.route,
                 tokens=tokens,
                 num_prompt=len(request.prompt),
-                position=sequence.position,
+                position=max(sequence.position, sequence.saved),
                 table=ids(sequence.table[: len(sequence.table) - sequence.purse]),
                 lease_end=sequence.lease_end,
                 precedence=request.precedence,
@@ -338,6 +343,7 @@ class Admission:
                 forks=forks,
                 beams=self._beams(sequence),
                 trace=request.trace,
+                after=after,
             )
         )
         position, name = sequence.position, replica.name

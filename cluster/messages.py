@@ -103,6 +103,9 @@ class Start:
     forks: tuple[Fork, ...] = ()
     beams: Beams | None = None
     trace: str = ""  # W3C traceparent of the gateway's span; empty: nobody traces
+    # A transfer of the same plan that brings its blocks (0: none). The worker begins it by itself once that has
+    # committed, and forgets it if the transfer fails.
+    after: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,6 +389,7 @@ class ReplicaJoined:
     max_batch: int
     max_model_len: int
     prefill_tokens_per_s: float = 0.0  # measured at start; 0 = not known
+    bytes_per_s: float = 0.0  # of copies out of its pool within its node, measured at start; 0 = it serves no peers
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ class Recovery:
             scheduler.touched,
         )
         scheduler.replicas[joined.replica] = replica
+        scheduler.swapper.rates.at_start(joined.node, joined.bytes_per_s)
         scheduler.admission.add(replica)
         replica.write()
 
@@ -77,6 +78,7 @@ class Recovery:
         scheduler.counters["replicas lost"] += 1
         del scheduler.replicas[replica.name]
         scheduler.admission.remove(replica)
+        scheduler.moves.lose_replica(replica)
         kept = scheduler.swapper.lose_replica(replica)
         scheduler.pins.release_all(replica)
         for sequence in list(replica.residents.values()):

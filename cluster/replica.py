@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
+from typing import TYPE_CHECKING
 
 from cluster.hashing import HASH_BYTES
 from cluster.ledger import Clock, Ledger
@@ -29,6 +30,9 @@ from cluster.messages import (
 from cluster.prefix import PrefixIndex
 from cluster.sequences import Request, Sequence, State
 from cluster.settings import SchedulerSettings
+
+if TYPE_CHECKING:
+    from cluster.moves import Move
 
 
 class PlanDraft:
@@ -82,7 +86,11 @@ class Replica:
         self.awaited: dict[int, Sequence] = {}
         # Blocks that pins hold, by the request that warmed them, oldest first.
         self.pins: dict[str, list[int]] = {}
+        # Requests that are on their way here and still run elsewhere.
+        self.incoming: dict[str, Move] = {}
         self.is_draining = False
+        self.drained_from = 0.0
+        self.step_seconds = 0.0
         self._draft = PlanDraft()
         self._touched = touched
         self.prefill_waiting = 0
@@ -287,6 +295,7 @@ class Replica:
         self.write()
         self.prefill_waiting = result.prefill_waiting
         self.prefill_tokens_per_s = result.prefill_tokens_per_s or self.prefill_tokens_per_s
+        self.step_seconds = result.step_seconds or self.step_seconds
         self.num_dry += result.dry
         self._end_copies(result.plan)
         return True
@@ -330,6 +339,7 @@ class Replica:
         tables: list[array[int] | list[int]] = [sequence.table for sequence in self.residents.values()]
         tables += [[block] for _, block in self._copying]
         tables += self.pins.values()
+        tables += [move.kept() for move in self.incoming.values()]
         self.ledger.check(tables)
         for sequence in self.residents.values():
             assert sequence.lease_end <= len(sequence.table) * self.block_size, f"{sequence} has leave without blocks"

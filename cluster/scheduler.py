@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cluster.admission import Admission
+from cluster.balance import Balance
 from cluster.fairness import Tenants
 from cluster.ledger import Clock, Ledger
 from cluster.messages import (
@@ -49,6 +50,7 @@ from cluster.messages import (
     Submit,
     Tick,
 )
+from cluster.moves import Moves
 from cluster.notes import Notes
 from cluster.pins import Pins
 from cluster.prefix import PrefixIndex
@@ -78,6 +80,8 @@ class Scheduler:
         self.clock = Clock()
         self.admission = Admission(self)
         self.swapper = Swapper(self)
+        self.moves = Moves(self)
+        self.balance = Balance(self)
         self.pins = Pins(self)
         self.recovery = Recovery(self)
         self.rebuild = Rebuild(self)
@@ -121,8 +125,11 @@ class Scheduler:
             self._obey[type(event)](event)
         self._expire(now)
         for replica in list(self.touched.values()):
+            if replica.is_draining and replica.requests:
+                self.balance.drain(replica)
             if replica.wanting:
                 self._relieve(replica)
+        self.balance.level(now)
         self.admission.admit(now, list(self.touched.values()))
         orders, self._orders = self._orders, []
         for replica in self.touched.values():
@@ -200,6 +207,7 @@ class Scheduler:
             self.drop(request)
         elif request.state in (State.SWAPPING, State.RESTORING):
             self.swapper.abort(request)
+            self.moves.abort(request)
         elif request.state in (State.QUEUED, State.PARKED, State.SEALING):
             self.admission.withdraw(request)
             for sequence in request.live:
@@ -296,7 +304,8 @@ class Scheduler:
             self.counters["stale results"] += 1
             return
         for transferred in result.transferred:
-            self.swapper.on_transferred(replica, transferred)
+            if not self.moves.on_transferred(replica, transferred):
+                self.swapper.on_transferred(replica, transferred)
         replica.advance(result.advances)
         for group in result.groups:
             replica.advance_group(group)
@@ -319,7 +328,8 @@ class Scheduler:
             sequence.reason = stopped.reason
         if request.is_adopted and sequence.is_ended:
             self.recovery.replay(request, sequence)
-        if request.host is not None and not sequence.is_ended and not request.is_cancelled:
+        goes_on = request.host is not None or self.moves.is_stopping(request)
+        if goes_on and not sequence.is_ended and not request.is_cancelled:
             sequence.has_stopped = True
         else:
             self.detach(replica, sequence)
@@ -327,7 +337,10 @@ class Scheduler:
             self._fail(request, stopped.detail)
         on_replica = [other for other in request.sequences if other.seq]
         if on_replica and all(other.has_stopped for other in on_replica):
-            self.swapper.write_out(request)
+            if request.host is not None:
+                self.swapper.write_out(request)
+            else:
+                self.moves.finish(request)
         elif not on_replica:
             self.off_replica(replica, request)
 
@@ -344,6 +357,7 @@ class Scheduler:
 
     def off_replica(self, replica: Replica, request: Request) -> None:
         """No sequence of the request is on the replica any more: it has ended, or it waits to start again."""
+        self.moves.cancel(request)
         del replica.requests[request.request_id]
         if request.state in (State.STOPPING, State.SWAPPING):
             replica.num_stopping -= 1
@@ -377,6 +391,8 @@ class Scheduler:
             starving = replica.serve_wanting()
             if starving is None or replica.num_stopping:
                 return
+            if self.moves.give_up_one(replica):
+                continue
             running = [request for request in replica.requests.values() if request.state is State.RUNNING]
             victim = max(running, key=lambda request: request.precedence)
             if len(running) == 1 and self.pins.give_up_one(replica):
@@ -392,6 +408,8 @@ class Scheduler:
         assert replica is not None
         request.preemptions += 1
         way = self.swapper.way_out(request, replica)
+        if self.balance.moves_instead(request, way.seconds, why, cause):
+            return
         kind = (
             "recompute"
             if way.host is None
@@ -422,11 +440,8 @@ class Scheduler:
         if replica is None:
             return
         replica.is_draining = drain.on
+        replica.drained_from = self.now
         replica.write()
-        if drain.on:
-            for request in list(replica.requests.values()):
-                if request.state is State.RUNNING:
-                    self.preempt(request, f"replica {replica.name} is draining", "drain")
 
     def _on_close_model(self, close: CloseModel) -> None:
         """What is accepted of this model ends; nothing new is taken."""
@@ -479,6 +494,7 @@ class Scheduler:
         for replica in self.replicas.values():
             replica.check()
         self.swapper.check()
+        self.moves.check()
         for request in self.requests.values():
             on_replica = [sequence for sequence in request.sequences if sequence.seq]
             assert bool(on_replica) == (request.state in (State.RUNNING, State.STOPPING, State.RESTORING)), (

@@ -25,7 +25,7 @@ class State(IntEnum):
     RUNNING = 2  # its sequences are on a replica
     STOPPING = 3  # dropped there; their blocks are still held until the worker has answered
     SWAPPING = 4  # its blocks are on the way to host memory
-    RESTORING = 5  # its tables stand on a replica; their content is on the way from host memory
+    RESTORING = 5  # its tables stand on a replica; their content is on the way there
     SEALING = 6  # its replica is lost; the gateway is asked what it has
     ENDED = 7
 
@@ -69,10 +69,11 @@ class Sequence:
         self.purse = 0
         # What the blocks of the table had cost when they came into it (see `Ledger`).
         self.paid = 0.0
-        # While it is swapped out: its blocks in host memory, and up to which position they are good.
+        # While it is swapped out: its blocks in host memory. And up to which position its blocks are good there, or
+        # where they are on their way to.
         self.host_table: list[int] = []
         self.saved = 0
-        # It was dropped to be swapped out and its worker has answered; its blocks are still held.
+        # It was dropped to be swapped out or moved and its worker has answered; its blocks are still held.
         self.has_stopped = False
         # Requests that wait until this sequence has filled a prefix, and up to which position.
         self.waiters: list[tuple[int, Request]] | tuple[()] = ()
@@ -120,6 +121,7 @@ class Request:
         "last_replica",
         "max_tokens",
         "model",
+        "moved_at",
         "names",
         "orphaned_until",
         "parked_on",
@@ -176,6 +178,8 @@ class Request:
         self.host_paid = 0.0
         self.host_block_seconds = 0.0
         self.seal_deadline = 0.0
+        # When it last came to another replica alive.
+        self.moved_at = -1e9
         self.pin_until: float | None = None
         # Its gateway died; its client has until then to come back through another one.
         self.orphaned_until: float | None = None

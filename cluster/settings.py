@@ -36,6 +36,15 @@ class SchedulerSettings:
     # The part of a swap's time that the replica's steps lose; the copy engine takes the rest.
     swap_share: float = 0.5
     transfer_timeout_s: float = 10.0
+    # Bytes/s between nodes until a transfer has measured them.
+    network_bytes_per_s: float = 1e9
+    # A request moves to the emptiest replica of its model where the fullest is fuller by this share of a pool or batch.
+    balance_gap: float = 0.3
+    # How often replicas are compared, and how long a request that moved stays where it is (hysteresis).
+    balance_every_s: float = 0.5
+    balance_rest_s: float = 5.0
+    # What a draining replica could not hand to another one within this time is preempted.
+    drain_s: float = 2.0
     seal_timeout_s: float = 5.0
     # A new scheduler waits this long for replicas and gateways to tell what they hold.
     rebuild_s: float = 2.0

@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING
 
 from cluster.ledger import Ledger
 from cluster.messages import EPOCH_BITS, HostPoolJoined, HostPoolSettled, Road, Transfer, Transferred, ids
+from cluster.rates import Rates
 from cluster.replica import Replica
 from cluster.sequences import Request, State
 
 if TYPE_CHECKING:
     from cluster.scheduler import Scheduler
-
-# How fast a new measurement moves a rate.
-SMOOTHING = 0.2
 
 
 class HostPool:
@@ -34,7 +32,6 @@ class HostPool:
         self.incarnation = joined.incarnation
         self.joined = joined
         self.ledger = ledger
-        self.bytes_per_s = joined.bytes_per_s
         # Requests whose blocks lie here or are on the way.
         self.requests: dict[str, Request] = {}
 
@@ -67,6 +64,7 @@ class Swapper:
         self._settings = scheduler.settings
         self.pools: dict[str, HostPool] = {}
         self.transfers: dict[int, Moving] = {}
+        self.rates = Rates(scheduler.settings.network_bytes_per_s)
         # By pool and transfer: blocks that a writer could still touch, until the pool says that it cannot.
         self.quarantined: dict[tuple[str, int], list[int]] = {}
         self.inherited: dict[tuple[str, int], list[int]] = {}
@@ -83,6 +81,7 @@ class Swapper:
                 return
             self.lose(known)
         self.pools[joined.pool] = HostPool(joined, ledger)
+        self.rates.at_start(joined.node, joined.bytes_per_s)
 
     def lose(self, host: HostPool) -> None:
         """Its memory is gone: what lay there is computed again; what is on the way will fail by itself."""
@@ -105,13 +104,14 @@ class Swapper:
             return recompute
         if self._is_cleared(request):
             return recompute
-        blocks = self._blocks_of(request, whole=True)
+        blocks = self.blocks_of(request, whole=True)
         host = self._host_for(replica, len(blocks))
         if host is None:
             return recompute
         size_bytes = len(blocks) * replica.joined.block_bytes
-        seconds = 2 * size_bytes / host.bytes_per_s * self._settings.swap_share if host.bytes_per_s else 0.0
-        if policy == "swap" or (rate and host.bytes_per_s and seconds < recompute.seconds):
+        road = self.rates.between(replica.joined.node, host.joined.node)
+        seconds = 2 * size_bytes / road * self._settings.swap_share if road else 0.0
+        if policy == "swap" or (rate and road and seconds < recompute.seconds):
             return Way(host, seconds)
         return recompute
 
@@ -132,7 +132,7 @@ class Swapper:
             default=None,
         )
 
-    def _blocks_of(self, request: Request, whole: bool) -> list[int]:
+    def blocks_of(self, request: Request, whole: bool) -> list[int]:
         """The distinct device blocks of a request in order: those with content, or (`whole`) all of its tables."""
         replica = request.replica
         assert replica is not None
@@ -146,7 +146,7 @@ class Swapper:
 
     def reserve(self, request: Request, host: HostPool) -> None:
         """Takes the room in host memory before the request is dropped."""
-        num_blocks = len(self._blocks_of(request, whole=True))
+        num_blocks = len(self.blocks_of(request, whole=True))
         reserved = host.ledger.allocate(num_blocks, 0)
         assert reserved is not None, f"{request} was to go to {host.name}, which has no room"
         request.host, request.reserved = host, reserved
@@ -163,7 +163,7 @@ class Swapper:
             # not begun: it would have no token to go on with.
             self.give_up(request, replica)
             return
-        blocks = self._blocks_of(request, whole=False)
+        blocks = self.blocks_of(request, whole=False)
         reserved, request.reserved = request.reserved, []
         targets, excess = reserved[: len(blocks)], reserved[len(blocks) :]
         host.ledger.release(excess, 0)
@@ -190,12 +190,17 @@ class Swapper:
             if sequence.seq:
                 self._scheduler.detach(replica, sequence)
 
-    def _order(self, moving: Moving) -> None:
+    def next_transfer(self) -> int:
+        """A number for a transfer, never given before, in no epoch."""
         self._num_transfers += 1
-        self.transfers[self._num_transfers] = moving
+        return self._num_transfers
+
+    def _order(self, moving: Moving) -> int:
+        number = self.next_transfer()
+        self.transfers[number] = moving
         moving.replica.write().transfers.append(
             Transfer(
-                self._num_transfers,
+                number,
                 moving.road,
                 moving.host.name,
                 moving.host.incarnation,
@@ -204,11 +209,13 @@ class Swapper:
                 self._settings.transfer_timeout_s,
             )
         )
+        return number
 
     # -- back
 
-    def read_back(self, request: Request) -> bool:
-        """Its new tables stand: what is not cached there is read from the host. False: nothing has to be read."""
+    def read_back(self, request: Request) -> int:
+        """Its new tables stand: what is not cached there is read from the host, by the transfer of this number. 0:
+        nothing has to be read."""
         replica, host = request.replica, request.host
         assert replica is not None and host is not None
         pairs: dict[int, int] = {}
@@ -217,29 +224,20 @@ class Swapper:
             targets = sequence.table[first : len(sequence.host_table)]
             pairs.update(zip(targets, sequence.host_table[first:], strict=True))
         if not pairs:
-            return False
-        self._order(Moving(request, replica, host, Road.READ, list(pairs), list(pairs.values())))
-        return True
-
-    def restored(self, request: Request) -> None:
-        """Every block is on the device: positions are as they were, the host's copies are no longer needed."""
-        replica = request.replica
-        assert replica is not None
-        for sequence in request.live:
-            if sequence.position < sequence.saved:
-                replica.fill(sequence, sequence.saved, b"")
-        self.forget(request)
+            return 0
+        return self._order(Moving(request, replica, host, Road.READ, list(pairs), list(pairs.values())))
 
     def forget(self, request: Request) -> None:
         """Releases what the request has in host memory, room or content; it would be computed again."""
         host = request.host
+        for sequence in request.sequences:
+            sequence.saved = 0
         if host is None:
             return
         cost = host.ledger.release(request.reserved, 0)
         for sequence in request.sequences:
             cost += host.ledger.release(sequence.host_table, 0)
             sequence.host_table = []
-            sequence.saved = 0
         request.host_block_seconds += cost - request.host_paid
         request.host_paid = 0.0
         request.reserved = []
@@ -259,10 +257,9 @@ class Swapper:
             return
         outcome = "done" if transferred.ok else "failed"
         self._scheduler.counters[f"transfer {moving.road.name.lower()} {outcome}"] += 1
-        if transferred.ok and transferred.seconds > 0:
-            measured = transferred.size_bytes / transferred.seconds
-            known = moving.host.bytes_per_s
-            moving.host.bytes_per_s = known + SMOOTHING * (measured - known) if known else measured
+        if transferred.ok:
+            nodes = replica.joined.node, moving.host.joined.node
+            self.rates.note(*nodes, transferred.size_bytes, transferred.seconds)
         if moving.road is Road.WRITE:
             self._written(moving, transferred.ok)
         else:
@@ -282,8 +279,7 @@ class Swapper:
 
     def _read(self, moving: Moving, ok: bool) -> None:
         if ok:
-            # Sequences start at the end of a turn only: a plan is obeyed drops first.
-            self._scheduler.admission.ready.append(moving.request)
+            self._scheduler.admission.restored(moving.request)
         else:
             self.give_up(moving.request, moving.replica)
 

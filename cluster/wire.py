@@ -209,6 +209,7 @@ def fill_start(message: pb.Start, start: Start) -> None:
     message.salt = start.salt
     message.chain = start.chain
     message.trace = start.trace
+    message.after = start.after
     for fork in start.forks:
         message.forks.add(
             seq=fork.seq,
@@ -243,6 +244,7 @@ def start_from(message: pb.Start) -> Start:
         forks=tuple([_fork_from(fork) for fork in message.forks]),
         beams=beams,
         trace=message.trace,
+        after=message.after,
     )
 
 

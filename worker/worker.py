@@ -8,7 +8,7 @@ block, chooses no request and talks to nobody.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from cluster.messages import (
     Reroute,
     Result,
     Revoke,
+    Start,
     Tokens,
     Transfer,
     Transferred,
@@ -92,6 +93,8 @@ class Worker:
         self._flight: Flight | None = None
         # Sequences whose drop came while a step with them was under way.
         self._drop_later: list[int] = []
+        # Starts that wait for the blocks of a transfer, by its number.
+        self._waiting: dict[int, list[Start]] = {}
         self._transfers: list[Transfer] = []
         self.transfers_under_way: dict[int, Transfer] = {}
         self._aborts: list[int] = []
@@ -140,6 +143,8 @@ class Worker:
         """Another scheduler: only its plans count from now on, and numbers start again."""
         self._epoch = epoch
         self._plan = 0
+        # What the old scheduler wanted to begin here is begun anew by the next one.
+        self._waiting.clear()
         self.reporter.begin_epoch(epoch)
 
     def hold_for(self, epoch: int) -> ReplicaState:
@@ -178,7 +183,10 @@ class Worker:
             self.parts.copy_blocks(sources, targets)
         self._extend(plan)
         for start_ in plan.starts:
-            self.residence.move_in(start_)
+            if start_.after:
+                self._waiting.setdefault(start_.after, []).append(start_)
+            else:
+                self.residence.move_in(start_)
         self._transfers.extend(plan.transfers)
         self.transfers_under_way.update((transfer.transfer, transfer) for transfer in plan.transfers)
         self.reporter.obeyed(plan.number, plan.result)
@@ -204,6 +212,10 @@ class Worker:
         self.reporter.revoke(revoke.seq, end)
 
     def _reroute(self, reroute: Reroute) -> None:
+        for starts in self._waiting.values():
+            for at, start_ in enumerate(starts):
+                if start_.seq == reroute.seq:
+                    starts[at] = replace(start_, gateway=reroute.gateway, route=reroute.route)
         row = self.state.row_of.get(reroute.seq)
         if row is not None:
             resident = self.state.at(row)
@@ -351,6 +363,10 @@ class Worker:
         return transfers, aborts
 
     def transferred(self, outcome: Transferred) -> None:
-        """The transfer service has ended a transfer, one way or the other."""
+        """The transfer service has ended a transfer, one way or the other; Starts that waited for it begin."""
         self.transfers_under_way.pop(outcome.transfer, None)
         self.reporter.transferred(outcome)
+        starts = self._waiting.pop(outcome.transfer, [])
+        if outcome.ok:
+            for start_ in starts:
+                self.residence.move_in(start_)

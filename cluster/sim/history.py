@@ -99,6 +99,7 @@ class History:
             scheduler.requests
             or scheduler.unclosed
             or scheduler.swapper.quarantined
+            or scheduler.moves.reads
             or any(gateway.open for gateway in world.gateways.values())
             or any(worker.residents or worker.transfers.under_way for worker in world.workers.values())
         )

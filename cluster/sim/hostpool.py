@@ -5,6 +5,7 @@ Its memory dies with its process; a pool that starts again is a new one with a h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 from cluster.messages import HostPoolJoined
@@ -21,6 +22,10 @@ class SimHostPool(Process):
         self.random = Random(f"{seed}/{name}/{incarnation}")
         self.num_blocks, self.block_size = size
         self.blocks = Blocks(self.num_blocks, self.block_size, self.random)
+
+    def when_written(self, then: Callable[[], None]) -> None:
+        """Nobody but transfers writes here, and the scheduler orders a read only of what has committed."""
+        self.run(then)
 
     @property
     def joined(self) -> HostPoolJoined:

@@ -90,6 +90,8 @@ class Judge:
             raise Violation(f"requests wait: {waiting}")
         if scheduler.swapper.transfers:
             raise Violation(f"transfers are left: {scheduler.swapper.transfers}")
+        if scheduler.moves.by_request or scheduler.moves.reads:
+            raise Violation(f"moves are left: {scheduler.moves.by_request} {scheduler.moves.reads}")
         for replica in scheduler.replicas.values():
             if replica.residents:
                 raise Violation(f"{replica.name} still counts {list(replica.residents.values())} among its residents")

@@ -29,6 +29,9 @@ class Pool(Protocol):
     blocks: Blocks
     random: Random
 
+    def when_written(self, then: Callable[[], None]) -> None:
+        """Calls back once all that was issued until now has been written to its blocks."""
+
 
 class Mover(Pool, Protocol):
     """A pool whose process moves blocks itself."""
@@ -69,6 +72,11 @@ class Moving:
         self.given_up = ""
         self.corrupt_at = -1
         self.fail_at = -1
+        # The peer has answered: what it had issued into the blocks that are read is there.
+        self.is_ready = order.road is Road.WRITE
+
+    def ready(self) -> None:
+        self.is_ready = True
 
 
 class Transfers:
@@ -103,6 +111,9 @@ class Transfers:
         if self.faults.corrupt_next:
             self.faults.corrupt_next -= 1
             moving.corrupt_at = len(order.mine) // 2
+        peer = self._peer(order)
+        if order.road is Road.READ and peer is not None:
+            peer.when_written(moving.ready)
         # Steps that were issued before may still write the blocks that are to be sent.
         self._stream.issue(0.0, lambda: self._piece(moving))
 
@@ -136,6 +147,9 @@ class Transfers:
             self._settle(moving, "")
             return
         assert peer is not None
+        if not moving.is_ready:
+            self._owner.after(0.002, self._piece, moving)
+            return
         near = peer.node == self._owner.node
         if not near and (peer.stopped or not self._roads.reaches(self._owner.node, peer.node)):
             self._owner.after(0.02, self._piece, moving)

@@ -13,7 +13,7 @@ What it takes the protocol to say, beyond the words of cluster/messages.py:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 
@@ -72,6 +72,8 @@ class SimWorker(Process):
         self.outlets = outlets
         self.transfers = Transfers(self, self.steps.stream, outlets, self._on_transferred)
         self.residents: dict[int, Running] = {}
+        # Starts that wait for the blocks of a transfer, by its number.
+        self._waiting: dict[int, list[Start]] = {}
         self.epoch = 0
         self.num_stale = 0
         self._plan = 0
@@ -95,12 +97,14 @@ class SimWorker(Process):
             max_batch=shape.max_batch,
             max_model_len=shape.max_model_len,
             prefill_tokens_per_s=1.0 / shape.per_token_s,
+            bytes_per_s=self.blocks.num_bytes / self.transfers.PIECE_S,
         )
 
     def meet(self, epoch: int) -> ReplicaJoined | ReplicaState:
         """A scheduler has opened its stream. A new one (a higher epoch) is told all that is held here."""
         known, self.epoch = self.epoch, epoch
         self._plan = self._result = 0
+        self._waiting.clear()
         if not known:
             return self.joined
         self._report = Report()
@@ -109,6 +113,10 @@ class SimWorker(Process):
             running.news()  # the state tells it
         under_way = tuple(moving.order for moving in self.transfers.under_way.values())
         return ReplicaState(self.joined, residents, self.steps.filled.names(), under_way)
+
+    def when_written(self, then: Callable[[], None]) -> None:
+        """A peer wants to read: what was issued before, copies of blocks included, comes first."""
+        self.run(self.steps.stream.issue, 0.0, then)
 
     # -- plans
 
@@ -133,7 +141,10 @@ class SimWorker(Process):
             self.steps.stream.issue(0.0, partial(self.blocks.copy, copy.source, copy.target, copy.num_slots))
         self._extend(plan.extends)
         for start in plan.starts:
-            self._start(start)
+            if start.after:
+                self._waiting.setdefault(start.after, []).append(start)
+            else:
+                self._start(start)
         for transfer in plan.transfers:
             if transfer.road is Road.READ:
                 self.steps.filled.forget(*transfer.mine)
@@ -158,6 +169,10 @@ class SimWorker(Process):
         self._report.revoked.append(Revoked(running.seq, running.lease_end))
 
     def _reroute(self, reroute: Reroute) -> None:
+        for starts in self._waiting.values():
+            for at, start in enumerate(starts):
+                if start.seq == reroute.seq:
+                    starts[at] = replace(start, gateway=reroute.gateway, route=reroute.route)
         running = self.residents.get(reroute.seq)
         if running is not None:
             running.gateway, running.route = reroute.gateway, reroute.route
@@ -224,6 +239,11 @@ class SimWorker(Process):
 
     def _on_transferred(self, transferred: Transferred) -> None:
         self._report.transferred.append(transferred)
+        starts = self._waiting.pop(transferred.transfer, [])
+        if transferred.ok:
+            for start in starts:
+                self._start(start)
+            self.steps.issue()
         self._tell()
 
     # -- results

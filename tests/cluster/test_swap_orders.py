@@ -73,12 +73,13 @@ def test_forks_that_have_begun_go_out_together_and_come_back_as_they_were() -> N
     orders = driver.turn(Drain("r0", on=False))
     (back,) = transfers(orders)
     # The full blocks of the prompt are still cached on the device.
-    assert (back.road, sorted(back.theirs)) == (Road.READ, sorted(out.theirs)[2:]) and not starts(orders)
-    orders = ended(driver, back)
+    assert (back.road, sorted(back.theirs)) == (Road.READ, sorted(out.theirs)[2:])
     again = [one for order in orders if isinstance(order, Plan) for one in order.starts]
     assert [(one.index, one.position, len(one.tokens), one.forks) for one in again] == [
         (0, 41, 42, ()),
         (1, 40, 41, ()),
     ]
+    assert [one.after for one in again] == [back.transfer] * 2, "they begin once their blocks are there"
     assert list(again[0].table[:2]) == list(again[1].table[:2]), "full prompt blocks are shared again"
+    ended(driver, back)
     assert not driver.scheduler.swapper.pools["h0"].ledger.counts().held

@@ -157,7 +157,7 @@ class Extends(_message.Message):
     def __init__(self, seqs: _Optional[bytes] = ..., lease_ends: _Optional[bytes] = ..., firsts: _Optional[bytes] = ..., counts: _Optional[bytes] = ..., blocks: _Optional[bytes] = ...) -> None: ...
 
 class Start(_message.Message):
-    __slots__ = ("seq", "request_id", "index", "attempt", "gateway", "route", "tokens", "num_prompt", "position", "table", "lease_end", "precedence", "sampling", "salt", "chain", "forks", "beams", "trace")
+    __slots__ = ("seq", "request_id", "index", "attempt", "gateway", "route", "tokens", "num_prompt", "position", "table", "lease_end", "precedence", "sampling", "salt", "chain", "forks", "beams", "trace", "after")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -176,6 +176,7 @@ class Start(_message.Message):
     FORKS_FIELD_NUMBER: _ClassVar[int]
     BEAMS_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
     seq: int
     request_id: str
     index: int
@@ -194,7 +195,8 @@ class Start(_message.Message):
     forks: _containers.RepeatedCompositeFieldContainer[Fork]
     beams: Beams
     trace: str
-    def __init__(self, seq: _Optional[int] = ..., request_id: _Optional[str] = ..., index: _Optional[int] = ..., attempt: _Optional[int] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ..., tokens: _Optional[bytes] = ..., num_prompt: _Optional[int] = ..., position: _Optional[int] = ..., table: _Optional[bytes] = ..., lease_end: _Optional[int] = ..., precedence: _Optional[int] = ..., sampling: _Optional[_Union[ResolvedSampling, _Mapping[str, object]]] = ..., salt: _Optional[bytes] = ..., chain: _Optional[bytes] = ..., forks: _Optional[_Iterable[_Union[Fork, _Mapping[str, object]]]] = ..., beams: _Optional[_Union[Beams, _Mapping[str, object]]] = ..., trace: _Optional[str] = ...) -> None: ...
+    after: int
+    def __init__(self, seq: _Optional[int] = ..., request_id: _Optional[str] = ..., index: _Optional[int] = ..., attempt: _Optional[int] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ..., tokens: _Optional[bytes] = ..., num_prompt: _Optional[int] = ..., position: _Optional[int] = ..., table: _Optional[bytes] = ..., lease_end: _Optional[int] = ..., precedence: _Optional[int] = ..., sampling: _Optional[_Union[ResolvedSampling, _Mapping[str, object]]] = ..., salt: _Optional[bytes] = ..., chain: _Optional[bytes] = ..., forks: _Optional[_Iterable[_Union[Fork, _Mapping[str, object]]]] = ..., beams: _Optional[_Union[Beams, _Mapping[str, object]]] = ..., trace: _Optional[str] = ..., after: _Optional[int] = ...) -> None: ...
 
 class ResolvedSampling(_message.Message):
     __slots__ = ("sampling", "eos_token_ids")
@@ -373,7 +375,7 @@ class Transferred(_message.Message):
     def __init__(self, transfer: _Optional[int] = ..., ok: _Optional[bool] = ..., detail: _Optional[str] = ..., size_bytes: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class ReplicaJoined(_message.Message):
-    __slots__ = ("replica", "incarnation", "node", "model", "num_blocks", "block_size", "block_bytes", "fingerprint", "max_batch", "max_model_len", "prefill_tokens_per_s")
+    __slots__ = ("replica", "incarnation", "node", "model", "num_blocks", "block_size", "block_bytes", "fingerprint", "max_batch", "max_model_len", "prefill_tokens_per_s", "bytes_per_s")
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
@@ -385,6 +387,7 @@ class ReplicaJoined(_message.Message):
     MAX_BATCH_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
     PREFILL_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     replica: str
     incarnation: int
     node: str
@@ -396,7 +399,8 @@ class ReplicaJoined(_message.Message):
     max_batch: int
     max_model_len: int
     prefill_tokens_per_s: float
-    def __init__(self, replica: _Optional[str] = ..., incarnation: _Optional[int] = ..., node: _Optional[str] = ..., model: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., block_bytes: _Optional[int] = ..., fingerprint: _Optional[str] = ..., max_batch: _Optional[int] = ..., max_model_len: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ...) -> None: ...
+    bytes_per_s: float
+    def __init__(self, replica: _Optional[str] = ..., incarnation: _Optional[int] = ..., node: _Optional[str] = ..., model: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., block_bytes: _Optional[int] = ..., fingerprint: _Optional[str] = ..., max_batch: _Optional[int] = ..., max_model_len: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., bytes_per_s: _Optional[float] = ...) -> None: ...
 
 class HostPoolJoined(_message.Message):
     __slots__ = ("pool", "incarnation", "node", "num_blocks", "block_bytes", "fingerprint", "bytes_per_s")
