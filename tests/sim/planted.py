@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from cluster import admission, swap
+from cluster import admission, moves, swap
 from cluster.ledger import Ledger
 from cluster.messages import Copy, Drop, Plan, Reason, Result, Road, Seal, Sealed, Start, Transfer, Transferred, ids
+from cluster.moves import Move, Moves
+from cluster.moves import Phase as MovePhase
 from cluster.recovery import Recovery
 from cluster.replica import Replica
 from cluster.scheduler import Scheduler
@@ -205,6 +207,36 @@ def _transfer_told_as_done_too_early(patch: Patch) -> None:
             self._on_settled = told
 
     patch.setattr(Transfers, "begin", hasty)
+
+
+def _source_freed_before_its_move_has_committed(patch: Patch) -> None:
+    order = Moves._order
+
+    def hasty(self: Moves, move: Move, theirs: list[int], mine: list[int]) -> None:
+        order(self, move, theirs, mine)
+        if move.phase is MovePhase.FINISHING:
+            self._let_go(move)
+
+    patch.setattr(Moves, "_order", hasty)
+
+
+def _target_starts_before_its_last_block_came(patch: Patch) -> None:
+    take = SimWorker.take_plan
+
+    def hasty(self: SimWorker, plan: Plan) -> None:
+        take(self, replace(plan, starts=tuple(replace(start, after=0) for start in plan.starts)))
+
+    patch.setattr(SimWorker, "take_plan", hasty)
+
+
+def _moved_without_its_part_filled_block(patch: Patch) -> None:
+    def short(number: int, road: Road, *fields: Any) -> Transfer:
+        peer, incarnation, mine, theirs, limit = fields
+        if len(mine) > 1:
+            theirs = theirs[:-1] + theirs[:1]
+        return Transfer(number, road, peer, incarnation, mine, theirs, limit)
+
+    patch.setattr(moves, "Transfer", short)
 
 
 def _done_never_told(patch: Patch) -> None:
