@@ -133,6 +133,7 @@ class ClusterSettings:
             max_batch=self.max_batch,
             token_budget=self.token_budget,
             hash_key=hash_key,
+            share_pool=True,
             show_progress=False,
         )
 

@@ -86,6 +86,8 @@ class WorkerSettings:
     # Names of generated blocks are made with this key; one per cluster.
     hash_key: bytes = b""
     prefix_caching: bool = True
+    # Other workers of the node may map the pool, where that costs steps nothing: moves between them are quicker.
+    share_pool: bool = False
     # Fused modules in place of the model's own where that is faster.
     fuse: bool = True
     show_progress: bool = True

@@ -17,20 +17,41 @@ from cluster.errors import ConfigError
 from cluster.sizes import format_bytes
 from kernels.layout import BlockLayout, LayerCache
 from kernels.reference import write_kv
+from worker.host_memory import lines_of
+from worker.transfer_memory import SharedMemory
 
 HUGE_PAGE_BYTES = 2 << 20
+# Up to here a pool of small pages is as fast as one of large pages: its translations fit into the processor.
+SMALL_POOL_BYTES = 8 << 20
+SHARED_PAGES = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 
 
 class DevicePool:
-    """The bytes of `num_blocks` blocks. `bytes` is uint8 [num_blocks, block_bytes], `layers` the views of it."""
+    """The bytes of `num_blocks` blocks. `bytes` is uint8 [num_blocks, block_bytes], `layers` the views of it.
 
-    def __init__(self, layout: BlockLayout, num_blocks: int, device: torch.device, *, debug: bool = False) -> None:
+    `shared` is the memory that other processes of the node can map, if that was wanted and costs attention nothing.
+    """
+
+    def __init__(
+        self,
+        layout: BlockLayout,
+        num_blocks: int,
+        device: torch.device,
+        *,
+        debug: bool = False,
+        wants_sharing: bool = False,
+    ) -> None:
         assert num_blocks >= 1, num_blocks
         self.layout = layout
         self.num_blocks = num_blocks
         self.device = device
         self.debug = debug
-        self.bytes = _allocate(num_blocks * layout.block_bytes, device).view(num_blocks, layout.block_bytes)
+        size = num_blocks * layout.block_bytes
+        self.shared: SharedMemory | None = None
+        if wants_sharing and device.type == "cpu" and (size <= SMALL_POOL_BYTES or _shared_pages_are_large()):
+            self.shared = SharedMemory.create("quire-device-pool", size)
+        flat = _allocate(size, device) if self.shared is None else torch.from_numpy(self.shared.array())
+        self.bytes = flat.view(num_blocks, layout.block_bytes)
         self.layers: list[LayerCache] = layout.views(self.bytes)
         self._elements = self.bytes.view(layout.dtype)
         if debug:
@@ -61,6 +82,12 @@ class DevicePool:
 
     def _index(self, blocks: Sequence[int]) -> torch.Tensor:
         return torch.from_numpy(np.array(blocks, np.int64)).to(self.device)
+
+
+def _shared_pages_are_large() -> bool:
+    """Whether the system gives large pages under shared memory that asks for them."""
+    chosen = [word for line in lines_of(SHARED_PAGES) for word in line.split() if word.startswith("[")]
+    return bool(chosen) and chosen[0] not in ("[never]", "[deny]")
 
 
 def _allocate(size: int, device: torch.device) -> torch.Tensor:

@@ -100,7 +100,8 @@ def start(settings: WorkerSettings, say: Say, place: Place | None = None) -> Sta
         max_model_len=loaded.max_model_len,
     )
     del trial
-    pool = DevicePool(layout, sizes.num_blocks, device, debug=settings.debug)
+    wants_sharing = settings.share_pool and team is None
+    pool = DevicePool(layout, sizes.num_blocks, device, debug=settings.debug, wants_sharing=wants_sharing)
     model.attach_pool(pool)
     for line in sizes.lines(loaded.max_model_len):
         say(line)

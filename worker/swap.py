@@ -1,38 +1,54 @@
 """The worker's side of moving blocks: the scheduler's transfer orders go to an agent, its answers into the next result.
 
 Called by the step loop between two steps; nothing here waits. On a CPU a step has ended before its plan's successor is
-obeyed, so a transfer may begin at once; on a GPU the agent first waits for what was issued before.
+obeyed, so a transfer may begin at once; on a GPU the agent first waits for what was issued before. Other workers read
+this worker's pool through a server of its own: what they may read, the scheduler keeps as it is until they have.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
+from worker.pool import DevicePool
 from worker.transfer import TransferAgent
+from worker.transfer_bytes import PoolBytes
 from worker.transfer_copy import Copier
 from worker.transfer_device import new_event, pool_bytes
 from worker.transfer_end import PoolEnd
 from worker.transfer_register import RegisterSettings, TransferRegister
 from worker.transfer_security import TransferSecurity
+from worker.transfer_server import Listening, TransferServer
 from worker.transfer_states import layout_of
 from worker.worker import Worker
+
+_MEASURED_BYTES = 32 << 20
 
 
 class Swap:
     """Transfers between a worker's pool and the pools that `addresses` names; the owner keeps those up to date."""
 
-    def __init__(self, worker: Worker, security: TransferSecurity) -> None:
+    def __init__(self, worker: Worker, security: TransferSecurity, listening: Listening | None = None) -> None:
         pool = worker.parts.pool
         layout = layout_of(pool.layout.fingerprint(), pool.layout.block_bytes)
         register = TransferRegister(layout, pool.num_blocks, worker.incarnation, RegisterSettings(), own_content=True)
-        held = pool_bytes(layout, pool.bytes, Copier())
+        held = pool_bytes(layout, pool.bytes, Copier(), pool.shared)
+        worker.bytes_per_s = _measure(held, pool)
         self._device = pool.bytes.device
         self.addresses: dict[str, str] = {}
         self._worker = worker
-        self._agent = TransferAgent(PoolEnd(worker.replica, register, held), self.addresses, security)
+        end = PoolEnd(worker.replica, register, held)
+        self._agent = TransferAgent(end, self.addresses, security)
+        self._server = TransferServer(end, security, listening)
         self._epoch = 0
+
+    @property
+    def address(self) -> str:
+        """Where peers read from this pool."""
+        return self._server.address
 
     def direct(self, entries: dict[str, str]) -> None:
         """Where everybody is, as the scheduler says."""
@@ -63,4 +79,16 @@ class Swap:
         return synchronize
 
     def close(self) -> None:
+        self._server.close()
         self._agent.close()
+
+
+def _measure(held: PoolBytes, pool: DevicePool) -> float:
+    """Bytes per second of checked copies out of the pool, which is empty yet."""
+    size = pool.layout.block_bytes
+    count = min(pool.num_blocks, max(1, _MEASURED_BYTES // size))
+    staging = torch.zeros(count * size, dtype=torch.uint8, pin_memory=pool.device.type == "cuda")
+    blocks = np.arange(count, dtype=np.int32)
+    began = time.perf_counter()
+    held.copy_out(blocks, staging.data_ptr() + blocks.astype(np.int64) * size, None)
+    return count * size / (time.perf_counter() - began)

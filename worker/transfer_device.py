@@ -27,11 +27,11 @@ _AHEAD = 4
 Run = tuple[int, int, int]
 
 
-def pool_bytes(layout: PoolLayout, pool: torch.Tensor, copier: Copier) -> PoolBytes:
+def pool_bytes(layout: PoolLayout, pool: torch.Tensor, copier: Copier, shared: SharedMemory | None = None) -> PoolBytes:
     """The bytes of a worker's pool, uint8 [num_blocks, block_bytes], wherever they are."""
     if pool.device.type == "cuda":
         return DeviceBytes(layout, pool, copier)
-    return HostBytes(layout, len(pool), pool.data_ptr(), copier, keep=pool)
+    return HostBytes(layout, len(pool), pool.data_ptr(), copier, shared=shared, keep=pool)
 
 
 class DeviceBytes:
@@ -53,6 +53,8 @@ class DeviceBytes:
     def copy_out(self, blocks: Blocks, rows: Addresses, stop: Stop | None) -> Sums:
         """The device writes a piece while the one before it is summed."""
         sums = np.empty(len(blocks) * self.layout.chunks_per_block, np.uint32)
+        # A peer that reads has ordered nothing here: copies of blocks that steps have issued come first.
+        self._out.wait_stream(torch.cuda.default_stream(self._pool.device))
         moving: deque[tuple[int, int, torch.cuda.Event]] = deque()
         try:
             for first, end in self._pieces(len(blocks)):

@@ -98,6 +98,8 @@ class Worker:
         self._transfers: list[Transfer] = []
         self.transfers_under_way: dict[int, Transfer] = {}
         self._aborts: list[int] = []
+        # Of copies out of the pool; 0: no peer can read it. Set by whoever serves it to them.
+        self.bytes_per_s = 0.0
         self._epoch = 0
         self._plan = 0
         self._ahead = 0
@@ -126,6 +128,7 @@ class Worker:
             max_batch=self.settings.max_batch,
             max_model_len=parts.max_model_len,
             prefill_tokens_per_s=parts.prefill_tokens_per_s,
+            bytes_per_s=self.bytes_per_s,
         )
 
     @property
