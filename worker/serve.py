@@ -66,7 +66,10 @@ class StepLoop:
         self.worker = worker
         self._spans = spans
         self._swap = swap
-        self.inbox: queue.SimpleQueue[Inbound] = queue.SimpleQueue()
+        if swap is not None:
+            swap.wake = lambda: self.inbox.put(None)
+        # None: a transfer has ended, which ends a wait.
+        self.inbox: queue.SimpleQueue[Inbound | None] = queue.SimpleQueue()
         self.retired_at = time.monotonic()
         self.is_busy = False
         self._say = say
@@ -90,6 +93,9 @@ class StepLoop:
                 self._obey_all()
                 if self._swap is not None:
                     self._swap.step()
+                if self.worker.reporter.has_ends:
+                    # Who was taken off here may go on elsewhere: that must not wait for another step.
+                    self._report()
                 self.is_busy = True
                 progressed = self.worker.step()
                 self.retired_at, self.is_busy = time.monotonic(), False
@@ -113,7 +119,9 @@ class StepLoop:
         except queue.Empty:
             return
 
-    def _obey(self, word: Inbound) -> None:
+    def _obey(self, word: Inbound | None) -> None:
+        if word is None:
+            return
         if isinstance(word, Plan):
             self.worker.obey(word)
             if self._spans is not None:

@@ -41,7 +41,9 @@ class Swap:
         self.addresses: dict[str, str] = {}
         self._worker = worker
         end = PoolEnd(worker.replica, register, held)
-        self._agent = TransferAgent(end, self.addresses, security)
+        # What the owner of the step loop does to end its wait, where it waits.
+        self.wake: Callable[[], object] = lambda: None
+        self._agent = TransferAgent(end, self.addresses, security, answered=self._answered)
         self._server = TransferServer(end, security, listening)
         self._epoch = 0
 
@@ -49,6 +51,9 @@ class Swap:
     def address(self) -> str:
         """Where peers read from this pool."""
         return self._server.address
+
+    def _answered(self) -> None:
+        self.wake()
 
     def direct(self, entries: dict[str, str]) -> None:
         """Where everybody is, as the scheduler says."""

@@ -74,8 +74,11 @@ class TransferAgent:
         addresses: Mapping[str, str],
         security: TransferSecurity,
         settings: AgentSettings | None = None,
+        answered: Callable[[], object] = lambda: None,
     ) -> None:
+        """`answered` is called on a thread of the agent whenever there is an answer to take."""
         self._end = end
+        self._answered = answered
         self._addresses = addresses
         self._security = security
         self._settings = settings or AgentSettings()
@@ -191,8 +194,9 @@ class TransferAgent:
         verb, way = ("write", "to") if order.road is Road.WRITE else ("read", "from")
         size = len(order.mine) * self._end.layout.block_bytes
         ok = False
+        runs: list[PartRun] = []
         try:
-            detail = self._carry_out(job)
+            detail = self._carry_out(job, runs)
             ok = True
         except QuireError as error:
             detail = f"{verb} of {len(order.mine)} blocks {way} {order.peer}: {error}"
@@ -211,9 +215,15 @@ class TransferAgent:
                 known = self._rates.get(order.peer, size / seconds)
                 self._rates[order.peer] = known + _SMOOTHING * (size / seconds - known)
             self._wake.notify_all()
+        self._answered()
+        for run in runs:
+            if ok:
+                run.let_go()
+            self._let_go(run.peer)
 
-    def _carry_out(self, job: _Order) -> str:
-        """Runs the order; returns by what carrier. Raises QuireError."""
+    def _carry_out(self, job: _Order, runs: list[PartRun]) -> str:
+        """Runs the order, part by part, each of which stays in `runs` with a use of its peer; returns by what carrier.
+        Raises QuireError."""
         order = job.order
         if len(order.mine) != len(order.theirs) or not len(order.mine):
             raise TransferError(f"{len(order.mine)} blocks here against {len(order.theirs)} there")
@@ -226,7 +236,11 @@ class TransferAgent:
             for number, (mine, theirs) in enumerate(self._parts(order, carrier)):
                 key = TransferKey(job.epoch, order.transfer, number, self._end.name)
                 part = Part(key, order.road is Road.WRITE, mine, theirs, len(order.mine))
-                carrier = self._run_part(PartRun(part, self._end, peer, carrier, job.go_on, job.time_left))
+                run = PartRun(part, self._end, peer, carrier, job.go_on, job.time_left)
+                with self._wake:
+                    self._uses[peer] += 1
+                runs.append(run)
+                carrier = self._run_part(run)
             return f"by {carrier.name.lower().replace('_', ' ')}"
         finally:
             self._let_go(peer)

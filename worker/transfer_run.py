@@ -223,11 +223,15 @@ class PartRun:
         self._end.commit(self._here)
         if mine.phase is not Phase.COMMITTED:
             raise TransferError(f"{self._part.key} did not commit here: {mine.reason or mine.phase.name.lower()}")
-        try:
-            # Every byte is here and checked. The peer only has to let go, which its deadline would do too.
-            self.peer.commit(self.there, self._go_on)
-        except TransferError:
-            pass
+
+    def let_go(self) -> None:
+        """After a read that came well: every byte is here and checked, and whoever waits for it was told. The peer
+        only has to let go, which its deadline would do too."""
+        if not self._part.write:
+            try:
+                self.peer.commit(self.there, self._go_on)
+            except TransferError:
+                pass
 
     def _read_shared(self, mine: Moving, reply: pb.ReserveResponse) -> None:
         if reply.crc32c:

@@ -39,6 +39,8 @@ Part = TypeVar("Part")
 
 # Checksums of memory that another process copies at the same time are sent in pieces of this size.
 SUMS_BYTES = 16 << 20
+# A read of so little gets its sums with the reservation.
+SMALL_BYTES = 1 << 20
 _LONGEST_CALL_S = 3600.0
 # A chunk that is refused for one of these says nothing about the others of its call.
 _OF_A_CHUNK = {Refusal.DOUBLED, Refusal.CORRUPT, Refusal.TRUNCATED, Refusal.OUTSIDE}
@@ -88,7 +90,11 @@ class TransferService:
         if asked.write:
             answer.missing.extend(ranges_message(moving.missing(MAX_RANGES)))
         elif asked.carrier is Carrier.SHARED_MEMORY:
-            answer.crc32c = sums_message(self._end.stored_sums(moving))
+            sums = self._end.stored_sums(moving)
+            if sums is None and moving.live and moving.size_bytes <= SMALL_BYTES:
+                # Somebody stands still until a little has been read: that is not worth another call.
+                sums = self._end.computed_sums(moving, 0, len(asked.blocks))
+            answer.crc32c = sums_message(sums)
         return answer
 
     def Write(self, request_iterator: Iterator[pb.WriteRequest], context: Context) -> pb.WriteResponse:
