@@ -253,7 +253,7 @@ class WorkerServer:
         hello = message.hello
         fill_replica_joined(hello.replica, self.worker.joined())
         hello.epoch, hello.plan = self._epoch, self._plan
-        hello.transfer_address = self._swap.address if self._swap is not None else ""
+        hello.transfer_address = self._swap.address
         hello.oldest_protocol, hello.newest_protocol = OLDEST_PROTOCOL, NEWEST_PROTOCOL
         return message
 

@@ -85,6 +85,9 @@ FOUND = {
     104622: "two requests had one number of arrival",
     2022306904: "a new scheduler refused a model before any replica could report it",
     1624: "a request that can never fit was started after a rebuild",
+    8: "a move changed what a replica had free, and admission counted on more",
+    67: "a move gave its source's blocks back, and those that waited for them were not looked at",
+    308: "a peer read a block before the copy into it that had been issued",
 }
 
 
