@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,20 +15,78 @@ import typer
 from cluster.cli import exits
 from cluster.errors import ConfigError
 
+_MISTAKES, _CAPACITY = "Finding mistakes", "Planning capacity"
+
 
 def register(app: typer.Typer) -> None:
     app.command()(simulate)
 
 
 def simulate(
-    histories: Annotated[int, typer.Option(help="Seeded histories of a small cluster to run and judge.")] = 0,
-    faults: Annotated[bool, typer.Option("--faults", help="Processes die, networks break, clocks jump.")] = False,
+    histories: Annotated[
+        int, typer.Option(help="Seeded histories of a small cluster to run and judge.", rich_help_panel=_MISTAKES)
+    ] = 0,
+    faults: Annotated[
+        bool, typer.Option("--faults", help="Processes die, networks break, clocks jump.", rich_help_panel=_MISTAKES)
+    ] = False,
+    jobs: Annotated[int, typer.Option(help="Processes at once. 0: one per core.", rich_help_panel=_MISTAKES)] = 0,
     seed: Annotated[int, typer.Option(help="The first seed; histories take this and those that follow.")] = 0,
-    jobs: Annotated[int, typer.Option(help="Processes at once. 0: one per core.")] = 0,
+    workers: Annotated[
+        int, typer.Option(help="Workers (replicas) of the planned cluster.", rich_help_panel=_CAPACITY)
+    ] = 0,
+    trace: Annotated[
+        str,
+        typer.Option(
+            help="Lengths and arrivals: azure-conv, azure-code, mooncake-conv, sharegpt, alpaca.",
+            rich_help_panel=_CAPACITY,
+        ),
+    ] = "azure-conv",
+    model: Annotated[str, typer.Option(help="1b, 8b or 70b, in bf16.", rich_help_panel=_CAPACITY)] = "8b",
+    gpu: Annotated[str, typer.Option(help="a100, h100 or h200.", rich_help_panel=_CAPACITY)] = "h100",
+    gpus: Annotated[int, typer.Option(help="GPUs of one worker (tensor parallel).", rich_help_panel=_CAPACITY)] = 1,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Requests/s of all; else the trace's own for every 8 workers.", rich_help_panel=_CAPACITY),
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="Simulated time.", rich_help_panel=_CAPACITY)] = 2.0,
+    block_size: Annotated[int, typer.Option(help="Slots in a block.", rich_help_panel=_CAPACITY)] = 16,
+    kv_memory: Annotated[
+        str | None,
+        typer.Option(help="Of a worker's pool, like 20GB; else what weights leave.", rich_help_panel=_CAPACITY),
+    ] = None,
+    host_memory: Annotated[
+        str | None, typer.Option(help="Of a host pool for 8 workers; else none.", rich_help_panel=_CAPACITY)
+    ] = None,
+    max_batch: Annotated[int, typer.Option(help="Sequences of a worker at once.", rich_help_panel=_CAPACITY)] = 256,
+    token_budget: Annotated[int, typer.Option(help="Tokens of a step.", rich_help_panel=_CAPACITY)] = 8192,
+    prefix: Annotated[
+        int, typer.Option(help="Tokens that prompts share at their start.", rich_help_panel=_CAPACITY)
+    ] = 0,
+    prefix_share: Annotated[
+        float, typer.Option(help="The share of requests that have such a prefix.", rich_help_panel=_CAPACITY)
+    ] = 1.0,
+    placement: Annotated[str, typer.Option(help="The scheduler's policy.", rich_help_panel=_CAPACITY)] = "scored",
+    preemption: Annotated[str, typer.Option(help="The scheduler's policy.", rich_help_panel=_CAPACITY)] = "cheapest",
+    allocator: Annotated[str, typer.Option(help="The ledger's policy.", rich_help_panel=_CAPACITY)] = "lru",
+    compare: Annotated[
+        str | None,
+        typer.Option(help="Side by side: placement, preemption, block-size or allocator.", rich_help_panel=_CAPACITY),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="A PNG to plot into.", rich_help_panel=_CAPACITY)] = None,
 ) -> None:
     """Simulate a cluster: the real scheduler and batcher, with everything else in virtual time."""
-    if histories < 1:
-        raise ConfigError(f"histories is {histories}, which runs nothing; give --histories 1000, say")
+    if workers > 0 and histories == 0:
+        from cluster.cli.capacity import Question, plan
+
+        plan(
+            Question(
+                workers, trace, model, gpu, gpus, rate, minutes * 60, block_size, kv_memory, host_memory, max_batch,
+                token_budget, prefix, prefix_share, placement, preemption, allocator, compare, seed, plot,
+            )
+        )  # fmt: skip
+        return
+    if histories < 1 or workers:
+        raise ConfigError("nothing is to be run; give --histories 1000 or --workers 8, say (one of them)")
     raise typer.Exit(_run_histories(histories, faults, seed, jobs or os.cpu_count() or 1))
 
 

@@ -1,0 +1,259 @@
+"""Plans capacity: the real scheduler and batcher on a fleet whose steps and copies alone are made up, in virtual time.
+
+A run goes in turns of a few milliseconds, as the scheduler's own loop does under load: steps that ended since the last
+turn report, what arrived is submitted, the scheduler decides, workers obey. `run` returns what came of it; nothing is
+printed here. How to read and use the figures: cluster/sim/README.md.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cluster.messages import Closed, Done, Event, HostPoolJoined, Plan, Refused, ReplicaJoined, Tick
+from cluster.scheduler import Scheduler
+from cluster.settings import SchedulerSettings
+from cluster.sim.costs import Machine
+from cluster.sim.fleet import Fleet
+from cluster.sim.gaps import Gaps
+from cluster.sim.load import Load, requests
+from cluster.sim.obeying import Obeying
+from cluster.sim.tokens import MadeUp
+
+WORKERS_PER_NODE = 8
+PREFILL_CHUNK = 2048
+"""Tokens of the prompt with which a worker measures its rate at start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A cluster on paper. `host_blocks`: of each node's host pool, 0: none."""
+
+    num_workers: int
+    machine: Machine
+    max_batch: int = 256
+    token_budget: int = 8192
+    max_model_len: int = 131_072
+    host_blocks: int = 0
+    turn_s: float = 0.004
+
+
+@dataclass(slots=True)
+class Sample:
+    """The cluster at one moment; rates are those of the time since the last sample."""
+
+    at: float
+    tokens_per_s: float
+    running: int
+    waiting: int
+    held: float  # share of all blocks
+    scheduler_load: float  # processor seconds per second
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a run. Times in seconds."""
+
+    site: Site
+    load: Load
+    seconds: float = 0.0
+    asked: int = 0
+    finished: int = 0
+    refused: int = 0
+    num_tokens: int = 0
+    num_steps: int = 0
+    gaps: Gaps = field(default_factory=Gaps)
+    samples: list[Sample] = field(default_factory=list)
+    counters: Counter[str] = field(default_factory=Counter)
+    preemptions: list[int] = field(default_factory=list)  # of each finished request
+    # How long each finished request took from its arrival.
+    latencies: list[float] = field(default_factory=list)
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    copied_bytes: int = 0
+    scheduler_s: float = 0.0
+    wall_s: float = 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.num_tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def held(self) -> float:
+        return sum(sample.held for sample in self.samples) / max(1, len(self.samples))
+
+    @property
+    def scheduler_load(self) -> float:
+        return self.scheduler_s / self.seconds if self.seconds else 0.0
+
+
+class Capacity:
+    """One run. `until_s`: arrivals stop and the run ends there; None: it ends when `num_requests` have ended."""
+
+    def __init__(
+        self, site: Site, load: Load, settings: SchedulerSettings, *, until_s: float | None, num_requests: int = 0
+    ) -> None:
+        assert until_s is not None or num_requests
+        self.site, self.until_s, self.num_requests = site, until_s, num_requests
+        self.scheduler = Scheduler(settings)
+        names_blocks = load.prefix > 0 and settings.prefix_caching
+        tokens = MadeUp(load.seed, names_blocks=names_blocks)
+        self.fleet = Fleet(site.num_workers, site.max_batch, site.token_budget, site.machine, tokens)
+        self.obeying = Obeying(self.fleet)
+        self.outcome = Outcome(site, load, gaps=self.fleet.gaps)
+        self.now = 0.0
+        self._arrivals = requests(load, site.machine.block_size)
+        self._next = next(self._arrivals)
+        self._events: list[Event] = list(self._joins())
+        self._sampled_at, self._sampled_tokens, self._sampled_s = 0.0, 0, 0.0
+        # Events of processes that come and go, by their time; see `happen`.
+        self._happenings: list[tuple[float, Callable[[Capacity], None]]] = []
+
+    def _joins(self) -> Iterator[Event]:
+        site, machine = self.site, self.site.machine
+        rate = machine.cost.prefill_tokens_per_s(PREFILL_CHUNK)
+        for worker in range(site.num_workers):
+            node = f"n{worker // WORKERS_PER_NODE}"
+            yield ReplicaJoined(
+                replica=f"w{worker}",
+                incarnation=1,
+                node=node,
+                model="m",
+                num_blocks=machine.num_blocks,
+                block_size=machine.block_size,
+                block_bytes=machine.block_bytes,
+                fingerprint="planned",
+                max_batch=site.max_batch,
+                max_model_len=site.max_model_len,
+                prefill_tokens_per_s=rate,
+            )
+            if site.host_blocks and worker % WORKERS_PER_NODE == 0:
+                yield self.host_pool(worker // WORKERS_PER_NODE, 1)
+
+    def host_pool(self, node: int, incarnation: int) -> HostPoolJoined:
+        machine = self.site.machine
+        return HostPoolJoined(
+            f"h{node}", incarnation, f"n{node}", self.site.host_blocks, machine.block_bytes, "planned",
+            machine.host_bytes_per_s,
+        )  # fmt: skip
+
+    def happen(self, at: float, what: Callable[[Capacity], None]) -> None:
+        """Something that befalls the cluster at a time, told in order of time."""
+        self._happenings.append((at, what))
+
+    def tell(self, event: Event) -> None:
+        self._events.append(event)
+
+    # -- the run
+
+    def run(self, on_progress: Callable[[float], None] = lambda share: None) -> Outcome:
+        began, fleet, outcome = time.perf_counter(), self.fleet, self.outcome
+        while not self._is_over():
+            self.now += self.site.turn_s
+            self._arrive()
+            self._advance()
+            self._decide()
+            if self.now - self._sampled_at >= 1.0:
+                self._sample()
+                on_progress(self.now / self.until_s if self.until_s else outcome.finished / self.num_requests)
+        outcome.seconds = self.now
+        outcome.num_tokens, outcome.num_steps = fleet.num_tokens, int(fleet.num_steps.sum())
+        outcome.counters = self.scheduler.counters
+        outcome.prompt_tokens, outcome.cached_tokens = self.obeying.prompt_tokens, self.obeying.cached_tokens
+        outcome.copied_bytes = self.obeying.copied_bytes
+        outcome.wall_s = time.perf_counter() - began
+        return outcome
+
+    def _is_over(self) -> bool:
+        if self.until_s is not None:
+            return self.now >= self.until_s
+        return self.outcome.finished + self.outcome.refused >= self.num_requests
+
+    def _arrive(self) -> None:
+        while self._happenings and self._happenings[0][0] <= self.now:
+            self._happenings.pop(0)[1](self)
+        while self._next[0] <= self.now and (not self.num_requests or self.outcome.asked < self.num_requests):
+            at, submit = self._next
+            self.obeying.asked_at[submit.request_id] = at
+            self._events.append(submit)
+            self.outcome.asked += 1
+            self._next = next(self._arrivals)
+
+    def _advance(self) -> None:
+        """All steps and copies up to now; a step that ends begins the next at once."""
+        fleet, obeying = self.fleet, self.obeying
+        while True:
+            due = np.flatnonzero(fleet.step_end <= self.now)
+            if not len(due):
+                break
+            ends = fleet.step_end[due]
+            fleet.finish(due)
+            if obeying.late:
+                for worker in due.tolist():
+                    obeying.drop_late(worker)
+            fleet.launch(due, ends)
+        obeying.settle(self.now)
+
+    def _decide(self) -> None:
+        fleet, scheduler = self.fleet, self.scheduler
+        events = self._events
+        for worker in sorted(fleet.news):
+            result = fleet.take_result(worker, f"w{worker}", scheduler.epoch)
+            if result is not None:
+                events.append(result)
+        deadline = scheduler.next_deadline
+        if not events and (deadline is None or deadline > self.now):
+            return
+        self._events = []
+        began = time.thread_time()
+        orders = scheduler.turn(events or [Tick()], self.now)
+        self.outcome.scheduler_s += time.thread_time() - began
+        obeyed = []
+        for order in orders:
+            if isinstance(order, Plan):
+                worker = int(order.replica[1:])
+                self.obeying.obey(worker, order, self.now)
+                obeyed.append(worker)
+            elif isinstance(order, Done):
+                self._done(order)
+            elif isinstance(order, Refused):
+                self.outcome.refused += 1
+        idle = np.array([worker for worker in obeyed if not fleet.busy[worker]], np.int64)
+        if len(idle):
+            fleet.launch(idle, np.full(len(idle), self.now))
+
+    def _done(self, done: Done) -> None:
+        self._events.append(Closed(done.request_id))
+        self.outcome.finished += 1
+        self.outcome.preemptions.append(done.preemptions)
+        self.outcome.latencies.append(self.now - self.obeying.asked_at.pop(done.request_id))
+
+    def _sample(self) -> None:
+        outcome, scheduler = self.outcome, self.scheduler
+        seconds = self.now - self._sampled_at
+        replicas = scheduler.replicas.values()
+        blocks = sum(replica.ledger.num_blocks for replica in replicas)
+        available = sum(replica.ledger.num_available for replica in replicas)
+        outcome.samples.append(
+            Sample(
+                self.now,
+                (self.fleet.num_tokens - self._sampled_tokens) / seconds,
+                int(self.fleet.resident.sum()),
+                scheduler.admission.num_waiting("m"),
+                1 - available / max(1, blocks),
+                (outcome.scheduler_s - self._sampled_s) / seconds,
+            )
+        )
+        self._sampled_at, self._sampled_tokens = self.now, self.fleet.num_tokens
+        self._sampled_s = outcome.scheduler_s
+
+
+def plan(
+    site: Site, load: Load, settings: SchedulerSettings, seconds: float, on_progress: Callable[[float], None]
+) -> Outcome:
+    """A run of so many simulated seconds."""
+    return Capacity(site, load, settings, until_s=seconds).run(on_progress)
