@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -202,6 +205,44 @@ def test_figures_logs_and_spans_tell_what_happened(running: launch.Running) -> N
     request, attempt = sorted(spans, key=lambda span: span["name"] == "attempt")
     assert (request["name"], request["parent"]) == ("request", "00f067aa0ba902b7")
     assert (attempt["name"], attempt["parent"]) == ("attempt", request["span"])
+
+
+@pytest.mark.timeout(150)
+def test_a_load_is_sent_and_measured(running: launch.Running, tmp_path: Path) -> None:
+    """Open and closed loop, from two processes: every request is in the files once, and none failed."""
+    wait_for_workers(running, 2)
+    common = ["--requests", "24", "--warm-up", "0", "--output-tokens", "9", "--shared-prefix", "40"]
+    for words in (["--arrival", "poisson", "--rate", "12", "30"], ["--arrival", "closed", "--concurrency", "6"]):
+        paths = {kind: tmp_path / f"{words[1]}.{kind}" for kind in ("csv", "json", "html")}
+        files = [word for kind, path in paths.items() for word in (f"--{kind}", str(path))]
+        command = [
+            sys.executable,
+            "-m",
+            "cluster.bench",
+            "serve",
+            "--address",
+            running.gateway,
+            *words,
+            *common,
+            *files,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        rows = list(csv.DictReader(paths["csv"].open()))
+        num_runs = 2 if words[1] == "poisson" else 1
+        assert len(rows) == 24 * num_runs and len({(row["load"], row["number"]) for row in rows}) == len(rows)
+        for row in rows:
+            assert (
+                float(row["due"]) <= float(row["sent"]) < float(row["first"]) <= float(row["last"]) <= float(row["end"])
+            )
+            assert row["num_tokens"] == "9" and not row["error"] and int(row["num_prompt"]) > 40
+        assert sum(int(row["cached"]) for row in rows) >= 32 * len(rows) // 2
+        tables = json.loads(paths["json"].read_text())["tables"]
+        assert [row["requests"] for row in tables["throughput"]] == [24] * num_runs
+        counts = {row["time"]: row["count"] for row in tables["milliseconds"]}
+        assert counts["first token"] == counts["whole request"] == 24 and 0 < counts["inter-token"] <= 24 * 8
+        html = paths["html"].read_text()
+        assert html.count("<svg") == 5 + (num_runs > 1)
 
 
 def samples_of(running: launch.Running) -> dict[str, float]:
