@@ -121,15 +121,15 @@ def _cluster(running: Running | None) -> Iterator[Finding]:
             yield Finding("ok", "ray", f"{len(running.ray_pids)} processes live, head at {running.ray_address}")
     else:
         yield Finding("note", "ray", f"a cluster that was there before us, at {running.ray_address}")
-    yield from _admin(running)
+    yield from _admin()
 
 
-def _admin(running: Running) -> Iterator[Finding]:
+def _admin() -> Iterator[Finding]:
     from cluster.cli.status import Admin
     from protos.quire.v1 import admin_pb2 as pb
 
     try:
-        admin = Admin(running.admin)
+        admin = Admin(None)
         cluster = admin.call("GetCluster", pb.GetClusterRequest())
         workers = admin.call("ListWorkers", pb.ListWorkersRequest()).workers
     except QuireError as error:
@@ -247,7 +247,7 @@ def write_bundle(path: Path, findings: list[Finding]) -> list[str]:
         known = running
         parts["cluster.json"] = lambda: json.dumps(_without_secrets(asdict(known)), indent=1)
         parts["metrics.txt"] = lambda: metrics_text(known)
-        parts["status.json"] = lambda: _status(known)
+        parts["status.json"] = _status
     for file in log_files(_folder()):
         parts[f"logs/{file.name}"] = lambda file=file: _tail(file)  # type: ignore[misc]
     names = []
@@ -278,11 +278,11 @@ def _without_secrets(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _status(running: Running) -> str:
+def _status() -> str:
     from cluster.cli.status import status_of
 
     try:
-        return json.dumps(status_of(running.admin), indent=1)
+        return json.dumps(status_of(None), indent=1)
     except QuireError as error:
         return json.dumps({"error": str(error)})
 

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     """Runs the load at each rate in turn. Exit code 1: a request failed."""
     args = _arguments(argv)
     report = Report("serve", argv)
-    address = args.address or _known_gateway()
+    address, args.authority = _gateway(args)
     model, vocabulary, longest = _model(address, args)
     shape = _shape(args, longest)
     report.note(f"{model} at {address}; {_said(args, shape)}")
@@ -99,10 +99,16 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _known_gateway() -> str:
-    from cluster.cli.generate import known_gateway
+def _gateway(args: argparse.Namespace) -> tuple[str, str | None]:
+    """The address that was given, with its authority, or that of the cluster that this user has up."""
+    if args.address:
+        return args.address, args.authority or os.environ.get("QUIRE_TLS_AUTHORITY")
+    from cluster.launch import Running
 
-    return known_gateway(None)
+    running = Running.load()
+    if running is None:
+        raise Unavailable("no cluster of this user is noted; start one with `quire up`, or give --address")
+    return running.gateway, args.authority or running.settings["tls_authority"] or None
 
 
 def _model(address: str, args: argparse.Namespace) -> tuple[str, int, int]:

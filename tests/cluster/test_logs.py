@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import main
+from cluster.cluster_settings import ClusterSettings
 from cluster.doctor import examine, write_bundle
 from cluster.launch import Running
 from cluster.logs import read_lines, shown
@@ -76,7 +77,7 @@ def test_the_bundle_has_everything_but_secrets(tmp_path: Path, monkeypatch: pyte
     live(tmp_path / "logs", "run", "error")
     dead = subprocess.Popen(["true"])
     dead.wait()
-    settings = {"model": ["demo"], "host": "127.0.0.1", "metrics_port": 9, "log_dir": "", "tls_key": "/k.pem"}
+    settings = ClusterSettings(metrics_port=9).as_dict()
     Running(
         "127.0.0.1:9", "the-ray-token", "/tmp/x", [dead.pid], "quire", "127.0.0.1:9", "127.0.0.1:9", settings
     ).save()
