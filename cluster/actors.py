@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.cluster_settings import ClusterSettings
+from cluster.meeting import Meeting
 
 if TYPE_CHECKING:
     from cluster.ray_state import RayState
@@ -149,7 +150,7 @@ class SchedulerActor:
 
 
 class WorkerActor:
-    """One replica on one accelerator, or on some cores."""
+    """One replica on one accelerator, or on some cores; of a tensor-parallel one its rank 0."""
 
     def __init__(self, settings: ClusterSettings, namespace: str, name: str, model: str) -> None:
         from cluster.ray_state import RayState
@@ -168,22 +169,32 @@ class WorkerActor:
         from cluster.inside import inside_of
         from worker.serve import WorkerServer
         from worker.spans import AttemptSpans
+        from worker.transfer_server import Listening
         from worker.worker import Worker
 
         hash_key = self._state.key("hash key")
         node = ray.get_runtime_context().get_node_id()[:12]
-        worker = Worker(
+        number, tp = incarnation(), self._settings.tp
+        self._worker = worker = Worker(
             self._settings.worker(self._model, hash_key),
             replica=self._name,
-            incarnation=incarnation(),
+            incarnation=number,
             node=node,
             say=self.lines.append,
+            place=Meeting(self._state, self._name, tp).call(number) if tp > 1 else None,
         )
-        self._block_bytes, self._fingerprint = worker.parts.layout.block_bytes, worker.parts.layout.fingerprint()
         inside = inside_of(self._state)
         tracer = self._observed.tracer()
         spans = None if tracer is None else AttemptSpans(tracer.begin, self._name)
-        server = WorkerServer(worker, self._find, inside.security, channel_options=CHANNEL_OPTIONS, spans=spans)
+        server = WorkerServer(
+            worker,
+            self._find,
+            inside.security,
+            channel_options=CHANNEL_OPTIONS,
+            spans=spans,
+            hang_s=self._settings.hang_s,
+            listening=Listening(inside.host),
+        )
         ready(self._name)
         await server.run()
 
@@ -197,7 +208,8 @@ class WorkerActor:
         """The node it is on, and the bytes and the layout of its blocks: what a host pool beside it must have."""
         import ray
 
-        return ray.get_runtime_context().get_node_id(), self._block_bytes, self._fingerprint
+        layout = self._worker.parts.layout
+        return ray.get_runtime_context().get_node_id(), layout.block_bytes, layout.fingerprint()
 
     def end(self) -> None:
         """It has drained, and is about to be ended."""

@@ -67,6 +67,8 @@ class ClusterSettings:
     trace: str = ""
     # Seconds of silence after which a worker is taken for dead.
     silence_s: float = 2.0
+    # Seconds after which a step that has not ended is taken for hung, and its worker ends.
+    hang_s: float = 60.0
 
     def __post_init__(self) -> None:
         bounds: tuple[tuple[str, float, float, float], ...] = (
@@ -78,6 +80,7 @@ class ClusterSettings:
             ("metrics_port", self.metrics_port, 0, 65535),
             ("cpus_per_worker", self.cpus_per_worker, 0, 1024),
             ("silence_s", self.silence_s, 0.5, 600),
+            ("hang_s", self.hang_s, 1, 3600),
         )
         for name, value, low, high in bounds:
             if not low <= value <= high:

@@ -50,6 +50,8 @@ class Peer:
     broken_at: float | None = None
     result: int = 0
     step: int = 0
+    # When it was last heard that it had finished a step; joining follows one that tries the whole model.
+    stepped_at: float = 0.0
     step_seconds: float = 0.0
 
 
@@ -133,7 +135,7 @@ class ControlServer:
         wants_state = not is_known and hello.epoch != 0 and hello.WhichOneof("joined") == "replica"
         if peer is None or not is_known:
             is_replica = hello.WhichOneof("joined") == "replica"
-            peer = Peer(name, incarnation, is_replica, host.now, hello.transfer_address)
+            peer = Peer(name, incarnation, is_replica, host.now, hello.transfer_address, stepped_at=host.now)
             self.peers[name] = peer
             if is_replica:
                 host.replica_links[name] = lambda plan, peer=peer: self._send(peer, plan)  # type: ignore[misc]
@@ -186,7 +188,8 @@ class ControlServer:
             result = result_from(message.result)
             if result.number != peer.result + 1 or result.epoch != self._host.scheduler.epoch:
                 return
-            peer.result, peer.step, peer.step_seconds = result.number, result.step, result.step_seconds
+            peer.result, peer.step_seconds = result.number, result.step_seconds
+            self._note_step(peer, result.step)
             while peer.unobeyed and peer.unobeyed[0][0] <= result.plan:
                 peer.unobeyed.popleft()
             self._host.post(result)
@@ -195,7 +198,11 @@ class ControlServer:
         elif kind == "settled":
             self._host.post(host_pool_settled_from(message.settled))
         elif kind == "pulse":
-            peer.step = message.pulse.step
+            self._note_step(peer, message.pulse.step)
+
+    def _note_step(self, peer: Peer, step: int) -> None:
+        if step > peer.step:
+            peer.step, peer.stepped_at = step, self._host.now
 
     # -- silence
 

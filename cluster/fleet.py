@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.cluster_settings import ClusterSettings
 from cluster.errors import ConfigError, NotFound, Unavailable
-from cluster.launch import Running, create_worker, quiet_ray, wait_until_ready, worker_name
+from cluster.launch import Running, quiet_ray
+from cluster.placing import create_worker, end_worker, wait_until_ready, worker_name
 
 if TYPE_CHECKING:
     import grpc
@@ -67,7 +68,10 @@ class Fleet:
         """Starts workers of these numbers and waits until each has joined. Raises `ConfigError` for want of CPUs."""
         import ray
 
-        free, needed = ray.available_resources().get("CPU", 0.0), len(numbers) * self._settings.cpus_per_worker
+        free, needed = (
+            ray.available_resources().get("CPU", 0.0),
+            len(numbers) * self._settings.tp * self._settings.cpus_per_worker,
+        )
         if needed > free:
             raise ConfigError(f"{len(numbers)} more workers need {needed:g} CPU, and Ray has {free:g} free")
         actors = [create_worker(self._settings, self._namespace, model, number) for number in numbers]
@@ -78,8 +82,6 @@ class Fleet:
     def retire(self, name: str) -> None:
         """Drains a worker, waits until nothing runs there, and ends it."""
         import ray
-        from ray.util import remove_placement_group
-        from ray.util.placement_group import get_placement_group
 
         from protos.quire.v1 import admin_pb2 as pb
 
@@ -93,8 +95,7 @@ class Fleet:
         actor = ray.get_actor(name, namespace=self._namespace)
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(actor.end.remote(), timeout=ADMIN_S)
-        ray.kill(actor, no_restart=True)
-        remove_placement_group(get_placement_group(name))
+        end_worker(self._namespace, name)
         self._say(f"{name} has drained and is gone")
 
 

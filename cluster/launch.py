@@ -18,19 +18,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.cluster_settings import ClusterSettings
 from cluster.errors import ConfigError, Unavailable
+from cluster.placing import CENTRE, START_S, create_host_pools, create_worker, wait_until_ready
+from cluster.preflight import preflight
 from cluster.tracing import check_trace
 
 if TYPE_CHECKING:
     import grpc
 
 NAMESPACE = "quire"
-START_S = 120.0
 MIN_RAY = (2, 55)
 
 Say = Callable[[str], None]
@@ -59,6 +60,8 @@ class Running:
     settings: dict[str, Any]
     # What our own commands show at the operators' door where it takes tokens.
     admin_token: str = ""
+    # All of them; `gateway` is the first.
+    gateways: list[str] = field(default_factory=list)
 
     def admin_channel(self) -> grpc.Channel:
         from cluster.admin_channel import admin_channel
@@ -202,15 +205,18 @@ def up(settings: ClusterSettings, say: Say) -> Running:
     settings = replace(settings, port=settings.port or free_port(), admin_port=settings.admin_port or free_port())
     settings = replace(settings, metrics_port=settings.metrics_port or free_port())
     began = time.monotonic()
-    num_workers = settings.workers * len(settings.model)
+    num_ranks = settings.workers * len(settings.model) * settings.tp
     if settings.address:
         running = Running(settings.address, os.environ.get("RAY_AUTH_TOKEN", ""), "", [], NAMESPACE, "", "", {})
     else:
-        running = start_ray(max(2, int(num_workers * settings.cpus_per_worker) + 1), say)
+        running = start_ray(max(2, int(num_ranks * settings.cpus_per_worker) + 1), say)
     running.settings = settings.as_dict()
     running.save()
     try:
         with quiet_ray(running):
+            settings = replace(settings, device=_device(settings.device))
+            running.settings = settings.as_dict()
+            preflight(settings)
             _create(settings, running, say)
     except BaseException:
         down(lambda line: None)
@@ -223,6 +229,15 @@ def up(settings: ClusterSettings, say: Say) -> Running:
     return running
 
 
+def _device(device: str) -> str:
+    """GPUs where Ray has some and nothing else was asked for: actors see only those that were booked for them."""
+    import ray
+
+    if device != "auto":
+        return device
+    return "cuda" if ray.cluster_resources().get("GPU", 0.0) >= 1 else "cpu"
+
+
 def _create(settings: ClusterSettings, running: Running, say: Say) -> None:
     import ray
 
@@ -231,21 +246,21 @@ def _create(settings: ClusterSettings, running: Running, say: Say) -> None:
     from cluster.ray_state import RayState
 
     began = time.monotonic()
-    _check_resources(settings)
     # A Ray of our own is never joined by other machines.
     running.admin_token = prepare(RayState(running.namespace), is_one_machine=not settings.address)
-    options: dict[str, Any] = {"lifetime": "detached", "max_restarts": -1, "num_cpus": 0, "max_concurrency": 4}
-    scheduler = ray.remote(SchedulerActor).options(name="scheduler", **options).remote(settings, running.namespace)
+    scheduler = ray.remote(SchedulerActor).options(name="scheduler", **CENTRE).remote(settings, running.namespace)
     workers = [
         create_worker(settings, running.namespace, model, number)
         for model in settings.model
         for number in range(settings.workers)
     ]
+    # Only the first has a port that was asked for; all keep theirs, so that one that dies comes up where it was.
+    ports = [settings.port, *(free_port() for _ in range(1, settings.gateways))]
     gateways = [
         ray.remote(GatewayActor)
-        .options(name=f"gateway-{number}", **options)
-        .remote(settings, running.namespace, f"gateway-{number}", settings.port if number == 0 else 0)
-        for number in range(settings.gateways)
+        .options(name=f"gateway-{number}", **CENTRE)
+        .remote(settings, running.namespace, f"gateway-{number}", port)
+        for number, port in enumerate(ports)
     ]
     running.admin = wait_until_ready(scheduler, "the scheduler")
     say(f"scheduler: {time.monotonic() - began:.1f} s")
@@ -255,100 +270,10 @@ def _create(settings: ClusterSettings, running: Running, say: Say) -> None:
     for line in report:
         say(f"worker-0 {line}")
     say(f"{len(workers)} workers: {time.monotonic() - began:.1f} s")
-    _create_host_pools(settings, running.namespace, workers, say)
+    create_host_pools(settings, running.namespace, workers, say)
     addresses = [wait_until_ready(gateway, f"gateway {number}") for number, gateway in enumerate(gateways)]
-    running.gateway = addresses[0]
+    running.gateway, running.gateways = addresses[0], addresses
     say(f"{len(gateways)} gateways: {time.monotonic() - began:.1f} s")
-
-
-def create_worker(settings: ClusterSettings, namespace: str, model: str, number: int) -> Any:
-    """A worker actor in a placement group of its own. Its name says what it serves and which one it is."""
-    import ray
-    from ray.util.placement_group import placement_group
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-    from cluster.actors import WorkerActor
-
-    name = worker_name(model, number)
-    on_gpu = settings.device == "cuda"
-    bundle: dict[str, float] = {"CPU": settings.cpus_per_worker} | ({"GPU": 1.0} if on_gpu else {})
-    group = placement_group([bundle], name=name, lifetime="detached")
-    threads = str(max(1, int(settings.cpus_per_worker)))
-    return (
-        ray.remote(WorkerActor)
-        .options(
-            name=name,
-            lifetime="detached",
-            max_restarts=-1,
-            num_cpus=settings.cpus_per_worker,
-            num_gpus=1 if on_gpu else 0,
-            max_concurrency=4,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=group),
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": threads}},
-        )
-        .remote(settings, namespace, name, model)
-    )
-
-
-def _create_host_pools(settings: ClusterSettings, namespace: str, workers: list[Any], say: Say) -> None:
-    """One for each node that has workers, of their block layout."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    from cluster.actors import HostPoolActor
-
-    if settings.host_memory == "0":
-        return
-    layouts: dict[str, tuple[int, str]] = {}
-    for node, block_bytes, fingerprint in ray.get([worker.layout.remote() for worker in workers], timeout=START_S):
-        layouts.setdefault(node, (block_bytes, fingerprint))
-    for node, (block_bytes, fingerprint) in layouts.items():
-        name = f"host-{node[:8]}"
-        actor = (
-            ray.remote(HostPoolActor)
-            .options(
-                name=name,
-                lifetime="detached",
-                max_restarts=-1,
-                num_cpus=0,
-                max_concurrency=4,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node, soft=False),
-            )
-            .remote(settings, namespace, name, block_bytes, fingerprint)
-        )
-        say(f"host memory {name}: {wait_until_ready(actor, name)}")
-
-
-def worker_name(model: str, number: int) -> str:
-    return f"{Path(model).name}-{number}"
-
-
-def _check_resources(settings: ClusterSettings) -> None:
-    """What Ray can never place is named at once, with the figures."""
-    import ray
-
-    have = ray.cluster_resources()
-    num_workers = settings.workers * len(settings.model)
-    needs = {"CPU": num_workers * settings.cpus_per_worker}
-    if settings.device == "cuda":
-        needs["GPU"] = float(num_workers)
-    for resource, needed in needs.items():
-        if have.get(resource, 0.0) < needed:
-            raise ConfigError(
-                f"{num_workers} workers need {needed:g} {resource}, and Ray has {have.get(resource, 0.0):g}; "
-                "give fewer --workers, lower --cpus-per-worker, or join more nodes"
-            )
-
-
-def wait_until_ready(actor: Any, what: str) -> str:
-    import ray
-
-    try:
-        return str(ray.get(actor.ready.remote(START_S), timeout=START_S + 5))
-    except ray.exceptions.RayTaskError as error:
-        raise Unavailable(f"{what} did not start: {' '.join(str(error.cause).split())[:500]}") from error
-    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
-        raise Unavailable(f"{what} did not start: {' '.join(str(error).split())[:500]}") from error
 
 
 # -- down

@@ -17,7 +17,7 @@ import grpc
 import grpc.aio
 
 from cluster.admin import AdminServer, Scale
-from cluster.control_server import ControlServer
+from cluster.control_server import ControlServer, Peer
 from cluster.door import Door
 from cluster.front import ServedModel
 from cluster.front_server import FrontServer
@@ -45,10 +45,14 @@ SERVER_OPTIONS: list[tuple[str, int]] = [
 ]
 
 
+STEP_S = 20.0
+"""A worker that has finished no step for so long is not ready. An idle one makes a step of its own every 5 seconds."""
+
+
 def served_models(host: SchedulerHost, control: ControlServer) -> tuple[ServedModel, ...]:
-    """Each model with its replicas. Ready: one of them is heard of and takes work."""
+    """Each model with its replicas. Ready: one of them takes work and has finished a step lately."""
     by_model: dict[str, list[str]] = {}
-    scheduler = host.scheduler
+    scheduler, peers = host.scheduler, control.peers
     for replica in scheduler.replicas.values():
         # A model that is being unloaded is not served any more, though what it was asked before goes on.
         if replica.joined.model not in scheduler.admission.closed:
@@ -56,18 +60,25 @@ def served_models(host: SchedulerHost, control: ControlServer) -> tuple[ServedMo
     models = []
     for model, names in by_model.items():
         replicas = [scheduler.replicas[name] for name in names]
-        is_ready = any(name in control.peers and not scheduler.replicas[name].is_draining for name in names)
+        taking = [peers[name] for name in names if not scheduler.replicas[name].is_draining and name in peers]
+        is_ready = any(host.now - peer.stepped_at <= STEP_S for peer in taking)
         models.append(
             ServedModel(
                 model,
                 is_ready,
-                "" if is_ready else "all of its workers drain or are silent",
+                "" if is_ready else _why_not(taking),
                 len(names),
                 replicas[0].block_size,
                 max(replica.joined.max_model_len for replica in replicas),
             )
         )
     return tuple(models)
+
+
+def _why_not(taking: list[Peer]) -> str:
+    if not taking:
+        return "all of its workers drain or are silent"
+    return f"none of its {len(taking)} workers has finished a step for {STEP_S:g} s"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ higher epoch) is told all that is held. A watchdog ends the process when a step 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
 import queue
@@ -31,11 +32,14 @@ from worker.spans import AttemptSpans
 from worker.swap import Swap
 from worker.token_push import TokenPusher
 from worker.transfer_security import TransferSecurity
+from worker.transfer_server import Listening
 from worker.worker import Worker
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.2
+PROOF_S = 5.0
+HANG_S = 60.0
 IDLE_S = 0.02
 MAX_PLANS = 10_000
 
@@ -61,7 +65,7 @@ class StepLoop:
         say: Callable[[Outbound], None],
         swap: Swap | None = None,
         spans: AttemptSpans | None = None,
-        hang_s: float = 60.0,
+        hang_s: float = HANG_S,
     ) -> None:
         self.worker = worker
         self._spans = spans
@@ -70,7 +74,7 @@ class StepLoop:
             swap.wake = lambda: self.inbox.put(None)
         # None: a transfer has ended, which ends a wait.
         self.inbox: queue.SimpleQueue[Inbound | None] = queue.SimpleQueue()
-        self.retired_at = time.monotonic()
+        self.retired_at = self.stepped_at = time.monotonic()
         self.is_busy = False
         self._say = say
         self._hang_s = hang_s
@@ -97,8 +101,10 @@ class StepLoop:
                     # Who was taken off here may go on elsewhere: that must not wait for another step.
                     self._report()
                 self.is_busy = True
-                progressed = self.worker.step()
+                progressed = self.worker.step() or self._prove()
                 self.retired_at, self.is_busy = time.monotonic(), False
+                if progressed:
+                    self.stepped_at = self.retired_at
                 self._report()
                 if not progressed:
                     self._wait()
@@ -107,6 +113,10 @@ class StepLoop:
             self.error = error
             # Without its loop a worker is dead: the process goes, and is started again with its next incarnation.
             os._exit(70)
+
+    def _prove(self) -> bool:
+        """An idle worker steps all the same now and then, so that who watches it knows that it could."""
+        return time.monotonic() - self.stepped_at > PROOF_S and self.worker.prove()
 
     def _obey_all(self) -> None:
         while not self.inbox.empty():
@@ -145,11 +155,14 @@ class StepLoop:
                 self._spans.reported(result)
 
     def _watch(self) -> None:
-        """Outside the loop: a device or a step that hangs can't report itself."""
-        while not self._closing.wait(1.0):
+        """Outside the loop: a device or a step that hangs can't report itself. A call that hangs without letting go of
+        the interpreter stops this thread too; then the timer of faulthandler, which needs no interpreter, ends it."""
+        while not self._closing.wait(min(1.0, self._hang_s / 4)):
             if self.is_busy and time.monotonic() - self.retired_at > self._hang_s:
                 log.critical("a step has hung for %.0f s: the worker ends", time.monotonic() - self.retired_at)
                 os._exit(71)
+            faulthandler.dump_traceback_later(2 * self._hang_s, exit=True)
+        faulthandler.cancel_dump_traceback_later()
 
 
 class WorkerServer:
@@ -163,14 +176,18 @@ class WorkerServer:
         *,
         channel_options: list[tuple[str, int]] | None = None,
         spans: AttemptSpans | None = None,
+        hang_s: float = HANG_S,
+        listening: Listening | None = None,
     ) -> None:
+        """`listening`: where peers of its pool reach it; None: on this machine only."""
         self.worker = worker
         self._find = find
         self._security = security
         self._options = channel_options or []
-        self._swap = Swap(worker, security)
+        # Slices of blocks go nowhere: what a tensor-parallel replica preempts is computed again.
+        self._swap = Swap(worker, security, listening) if worker.parts.team is None else None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._steps = StepLoop(worker, self._say, self._swap, spans)
+        self._steps = StepLoop(worker, self._say, self._swap, spans, hang_s)
         self._outgoing: asyncio.Queue[pb.ConnectRequest | None] | None = None
         self._unsent: deque[Result] = deque()
         self._pusher = TokenPusher(worker.replica, worker.incarnation, security, self._options)
@@ -192,7 +209,8 @@ class WorkerServer:
                 await asyncio.sleep(RETRY_S)
         finally:
             self._steps.close()
-            self._swap.close()
+            if self._swap is not None:
+                self._swap.close()
             await self._pusher.close()
 
     # -- from the step loop's thread
@@ -253,7 +271,7 @@ class WorkerServer:
         hello = message.hello
         fill_replica_joined(hello.replica, self.worker.joined())
         hello.epoch, hello.plan = self._epoch, self._plan
-        hello.transfer_address = self._swap.address
+        hello.transfer_address = self._swap.address if self._swap is not None else ""
         hello.oldest_protocol, hello.newest_protocol = OLDEST_PROTOCOL, NEWEST_PROTOCOL
         return message
 
@@ -280,7 +298,8 @@ class WorkerServer:
 
     def _direct(self, entries: dict[str, str]) -> None:
         self._pusher.direct(entries)
-        self._swap.direct(entries)
+        if self._swap is not None:
+            self._swap.direct(entries)
 
     async def _pulse(self, outgoing: asyncio.Queue[pb.ConnectRequest | None], every_s: float) -> None:
         while True:

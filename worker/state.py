@@ -151,6 +151,10 @@ class BatchState:
         self.tokens[row, first : first + len(tokens)] = tokens
         self.known[row] = first + len(tokens)
 
+    @property
+    def num_free_rows(self) -> int:
+        return len(self._free)
+
     def enter_beam(self) -> int:
         """A row for a further beam of a group: a table and a last token, and nobody who lives there."""
         assert self._free, f"all {self.max_batch} batch rows are taken"

@@ -32,6 +32,7 @@ from cluster.settings import WorkerSettings
 from kernels.host_loops import NEVER, find_reports, take_tokens
 from worker.batch import StepBuilder
 from worker.beams import BeamGroups, Ranked
+from worker.canary import Canary
 from worker.holdings import holdings
 from worker.lead import Lead
 from worker.outbox import Outbox
@@ -90,6 +91,7 @@ class Worker:
         self.residence = Residence(self)
         self._builder = StepBuilder(self.state, parts.token_budget)
         self._lead = Lead(parts.team, self.state, self._builder) if parts.team is not None else None
+        self._canary = Canary(parts, self.state, self._builder, self._lead)
         self._flight: Flight | None = None
         # Sequences whose drop came while a step with them was under way.
         self._drop_later: list[int] = []
@@ -257,6 +259,12 @@ class Worker:
         seconds = time.perf_counter() - began
         self._step_seconds = seconds if not self._step_seconds else 0.9 * self._step_seconds + 0.1 * seconds
         return True
+
+    def prove(self) -> bool:
+        """A step that serves nobody, to see that the device still computes; False if all rows are taken by work."""
+        proved = self._canary.run()
+        self.num_steps += proved
+        return proved
 
     def _launch(self, batch: Batch, began: float) -> Flight | None:
         """Prepares the step and issues it: from here on its positions are taken and its tokens are coming."""
