@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 import grpc
 
 from cluster.host import SchedulerHost
-from cluster.messages import HostPoolLost, Plan, ReplicaLost
+from cluster.messages import GiveUp, HostPoolLost, Plan, ReplicaLost
 from cluster.wire import fill_plan, result_from
 from cluster.wire_state import (
+    fill_give_up,
     host_pool_joined_from,
     host_pool_settled_from,
     replica_joined_from,
@@ -142,6 +143,7 @@ class ControlServer:
                 if not wants_state:
                     host.post(replica_joined_from(hello.replica))
             else:
+                host.pool_links[name] = lambda order, peer=peer: self._tell(peer, order)  # type: ignore[misc]
                 host.post(host_pool_joined_from(hello.host_pool))
             if hello.transfer_address:
                 self.announce(name, hello.transfer_address)
@@ -166,6 +168,11 @@ class ControlServer:
         peer.unobeyed.append((plan.number, message))
         if peer.outgoing is not None:
             peer.outgoing.put_nowait(message)
+
+    def _tell(self, peer: Peer, order: GiveUp) -> None:
+        """To a host pool. What is lost with a broken stream, either way, is made good by `watch`."""
+        if order.incarnation == peer.incarnation and peer.outgoing is not None:
+            peer.outgoing.put_nowait(_give_up_message(order))
 
     async def _read(
         self,
@@ -207,11 +214,15 @@ class ControlServer:
     # -- silence
 
     async def watch(self) -> None:
-        """Declares lost whoever has been silent for too long; also tells the quiet ones that we live."""
+        """Declares lost whoever has been silent for too long; also tells the quiet ones that we live, and host pools
+        what they have not settled yet."""
         while True:
             await asyncio.sleep(self._silence_s / 8)
             now = self._host.now
             for peer in list(self.peers.values()):
+                unsettled = None if peer.is_replica else self._host.scheduler.swapper.unsettled(peer.name)
+                if unsettled is not None:
+                    self._tell(peer, unsettled)
                 if now - peer.heard_at > self._silence_s:
                     self.lose(peer, f"nothing was heard of it for {now - peer.heard_at:.1f} s")
                 elif peer.broken_at is not None and now - peer.broken_at > self._silence_s * BROKEN_SHARE:
@@ -226,11 +237,18 @@ class ControlServer:
         del self.peers[peer.name]
         self._lost[peer.name] = peer.incarnation
         self._host.replica_links.pop(peer.name, None)
+        self._host.pool_links.pop(peer.name, None)
         if peer.outgoing is not None:
             peer.outgoing.put_nowait(None)
         self.announce(peer.name, "")
         lost = ReplicaLost if peer.is_replica else HostPoolLost
         self._host.post(lost(peer.name, peer.incarnation, detail))
+
+
+def _give_up_message(order: GiveUp) -> pb.ConnectResponse:
+    message = pb.ConnectResponse()
+    fill_give_up(message.give_up, order)
+    return message
 
 
 def _who(hello: pb.Hello) -> tuple[str, int]:

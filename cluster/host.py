@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from cluster.journal import JournalWriter
-from cluster.messages import Event, Order, Plan, Tick
+from cluster.messages import Event, GiveUp, Order, Plan, Tick
 from cluster.metrics import TURN_BOUNDS, Histogram
 from cluster.scheduler import Scheduler
 from cluster.settings import SchedulerSettings
@@ -46,8 +46,9 @@ class SchedulerHost:
         self.longest_turn_s = 0.0
         self.turns = Histogram(TURN_BOUNDS)
         self._num_notes = 0
-        # By replica: takes plans. By gateway: takes notices.
+        # By replica: takes plans. By host pool: takes what is given up. By gateway: takes notices.
         self.replica_links: dict[str, Callable[[Plan], None]] = {}
+        self.pool_links: dict[str, Callable[[GiveUp], None]] = {}
         self.gateway_links: dict[str, Callable[[Notice], None]] = {}
         # Called after every turn, for whoever watches.
         self.after_turn: list[Callable[[], None]] = []
@@ -112,6 +113,10 @@ class SchedulerHost:
             link = self.replica_links.get(order.replica)
             if link is not None:
                 link(order)
+        elif isinstance(order, GiveUp):
+            pool = self.pool_links.get(order.pool)
+            if pool is not None:
+                pool(order)
         else:
             notify = self.gateway_links.get(order.gateway)
             if notify is not None:

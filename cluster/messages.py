@@ -602,4 +602,15 @@ class Replay:
     tokens: Tokens
 
 
-Order: TypeAlias = Plan | Accepted | Started | Refused | Seal | Replay | Done
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """To a host pool: nobody wants these transfers any more, whether they came there or not. It answers with
+    HostPoolSettled for each once nothing can touch the pool for it; until then their blocks are in quarantine."""
+
+    pool: str
+    incarnation: int
+    epoch: int
+    transfers: tuple[int, ...]
+
+
+Order: TypeAlias = Plan | GiveUp | Accepted | Started | Refused | Seal | Replay | Done

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cluster.ledger import Ledger
-from cluster.messages import EPOCH_BITS, HostPoolJoined, HostPoolSettled, Road, Transfer, Transferred, ids
+from cluster.messages import EPOCH_BITS, GiveUp, HostPoolJoined, HostPoolSettled, Road, Transfer, Transferred, ids
 from cluster.rates import Rates
 from cluster.replica import Replica
 from cluster.sequences import Request, State
@@ -87,6 +87,8 @@ class Swapper:
         """Its memory is gone: what lay there is computed again; what is on the way will fail by itself."""
         del self.pools[host.name]
         self._scheduler.counters["host pools lost"] += 1
+        for key in [key for key in self.quarantined if key[0] == host.name]:
+            del self.quarantined[key]
         for request in list(host.requests.values()):
             if request.state is State.QUEUED:
                 self.forget(request)
@@ -261,14 +263,17 @@ class Swapper:
             nodes = replica.joined.node, moving.host.joined.node
             self.rates.note(*nodes, transferred.size_bytes, transferred.seconds)
         if moving.road is Road.WRITE:
-            self._written(moving, transferred.ok)
+            self._written(transferred.transfer, moving, transferred.ok)
         else:
             self._read(moving, transferred.ok)
 
-    def _written(self, moving: Moving, ok: bool) -> None:
+    def _written(self, number: int, moving: Moving, ok: bool) -> None:
         request = moving.request
         moving.replica.ledger.end_moving(moving.blocks)
-        if not ok or moving.host.name not in self.pools or request.is_cancelled:
+        if not ok and self.pools.get(moving.host.name) is moving.host:
+            # The worker writes no more, but the pool may not have heard so yet, and would refuse the next writer.
+            self._quarantine(number, moving)
+        elif not ok or moving.host.name not in self.pools or request.is_cancelled:
             self.forget(request)
         self._scheduler.off_replica(moving.replica, request)
 
@@ -285,8 +290,11 @@ class Swapper:
 
     def on_settled(self, settled: HostPoolSettled) -> None:
         host = self.pools.get(settled.pool)
+        if host is None or host.incarnation != settled.incarnation:
+            return
+        # It may be told twice, and of transfers that a scheduler before this one gave up.
         blocks = self.quarantined.pop((settled.pool, settled.transfer), None)
-        if host is not None and blocks is not None and host.incarnation == settled.incarnation:
+        if blocks is not None:
             host.ledger.end_quarantine(blocks)
 
     def abort(self, request: Request) -> None:
@@ -306,14 +314,26 @@ class Swapper:
         for number, moving in [item for item in self.transfers.items() if item[1].replica is replica]:
             del self.transfers[number]
             if moving.road is Road.WRITE:
-                moving.host.ledger.begin_moving(moving.host_blocks)
-                self.forget(moving.request)
-                moving.host.ledger.end_moving(moving.host_blocks, quarantine=True)
-                self.quarantined[moving.host.name, number] = moving.host_blocks
+                self._quarantine(number, moving)
                 replica.ledger.end_moving(moving.blocks)
             elif not moving.request.is_cancelled:
                 kept.append(moving.request)
         return kept
+
+    def _quarantine(self, number: int, moving: Moving) -> None:
+        """The request gives up what was being written for it, and nobody gets the room until its pool says so."""
+        host, blocks = moving.host, moving.host_blocks
+        host.ledger.begin_moving(blocks)
+        self.forget(moving.request)
+        host.ledger.end_moving(blocks, quarantine=True)
+        if self.pools.get(host.name) is host:
+            self.quarantined[host.name, number] = blocks
+            self._scheduler.tell(GiveUp(host.name, host.incarnation, self._scheduler.epoch, (number,)))
+
+    def unsettled(self, pool: str) -> GiveUp | None:
+        """All that a host pool has yet to settle, for one whose stream broke; None: nothing."""
+        numbers = tuple([number for name, number in self.quarantined if name == pool])
+        return GiveUp(pool, self.pools[pool].incarnation, self._scheduler.epoch, numbers) if numbers else None
 
     def check(self) -> None:
         for host in self.pools.values():

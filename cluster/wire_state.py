@@ -5,7 +5,7 @@ Cold messages: each goes over once per connection at most. `cluster/wire.py` has
 
 from __future__ import annotations
 
-from cluster.messages import HostPoolJoined, HostPoolSettled, ReplicaJoined, ReplicaState, Resident
+from cluster.messages import GiveUp, HostPoolJoined, HostPoolSettled, ReplicaJoined, ReplicaState, Resident
 from cluster.wire import fill_start, fill_transfer, ids_from, start_from, transfer_from
 from protos.quire.v1 import control_pb2 as pb
 
@@ -35,6 +35,15 @@ def fill_host_pool_settled(message: pb.HostPoolSettled, settled: HostPoolSettled
 
 def host_pool_settled_from(message: pb.HostPoolSettled) -> HostPoolSettled:
     return HostPoolSettled(*(getattr(message, name) for name in HostPoolSettled.__slots__))
+
+
+def fill_give_up(message: pb.GiveUp, order: GiveUp) -> None:
+    message.pool, message.incarnation, message.epoch = order.pool, order.incarnation, order.epoch
+    message.transfers.extend(order.transfers)
+
+
+def give_up_from(message: pb.GiveUp) -> GiveUp:
+    return GiveUp(message.pool, message.incarnation, message.epoch, tuple(message.transfers))
 
 
 def fill_replica_state(message: pb.ReplicaState, state: ReplicaState) -> None:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import grpc
 import grpc.aio
 
-from cluster.wire_state import fill_host_pool_joined, fill_host_pool_settled
+from cluster.wire_state import fill_host_pool_joined, fill_host_pool_settled, give_up_from
 from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
 from protos.quire.v1 import control_pb2 as pb
 from protos.quire.v1.control_pb2_grpc import ControlServiceAsyncStub
@@ -52,17 +52,27 @@ async def serve_host_pool(
 
 async def _converse(pool: HostPool, channel: grpc.aio.Channel, security: TransferSecurity, epoch: int) -> int:
     silence = asyncio.get_running_loop().create_future()
-    stream = ControlServiceAsyncStub(channel).Connect(_words(pool, epoch, silence), metadata=security.metadata())
-    async for message in stream:
-        if message.WhichOneof("message") == "welcome":
-            epoch = message.welcome.epoch
-            pool.end.adopt_epoch(epoch)
-            if not silence.done():
-                silence.set_result(message.welcome.silence_s)
+    over = asyncio.Event()
+    stream = ControlServiceAsyncStub(channel).Connect(_words(pool, epoch, silence, over), metadata=security.metadata())
+    try:
+        async for message in stream:
+            if message.WhichOneof("message") == "welcome":
+                epoch = message.welcome.epoch
+                pool.end.adopt_epoch(epoch)
+                if not silence.done():
+                    silence.set_result(message.welcome.silence_s)
+            elif message.WhichOneof("message") == "give_up":
+                order = give_up_from(message.give_up)
+                if (order.incarnation, order.epoch) == (pool.incarnation, epoch):
+                    pool.give_up(order.epoch, order.transfers)
+    finally:
+        over.set()
     return epoch
 
 
-async def _words(pool: HostPool, epoch: int, silence: asyncio.Future[float]) -> AsyncIterator[pb.ConnectRequest]:
+async def _words(
+    pool: HostPool, epoch: int, silence: asyncio.Future[float], over: asyncio.Event
+) -> AsyncIterator[pb.ConnectRequest]:
     hello = pb.ConnectRequest()
     fill_host_pool_joined(hello.hello.host_pool, pool.joined())
     hello.hello.epoch = epoch
@@ -72,6 +82,9 @@ async def _words(pool: HostPool, epoch: int, silence: asyncio.Future[float]) -> 
     every_s = await silence / 8
     while True:
         await asyncio.sleep(every_s)
+        if over.is_set():
+            # The words of a stream that broke: the next one has its own, and tells what has settled meanwhile.
+            return
         for settled in pool.take_settled():
             word = pb.ConnectRequest()
             fill_host_pool_settled(word.settled, settled)

@@ -14,6 +14,8 @@ from random import Random
 from cluster.messages import (
     EPOCH_BITS,
     Event,
+    GiveUp,
+    HostPoolSettled,
     Order,
     Plan,
     Result,
@@ -210,9 +212,23 @@ class World:
             if stream is not None and stream.worker.incarnation == order.incarnation:
                 stream.plan(order)
             return
+        if isinstance(order, GiveUp):
+            self._give_up(order)
+            return
         front = fronts.get(order.gateway)
         if front is not None:
             front.order(order)
+
+    def _give_up(self, order: GiveUp) -> None:
+        """A pool says at once that nothing writes to it for a transfer, unless a worker still does: see Mishaps."""
+        pool = self.pools.get(order.pool)
+        if pool is None or not pool.alive or pool.incarnation != order.incarnation:
+            return
+        for transfer in order.transfers:
+            writers = (worker for worker in self.workers.values() if worker.alive)
+            if not any(transfer in worker.transfers.under_way for worker in writers):
+                settled = HostPoolSettled(order.pool, order.incarnation, transfer)
+                self.clock.after(self.shape.detect_s, self.notify, settled)
 
     def notify(self, event: Event) -> None:
         """Word of Ray or of a node, straight to the scheduler; a dead one hears nothing."""

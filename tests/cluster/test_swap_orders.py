@@ -8,10 +8,14 @@ from dataclasses import replace
 from cluster.messages import (
     Advances,
     Drain,
+    GiveUp,
     HostPoolJoined,
+    HostPoolLost,
+    HostPoolSettled,
     Order,
     Plan,
     Reason,
+    ReplicaLost,
     Result,
     Road,
     Start,
@@ -83,3 +87,41 @@ def test_forks_that_have_begun_go_out_together_and_come_back_as_they_were() -> N
     assert list(again[0].table[:2]) == list(again[1].table[:2]), "full prompt blocks are shared again"
     ended(driver, back)
     assert not driver.scheduler.swapper.pools["h0"].ledger.counts().held
+
+
+def gave_up(orders: Sequence[Order]) -> list[GiveUp]:
+    return [order for order in orders if isinstance(order, GiveUp)]
+
+
+def going_out(driver: Driver) -> Transfer:
+    """A request whose blocks are on the way to host memory."""
+    start = starts(driver.turn(submit("q", range(40), 40)))["q"]
+    driver.turn(Drain("r0"))
+    (out,) = transfers(driver.result(stopped=[(start, Reason.DROPPED, 41, 2)]))
+    return out
+
+
+def test_what_a_write_that_failed_has_left_is_quarantined_until_its_pool_has_settled() -> None:
+    driver = swapping()
+    out = going_out(driver)
+    assert gave_up(ended(driver, out, ok=False)) == [GiveUp("h0", 7, 1, (out.transfer,))]
+    host = driver.scheduler.swapper.pools["h0"].ledger
+    assert (host.counts().quarantined, host.counts().held) == (3, 0)
+    assert driver.scheduler.swapper.unsettled("h0") == GiveUp("h0", 7, 1, (out.transfer,))
+    driver.turn(HostPoolSettled("h0", 6, out.transfer))
+    assert host.counts().quarantined == 3, "another incarnation of the pool has settled"
+    driver.turn(HostPoolSettled("h0", 7, out.transfer))
+    assert host.counts().free == 64
+    driver.turn(HostPoolSettled("h0", 7, out.transfer))
+    assert driver.scheduler.swapper.unsettled("h0") is None
+    assert starts(driver.turn(Drain("r0", on=False)))["q"].position == 32, "what is cached on the device serves"
+
+
+def test_what_a_lost_replica_was_writing_is_given_up_with_its_pool() -> None:
+    driver = swapping()
+    out = going_out(driver)
+    orders = driver.turn(ReplicaLost("r0", 1))
+    assert gave_up(orders) == [GiveUp("h0", 7, 1, (out.transfer,))]
+    assert driver.scheduler.swapper.pools["h0"].ledger.counts().quarantined == 3
+    driver.turn(HostPoolLost("h0", 7))
+    assert not driver.scheduler.swapper.quarantined, "nothing is left of a pool that is gone"

@@ -258,6 +258,13 @@ def test_host_pool_settled(settled):
 
 
 @EXAMPLES
+@given(st.builds(m.GiveUp, names, longs, longs, tuples(longs)))
+def test_give_up(order):
+    message = control_pb2.GiveUp()
+    assert over(message, wire_state.fill_give_up, wire_state.give_up_from, order) == order
+
+
+@EXAMPLES
 @given(events)
 def test_event(event):
     assert over(front_pb2.FrontEvent(), wire_front.fill_event, wire_front.event_from, event, 12.5) == event

@@ -45,16 +45,18 @@ class ConnectRequest(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping[str, object]]] = ..., result: _Optional[_Union[Result, _Mapping[str, object]]] = ..., state: _Optional[_Union[ReplicaState, _Mapping[str, object]]] = ..., pulse: _Optional[_Union[Pulse, _Mapping[str, object]]] = ..., settled: _Optional[_Union[HostPoolSettled, _Mapping[str, object]]] = ...) -> None: ...
 
 class ConnectResponse(_message.Message):
-    __slots__ = ("welcome", "plan", "pulse", "directory")
+    __slots__ = ("welcome", "plan", "pulse", "directory", "give_up")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     PULSE_FIELD_NUMBER: _ClassVar[int]
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    GIVE_UP_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     plan: Plan
     pulse: Pulse
     directory: Directory
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping[str, object]]] = ..., plan: _Optional[_Union[Plan, _Mapping[str, object]]] = ..., pulse: _Optional[_Union[Pulse, _Mapping[str, object]]] = ..., directory: _Optional[_Union[Directory, _Mapping[str, object]]] = ...) -> None: ...
+    give_up: GiveUp
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping[str, object]]] = ..., plan: _Optional[_Union[Plan, _Mapping[str, object]]] = ..., pulse: _Optional[_Union[Pulse, _Mapping[str, object]]] = ..., directory: _Optional[_Union[Directory, _Mapping[str, object]]] = ..., give_up: _Optional[_Union[GiveUp, _Mapping[str, object]]] = ...) -> None: ...
 
 class Directory(_message.Message):
     __slots__ = ("entries",)
@@ -419,6 +421,18 @@ class HostPoolJoined(_message.Message):
     fingerprint: str
     bytes_per_s: float
     def __init__(self, pool: _Optional[str] = ..., incarnation: _Optional[int] = ..., node: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_bytes: _Optional[int] = ..., fingerprint: _Optional[str] = ..., bytes_per_s: _Optional[float] = ...) -> None: ...
+
+class GiveUp(_message.Message):
+    __slots__ = ("pool", "incarnation", "epoch", "transfers")
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERS_FIELD_NUMBER: _ClassVar[int]
+    pool: str
+    incarnation: int
+    epoch: int
+    transfers: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, pool: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., transfers: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class HostPoolSettled(_message.Message):
     __slots__ = ("pool", "incarnation", "transfer")

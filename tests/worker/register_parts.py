@@ -1,0 +1,54 @@
+"""Names, reservations and registers for the tests of the pure state machine of transfers."""
+
+import numpy as np
+import pytest
+
+from worker.transfer_register import RegisterSettings, TransferRegister
+from worker.transfer_states import (
+    Carrier,
+    Moving,
+    PoolLayout,
+    Refusal,
+    Refused,
+    Reservation,
+    TransferKey,
+    TransferName,
+)
+
+LAYOUT = PoolLayout("f", 256, 128)
+NUM_BLOCKS = 6
+INCARNATION = 7
+
+
+def name(
+    transfer: int, epoch: int = 1, part: int = 0, caller: str = "w", life: int = 1, pool: int = INCARNATION
+) -> TransferName:
+    return TransferName(TransferKey(epoch, transfer, part, caller), life, pool)
+
+
+def asked(
+    named: TransferName,
+    blocks: list[int],
+    write: bool = True,
+    carrier: Carrier = Carrier.SOCKET,
+    timeout_s: float = 10.0,
+    session: int = 0,
+    layout: PoolLayout = LAYOUT,
+) -> Reservation:
+    return Reservation(named, write, layout, np.array(blocks, np.int32), carrier, timeout_s, session)
+
+
+def register(*, own_content: bool = False, **bounds: float) -> TransferRegister:
+    return TransferRegister(LAYOUT, NUM_BLOCKS, INCARNATION, RegisterSettings(**bounds), own_content=own_content)  # type: ignore[arg-type]
+
+
+def fill(made: TransferRegister, moving: Moving, now: float, crc: int = 5) -> None:
+    for first, count in moving.missing(100):
+        made.begin_chunks(moving, first, count, now)
+        made.end_chunks(moving, first, count, np.full(count, crc, np.uint32), now)
+    assert made.begin_finish(moving, now)
+    made.end_finish(moving, True, now)
+
+
+def refused(why: Refusal, words: str = "") -> "pytest.RaisesExc[Refused]":
+    return pytest.raises(Refused, match=words or None, check=lambda error: error.refusal is why)
