@@ -87,6 +87,11 @@ class StepLoop:
         self._thread.start()
         self._watchdog.start()
 
+    @property
+    def native_id(self) -> int:
+        """The loop's thread as the kernel calls it."""
+        return self._thread.native_id or 0
+
     def close(self) -> None:
         self._closing.set()
         self._thread.join(5.0)

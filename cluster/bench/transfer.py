@@ -8,22 +8,18 @@ same bytes in the same run, in turn. What came back is compared byte for byte. P
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import secrets
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from statistics import median
 
 import numpy as np
 
 from cluster.bench.report import Report
 from cluster.bench.transfer_peers import ByteStream, ObjectStore, Pool, checked, memcpy
+from cluster.bench.transfer_pool import host_pool, processor_seconds
 from cluster.messages import Road, Transfer, ids
 from worker.transfer import AgentSettings, TransferAgent
 from worker.transfer_bytes import HostBytes
@@ -63,8 +59,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--no-ray", action="store_true", help="leave Ray's object store out")
     parser.add_argument("--json", metavar="FILE", help="also write everything to this file")
+    parser.add_argument("--steps", action="store_true", help="only: what running sequences lose to swaps")
     options = parser.parse_args(argv)
     report = Report("transfer", argv)
+    if options.steps:
+        from cluster.bench.transfer_steps import measure
+
+        measure(report, options.rounds)
+        return report.finish(options.json)
     report.note(f"checksums: {checksummer().name}")
     stream, store = ByteStream(), None if options.no_ray else _object_store(options.mib * MIB, report)
     try:
@@ -144,28 +146,16 @@ def _alternate(
     ends_at = time.perf_counter() + seconds
     for number in range(-1, rounds):
         for name, call in calls.items():
-            before, began = _processor_seconds(pids), time.perf_counter()
+            before, began = processor_seconds(pids), time.perf_counter()
             told = call()
             # A transfer says itself how long it took, from its beginning to its answer.
             took = told if isinstance(told, float) else time.perf_counter() - began
             if number >= 0:
                 times[name].append(took)
-                processor[name] += _processor_seconds(pids) - before
+                processor[name] += processor_seconds(pids) - before
         if number >= 1 and time.perf_counter() > ends_at:
             break
     return {name: (median(times[name]), processor[name] / len(times[name])) for name in calls}
-
-
-def _processor_seconds(pids: list[int]) -> float:
-    """Of all threads of these processes: the scheduler's own count, which is exact to the nanosecond."""
-    total = 0
-    for pid in pids:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            try:
-                total += int((task / "schedstat").read_text().split()[0])
-            except OSError:
-                continue  # the thread ended meanwhile
-    return total / 1e9
 
 
 def _pool(num_blocks: int, block_bytes: int) -> Pool:
@@ -203,7 +193,7 @@ class _Ends:
         self._number = 0
 
     def __enter__(self) -> _Ends:
-        self._starting = _host_pool(len(self._source), self._block_bytes, self._secret)
+        self._starting = host_pool(len(self._source), self._block_bytes, self._secret)
         self.pid, told = self._starting.__enter__()
         self._incarnation = int(str(told["incarnation"]))
         security, addresses = TransferSecurity(self._secret), {"host": str(told["address"])}
@@ -231,37 +221,6 @@ class _Ends:
             return answers[0].seconds
 
         return run
-
-
-@contextmanager
-def _host_pool(num_blocks: int, block_bytes: int, secret: str) -> Iterator[tuple[int, dict[str, object]]]:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "secret"
-        file.touch(0o600)
-        file.write_text(secret)
-        command = [
-            sys.executable,
-            "-m",
-            "worker.host_pool",
-            "--name",
-            "host",
-            "--node",
-            "bench",
-            "--fingerprint",
-            "bench",
-        ]
-        command += ["--size", str(num_blocks * block_bytes), "--block-bytes", str(block_bytes)]
-        command += ["--secret-file", str(file), "--stop-with-input"]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            if not line:
-                raise RuntimeError(f"the host pool of the benchmark ended with {process.wait(10)}")
-            yield process.pid, json.loads(line)
-        finally:
-            process.kill()
-            process.communicate()
 
 
 if __name__ == "__main__":
