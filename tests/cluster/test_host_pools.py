@@ -33,6 +33,7 @@ from worker.transfer_security import TransferSecurity
 
 BLOCK_BYTES, NUM_BLOCKS = 4096, 16
 SILENCE_S = 4.0
+SECURITY = TransferSecurity("the secret of this test")
 
 
 class Centre:
@@ -43,7 +44,7 @@ class Centre:
         self.control = ControlServer(self.host, SILENCE_S)
         self.plans: list[Plan] = []
         settings = HostPoolSettings("h0", "node", NUM_BLOCKS * BLOCK_BYTES, BLOCK_BYTES, "f")
-        self.pool = HostPool(settings, TransferSecurity("the secret of this test"))
+        self.pool = HostPool(settings, SECURITY)
 
     async def tell(self, *events: Event) -> None:
         for event in events:
@@ -86,7 +87,7 @@ def at_the_centre(story: Callable[[Centre, Proxy], Awaitable[None]]) -> None:
         async def find() -> str:
             return f"127.0.0.1:{proxy.port}"
 
-        forever = (centre.host.run(), centre.control.watch(), serve_host_pool(centre.pool, find))
+        forever = (centre.host.run(), centre.control.watch(), serve_host_pool(centre.pool, find, SECURITY))
         tasks = [asyncio.create_task(each) for each in forever]
         try:
             await centre.until(lambda: "h0" in centre.host.scheduler.swapper.pools)
