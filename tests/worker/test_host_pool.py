@@ -108,7 +108,7 @@ def test_a_worker_with_another_secret_gets_nowhere(pool: PoolProcess, seed: int)
     agent._security = TransferSecurity("not the secret of these tests")
     answer = run(agent, order(1, Road.WRITE, pool, [0], [0]))
     agent.close()
-    assert not answer.ok and "this port takes calls of the cluster's own pools only" in answer.detail
+    assert not answer.ok and "this port takes calls of the cluster's own processes only" in answer.detail
 
 
 def test_joining_with_another_layout_is_refused(pool: PoolProcess) -> None:
@@ -268,7 +268,7 @@ def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
             [*command, "--port", port], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
         )
         assert ended.returncode == 1
-        assert f"the transfer service cannot listen on 127.0.0.1:{port}" in ended.stderr
+        assert f"an internal port cannot listen on 127.0.0.1:{port}" in ended.stderr
 
 
 def test_a_call_that_was_given_up_while_the_pool_stood_still_is_not_obeyed(tmp_path: Path) -> None:
