@@ -103,11 +103,13 @@ class Batcher:
             num_tokens += int(chunks.sum())
         return Batch(rows, self.position[rows], counts, len(decodes), num_tokens, num_dry)
 
-    def retire(self, batch: Batch) -> None:
-        """The step has been issued: its positions are taken. A row that was removed meanwhile is left alone."""
+    def retire(self, batch: Batch, num_steps: int = 1) -> None:
+        """The step has been issued: its positions are taken. A row that was removed meanwhile is left alone.
+
+        `num_steps`: a batch of decodes has run so many times."""
         rows = batch.rows[self.resident[batch.rows]]
         counts = batch.counts[self.resident[batch.rows]]
-        self.position[rows] += counts
+        self.position[rows] += counts + (num_steps - 1)
 
     def _fewest(self, decodes: Int64) -> Int64:
         """More decodes than budget: those that waited longest go first, then by precedence."""

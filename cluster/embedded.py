@@ -132,8 +132,9 @@ class Embedded:
         """
         if self._events:
             self._decide()
-        ran = self.worker.step()
-        self._steps_alone = self._steps_alone + 1 if ran else self._steps_ahead
+        # Whoever wants every token at once wants every step alone.
+        ran = self.worker.step(1 if eager else max(1, self._steps_ahead - self._steps_alone))
+        self._steps_alone = self._steps_alone + ran if ran else self._steps_ahead
         result = None
         # Leases are asked for some slots before they end, so that a report may wait for others; an end may not.
         if self._steps_alone >= self._steps_ahead or self.worker.reporter.has_ends:

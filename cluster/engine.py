@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from cluster import prompts as prompt_forms
 from cluster.embedded import Embedded, Live
-from cluster.errors import ConfigError, InvalidRequest, NeverFits
+from cluster.errors import ConfigError, InvalidRequest, NeverFits, QuireError
 from cluster.gateway_log import RequestLog
 from cluster.gateway_models import TextModel
 from cluster.outputs import RequestOutput, StreamOutput
@@ -40,6 +40,9 @@ _ALIASES = {
 _IGNORED = {"pipeline_parallel_size": 1, "trust_remote_code": False, "enforce_eager": True}
 
 SETTLE_S = 60
+# Slots that a lease has left when it is renewed. In one process the scheduler is near, but each look at it costs what a
+# small model's step does: with these many steps pass between two looks.
+AHEAD = 12
 
 Prompt: TypeAlias = str | Sequence[int] | Mapping[str, Any]
 Prompts: TypeAlias = Prompt | Sequence[Prompt]
@@ -63,7 +66,7 @@ class LLM:
         one, until `close`. Raises ModelError or ConfigError."""
         chosen = _worker_settings(model, quiet, settings)
         if scheduler is None:
-            scheduler = SchedulerSettings(prefix_caching=chosen.prefix_caching)
+            scheduler = SchedulerSettings(prefix_caching=chosen.prefix_caching, ahead=AHEAD)
         say = (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr, flush=True))
         self._ranks = Ranks(chosen, tensor_parallel_size)
         self._worker = self._ranks.start(say)
@@ -99,19 +102,24 @@ class LLM:
         """Writes for each prompt and returns when all are done, in the order of the prompts.
 
         A prompt is text, token ids or {"prompt_token_ids": [...]}. All prompts and settings are checked before anything
-        runs; InvalidRequest names the first that is wrong.
+        runs; InvalidRequest names the first that is wrong. What fails later ends with its `error` set and the others go
+        on; if nothing is left to hand back, the first error is raised.
         """
         given, requests = self._make(prompts, sampling_params, keeps_pieces=False)
         results = Results(self._text, given)
         finished: list[RequestOutput | None] = [None] * len(requests)
         started = self._worker.num_sampled
         num_done = 0
+        failed: list[QuireError] = []
         with Progress(len(requests), wanted=use_tqdm and not self._quiet) as progress:
             for done in self._run(requests, priority, eager=False):
                 for live in done:
                     finished[live.prompt_index] = results.output(live)
+                    failed += [error] if (error := results.error(live)) else []
                 num_done += len(done)
                 progress.update(num_done, self._worker.num_sampled - started)
+        if failed and len(failed) == len(requests):
+            raise failed[0]
         return [output for output in finished if output is not None]
 
     def stream(
@@ -233,8 +241,6 @@ class LLM:
                 engine.turn(eager=eager)
                 done = [live for live in open_.values() if live.done]
                 for live in done:
-                    if live.error is not None:
-                        raise live.error
                     del open_[live.prompt_index]
                 yield done
         finally:

@@ -27,7 +27,7 @@ class CompletionOutput:
     cumulative_logprob: float | None
     logprobs: list[dict[int, Logprob]] | None
     finish_reason: str | None
-    """"stop" or "length"; None while it is being written."""
+    """"stop" or "length", "error" if its request failed; None while it is being written."""
     stop_reason: int | str | None = None
     """The stop id or stop string that ended it; None for an end token of the model."""
     score: float | None = None
@@ -58,6 +58,9 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
+    error: str | None = None
+    """What made this request fail, where others of the same call did not; `outputs` is then what was written till then,
+    or empty."""
 
     @property
     def num_cached_tokens(self) -> int:
@@ -75,3 +78,4 @@ class StreamOutput:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     logprobs: list[dict[int, Logprob]] | None = None
+    error: str | None = None

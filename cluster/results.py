@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cluster.embedded import Live
-from cluster.errors import QuireError
+from cluster.errors import QuireError, WorkFailed
 from cluster.gateway_log import SequenceLog
 from cluster.gateway_models import TextModel
 from cluster.messages import Logprobs, Reason
 from cluster.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamOutput
 from cluster.sampling import SamplingParams
 
-_FINISH = {Reason.STOP: "stop", Reason.LENGTH: "length", Reason.DROPPED: "abort"}
+_FINISH = {Reason.STOP: "stop", Reason.LENGTH: "length", Reason.DROPPED: "abort", Reason.FAILED: "error"}
 
 
 class Results:
@@ -29,11 +29,12 @@ class Results:
         self._sent: dict[tuple[int, int], int] = {}
 
     def output(self, live: Live) -> RequestOutput:
-        """All of a request that is done. Raises what made a sequence fail."""
+        """All of a request that is done, or what became of one that failed."""
         sequences = live.log.sequences
-        for sequence in sequences:
-            if sequence.reason is Reason.FAILED:
-                raise QuireError(f"prompts[{live.prompt_index}]: {sequence.detail}")
+        error = self.error(live)
+        if error is not None:
+            # A request that was refused has sequences that nobody ended.
+            sequences = [sequence for sequence in sequences if sequence.reason is not Reason.NONE]
         prompt_logprobs = next((s.prompt_logprobs for s in sequences if s.prompt_logprobs), None)
         return RequestOutput(
             request_id=live.request_id,
@@ -43,18 +44,32 @@ class Results:
             outputs=[self._completion(sequence, live.sampling) for sequence in sequences],
             finished=True,
             metrics=RequestMetrics(live.first_token_s, live.finished_s, live.cached_tokens, live.preemptions),
+            error=None if error is None else str(error),
         )
 
+    def error(self, live: Live) -> QuireError | None:
+        """What made a request fail that is done; None if nothing did. It names the prompt."""
+        failed = next((one for one in live.log.sequences if one.reason is Reason.FAILED), None)
+        return live.error if failed is None else WorkFailed(f"prompts[{live.prompt_index}]: {failed.detail}")
+
     def news(self, live: Live) -> Iterator[StreamOutput]:
-        """What each sequence of a stream has said since this was last called."""
+        """What each sequence of a stream has said since this was last called. The only prompt of a call raises what
+        made it fail; one of several ends as "error" and the others go on."""
+        if live.error is not None and all(one.reason is Reason.NONE for one in live.log.sequences):
+            if len(self._texts) == 1:
+                raise live.error
+            if self._sent.setdefault((live.prompt_index, -1), 0) == 0:
+                self._sent[live.prompt_index, -1] = -1
+                yield StreamOutput(live.prompt_index, 0, "", [], "error", error=str(live.error))
+            return
         for sequence in live.log.sequences:
             key = (live.prompt_index, sequence.index)
             sent, known = self._sent.get(key, 0), len(sequence.ids)
             ended = sequence.reason is not Reason.NONE
             if sent < 0 or (known == sent and not ended):
                 continue
-            if sequence.reason is Reason.FAILED:
-                raise QuireError(f"prompts[{live.prompt_index}]: {sequence.detail}")
+            if sequence.reason is Reason.FAILED and len(self._texts) == 1:
+                raise WorkFailed(f"prompts[{live.prompt_index}]: {sequence.detail}")
             text = sequence.text(sent, known)
             if ended:
                 text += sequence.rest
@@ -66,6 +81,7 @@ class Results:
                 finish_reason=_FINISH[sequence.reason] if ended else None,
                 stop_reason=_stop_reason(sequence, live.sampling) if ended else None,
                 logprobs=self._logprobs(sequence, sent),
+                error=sequence.detail if sequence.reason is Reason.FAILED else None,
             )
             self._sent[key] = -1 if ended else known
 

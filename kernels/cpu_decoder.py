@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from kernels import checks
+from kernels import checks, cpu_plan
 from kernels.batch import AttentionBatch
+from kernels.cpu_advance import Advance
 from kernels.cpu_attention import AttentionShape
 from kernels.cpu_backend import KINDS, CpuBackend
 from kernels.cpu_layers import LayerCalls, Rows
@@ -22,6 +24,7 @@ from kernels.cpu_plan import Plan
 from kernels.cpu_product import ADD, SILU_MUL, STORE, ProductShape, interleave, pack, supports
 from kernels.cpu_program import (
     ALL_ROWS,
+    BEST,
     CALL,
     EMBEDDING,
     LOGIT_ROWS,
@@ -80,6 +83,14 @@ class DecoderWeights:
     scale: float
     cosines: torch.Tensor
     sines: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Picked:
+    """The likeliest tokens of one step or of several, valid until the next call."""
+
+    ids: NDArray[np.int64]  # [steps, rows]
+    broken: NDArray[np.int64]  # [rows]: of the last step, 1 where the logits were no numbers
 
 
 @dataclass(frozen=True)
@@ -191,6 +202,8 @@ class CpuDecoder:
         self._heads = torch.zeros(tokens, self._layers[0].heads.panels * products.panel)
         self._query = torch.zeros(tokens, self._width, dtype=self.dtype)
         self._logits = torch.zeros(0, self._head.panels * products.panel)
+        self._best = self._broken = np.zeros(0, np.int64)
+        self._advance = Advance()
 
     def attach(self, caches: Sequence[LayerCache]) -> None:
         """From now on attention reads and writes these layers of a pool."""
@@ -240,6 +253,15 @@ class CpuDecoder:
         self._addresses: tuple[int, ...] = ()
         self._add_norm(writer, self._norm, rows=LOGIT_ROWS)
         self._logits_op = self._add_product(writer, self._head, self._normed, STORE, self._logits, rows=LOGIT_ROWS)
+        self._best_op = writer.add(
+            BEST,
+            LOGIT_ROWS,
+            logits=self._logits.data_ptr(),
+            stride=self._logits.shape[1],
+            vocabulary=self.vocab_size,
+            ids=self._best.ctypes.data,
+            broken=self._broken.ctypes.data,
+        )
         return writer.table()
 
     def _write_attention(self, writer: ProgramWriter, layer: _Layer, number: int, calls: LayerCalls) -> None:
@@ -312,6 +334,62 @@ class CpuDecoder:
     ) -> torch.Tensor:
         """One prepared step: ids, positions int64 [tokens]; float32 logits [len(chosen), vocabulary] of the chosen
         tokens, valid until the next step."""
+        program = self._prepare(ids, positions, batch, chosen)
+        program.table[self._best_op, 0] = NOTHING
+        program.run(len(ids), len(chosen), torch.get_num_threads())
+        return self._logits[: len(chosen), : self.vocab_size]
+
+    def pick(self, ids: torch.Tensor, positions: torch.Tensor, batch: AttentionBatch, chosen: torch.Tensor) -> Picked:
+        """One prepared step, and the likeliest token behind each chosen one."""
+        program = self._prepare(ids, positions, batch, chosen)
+        program.table[self._best_op, 0] = BEST
+        program.run(len(ids), len(chosen), torch.get_num_threads())
+        return Picked(self._best[None, : len(chosen)], self._broken[: len(chosen)])
+
+    def run_ahead(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        batch: AttentionBatch,
+        num_steps: int,
+        stops: NDArray[np.int32],
+    ) -> Picked:
+        """A prepared step of decodes and up to `num_steps - 1` further ones, each with the tokens of the one before it;
+        no further one after a row got one of its `stops` [rows of tables, any number]. Positions and slots change."""
+        rows, chosen = len(ids), torch.arange(len(ids))
+        assert batch.num_decodes == rows == batch.num_seqs, "only decodes go on by themselves"
+        program, plan = self._prepare(ids, positions, batch, chosen), batch.tasks
+        assert isinstance(plan, Plan) and batch.rows.is_contiguous() and stops.flags.c_contiguous
+        program.table[self._best_op, 0] = BEST
+        written = np.empty((num_steps, rows), np.int64)
+        self._advance.set(
+            best=self._best.ctypes.data,
+            broken=self._broken.ctypes.data,
+            written=written.ctypes.data,
+            ids=ids.data_ptr(),
+            positions=positions.data_ptr(),
+            slots=batch.slots.data_ptr(),
+            rows=batch.rows.data_ptr(),
+            tables=batch.tables.data_ptr(),
+            table_stride=batch.tables.stride(0),
+            block_size=self._caches[0].block_size,
+            stops=stops.ctypes.data,
+            num_stops=stops.shape[1],
+            items=plan.items.ctypes.data,
+            num_items=len(plan.items),
+        )
+        program.run(rows, rows, torch.get_num_threads(), num_steps, self._advance.address)
+        return Picked(written[: self._advance.num_done], self._broken[:rows])
+
+    @property
+    def keys_per_cut(self) -> int:
+        """At contexts that are multiples of this a sequence's attention is cut anew: a run of steps must end before."""
+        return cpu_plan.part_keys(self.backend.tiling, self._caches[0].block_size)
+
+    def _prepare(
+        self, ids: torch.Tensor, positions: torch.Tensor, batch: AttentionBatch, chosen: torch.Tensor
+    ) -> Program:
+        """Points the program to this step."""
         program, calls = self._program, self._calls
         assert program is not None and calls is not None, "no pool is attached"
         tokens, num_chosen = ids.shape[0], chosen.shape[0]
@@ -321,17 +399,23 @@ class CpuDecoder:
             checks.check_write_bounds(self._caches[0], batch.slots)
         plan = batch.tasks
         assert isinstance(plan, Plan), "the batch is not prepared"
-        num_threads = torch.get_num_threads()
-        merges = calls.prepare(batch, plan, num_threads)
+        merges = calls.prepare(batch, plan, torch.get_num_threads())
         if merges != self._has_merges:
             self._has_merges = merges
             program.table[self._merges, 0] = CALL if merges else NOTHING
         self._point(program, ids, positions, batch.slots, chosen)
         if num_chosen > self._logits.shape[0]:
-            self._logits = torch.zeros(max(num_chosen, 2 * self._logits.shape[0]), self._logits.shape[1])
-            program.table[self._logits_op, word_of(PRODUCT, "out")] = self._logits.data_ptr()
-        program.run(tokens, num_chosen, num_threads)
-        return self._logits[:num_chosen, : self.vocab_size]
+            self._grow_logits(program, num_chosen)
+        return program
+
+    def _grow_logits(self, program: Program, num_chosen: int) -> None:
+        count = max(num_chosen, 2 * self._logits.shape[0])
+        self._logits = torch.zeros(count, self._logits.shape[1])
+        self._best, self._broken = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        program.table[self._logits_op, word_of(PRODUCT, "out")] = self._logits.data_ptr()
+        places = {"logits": self._logits.data_ptr(), "ids": self._best.ctypes.data, "broken": self._broken.ctypes.data}
+        for name, address in places.items():
+            program.table[self._best_op, word_of(BEST, name)] = address
 
     def _point(self, program: Program, *inputs: torch.Tensor) -> None:
         """Has the ops read this step's ids, positions, slots and chosen rows where they lie. A worker uses the same

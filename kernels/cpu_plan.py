@@ -44,14 +44,18 @@ class Plan:
     num_row_keys: int  # query rows times keys, all heads of a group, one key/value head: how much work there is
 
 
+def part_keys(tiling: Tiling, block_size: int) -> int:
+    """Keys of one part: whole blocks. A sequence has as many parts as its context has whole ones, at least one."""
+    return max(1, tiling.part_keys // block_size) * block_size
+
+
 def build(batch: AttentionBatch, tiling: Tiling, *, group: int, num_kv_heads: int, block_size: int) -> Plan:
     """The plan of a batch for layers of this geometry."""
-    part_keys = max(1, tiling.part_keys // block_size) * block_size
     items, merges, num_partial_rows, num_row_keys = cut_attention(
         batch.query_start.numpy(),
         batch.context_len.numpy(),
         batch.rows.numpy(),
-        (group, num_kv_heads, tiling.tokens_per_task(group), part_keys),
+        (group, num_kv_heads, tiling.tokens_per_task(group), part_keys(tiling, block_size)),
     )
     return Plan(group, block_size, num_kv_heads, items, merges, num_partial_rows, num_row_keys)
 

@@ -1,8 +1,9 @@
 """A decoder's whole step as one call: a table of ops that threads of one team walk through together.
 
-`cpu_decoder` writes the table once per model and runs it once per step. After each op the threads wait for one another;
-nothing returns to Python in between. An op is a product, something done to rows, or a call of another compiled kernel
-such as attention. A program knows addresses only; who owns the memory keeps it alive.
+`cpu_decoder` writes the table once per model and runs it once per step, or for several steps of decodes in which each
+step's tokens are the next one's inputs (`cpu_advance`). After each op the threads wait for one another; nothing returns
+to Python in between. An op is a product, something done to rows, or a call of another kernel such as attention. A
+program knows addresses only; who owns the memory keeps it alive.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from functools import lru_cache
 import numpy as np
 from llvmlite import ir
 
-from kernels import cpu_product, cpu_rows
-from kernels.cpu_call import ArgumentList, Call
+from kernels import cpu_advance, cpu_product, cpu_rows
+from kernels.cpu_call import COUNTER, TICKET, ArgumentList, Call
 from kernels.cpu_ir import F32, I32T, I64, POINTER, Code, Pointer, Value
 from kernels.cpu_jit import Kernel, compile_kernel
 from kernels.cpu_product import Product, ProductShape
 from kernels.cpu_rows import Rotation, RowShape
 
-ARGUMENTS = ArgumentList("num_threads", "ops", "num_ops", "counts", "sync")
+ARGUMENTS = ArgumentList("num_threads", "ops", "num_ops", "counts", "sync", "num_steps", "advance")
 
-NOTHING, PRODUCT, EMBEDDING, NORM, ROTATION, CALL = range(6)
+NOTHING, PRODUCT, EMBEDDING, NORM, ROTATION, CALL, BEST = range(7)
 # Words of each op, the kind first. `rows` says which of the program's two counts holds.
 WORDS = {
     PRODUCT: ("x", "weights", "bias", "depth", "panels", "mode", "out", "out_stride", "next", "next_stride"),
@@ -32,6 +33,7 @@ WORDS = {
         "positions", "slots", "keys", "values", "block_stride", "query_norm", "key_norm", "epsilon",
     ),
     CALL: ("function", "arguments"),
+    BEST: ("logits", "stride", "vocabulary", "ids", "broken"),
 }  # fmt: skip
 OP_WORDS = 24
 # One cache line for each op: the counter of its tasks, and how many threads have come to its end.
@@ -82,18 +84,20 @@ class Program:
         self.counts = np.zeros(2, np.int64)
         self._kernel = kernel
         self._call = Call(ARGUMENTS)
-        memory = np.zeros((len(table) + 1) * LINE_WORDS, np.int64)
+        memory = np.zeros((len(table) + 2) * LINE_WORDS, np.int64)
         skip = (-memory.ctypes.data % 64) // 8
-        self._sync = memory[skip : skip + len(table) * LINE_WORDS]
+        # A line per op, and one for the end of a step.
+        self._sync = memory[skip : skip + (len(table) + 1) * LINE_WORDS]
         self._call.set(
             ops=table.ctypes.data, num_ops=len(table), counts=self.counts.ctypes.data, sync=self._sync.ctypes.data
         )
 
-    def run(self, num_rows: int, num_logit_rows: int, num_threads: int) -> None:
+    def run(self, num_rows: int, num_logit_rows: int, num_threads: int, num_steps: int = 1, advance: int = 0) -> None:
+        """One step; or up to `num_steps` of them, with the address of what `cpu_advance` needs."""
         self.counts[ALL_ROWS] = num_rows
         self.counts[LOGIT_ROWS] = num_logit_rows
         self._sync[:] = 0
-        self._call.set(num_threads=num_threads)
+        self._call.set(num_threads=num_threads, num_steps=num_steps, advance=advance)
         self._call.run(self._kernel, num_threads)
 
 
@@ -137,8 +141,34 @@ class _Interpreter:
         code, args = self.code, self.args
         thread = ARGUMENTS.ticket(code).fetch_add(1)
         num_threads, num_ops = args.integer("num_threads"), args.integer("num_ops")
-        sync = args.pointer("sync", I64)
+        sync, num_steps = args.pointer("sync", I64), args.integer("num_steps")
+        with code.range(0, num_steps) as step:
+            # All threads have come once more in each step.
+            self._ops(thread, num_threads, num_threads * (step + 1))
+            advance = args.pointer("advance", I64)
+            with code.when(advance.is_null().equals(0)):
+                last = step + 1 >= num_steps
+                with code.when(thread.equals(0)):
+                    cpu_advance.emit_advance(code, advance, step, args.pointer("counts", I64).load(ALL_ROWS), last)
+                    self._reset(args.pointer("ops", I64), num_ops, sync)
+                self._meet(sync.at(num_ops * LINE_WORDS + 1), num_threads * (step + 1))
+                code.return_unless(cpu_advance.halted(code, advance).equals(0))
+
+    def _reset(self, ops: Pointer, num_ops: Value, sync: Pointer) -> None:
+        """Before the next step all tasks are to be taken again."""
+        code = self.code
         with code.range(0, num_ops) as number:
+            sync.store(number * LINE_WORDS, code.integer(0))
+            words = ops.at(number * OP_WORDS)
+            with code.when(words.load(0).equals(CALL)):
+                called = _Op(code, words, CALL).integers("arguments")
+                for word in (COUNTER, TICKET):
+                    called.store(word, code.integer(0))
+
+    def _ops(self, thread: Value, num_threads: Value, all_here: Value) -> None:
+        code, args = self.code, self.args
+        sync = args.pointer("sync", I64)
+        with code.range(0, args.integer("num_ops")) as number:
             words = args.pointer("ops", I64).at(number * OP_WORDS)
             kind = words.load(0)
             num_rows = args.pointer("counts", I64).load(words.load(1))
@@ -157,19 +187,21 @@ class _Interpreter:
                     op.integer("function").ir, ir.PointerType(ir.FunctionType(ir.VoidType(), [POINTER]))
                 )
                 code.builder.call(function, [op.integers("arguments").ir])
+            with code.when(kind.equals(BEST)):
+                self._best(_Op(code, words, BEST), first, end)
             with code.when(kind > NOTHING):
-                self._meet(sync.at(number * LINE_WORDS + 1), num_threads)
+                self._meet(sync.at(number * LINE_WORDS + 1), all_here)
 
-    def _meet(self, here: Pointer, num_threads: Value) -> None:
+    def _meet(self, here: Pointer, all_here: Value) -> None:
         """Waits until all threads have come here. Each op has a word of its own to count them."""
         code = self.code
         code.builder.fence("seq_cst")
         arrived = here.fetch_add(1) + 1
-        with code.when(arrived < num_threads):
+        with code.when(arrived < all_here):
             spins = code.variable(code.integer(0))
             with cpu_product.repeat(code) as go_on_while:
                 seen = Value(code, code.builder.load_atomic(here.ir, "acquire", 8, typ=ir.IntType(64)))
-                go_on_while(seen < num_threads)
+                go_on_while(seen < all_here)
                 spins.add(code.integer(1))
                 with code.when(spins.get() > _SPINS):
                     code.call("sched_yield", I32T, [])
@@ -221,6 +253,18 @@ class _Interpreter:
             weight=op.floats("weight"),
             width=op.integer("width"),
             epsilon=op.number("epsilon"),
+        )
+
+    def _best(self, op: _Op, first: Value, end: Value) -> None:
+        cpu_advance.emit_best(
+            self.code,
+            first,
+            end,
+            logits=op.floats("logits"),
+            stride=op.integer("stride"),
+            vocabulary=op.integer("vocabulary"),
+            ids=op.integers("ids"),
+            broken=op.integers("broken"),
         )
 
     def _rotation(self, op: _Op, first: Value, end: Value) -> None:

@@ -109,3 +109,30 @@ def find_reports(rows, batcher, state, ahead, size, found):
             found[count] = row
             count += 1
     return count
+
+
+@njit(error_model="numpy", nogil=True, cache=True)
+def most_steps(rows, state, part_keys, allowed):
+    """How many steps these rows of decodes can run without the host, at most `allowed`.
+
+    state: position, lease_end, known, ends int32 [max_batch]. No step reaches behind a lease or a sequence's end, and
+    none after the first has a context that is a multiple of `part_keys`.
+    """
+    position, lease_end, known, ends = state
+    most = np.int64(allowed)
+    for i in range(rows.size):
+        row = rows[i]
+        context = np.int64(position[row]) + 1
+        most = min(most, np.int64(lease_end[row] - position[row]), np.int64(ends[row] - known[row]))
+        most = min(most, part_keys - context % part_keys)
+    return max(most, np.int64(1))
+
+
+@njit(error_model="numpy", nogil=True, cache=True)
+def append_tokens(rows, steps, tokens, known):
+    """Notes tokens of several steps after which no row ends: steps int64 [steps, rows]."""
+    for i in range(rows.size):
+        row = rows[i]
+        for step in range(steps.shape[0]):
+            tokens[row, known[row]] = steps[step, i]
+            known[row] += 1

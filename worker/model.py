@@ -14,13 +14,14 @@ import torch
 
 from cluster.errors import ModelError
 from kernels.batch import AttentionBatch
-from kernels.cpu_decoder import CpuDecoder
+from kernels.cpu_decoder import CpuDecoder, Picked
 from kernels.dispatch import Backend
 from kernels.layout import BlockLayout, KeyOrder
 from worker.attention import LayerCall, PagedLayer, StepContext, attach
 from worker.fused import fuse
 from worker.loading import Loaded
 from worker.pool import DevicePool
+from worker.state import Int32
 
 
 class Model:
@@ -95,6 +96,28 @@ class Model:
         if self._fused is not None:
             return self._fused.run(ids, positions, self._context.batches[self._keys[0]], logit_rows)
         return self._run_module(ids, positions, logit_rows)
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether it can pick tokens and go on with them by itself."""
+        return self._fused is not None and not self._fused.backend.is_debug
+
+    @property
+    def keys_per_cut(self) -> int:
+        assert self._fused is not None
+        return self._fused.keys_per_cut
+
+    def pick(
+        self, ids: torch.Tensor, positions: torch.Tensor, logit_rows: torch.Tensor, num_steps: int, stops: Int32
+    ) -> Picked | None:
+        """Computes the prepared batch and picks the likeliest tokens; for a batch of decodes up to `num_steps` steps,
+        until a row gets one of its stops. None where the model can't: use `forward`."""
+        if self._fused is None:
+            return None
+        batch = self._context.batches[self._keys[0]]
+        if num_steps > 1:
+            return self._fused.run_ahead(ids, positions, batch, num_steps, stops)
+        return self._fused.pick(ids, positions, batch, logit_rows)
 
     @torch.inference_mode()
     def _run_module(self, ids: torch.Tensor, positions: torch.Tensor, logit_rows: torch.Tensor) -> torch.Tensor:

@@ -172,6 +172,14 @@ class Sampler:
         self._runs.leave(row)
         self._forced.leave(row)
 
+    def takes_best(self, rows: Ints) -> bool:
+        """Whether these rows ask for nothing but their likeliest token."""
+        return not self._asks[rows].any()
+
+    def took_best(self, rows: Ints, num_steps: int) -> None:
+        """They got so many tokens, picked elsewhere."""
+        self._length[rows] += num_steps
+
     def sample(self, logits: torch.Tensor, rows: Ints) -> Sampled:
         """The next token of each row from its `logits` [rows, vocabulary], which are not changed."""
         asks = self._asks[rows]

@@ -8,10 +8,9 @@ block, chooses no request and talks to nobody.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-import torch
 
 from cluster.batcher import Batch, Batcher
 from cluster.errors import ProtocolError
@@ -29,17 +28,15 @@ from cluster.messages import (
     Transferred,
 )
 from cluster.settings import WorkerSettings
-from kernels.host_loops import NEVER, find_reports, take_tokens
-from worker.batch import StepBuilder
+from kernels.host_loops import NEVER, append_tokens, find_reports, take_tokens
 from worker.beams import BeamGroups, Ranked
 from worker.canary import Canary
 from worker.holdings import holdings
-from worker.lead import Lead
+from worker.launch import Flight, Launcher
 from worker.outbox import Outbox
-from worker.prompt_logprobs import Judged, PromptLogprobs, token_rows
 from worker.report import Reporter
 from worker.residence import Residence
-from worker.sampler import Sampled, Sampler
+from worker.sampler import Sampler
 from worker.startup import Say, start
 from worker.state import BatchState, Int32
 from worker.team import Place, lost
@@ -47,17 +44,6 @@ from worker.team import Place, lost
 # What `take_tokens` says of a row that ends.
 _BROKEN = 3
 _REASONS = {1: Reason.STOP, 2: Reason.LENGTH, _BROKEN: Reason.FAILED}
-
-
-@dataclass(frozen=True, slots=True)
-class Flight:
-    """A step that was launched and is not retired yet."""
-
-    batch: Batch
-    rows: Int32  # those that get a token, beams apart
-    sampled: Sampled
-    ranked: Ranked | None  # beams
-    judged: Judged | None  # logprobs of prompt tokens
 
 
 class Worker:
@@ -86,12 +72,12 @@ class Worker:
         self.sampler.warm_up(parts.layout.dtype)
         self.reporter = Reporter(self.state, replica, incarnation)
         self.outbox = Outbox(self.state)
-        self.prompt_logprobs = PromptLogprobs(self.state)
         self.beams = BeamGroups(self.state, self.batcher, self.sampler, parts)
         self.residence = Residence(self)
-        self._builder = StepBuilder(self.state, parts.token_budget)
-        self._lead = Lead(parts.team, self.state, self._builder) if parts.team is not None else None
-        self._canary = Canary(parts, self.state, self._builder, self._lead)
+        self._launcher = Launcher(parts, self.state, self.batcher, self.sampler, self.beams)
+        self.prompt_logprobs = self._launcher.prompt_logprobs
+        self.seconds = self._launcher.seconds
+        self._canary = Canary(parts, self.state, self._launcher.builder, self._launcher.lead)
         self._flight: Flight | None = None
         # Sequences whose drop came while a step with them was under way.
         self._drop_later: list[int] = []
@@ -112,8 +98,6 @@ class Worker:
         # Rows that end, with the reason, and rows to report: filled anew in every step.
         self._ended = np.zeros(settings.max_batch, np.int32)
         self._reasons = np.zeros(settings.max_batch, np.int32)
-        # Seconds spent so far, by part of a step.
-        self.seconds = {"prepare": 0.0, "model": 0.0, "sample": 0.0, "retire": 0.0}
 
     def joined(self) -> ReplicaJoined:
         """How this worker introduces itself to a scheduler."""
@@ -245,20 +229,23 @@ class Worker:
 
     # -- steps
 
-    def step(self) -> bool:
-        """Runs one step; False if nothing can run: no residents, or every lease is dry."""
+    def step(self, max_steps: int = 1) -> int:
+        """Runs one step, or up to `max_steps` where nothing can come in between; returns how many. 0: nothing can run,
+        for there are no residents, or every lease is dry."""
         began = time.perf_counter()
         batch = self.batcher.next()
         self.reporter.num_dry += batch.num_dry
         if batch.num_tokens == 0:
-            return False
-        self._flight = self._launch(batch, began)
+            return 0
+        before = self.num_steps
+        self._flight = self._launch(batch, max_steps, began)
         if self._flight is not None:
             flight, self._flight = self._flight, None
             self._retire(flight)
-        seconds = time.perf_counter() - began
+        num_steps = max(1, self.num_steps - before)
+        seconds = (time.perf_counter() - began) / num_steps
         self._step_seconds = seconds if not self._step_seconds else 0.9 * self._step_seconds + 0.1 * seconds
-        return True
+        return num_steps
 
     def prove(self) -> bool:
         """A step that serves nobody, to see that the device still computes; False if all rows are taken by work."""
@@ -266,48 +253,28 @@ class Worker:
         self.num_steps += proved
         return proved
 
-    def _launch(self, batch: Batch, began: float) -> Flight | None:
-        """Prepares the step and issues it: from here on its positions are taken and its tokens are coming."""
-        model, batcher, seconds = self.parts.model, self.batcher, self.seconds
-        spread = self.beams.spread(batch)
-        step = self._builder.build(spread, batcher.length)
-        model.prepare(step.attention)
-        wanted = self.prompt_logprobs.wanted(spread)
-        logit_rows, more = step.logit_rows, token_rows(wanted)
-        if wanted:
-            logit_rows = torch.cat([logit_rows, torch.from_numpy(more).to(logit_rows.device)])
-        if self._lead is not None:
-            self._lead.step(spread.rows, step, more)
-        prepared = time.perf_counter()
+    def _launch(self, batch: Batch, allowed: int, began: float) -> Flight | None:
         try:
-            logits = model.forward(step.ids, step.positions, logit_rows)
+            flight = self._launcher.launch(batch, allowed, began)
         except RuntimeError as error:
-            if self._lead is not None:
+            if self.parts.team is not None:
                 raise lost(error) from error
             # One step is lost with those that were in it; the worker goes on.
             detail = f"the step failed: {' '.join(str(error).split())}"
             for row in batch.rows.tolist():
                 self.residence.move_out(row, Reason.FAILED, detail)
             return None
-        computed = time.perf_counter()
-        num_sampled = len(step.sampled)
-        judged = self.prompt_logprobs.judge(logits[num_sampled:], wanted) if wanted else None
-        logits, rows, ranked = self.beams.rank(logits[:num_sampled], step.sampled)
-        sampled = self.sampler.sample(logits, rows)
-        batcher.retire(batch)
-        batcher.length[step.sampled] += 1
         self.residence.wake_forks(batch)
-        seconds["prepare"] += prepared - began
-        seconds["model"] += computed - prepared
-        seconds["sample"] += time.perf_counter() - computed
-        return Flight(batch, rows, sampled, ranked, judged)
+        return flight
 
     def _retire(self, flight: Flight) -> None:
         """The step is done: its tokens are known, some sequences end, some report."""
         began = time.perf_counter()
         state, rows = self.state, flight.rows
-        self.num_steps += 1
-        self.num_sampled += len(rows)
+        self.num_steps += flight.num_steps
+        self.num_sampled += flight.num_steps * len(rows)
+        if flight.num_steps > 1:
+            append_tokens(rows, flight.earlier, state.tokens, state.known)
         flight.sampled.note_logprobs(state.residents)
         if flight.judged is not None:
             flight.judged.note()

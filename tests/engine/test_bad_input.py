@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster import LLM, ConfigError, InvalidRequest, ModelError, NeverFits, SamplingParams
+from cluster import LLM, ConfigError, InvalidRequest, ModelError, NeverFits, QuireError, SamplingParams
 from tests.engine import models
 
 GREEDY = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
@@ -156,7 +156,17 @@ def test_weights_that_give_no_numbers_end_one_request_each(tiny_llama: Path, tmp
     weights["model.embed_tokens.weight"][50] = float("nan")
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     llm = load(folder, debug=True)
-    with pytest.raises(Exception, match="logits are not numbers"):
-        llm.generate([[9, 8, 7], [50, 3]], GREEDY)
     wanted = models.greedy(models.reference(tiny_llama), [9, 8, 7], 4)
-    assert llm.generate([[9, 8, 7]], GREEDY)[0].outputs[0].token_ids == wanted
+    good, bad = llm.generate([[9, 8, 7], [50, 3]], GREEDY)
+    assert (good.outputs[0].token_ids, good.error) == (wanted, None)
+    assert bad.error is not None and "prompts[1]: the model's logits are not numbers" in bad.error
+    assert [output.finish_reason for output in bad.outputs] == ["error"]
+    pieces = list(llm.stream([[50, 3], [9, 8, 7]], GREEDY))
+    assert [token for piece in pieces if piece.prompt_index == 1 for token in piece.token_ids] == wanted
+    assert [piece.finish_reason for piece in pieces if piece.prompt_index == 0] == ["error"]
+    for call in (llm.generate, llm.stream):
+        with pytest.raises(QuireError, match="logits are not numbers"):
+            list(call([[50, 3]], GREEDY))
+    # The same without debug mode, where several steps run at once.
+    good, bad = load(folder).generate([[9, 8, 7], [50, 3]], GREEDY)
+    assert (good.outputs[0].token_ids, bad.outputs[0].finish_reason) == (wanted, "error")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cluster import LLM, SamplingParams
+from cluster.settings import SchedulerSettings
 from tests.engine import models
 
 NUM_TOKENS = 20
@@ -49,8 +50,9 @@ def test_forty_prompts_at_once(reference: Reference, block_size: int) -> None:
 
 @pytest.mark.parametrize("block_size", [8, 16])
 def test_pool_so_small_that_requests_wait_and_are_preempted(reference: Reference, block_size: int) -> None:
-    """Room for the longest request and little more. Long outputs, so that running ones outgrow the pool."""
-    llm = engine(reference.folder, block_size=block_size, kv_blocks=736 // block_size, token_budget=48)
+    """Room for the longest request and little more. Short leases, so that running ones outgrow the pool."""
+    settings = {"kv_blocks": 736 // block_size, "token_budget": 48, "scheduler": SchedulerSettings(ahead=4)}
+    llm = engine(reference.folder, block_size=block_size, **settings)
     outputs = llm.generate(reference.prompts, GREEDY)
     assert [output.outputs[0].token_ids for output in outputs] == reference.outputs
     assert llm.load_stats()["preempted recompute"] > 0

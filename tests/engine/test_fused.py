@@ -80,3 +80,31 @@ def test_bf16_is_close_to_transformers(tmp_path: Path) -> None:
     # Eight bits of mantissa through three layers, on logits of about ten.
     assert (own - exact).abs().median() < 0.1
     assert (own - exact).abs().max() < 1.0
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_steps_at_once_say_what_single_steps_say(threads: int, tmp_path: Path) -> None:
+    """Leases, ends of different lengths, stop ids in the middle of a run, contexts across the cuts of attention."""
+    folder = models.build(tmp_path, "qwen2", max_position_embeddings=1200)
+    long, *short = models.prompts([1000, 3, 16, 50, 31], seed=9)
+    free = [models.greedy(models.reference(folder), prompt, 40) for prompt in (long, *short)]
+    counts = [40, 37, 40, 5, 23]
+    stops = [[], [free[1][20]], [free[2][7], free[2][30]], [], []]
+    params = [
+        SamplingParams(temperature=0, max_tokens=count, ignore_eos=True, stop_token_ids=stop)
+        for count, stop in zip(counts, stops, strict=True)
+    ]
+    wanted = []
+    for tokens, count, stop in zip(free, counts, stops, strict=True):
+        end = next((at + 1 for at, token in enumerate(tokens) if token in stop), count)
+        wanted.append(tokens[: min(end, count)])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        llm = engine(folder, debug=False, kv_blocks=200, block_size=8)
+        outputs = llm.generate([long, *short], params)
+    finally:
+        torch.set_num_threads(before)
+    assert [output.outputs[0].token_ids for output in outputs] == wanted
+    launches = llm._worker._launcher.num_launches
+    assert launches < 0.5 * llm.load_stats()["steps"], "steps were run one by one"

@@ -1,0 +1,110 @@
+"""One step from the batcher's choice to tokens that are coming: tensors, model, beams, sampler.
+
+The worker calls `Launcher.launch` and retires the Flight that comes back. Where a batch asks for nothing but likeliest
+tokens the model picks them itself, for several steps at once if nothing can come in between (`worker/run_ahead.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cluster.batcher import Batch, Batcher
+from kernels.cpu_decoder import Picked
+from worker.batch import Step, StepBuilder
+from worker.beams import BeamGroups, Ranked
+from worker.lead import Lead
+from worker.prompt_logprobs import Judged, PromptLogprobs, token_rows
+from worker.run_ahead import RunAhead
+from worker.sampler import Sampled, Sampler
+from worker.startup import Started
+from worker.state import BatchState, Int32, Int64
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A step that was launched and is not retired yet, or a run of such."""
+
+    batch: Batch
+    rows: Int32  # those that get a token, beams apart
+    sampled: Sampled  # of the last step
+    earlier: Int64  # tokens of the steps before it, [steps - 1, rows]
+    ranked: Ranked | None  # beams
+    judged: Judged | None  # logprobs of prompt tokens
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.earlier) + 1
+
+
+class Launcher:
+    """Launches one worker's steps."""
+
+    def __init__(
+        self, parts: Started, state: BatchState, batcher: Batcher, sampler: Sampler, beams: BeamGroups
+    ) -> None:
+        self.prompt_logprobs = PromptLogprobs(state)
+        # Seconds spent so far, by part of a step.
+        self.seconds = {"prepare": 0.0, "model": 0.0, "sample": 0.0, "retire": 0.0}
+        self.num_launches = 0
+        self._parts = parts
+        self._state = state
+        self._batcher = batcher
+        self._sampler = sampler
+        self._beams = beams
+        self.builder = StepBuilder(state, parts.token_budget)
+        self.lead = Lead(parts.team, state, self.builder) if parts.team is not None else None
+        self._ahead = RunAhead(parts.model, state, batcher, sampler)
+
+    def launch(self, batch: Batch, allowed: int, began: float) -> Flight:
+        """Prepares the step and issues it: from here on its positions are taken and its tokens are coming. Up to
+        `allowed` steps at once. RuntimeError when the model failed, with nothing taken."""
+        parts, batcher = self._parts, self._batcher
+        self.num_launches += 1
+        num_steps = self._ahead.num_steps(batch, allowed)
+        spread = self._beams.spread(batch)
+        step = self.builder.build(spread, batcher.length)
+        parts.model.prepare(step.attention)
+        wanted = self.prompt_logprobs.wanted(spread)
+        if self.lead is not None:
+            self.lead.step(spread.rows, step, token_rows(wanted))
+        self.seconds["prepare"] += time.perf_counter() - began
+        flight = None
+        if not wanted and not self._beams.groups and self._sampler.takes_best(step.sampled):
+            flight = self._pick(batch, step, num_steps)
+        if flight is None:
+            flight = self._sample(batch, step, wanted)
+        batcher.retire(batch, flight.num_steps)
+        batcher.length[step.sampled] += flight.num_steps
+        return flight
+
+    def _pick(self, batch: Batch, step: Step, num_steps: int) -> Flight | None:
+        """The model takes its likeliest tokens itself; None if it can't."""
+        began = time.perf_counter()
+        picked = self._parts.model.pick(step.ids, step.positions, step.logit_rows, num_steps, self._state.stops)
+        if picked is None:
+            return None
+        self.seconds["model"] += time.perf_counter() - began
+        self._sampler.took_best(step.sampled, len(picked.ids))
+        return Flight(batch, step.sampled, _last(picked), picked.ids[:-1], None, None)
+
+    def _sample(self, batch: Batch, step: Step, wanted: list[tuple[int, int, int, int]]) -> Flight:
+        began = time.perf_counter()
+        logit_rows, num_sampled = step.logit_rows, len(step.sampled)
+        if wanted:
+            logit_rows = torch.cat([logit_rows, torch.from_numpy(token_rows(wanted)).to(logit_rows.device)])
+        logits = self._parts.model.forward(step.ids, step.positions, logit_rows)
+        computed = time.perf_counter()
+        judged = self.prompt_logprobs.judge(logits[num_sampled:], wanted) if wanted else None
+        logits, rows, ranked = self._beams.rank(logits[:num_sampled], step.sampled)
+        sampled = self._sampler.sample(logits, rows)
+        self.seconds["model"] += computed - began
+        self.seconds["sample"] += time.perf_counter() - computed
+        return Flight(batch, rows, sampled, np.zeros((0, len(rows)), np.int64), ranked, judged)
+
+
+def _last(picked: Picked) -> Sampled:
+    return Sampled(torch.from_numpy(picked.ids[-1]), torch.from_numpy(picked.broken != 0))
