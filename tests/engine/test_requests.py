@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cluster import LLM, SamplingParams
+from cluster.settings import SchedulerSettings
 from tests.engine import models
 
 PROMPTS = models.prompts([5, 16, 40, 33, 90], seed=3)
@@ -19,7 +20,9 @@ def model(tiny_llama: Path) -> Any:
 
 def engine(folder: Path, **settings: Any) -> LLM:
     chosen = {"dtype": "float32", "debug": True, "quiet": True, "kv_blocks": 120, "max_batch": 12, "token_budget": 64}
-    return LLM(str(folder), **{**chosen, **settings})
+    # Short leases, so that sequences outgrow a small pool.
+    scheduler = SchedulerSettings(ahead=4, prefix_caching=bool(settings.get("prefix_caching", True)))
+    return LLM(str(folder), **{**chosen, "scheduler": scheduler, **settings})
 
 
 @pytest.mark.parametrize("prefix_caching", [True, False])
