@@ -65,25 +65,17 @@ class Outbox:
         first, known, num_prompt = int(state.sent[row]), int(state.known[row]), int(state.num_prompt[row])
         state.sent[row] = known
         logprobs: tuple[Logprobs, ...] = ()
-        if resident.logprobs is not None:
-            logprobs, resident.logprobs = tuple(resident.logprobs), []
-        prompt: tuple[Logprobs | None, ...] = ()
-        if resident.prompt_logprobs is not None and known > num_prompt:
-            prompt, resident.prompt_logprobs = tuple(resident.prompt_logprobs), None
+        # They go with the first tokens: another gateway that takes the request up is told them again.
+        prompt = tuple(resident.prompt_logprobs or ()) if known > num_prompt >= first else ()
         messages = []
-        # Tokens that an earlier attempt wrote are repeated without their logprobs: who lacks them lacks the tokens too.
-        repeated = known - first - len(logprobs) if resident.logprobs is not None else 0
-        if repeated > 0:
-            messages.append(
-                Tokens(
-                    resident.route,
-                    resident.index,
-                    resident.attempt,
-                    first - num_prompt,
-                    state.ids(row, first, first + repeated),
-                )
-            )
-            first += repeated
+        if resident.logprobs is not None:
+            # Tokens that an earlier attempt wrote come without: only the worker that drew a token knows its logprobs.
+            own = max(first, resident.first_logprob)
+            if first < own:
+                earlier = state.ids(row, first, own)
+                messages.append(Tokens(resident.route, resident.index, resident.attempt, first - num_prompt, earlier))
+            logprobs = tuple(resident.logprobs[own - resident.first_logprob : known - resident.first_logprob])
+            first = own
         messages.append(
             Tokens(
                 route=resident.route,

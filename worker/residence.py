@@ -84,7 +84,7 @@ class Residence:
             resident.chain = start.chain
             resident.num_chained = start.num_prompt // settings.block_size
         if sampling.logprobs is not None:
-            resident.logprobs = []
+            resident.logprobs, resident.first_logprob = [], len(tokens)
         row = worker.state.enter(resident, tokens, start.num_prompt, position, table)
         worker.batcher.add(row, position, len(tokens), lease_end, start.precedence)
         worker.sampler.enter(row, sampling, index, worker.state.tokens[row, : len(tokens)], start.num_prompt)

@@ -28,6 +28,7 @@ class Resident:
     __slots__ = (
         "attempt",
         "chain",
+        "first_logprob",
         "forks",
         "gateway",
         "hasher",
@@ -59,8 +60,9 @@ class Resident:
         self.hasher: BlockHasher | None = None
         self.chain = b""
         self.num_chained = 0
-        # Tokens with logprobs that were not sent yet; None where none are asked for.
+        # Of all tokens from `first_logprob` on, kept as long as the sequence lives here; None: none are asked for.
         self.logprobs: list[Logprobs] | None = None
+        self.first_logprob = 0
         self.prompt_logprobs: list[Logprobs | None] | None = None
         # Rows that wait until this one has written the prompt, and the row that this one waits for (-1: none).
         self.forks: list[int] = []

@@ -233,6 +233,24 @@ def test_reroute_tells_the_new_gateway_everything(worker: Worker, greedy: list[i
     assert [(m.route, m.position, list(m.ids)) for m in worker.take_tokens()["h"]] == [(77, 0, greedy[:3])]
 
 
+def test_another_gateway_is_told_the_logprobs_again(worker: Worker, greedy: list[int]) -> None:
+    params = replace(start().sampling, logprobs=2, prompt_logprobs=1)
+    worker.obey(plan(1, starts=(start(sampling=params),)))
+    run_dry(worker)
+    (told,) = worker.take_tokens()["g"]
+    assert list(told.ids) == greedy[:3] and len(told.logprobs) == 3 and len(told.prompt_logprobs) == len(PROMPT)
+    worker.obey(plan(2, reroutes=(Reroute(1, "h", 77),)))
+    (again,) = worker.take_tokens()["h"]
+    assert (again.position, again.ids, again.logprobs) == (0, told.ids, told.logprobs)
+    assert again.prompt_logprobs == told.prompt_logprobs
+    # A new attempt at what an old one wrote: those tokens come without, the new ones with.
+    worker.obey(plan(3, drops=(Drop(1),), starts=(start(2, sampling=params, tokens=ids([*PROMPT, *greedy[:2]])),)))
+    run_dry(worker)
+    old, new = worker.take_tokens()["g"]
+    assert list(old.ids) == greedy[:2] and not old.logprobs
+    assert (new.position, new.ids, new.logprobs) == (2, told.ids[2:], told.logprobs[2:])
+
+
 def test_copy_comes_before_the_start_that_reads_it(worker: Worker, greedy: list[int]) -> None:
     worker.obey(plan(1, starts=(start(),)))
     run_dry(worker)
