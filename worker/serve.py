@@ -40,7 +40,8 @@ log = logging.getLogger(__name__)
 RETRY_S = 0.2
 PROOF_S = 5.0
 HANG_S = 60.0
-IDLE_S = 0.02
+# Plans and ends of transfers end the wait at once.
+IDLE_S = 0.25
 MAX_PLANS = 10_000
 
 

@@ -67,24 +67,35 @@ class Member:
 class Processes:
     """Use it in a `with`: at its end all processes are gone."""
 
-    def __init__(self, settings: SchedulerSettings, *, journal: Path | None = None, silence_s: float = 2.0) -> None:
+    def __init__(
+        self,
+        settings: SchedulerSettings,
+        *,
+        journal: Path | None = None,
+        silence_s: float = 2.0,
+        serves: bool = True,
+    ) -> None:
+        """Not `serves`: without a scheduler; the caller has its own, and says where (`direct`)."""
+        self._serves = serves
         self._settings = settings
         self._journal = journal
         self._silence_s = silence_s
         self._folder = tempfile.TemporaryDirectory(prefix="quire-")
         self._address_file = Path(self._folder.name) / "scheduler"
         self._secret, self._hash_key = secrets.token_hex(16), secrets.token_bytes(32)
-        self._inside = Inside("127.0.0.1", TransferSecurity(self._secret))
+        self.inside = Inside("127.0.0.1", TransferSecurity(self._secret))
         self.members: dict[str, Member] = {}
         self.admin = ""
         self.gateway = ""
         self._centre = _Loop()
 
     def __enter__(self) -> Processes:
+        if not self._serves:
+            return self
         ready = threading.Event()
 
         def publish(address: str, admin: str) -> None:
-            self._address_file.write_text(address)
+            self.direct(address)
             self.admin = admin
             ready.set()
 
@@ -92,7 +103,7 @@ class Processes:
             serve_scheduler(
                 self._settings,
                 1,
-                doors=Doors(self._inside, Door("127.0.0.1", 0), "127.0.0.1", 0),
+                doors=Doors(self.inside, Door("127.0.0.1", 0), "127.0.0.1", 0),
                 hash_key=self._hash_key,
                 silence_s=self._silence_s,
                 journal=self._journal,
@@ -107,6 +118,10 @@ class Processes:
             member.kill()
         self._centre.close()
         self._folder.cleanup()
+
+    def direct(self, address: str) -> None:
+        """Members find the scheduler there from now on."""
+        self._address_file.write_text(address)
 
     def add_workers(self, workers: dict[str, WorkerSettings], node: str = "n0") -> dict[str, dict[str, Any]]:
         """Starts them side by side; what each said, once all serve."""
@@ -130,7 +145,7 @@ class Processes:
             self.gateway = address
             ready.set()
 
-        self._centre.start(serve_gateway(GatewaySettings(port=0), models, self._find, publish, self._inside), ready)
+        self._centre.start(serve_gateway(GatewaySettings(port=0), models, self._find, publish, self.inside), ready)
         return self.gateway
 
     async def _find(self) -> str:
