@@ -34,8 +34,10 @@ START_S = 120.0
 class Member:
     """One process: its id, and what it said when it served."""
 
-    def __init__(self, about: dict[str, Any]) -> None:
+    def __init__(self, about: dict[str, Any], threads: int | None = None) -> None:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        if threads is not None:
+            environment["OMP_NUM_THREADS"] = str(threads)
         self.name: str = about["name"]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "cluster.bench.processes_child", json.dumps(about)],
@@ -123,11 +125,13 @@ class Processes:
         """Members find the scheduler there from now on."""
         self._address_file.write_text(address)
 
-    def add_workers(self, workers: dict[str, WorkerSettings], node: str = "n0") -> dict[str, dict[str, Any]]:
-        """Starts them side by side; what each said, once all serve."""
+    def add_workers(
+        self, workers: dict[str, WorkerSettings], node: str = "n0", threads: int | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """Starts them side by side, with so many threads each; what each said, once all serve."""
         for name, settings in workers.items():
             known = {key: value for key, value in asdict(settings).items() if key != "hash_key"}
-            self._add({"role": "worker", "name": name, "node": node, "settings": known})
+            self._add({"role": "worker", "name": name, "node": node, "settings": known}, threads)
         return {name: self.members[name].told() for name in workers}
 
     def add_host_pool(self, name: str, size: str, layout: dict[str, Any], node: str = "n0") -> Member:
@@ -151,7 +155,7 @@ class Processes:
     async def _find(self) -> str:
         return await asyncio.to_thread(self._address_file.read_text)
 
-    def _add(self, about: dict[str, Any]) -> Member:
+    def _add(self, about: dict[str, Any], threads: int | None = None) -> Member:
         common = {
             "address_file": str(self._address_file),
             "secret": self._secret,
@@ -160,7 +164,7 @@ class Processes:
         known = self.members.get(about["name"])
         if known is not None:
             known.kill()
-        member = self.members[about["name"]] = Member({**common, **about})
+        member = self.members[about["name"]] = Member({**common, **about}, threads)
         return member
 
 
