@@ -104,9 +104,10 @@ def _runs(question: Question) -> Iterator[tuple[str, Question]]:
 
 def _inputs(question: Question) -> Any:
     """Site, load and settings of one run."""
-    from cluster.sim.capacity import WORKERS_PER_NODE, Site
+    from cluster.sim.capacity import Site
     from cluster.sim.costs import machine
     from cluster.sim.load import Load
+    from cluster.sim.obeying import WORKERS_PER_NODE
     from cluster.sim.traces import TRACES
 
     if question.trace not in TRACES:
@@ -130,6 +131,7 @@ def _inputs(question: Question) -> Any:
         "preemption": question.preemption,
         "allocator": question.allocator,
         "swap_share": replica.swap_share,
+        "network_bytes_per_s": replica.network_bytes_per_s,
         "max_queue": 1_000_000,
     }
     for name, allowed in (("placement", PlacementName), ("preemption", PreemptionName), ("allocator", AllocatorName)):

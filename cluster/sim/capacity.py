@@ -21,10 +21,9 @@ from cluster.sim.costs import Machine
 from cluster.sim.fleet import Fleet
 from cluster.sim.gaps import Gaps
 from cluster.sim.load import Load, requests
-from cluster.sim.obeying import Obeying
+from cluster.sim.obeying import WORKERS_PER_NODE, Obeying
 from cluster.sim.tokens import MadeUp
 
-WORKERS_PER_NODE = 8
 PREFILL_CHUNK = 2048
 """Tokens of the prompt with which a worker measures its rate at start."""
 
@@ -100,8 +99,7 @@ class Capacity:
         assert until_s is not None or num_requests
         self.site, self.until_s, self.num_requests = site, until_s, num_requests
         self.scheduler = Scheduler(settings)
-        names_blocks = load.prefix > 0 and settings.prefix_caching
-        tokens = MadeUp(load.seed, names_blocks=names_blocks)
+        tokens = MadeUp(load.seed, site.machine.block_size)
         self.fleet = Fleet(site.num_workers, site.max_batch, site.token_budget, site.machine, tokens)
         self.obeying = Obeying(self.fleet)
         self.outcome = Outcome(site, load, gaps=self.fleet.gaps)
@@ -130,6 +128,7 @@ class Capacity:
                 max_batch=site.max_batch,
                 max_model_len=site.max_model_len,
                 prefill_tokens_per_s=rate,
+                bytes_per_s=machine.host_bytes_per_s,
             )
             if site.host_blocks and worker % WORKERS_PER_NODE == 0:
                 yield self.host_pool(worker // WORKERS_PER_NODE, 1)
@@ -176,12 +175,18 @@ class Capacity:
     def _arrive(self) -> None:
         while self._happenings and self._happenings[0][0] <= self.now:
             self._happenings.pop(0)[1](self)
-        while self._next[0] <= self.now and (not self.num_requests or self.outcome.asked < self.num_requests):
+        while self._is_due() and (not self.num_requests or self.outcome.asked < self.num_requests):
             at, submit = self._next
-            self.obeying.asked_at[submit.request_id] = at
+            self.obeying.asked_at[submit.request_id] = self.now if self.outcome.load.clients else at
             self._events.append(submit)
             self.outcome.asked += 1
             self._next = next(self._arrivals)
+
+    def _is_due(self) -> bool:
+        clients, outcome = self.outcome.load.clients, self.outcome
+        if clients:
+            return outcome.asked - outcome.finished - outcome.refused < clients
+        return self._next[0] <= self.now
 
     def _advance(self) -> None:
         """All steps and copies up to now; a step that ends begins the next at once."""
@@ -196,7 +201,13 @@ class Capacity:
                 for worker in due.tolist():
                     obeying.drop_late(worker)
             fleet.launch(due, ends)
-        obeying.settle(self.now)
+        self._launch_idle(obeying.settle(self.now))
+
+    def _launch_idle(self, workers: list[int]) -> None:
+        """Those of these workers that stand still look whether there is something to do now."""
+        idle = np.array([worker for worker in dict.fromkeys(workers) if not self.fleet.busy[worker]], np.int64)
+        if len(idle):
+            self.fleet.launch(idle, np.full(len(idle), self.now))
 
     def _decide(self) -> None:
         fleet, scheduler = self.fleet, self.scheduler
@@ -222,9 +233,7 @@ class Capacity:
                 self._done(order)
             elif isinstance(order, Refused):
                 self.outcome.refused += 1
-        idle = np.array([worker for worker in obeyed if not fleet.busy[worker]], np.int64)
-        if len(idle):
-            fleet.launch(idle, np.full(len(idle), self.now))
+        self._launch_idle(obeyed)
 
     def _done(self, done: Done) -> None:
         self._events.append(Closed(done.request_id))

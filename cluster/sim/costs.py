@@ -24,6 +24,8 @@ PRODUCT_SHARE, READ_SHARE = 0.6, 0.8
 STEP_BASE_S = 0.001
 # Of a GPU's memory for weights, working space and blocks together.
 MEMORY_SHARE, WORKING_BYTES = 0.92, 4e9
+# What each copied block costs beside its bytes: a descriptor in a batched copy.
+COPY_S = 2e-6
 # What tensor parallelism keeps of each further GPU.
 PARALLEL_SHARE = 0.85
 
@@ -96,8 +98,14 @@ class Machine:
     block_size: int
     block_bytes: int
     host_bytes_per_s: float
+    network_bytes_per_s: float = 12.5e9
     # The part of a swap's time that steps lose; the copy engine takes the rest.
     swap_share: float = 0.03
+
+
+def copy_rate(bytes_per_s: float, block_bytes: int) -> float:
+    """Bytes/s of scattered blocks over a road that carries `bytes_per_s` of one large run."""
+    return block_bytes / (block_bytes / bytes_per_s + COPY_S)
 
 
 def machine(gpu: str, model: str, block_size: int, num_gpus: int = 1, kv_bytes: float | None = None) -> Machine:
@@ -121,7 +129,8 @@ def machine(gpu: str, model: str, block_size: int, num_gpus: int = 1, kv_bytes: 
         per_pair_s=4.0 * shape.num_layers * shape.num_heads * shape.head_dim / flops,
         per_context_s=shape.kv_bytes / read,
     )
-    return Machine(cost, int(room / block_bytes), block_size, block_bytes, gpus * one.host_bytes_per_s)
+    host_rate = copy_rate(gpus * one.host_bytes_per_s, block_bytes)
+    return Machine(cost, int(room / block_bytes), block_size, block_bytes, host_rate)
 
 
 def fit(steps: Sequence[tuple[float, float, float, float]]) -> StepCost:

@@ -32,6 +32,8 @@ class Load:
     # Fixed lengths in place of the trace's, where given.
     prompt: int | None = None
     output: int | None = None
+    # So many requests are open all the time: who is served asks again. `rate` and the trace's bursts say nothing then.
+    clients: int = 0
 
 
 def requests(load: Load, block_size: int) -> Iterator[tuple[float, Submit]]:

@@ -13,6 +13,8 @@ from cluster.errors import ConfigError
 from cluster.messages import Plan, Reason, Revoke, Revoked, Road, Start, Transfer, Transferred
 from cluster.sim.fleet import NEVER, Fleet
 
+WORKERS_PER_NODE = 8
+
 
 class Obeying:
     """The order side of a fleet. `tells_all`: every plan is acknowledged by a result, as a real worker's next one does;
@@ -26,6 +28,8 @@ class Obeying:
         self._under_way: list[tuple[float, int, int]] = []
         self._copies: dict[int, tuple[Transfer, float, float]] = {}  # by number: began, seconds
         self._drop_later: dict[int, list[int]] = {}
+        # Starts that wait for the blocks of a transfer, by its number.
+        self._waiting: dict[int, list[Start]] = {}
         # By request: when it was asked, and when its last token came, for those that move in again.
         self.asked_at: dict[str, float] = {}
         self._last_at: dict[str, float] = {}
@@ -51,7 +55,10 @@ class Obeying:
                 fleet.lease_end[worker, row] = lease_end
                 fleet.asked[worker, row] = NEVER
         for start in plan.starts:
-            self._enter(worker, start)
+            if start.after:
+                self._waiting.setdefault(start.after, []).append(start)
+            else:
+                self._enter(worker, start)
         for transfer in plan.transfers:
             self._copy(worker, transfer, now)
 
@@ -118,28 +125,45 @@ class Obeying:
         begins = max(now, self._engine_free_at.get((worker, transfer.road), 0.0))
         if transfer.road is Road.WRITE and fleet.busy[worker]:
             begins = max(begins, float(fleet.step_end[worker]))
-        seconds = size / machine.host_bytes_per_s
+        seconds = size / self._rate(worker, transfer.peer)
         self._engine_free_at[worker, transfer.road] = begins + seconds
         fleet.stolen_s[worker] += machine.swap_share * seconds
         self.copied_bytes += size
         self._copies[transfer.transfer] = transfer, begins, seconds
         heapq.heappush(self._under_way, (begins + seconds, transfer.transfer, worker))
 
+    def _rate(self, worker: int, peer: str) -> float:
+        """Bytes/s to another worker or a host pool, on this node or on another one."""
+        node = int(peer[1:]) if peer[0] == "h" else int(peer[1:]) // WORKERS_PER_NODE
+        machine = self._fleet.machine
+        is_near = node == worker // WORKERS_PER_NODE
+        return machine.host_bytes_per_s if is_near else min(machine.host_bytes_per_s, machine.network_bytes_per_s)
+
     def _abort(self, worker: int, number: int) -> None:
-        copy = self._copies.pop(number, None)
-        if copy is not None:
-            told = Transferred(number, False, "aborted by the scheduler", 0, 0.0)
-            self._fleet.tell(worker).transferred.append(told)
+        if number in self._copies:
+            self._fail(worker, number, "aborted by the scheduler")
 
-    @property
-    def next_end(self) -> float:
-        return self._under_way[0][0] if self._under_way else float("inf")
+    def _fail(self, worker: int, number: int, why: str) -> None:
+        del self._copies[number]
+        self._waiting.pop(number, None)
+        self._fleet.tell(worker).transferred.append(Transferred(number, False, why, 0, 0.0))
 
-    def settle(self, now: float) -> None:
-        """Copies that have ended by now are told."""
+    def lose_pool(self, name: str) -> None:
+        """A host pool has died: what is on the way from and to it fails."""
+        for _, number, worker in self._under_way:
+            if number in self._copies and self._copies[number][0].peer == name:
+                self._fail(worker, number, f"pool {name} is gone")
+
+    def settle(self, now: float) -> list[int]:
+        """Copies that have ended by now are told; returns the workers on which something starts with them."""
+        started = []
         while self._under_way and self._under_way[0][0] <= now:
             _, number, worker = heapq.heappop(self._under_way)
             copy = self._copies.pop(number, None)
             if copy is not None:
                 size = len(copy[0].mine) * self._fleet.machine.block_bytes
                 self._fleet.tell(worker).transferred.append(Transferred(number, True, "", size, copy[2]))
+            for start in self._waiting.pop(number, ()):
+                self._enter(worker, start)
+                started.append(worker)
+        return started

@@ -28,11 +28,11 @@ class Tokens(Protocol):
 
 
 class MadeUp:
-    """Every request runs to its max_tokens."""
+    """Every request runs to its max_tokens. Blocks are named where the prompt's are, or where it fills none."""
 
-    def __init__(self, seed: int, *, names_blocks: bool) -> None:
+    def __init__(self, seed: int, block_size: int) -> None:
         self._random = Random(f"tokens/{seed}")
-        self._names_blocks = names_blocks
+        self._block_size = block_size
 
     def end(self, start: Start) -> tuple[int, Reason]:
         return start.num_prompt + (start.sampling.max_tokens or 1), Reason.LENGTH
@@ -41,4 +41,5 @@ class MadeUp:
         return array("i", bytes(4 * (last - first)))
 
     def names(self, start: Start, first: int, last: int) -> bytes:
-        return self._random.randbytes(HASH_BYTES * (last - first)) if self._names_blocks and start.chain else b""
+        is_named = start.chain or start.num_prompt < self._block_size
+        return self._random.randbytes(HASH_BYTES * (last - first)) if is_named else b""
