@@ -47,8 +47,9 @@ from worker.transfer_wire import (
     ranges_message,
 )
 
-# Sums of what was copied are sent while the next piece of this size is being copied.
-_PIECE_BYTES = 16 << 20
+# Sums of what was copied are sent while the next piece of this size is being copied. Smaller pieces cost more than the
+# overlap gains: each is a message, and the two ends read and write the same memory at the same time.
+_PIECE_BYTES = 128 << 20
 _STREAM_S = 30.0
 # Before a connection that broke is tried again.
 _PAUSE_S = 0.02
