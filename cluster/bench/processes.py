@@ -16,9 +16,11 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import grpc
 
 from cluster.door import Door
 from cluster.gateway_host import serve_gateway
@@ -26,9 +28,19 @@ from cluster.gateway_settings import GatewaySettings
 from cluster.inside import Inside
 from cluster.scheduler_server import Doors, serve_scheduler
 from cluster.settings import SchedulerSettings, WorkerSettings
+from protos.quire.v1 import admin_pb2 as pb
+from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
 from worker.transfer_security import TransferSecurity
 
 START_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The scheduler's counters, and every pool by state."""
+
+    counters: dict[str, int]
+    pools: list[pb.Pool]
 
 
 class Member:
@@ -151,6 +163,14 @@ class Processes:
 
         self._centre.start(serve_gateway(GatewaySettings(port=0), models, self._find, publish, self.inside), ready)
         return self.gateway
+
+    def look(self) -> Seen:
+        """What the operators' door says now."""
+        with grpc.insecure_channel(self.admin) as channel:
+            stub = AdminServiceStub(channel)
+            counters = stub.GetCluster(pb.GetClusterRequest(), timeout=5).counters
+            pools = stub.ListPools(pb.ListPoolsRequest(), timeout=5).pools
+        return Seen(dict(counters), list(pools))
 
     async def _find(self) -> str:
         return await asyncio.to_thread(self._address_file.read_text)

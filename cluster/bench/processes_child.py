@@ -22,7 +22,7 @@ from worker.transfer_register import RegisterSettings
 from worker.transfer_security import TransferSecurity
 
 
-def main(argv: list[str]) -> None:
+def serve(argv: list[str]) -> None:
     about: dict[str, Any] = json.loads(argv[0])
     threading.Thread(target=_end_with_input, daemon=True).start()
     address = Path(about["address_file"])
@@ -82,4 +82,4 @@ def _end_with_input() -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    serve(sys.argv[1:])
