@@ -59,6 +59,8 @@ SCHEDULER = (
         ("way", "reason"),
     ),
     Described("transfers_total", "counter", "Transfers of blocks that ended.", ("road", "outcome")),
+    Described("swapped_bytes_total", "counter", "Bytes that went out to host memory and came back in.", ("way",)),
+    Described("swap_seconds_total", "counter", "How long those transfers took, each from its order.", ("way",)),
     Described(
         "pool_blocks", "gauge", "Blocks of a pool by state; the states add up to the pool.", ("pool", "kind", "state")
     ),

@@ -18,7 +18,7 @@ from cluster.metrics_names import SCHEDULER
 from cluster.scheduler import Scheduler
 
 # Counters of the scheduler that have a metric of their own.
-_REFUSED, _TRANSFER, _PREEMPTED = "refused ", "transfer ", "preempted "
+_REFUSED, _TRANSFER, _PREEMPTED, _SWAPPED = "refused ", "transfer ", "preempted ", "swapped "
 
 
 def scheduler_families(host: SchedulerHost, control: ControlServer) -> list[Family]:
@@ -49,6 +49,12 @@ def _events(found: Families, scheduler: Scheduler) -> None:
         elif name.startswith(_TRANSFER):
             road, _, outcome = name.removeprefix(_TRANSFER).rpartition(" ")
             found["transfers_total"].add(count, road=road, outcome=outcome)
+        elif name.startswith(_SWAPPED):
+            way, _, what = name.removeprefix(_SWAPPED).partition(" ")
+            if what == "bytes":
+                found["swapped_bytes_total"].add(count, way=way)
+            else:
+                found["swap_seconds_total"].add(count / 1e6, way=way)
         elif not name.startswith(_PREEMPTED):
             found["scheduler_events_total"].add(count, event=name)
     for (way, reason), count in scheduler.notes.preemptions.items():

@@ -418,6 +418,9 @@ class Scheduler:
             else "remote swap"
         )
         request.why_preempted = f"{why}; {kind}, estimated {way.seconds * 1e3:.1f} ms"
+        if way.lacks:
+            request.why_preempted += f"; {way.lacks}"
+            self.counters["out of host memory"] += 1
         self.counters[f"preempted {kind}"] += 1
         self.notes.preemptions[kind, cause] += 1
         self.notes.add(self.now, "preempted", request.request_id, request.why_preempted)

@@ -38,10 +38,12 @@ class HostPool:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A way out for a request and what it was estimated to cost. `host` None: recompute."""
+    """A way out for a request and what it was estimated to cost. `host` None: recompute. `lacks`: it would rather have
+    gone to host memory, and why it could not."""
 
     host: HostPool | None
     seconds: float
+    lacks: str = ""
 
 
 @dataclass(slots=True)
@@ -109,7 +111,7 @@ class Swapper:
         blocks = self.blocks_of(request, whole=True)
         host = self._host_for(replica, len(blocks))
         if host is None:
-            return recompute
+            return Way(None, recompute.seconds, self._what_lacks(replica, len(blocks)))
         size_bytes = len(blocks) * replica.joined.block_bytes
         road = self.rates.between(replica.joined.node, host.joined.node)
         seconds = 2 * size_bytes / road * self._settings.swap_share if road else 0.0
@@ -133,6 +135,15 @@ class Swapper:
             key=lambda host: (host.joined.node != replica.joined.node, -host.ledger.num_available),
             default=None,
         )
+
+    def _what_lacks(self, replica: Replica, num_blocks: int) -> str:
+        """Out of host memory, with the figures; empty where there is no host memory for this replica at all."""
+        left = [
+            f"{host.name} has {host.ledger.num_available:,} of {host.ledger.num_blocks:,} left"
+            for host in self.pools.values()
+            if host.joined.fingerprint == replica.joined.fingerprint
+        ]
+        return f"out of host memory: {num_blocks:,} blocks are needed, {', '.join(left)}" if left else ""
 
     def blocks_of(self, request: Request, whole: bool) -> list[int]:
         """The distinct device blocks of a request in order: those with content, or (`whole`) all of its tables."""
@@ -262,6 +273,12 @@ class Swapper:
         if transferred.ok:
             nodes = replica.joined.node, moving.host.joined.node
             self.rates.note(*nodes, transferred.size_bytes, transferred.seconds)
+            way = "out" if moving.road is Road.WRITE else "in"
+            self._scheduler.counters[f"swapped {way} bytes"] += transferred.size_bytes
+            self._scheduler.counters[f"swapped {way} microseconds"] += int(transferred.seconds * 1e6)
+        else:
+            subject = moving.request.request_id
+            self._scheduler.notes.add(self._scheduler.now, "transfer failed", subject, transferred.detail)
         if moving.road is Road.WRITE:
             self._written(transferred.transfer, moving, transferred.ok)
         else:

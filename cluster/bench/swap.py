@@ -26,7 +26,7 @@ from cluster.settings import PreemptionName, SchedulerSettings, WorkerSettings
 
 MODEL, BLOCK_SIZE, NUM_BLOCKS = "demo", 16, 64
 # Requests of the storm have this many blocks on average, so that four times the pool is asked for at any time.
-NUM_CLIENTS, NUM_FITTING = 16, 4
+NUM_CLIENTS, NUM_FITTING, HOST_BLOCKS = 16, 4, 24
 POLICIES: tuple[PreemptionName, ...] = ("cheapest", "swap", "recompute")
 TIMEOUT_S = 120.0
 # Counters of the scheduler that belong to it.
@@ -197,9 +197,9 @@ def storm(seconds: float, seed: int) -> Storm:
     """A fifth of the time a load that fits, then four times the pool, with a host pool that is full and dies."""
     known = Known(draw_asks(48, seed, (40, 200), (60, 200)))
     with ExitStack() as stack:
-        # Room for a quarter of what does not fit, so that it is full most of the time.
-        running, layout = made(stack, "swap", 48)
-        size = str(48 * layout["block_bytes"])
+        # Room for one or two requests, so that it is full most of the time.
+        running, layout = made(stack, "swap", HOST_BLOCKS)
+        size = str(HOST_BLOCKS * layout["block_bytes"])
         fitting = drive(running.gateway, known, NUM_FITTING, seconds / 5)
 
         def mishap() -> None:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster.cli.status import AddressOption, Admin
+from cluster.sizes import format_bytes
 
 # BlockState -> a letter for plain output and a style for terminals. States run from 1.
 LETTERS = " .#SCmq"
@@ -116,6 +117,7 @@ def _picture(admin: Admin, maps: BlockMaps, rates: deque[tuple[float, int]], wid
             style="" if plain else "bold",
         ),
         Text(_preemptions(counters)),
+        Text(_swaps(counters)),
     ]
     for name, states in maps.pools.items():
         pool = pools.get(name)
@@ -152,6 +154,18 @@ def _preemptions(counters: Any) -> str:
         f"{name} {count:,}" for name, count in sorted(counters.items()) if name.startswith(("preempted", "transfer"))
     ]
     return "  ".join(shown) or "no preemptions"
+
+
+def _swaps(counters: Any) -> str:
+    """What went to host memory and came back, how fast, and how often there was no room for it."""
+    parts = []
+    for way in ("out", "in"):
+        size, seconds = counters[f"swapped {way} bytes"], counters[f"swapped {way} microseconds"] / 1e6
+        if seconds:
+            parts.append(f"swapped {way} {format_bytes(size)} at {format_bytes(int(size / seconds))}/s")
+    if counters["out of host memory"]:
+        parts.append(f"OUT OF HOST MEMORY {counters['out of host memory']:,} times: give --host-memory more")
+    return "  ".join(parts) or "nothing swapped"
 
 
 def _rate(rates: deque[tuple[float, int]]) -> float:

@@ -125,3 +125,29 @@ def test_what_a_lost_replica_was_writing_is_given_up_with_its_pool() -> None:
     assert driver.scheduler.swapper.pools["h0"].ledger.counts().quarantined == 3
     driver.turn(HostPoolLost("h0", 7))
     assert not driver.scheduler.swapper.quarantined, "nothing is left of a pool that is gone"
+
+
+def test_out_of_host_memory_is_said_with_its_figures() -> None:
+    driver = Driver(SchedulerSettings(preemption="swap"))
+    driver.turn(replace(POOL, num_blocks=2))
+    start = starts(driver.turn(submit("q", range(40), 40)))["q"]
+    driver.turn(Drain("r0"))
+    request = driver.scheduler.requests["q"]
+    assert "out of host memory: 3 blocks are needed, h0 has 2 of 2 left" in request.why_preempted
+    assert "recompute" in request.why_preempted
+    assert driver.scheduler.counters["out of host memory"] == 1
+    (note,) = [note for note in driver.scheduler.notes.since(0) if note.kind == "preempted"]
+    assert note.why == request.why_preempted
+    assert not transfers(driver.result(stopped=[(start, Reason.DROPPED, 41, 2)]))
+
+
+def test_how_much_was_swapped_and_how_long_it_took_is_counted_by_way() -> None:
+    driver = swapping()
+    out = going_out(driver)
+    ended(driver, out)
+    (back,) = transfers(driver.turn(Drain("r0", on=False)))
+    ended(driver, back, ok=False)
+    counters = driver.scheduler.counters
+    assert (counters["swapped out bytes"], counters["swapped out microseconds"]) == (1000, 1000)
+    assert counters["swapped in bytes"] == 0, "a transfer that failed has moved nothing that counts"
+    assert [note.subject for note in driver.scheduler.notes.since(0) if note.kind == "transfer failed"] == ["q"]

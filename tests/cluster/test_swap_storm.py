@@ -18,4 +18,5 @@ def test_a_storm_slows_things_down_and_nothing_else(seconds: int, seed: int) -> 
     assert not found.left, found.left
     assert found.counters["host pools lost"] == 1
     assert found.counters["preempted swap"] and found.counters["transfer read done"], found.counters
+    assert found.counters["out of host memory"], found.counters
     assert median(found.storm.preemptions) <= 3, sorted(found.storm.preemptions)
