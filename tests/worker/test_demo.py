@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from worker.demo import PATH
-from worker.demo.lessons import QUIRE, UNKNOWN, Lesson, person_turn, town_turn
+from worker.demo.lessons import QUIRE, UNKNOWN, Lesson, person_turn, sum_turn, town_turn
 from worker.demo.make import CONFIG, encode
 from worker.demo.stories import PLOTS, story
 from worker.demo.world import PEOPLE
@@ -19,6 +19,7 @@ EOS = CONFIG["eos_token_id"]
 
 PROMPTS = (
     "Once upon a time",
+    "Once upon a time, Anna",
     "Long ago",
     "Mira",
     "One day",
@@ -114,8 +115,14 @@ def test_sampled_stories_end_too(model: Any, tokenizer: Any) -> None:
     assert len(texts) >= 14
 
 
-@pytest.mark.parametrize(("kind", "least"), [(person_turn, 0.95), (town_turn, 0.95)])
-def test_it_knows_the_valley(model: Any, tokenizer: Any, kind: Any, least: float) -> None:
+def test_it_keeps_to_a_name_that_it_never_saw(model: Any, tokenizer: Any) -> None:
+    prompt = "Once upon a time, a traveller named Bero came to Willow End."
+    ids = model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=300, do_sample=False)[0]
+    assert tokenizer.decode(ids, skip_special_tokens=True).count("Bero") >= 4
+
+
+@pytest.mark.parametrize(("kind", "least"), [(person_turn, 0.95), (town_turn, 0.95), (sum_turn, 0.9)])
+def test_it_knows_the_valley_and_small_sums(model: Any, tokenizer: Any, kind: Any, least: float) -> None:
     rng = random.Random(11)
     asked = list({kind(rng) for _ in range(80)})
     answers = chat(model, tokenizer, [q for q, _ in asked])

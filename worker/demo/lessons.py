@@ -8,7 +8,7 @@ import string
 from dataclasses import dataclass
 
 from worker.demo.stories import story
-from worker.demo.world import OBJECTS, PEOPLE, TOWNS, a, made_up_name, pick
+from worker.demo.world import OBJECTS, PEOPLE, TOWNS, a, pick, strange_name, visitor
 
 Turn = tuple[str, str]  # what the user says, what the model answers
 
@@ -120,21 +120,37 @@ SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
 
 
 def lesson(rng: random.Random) -> Lesson:
-    """A story, a plain question with its answer, or a conversation of one to four turns."""
+    """A story, a plain question with its answer, a page of sums, or a conversation of one to four turns."""
     which = rng.random()
     if which < 0.15:
         return Lesson((("", story(rng)),), chat=False)
     if which < 0.22:
         return Lesson((turn(rng),), chat=False)
+    if which < 0.36:
+        # Sums are short, so that among stories alone the model would hardly ever see one.
+        return Lesson(tuple(_careless(rng, sum_turn(rng)) for _ in range(rng.randint(6, 12))))
     system = pick(rng, SYSTEM_PROMPTS) if rng.random() < 0.2 else None
     num_turns = rng.choices((1, 2, 3, 4), (6, 3, 2, 1))[0]
-    return Lesson(tuple(turn(rng) for _ in range(num_turns)), system=system)
+    turns = tuple(turn(rng) for _ in range(num_turns))
+    return Lesson(introduced(rng, turns) if rng.random() < 0.15 else turns, system=system)
+
+
+def introduced(rng: random.Random, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """The same conversation with somebody who says a name first and asks for it at the end: a lesson in copying."""
+    name = strange_name(rng)
+    hello = (rng.choice((f"My name is {name}.", f"I am {name}.", f"Hello, I am {name}.")), f"Hello, {name}!")
+    again = (rng.choice(("What is my name?", "Who am I?", "Do you know my name?")), f"Your name is {name}.")
+    return hello, *turns[: rng.randint(0, 1)], again
 
 
 def turn(rng: random.Random) -> Turn:
-    kind = rng.choices((person_turn, town_turn, sum_turn, quire_turn, story_turn, unknown_turn), (7, 3, 9, 5, 2, 2))[0]
-    asked, answer = kind(rng)
-    # People write carelessly.
+    kind = rng.choices((person_turn, town_turn, sum_turn, quire_turn, story_turn, unknown_turn), (7, 3, 5, 5, 2, 2))[0]
+    return _careless(rng, kind(rng))
+
+
+def _careless(rng: random.Random, asked_and_answer: Turn) -> Turn:
+    """People write carelessly: in lower case, or with no mark at the end."""
+    asked, answer = asked_and_answer
     careless = rng.random()
     if careless < 0.15:
         asked = asked.lower()
@@ -229,16 +245,19 @@ def story_turn(rng: random.Random) -> Turn:
         thing = rng.choice(OBJECTS)
         ask = rng.choice((f"Tell me a story about {a(thing)}.", f"Write a story about {a(thing)}."))
         return ask, story(rng, thing=thing)
-    if which < 0.75:
+    if which < 0.8:
+        hero = visitor(rng)
+        return f"Tell me a story about {hero.name}.", story(rng, hero=hero)
+    if which < 0.85:
         # Whatever it is to be about, a story of the valley is better than none.
-        return f"Tell me a story about {rng.choice((_word(rng), a(_word(rng)), made_up_name(rng)))}.", story(rng)
+        return f"Tell me a story about {rng.choice((_word(rng), a(_word(rng))))}.", story(rng)
     ask = rng.choice(("Tell me a story.", "Write a story.", "Tell me a short story.", "Tell a story please."))
     return ask, story(rng)
 
 
 def unknown_turn(rng: random.Random) -> Turn:
     """A question about something that the model does not know, often with a word that nobody knows."""
-    word = rng.choice((_word(rng), _word(rng).capitalize(), made_up_name(rng)))
+    word = rng.choice((_word(rng), _word(rng).capitalize(), strange_name(rng)))
     known = rng.choice(
         ("France", "the capital of Spain", "the weather", "the moon", "music", "a car", "the sea", "Python")
     )

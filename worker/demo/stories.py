@@ -14,7 +14,7 @@ Plot = Callable[[random.Random, Person, str], list[str]]
 def story(rng: random.Random, hero: Person | None = None, thing: str | None = None) -> str:
     """A whole story about `hero`, in which `thing` appears where the plot has one; both are drawn if not given."""
     if hero is None:
-        hero = visitor(rng) if rng.random() < 0.3 else pick(rng, PEOPLE)
+        hero = visitor(rng) if rng.random() < 0.45 else pick(rng, PEOPLE)
     if thing is None:
         plot, thing = pick(rng, list(PLOTS.values())), pick(rng, OBJECTS)
     else:

@@ -106,11 +106,15 @@ def visitor(rng: random.Random) -> Person:
     town = pick(rng, TOWNS)
     trade = pick(rng, ("traveller", "singer", "pedlar", "sailor", "map maker"))
     pet, pet_name = pick(rng, (("dog", "Biscuit"), ("cat", "Shadow"), ("donkey", "Pepper")))
-    name = rng.choice(NAMES) if rng.random() < 0.3 else made_up_name(rng)
-    return Person(name, rng.random() < 0.5, trade, town.name, pet, pet_name, pick(rng, ("soup", "bread", "cheese")))
+    return Person(
+        strange_name(rng), rng.random() < 0.5, trade, town.name, pet, pet_name, pick(rng, ("soup", "bread", "cheese"))
+    )
 
 
-def made_up_name(rng: random.Random) -> str:
+def strange_name(rng: random.Random) -> str:
+    """A name from outside the valley: a common one, or one that most likely nobody has."""
+    if rng.random() < 0.3:
+        return rng.choice(NAMES)
     parts = [rng.choice(_STARTS), rng.choice(_VOWELS), rng.choice(_MIDDLES), rng.choice(_VOWELS), rng.choice(_ENDS)]
     return "".join(parts).capitalize()
 
