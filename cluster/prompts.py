@@ -22,17 +22,19 @@ def listed(prompts: Any) -> list[Any]:
     """One prompt or many, as a list. A bare list of numbers is one prompt."""
     if isinstance(prompts, str | Mapping) or _is_ids(prompts):
         return [prompts]
-    if not isinstance(prompts, Sequence):
+    if not isinstance(prompts, Sequence) or isinstance(prompts, bytes):
         raise InvalidRequest("prompts", f"is of type {type(prompts).__name__}", _FORMS + ", or a list of them")
     return list(prompts)
 
 
-def one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
-    """Settings for each of `count` prompts."""
+def one_each(params: Any, count: int) -> list[SamplingParams]:
+    """Settings for each of `count` prompts: one for all, one each, or None for the model's own."""
     if params is None:
         params = SamplingParams()
     if isinstance(params, SamplingParams):
         return [params] * count
+    if not isinstance(params, Sequence) or not all(isinstance(one, SamplingParams) for one in params):
+        raise InvalidRequest("sampling_params", f"is {params!r:.80}", "give SamplingParams(...), or a list of them")
     found = list(params)
     if len(found) != count:
         raise InvalidRequest(
@@ -70,7 +72,8 @@ def _is_ids(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return value.ndim == 1 and bool(np.issubdtype(value.dtype, np.integer))
     # An empty list is one empty prompt: nobody asks for no prompts at all.
-    return isinstance(value, Sequence) and not isinstance(value, str) and all(_is_id(token) for token in value)
+    is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    return is_list and all(_is_id(token) for token in value)
 
 
 def _is_id(token: Any) -> bool:

@@ -93,7 +93,7 @@ class WorkerSettings:
     show_progress: bool = True
 
     def __post_init__(self) -> None:
-        checks: tuple[tuple[str, float | None, float, float], ...] = (
+        checks: tuple[tuple[str, object, float, float], ...] = (
             ("block_size", self.block_size, 1, 256),
             ("kv_blocks", self.kv_blocks, 1, 2**31 - 1),
             ("max_batch", self.max_batch, 1, 4096),
@@ -102,7 +102,13 @@ class WorkerSettings:
             ("kv_share", self.kv_share, 0.01, 1.0),
         )
         for name, value, low, high in checks:
-            if value is not None and not low <= value <= high:
+            if value is None:
+                continue
+            # 1.5 blocks, or "16" out of a script's arguments, would only fail somewhere deep inside.
+            if isinstance(value, bool) or not isinstance(value, int if isinstance(low, int) else int | float):
+                kind = "whole number" if isinstance(low, int) else "number"
+                raise ConfigError(f"{name} is {value!r}, which is not a {kind}; give {low} to {high:,}")
+            if not low <= value <= high:
                 raise ConfigError(f"{name} is {value}; give {low} to {high:,}")
         if self.kv_blocks is not None and self.kv_memory is not None:
             raise ConfigError("kv_blocks and kv_memory are both given; give one of them")

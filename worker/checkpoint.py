@@ -26,6 +26,8 @@ def find_folder(model: str) -> Path:
     """The folder of a local path, of the demo model, or of a hub id (downloaded if it is not there yet)."""
     if model == DEMO:
         return Path(__file__).parent / "demo"
+    if not model.strip():
+        raise ModelError(f"the name of the model is empty; give a folder, a hub id (owner/name) or {DEMO!r}")
     path = Path(model).expanduser()
     if path.is_dir():
         return path

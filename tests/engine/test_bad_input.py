@@ -87,6 +87,8 @@ def test_a_broken_model_is_one_line(tiny_llama: Path, tmp_path: Path, case: str)
 def test_models_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match="there is no model folder"):
         load(tmp_path / "nothing")
+    with pytest.raises(ModelError, match="the name of the model is empty"):
+        load("")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError, match="not in the hub's cache"):
         load("nobody/nothing-at-all")
@@ -102,6 +104,8 @@ def test_models_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ({"kv_blocks": None, "kv_memory": "plenty"}, "no amount of memory"),
         ({"block_size": 0}, "block_size is 0"),
         ({"block_size": 257}, "give 1 to 256"),
+        ({"block_size": "16"}, "block_size is '16', which is not a whole number"),
+        ({"kv_blocks": 1.5}, "kv_blocks is 1.5, which is not a whole number"),
         ({"dtype": "int4"}, "dtype is 'int4'"),
         ({"device": "abacus"}, "device is 'abacus'"),
         ({"device": "cuda:17"}, "this machine has"),
@@ -130,6 +134,7 @@ def llm(tiny_llama: Path) -> LLM:
         ([-1], GREEDY, InvalidRequest, "token id -1"),
         ("words", GREEDY, InvalidRequest, "has no tokenizer"),
         ([1.5, 2.5], GREEDY, InvalidRequest, "neither text nor"),
+        (b"words", GREEDY, InvalidRequest, "neither text nor"),
         ({"prompt_token_ids": "no"}, GREEDY, InvalidRequest, "prompt_token_ids"),
         ([7] * 400, GREEDY, NeverFits, "401 tokens, and there are never more than 320"),
         ([7] * 30, SamplingParams(n=16, max_tokens=250, temperature=1), NeverFits, "blocks"),
@@ -144,6 +149,12 @@ def test_one_bad_prompt_is_named_and_the_engine_goes_on(
     with pytest.raises(error, match=says):
         llm.generate([{"prompt_token_ids": good}, prompt], [GREEDY, params])
     assert len(llm.generate(good, GREEDY)[0].outputs[0].token_ids) == 4
+
+
+def test_settings_that_are_none_are_named(llm: LLM) -> None:
+    for wrong in ({"temperature": 1}, [GREEDY, None]):
+        with pytest.raises(InvalidRequest, match=r"sampling_params: is .*give SamplingParams"):
+            llm.generate([[9, 8], [7, 6]], wrong)  # type: ignore[arg-type]
 
 
 def test_weights_that_give_no_numbers_end_one_request_each(tiny_llama: Path, tmp_path: Path) -> None:
