@@ -19,6 +19,7 @@ from cluster.gateway_log import TextCutter
 from cluster.messages import Ids, ids
 from cluster.sampling import SamplingParams
 
+PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")  # all of them is in tokenizer.json
 CHARS_PER_TOKEN = 64
 """No tokenizer in use packs more characters than this into each token of a long text: such a text is not even tried."""
 
@@ -51,10 +52,8 @@ class TextModel:
             raise ModelError(f"{folder} has no config.json; give the folder of a model")
         text_config = config.get("text_config")
         inner = text_config if isinstance(text_config, dict) else config
-        from transformers import AutoTokenizer
-
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = _load_tokenizer(folder)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
         defaults = _read(folder / "generation_config.json") or {}
@@ -145,6 +144,19 @@ class TextModel:
 
 def _no_cutter() -> None:
     return None
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    """As transformers would choose it. Where the folder says that tokenizer.json is all there is, the choosing is left
+    out: it imports torch, seconds of work for a process that has no use for it."""
+    named = str((_read(folder / "tokenizer_config.json") or {}).get("tokenizer_class", ""))
+    if named in PLAIN_CLASSES and (folder / "tokenizer.json").is_file():
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
