@@ -41,6 +41,18 @@ def incarnation() -> int:
     return time.time_ns() // 1_000_000
 
 
+def node_and_pid() -> tuple[str, int]:
+    """Where this process is, for whoever has to see that it is gone."""
+    import ray
+
+    return ray.get_runtime_context().get_node_id(), os.getpid()
+
+
+def bound_threads(settings: ClusterSettings) -> None:
+    """As many as Ray booked CPUs. Read when torch and numba are imported, which is later."""
+    os.environ["OMP_NUM_THREADS"] = str(max(1, int(settings.cpus_per_worker)))
+
+
 class Serving:
     """A server on a thread of its own. When it ends, the process ends, so that Ray starts it again."""
 
@@ -145,8 +157,8 @@ class SchedulerActor:
     def ready(self, timeout_s: float) -> str:
         return self._serving.wait(timeout_s)
 
-    def pid(self) -> int:
-        return os.getpid()
+    def where(self) -> tuple[str, int]:
+        return node_and_pid()
 
 
 class WorkerActor:
@@ -155,6 +167,7 @@ class WorkerActor:
     def __init__(self, settings: ClusterSettings, namespace: str, name: str, model: str) -> None:
         from cluster.ray_state import RayState
 
+        bound_threads(settings)
         self._settings = settings
         self._state = RayState(namespace)
         self._name = name
@@ -219,8 +232,8 @@ class WorkerActor:
         """What the start said, line by line."""
         return self.lines
 
-    def pid(self) -> int:
-        return os.getpid()
+    def where(self) -> tuple[str, int]:
+        return node_and_pid()
 
 
 class GatewayActor:
@@ -252,8 +265,8 @@ class GatewayActor:
     def ready(self, timeout_s: float) -> str:
         return self._serving.wait(timeout_s)
 
-    def pid(self) -> int:
-        return os.getpid()
+    def where(self) -> tuple[str, int]:
+        return node_and_pid()
 
 
 class HostPoolActor:
@@ -302,5 +315,5 @@ class HostPoolActor:
     def ready(self, timeout_s: float) -> str:
         return self._serving.wait(timeout_s)
 
-    def pid(self) -> int:
-        return os.getpid()
+    def where(self) -> tuple[str, int]:
+        return node_and_pid()

@@ -22,8 +22,9 @@ from typing import Any, Literal
 
 from cluster import __version__
 from cluster.errors import QuireError
-from cluster.launch import Running, process_alive, state_folder
+from cluster.launch import Running, state_folder
 from cluster.logs import log_files, read_lines, shown
+from cluster.ray_head import alive
 from cluster.sizes import format_bytes
 
 MIN_SHM, MIN_MEMORY = 512 << 20, 2 << 30
@@ -113,7 +114,7 @@ def _cluster(running: Running | None) -> Iterator[Finding]:
         yield Finding("note", "cluster", f"none is noted in {state_folder()}; start one with `quire up`")
         return
     if running.ray_pids:
-        dead = [pid for pid in running.ray_pids if not process_alive(pid)]
+        dead = [pid for pid in running.ray_pids if not alive(pid)]
         if dead:
             detail = f"{len(dead)} of {len(running.ray_pids)} processes are gone; `quire down`, then `quire up`"
             yield Finding("wrong", "ray", detail)

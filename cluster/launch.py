@@ -11,10 +11,9 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shutil
+import signal
 import socket
-import subprocess
-import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster import leave_ray, ray_head
+from cluster.bring_up import BringUp
 from cluster.cluster_settings import ClusterSettings
 from cluster.errors import ConfigError, Unavailable
 from cluster.placing import CENTRE, START_S, create_host_pools, create_worker, wait_until_ready
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 NAMESPACE = "quire"
 MIN_RAY = (2, 55)
+# How long what was ended may take to be gone.
+GONE_S = 10.0
 
 Say = Callable[[str], None]
 
@@ -62,6 +65,8 @@ class Running:
     admin_token: str = ""
     # All of them; `gateway` is the first.
     gateways: list[str] = field(default_factory=list)
+    # The process of `quire up`, until it is done.
+    starter: int = 0
 
     def admin_channel(self) -> grpc.Channel:
         from cluster.admin_channel import admin_channel
@@ -91,41 +96,17 @@ class Running:
 # -- Ray
 
 
-def start_ray(num_cpus: int, say: Say) -> Running:
-    """A Ray head of our own on loopback, with a token of its own. Its processes are noted by id."""
-    token = secrets.token_hex(32)
-    folder = state_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    # Ray puts sockets into this folder, whose path must be short.
-    temp = f"/tmp/quire-{os.getuid()}-{secrets.token_hex(3)}"
-    port = free_port()
-    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
-    command = [
-        str(Path(sys.executable).with_name("ray")),
-        "start",
-        "--head",
-        "--node-ip-address=127.0.0.1",
-        f"--port={port}",
-        f"--num-cpus={num_cpus}",
-        f"--temp-dir={temp}",
-        "--include-dashboard=false",
-        "--disable-usage-stats",
-    ]
-    before = set(_pids_with(temp))
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=START_S, check=False)
-    if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
-        raise Unavailable(f"ray start failed: {lines[-1]}")
-    pids = [pid for pid in _pids_with(temp) if pid not in before]
-    say(f"ray: head on 127.0.0.1:{port}, {num_cpus} CPUs booked, {len(pids)} processes")
-    return Running(f"127.0.0.1:{port}", token, temp, pids, NAMESPACE, "", "", {})
+def import_ray() -> None:
+    """What `create` needs, ahead of time."""
+    import ray.util.placement_group
+    import ray.util.scheduling_strategies  # noqa: F401
+
+    import cluster.actors  # noqa: F401
 
 
 def connect_ray(address: str, token: str) -> None:
     """Connects this process to a Ray cluster; a ConfigError says what to do when it cannot."""
-    if token:
-        # Ray reads its token when it is imported.
-        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", token
+    os.environ.update(ray_head.token_variables(token))
     import ray
 
     version = tuple(int(part) for part in ray.__version__.split(".")[:2])
@@ -133,16 +114,33 @@ def connect_ray(address: str, token: str) -> None:
         raise ConfigError(f"Ray is {ray.__version__}; Quire needs {'.'.join(map(str, MIN_RAY))} or newer")
     local = address.startswith("127.")
     try:
-        ray.init(
-            address=address,
-            namespace=NAMESPACE,
-            log_to_driver=False,
-            logging_level="ERROR",
-            _node_ip_address="127.0.0.1" if local else None,
-        )
+        with _without_stderr():
+            ray.init(
+                address=address,
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                logging_level="ERROR",
+                _node_ip_address="127.0.0.1" if local else None,
+            )
     except (ConnectionError, RuntimeError, ValueError) as error:
         line = " ".join(str(error).split())[:300]
-        raise Unavailable(f"no Ray cluster answers at {address}: {line}; start one with `ray start --head`") from error
+        raise Unavailable(
+            f"no Ray cluster answers at {address}: {line}; start one with `ray start --head`, or give its token in "
+            "RAY_AUTH_TOKEN"
+        ) from error
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """What goes wrong is said by us in one line; Ray's C++ would say it once a second, past Python's own streams."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @contextmanager
@@ -174,27 +172,12 @@ def check_port(host: str, port: int, setting: str) -> None:
             raise ConfigError(detail) from error
 
 
-def _pids_with(text: str) -> list[int]:
-    """Processes whose command line holds this text."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                if text.encode() in (entry / "cmdline").read_bytes():
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-    return found
-
-
 # -- up
 
 
 def up(settings: ClusterSettings, say: Say) -> Running:
     """Starts everything and returns once a gateway serves. On any failure nothing is left behind."""
-    known = Running.load()
-    if known is not None and (not known.ray_pids or any(process_alive(pid) for pid in known.ray_pids)):
-        raise ConfigError(f"a cluster runs already, its gateway at {known.gateway}; `quire down` ends it")
+    _refuse_second(say)
     settings.gateway_door(settings.port).check()
     check_port(settings.host, settings.port, "port")
     check_port(settings.host, settings.admin_port, "admin_port")
@@ -205,22 +188,24 @@ def up(settings: ClusterSettings, say: Say) -> Running:
     settings = replace(settings, port=settings.port or free_port(), admin_port=settings.admin_port or free_port())
     settings = replace(settings, metrics_port=settings.metrics_port or free_port())
     began = time.monotonic()
-    num_ranks = settings.workers * len(settings.model) * settings.tp
-    if settings.address:
-        running = Running(settings.address, os.environ.get("RAY_AUTH_TOKEN", ""), "", [], NAMESPACE, "", "", {})
-    else:
-        running = start_ray(max(2, int(num_ranks * settings.cpus_per_worker) + 1), say)
-    running.settings = settings.as_dict()
+    folder, token = ("", os.environ.get("RAY_AUTH_TOKEN", ""))
+    if not settings.address:
+        folder, token = ray_head.new_folder(), secrets.token_hex(32)
+    running = Running(settings.address, token, folder, [], NAMESPACE, "", "", settings.as_dict(), starter=os.getpid())
+    # Noted before anything runs, so that whatever happens now, `down` knows what to look for.
     running.save()
     try:
-        with quiet_ray(running):
-            settings = replace(settings, device=_device(settings.device))
-            running.settings = settings.as_dict()
-            preflight(settings)
-            _create(settings, running, say)
+        with BringUp(settings, token) as bring_up:
+            if not settings.address:
+                _start_head(settings, running, say)
+                say(f"{running.ray_address}: Ray serves after {time.monotonic() - began:.1f} s")
+            told = bring_up.run(asdict(running), lambda line: say(f"{time.monotonic() - began:5.1f} s  {line}"))
+            running = Running(**told)
     except BaseException:
-        down(lambda line: None)
+        with _undisturbed():
+            down(lambda line: None)
         raise
+    running.starter = 0
     running.save()
     say(
         f"ready after {time.monotonic() - began:.1f} s: gateway {running.gateway}, admin {running.admin}, "
@@ -238,17 +223,64 @@ def _device(device: str) -> str:
     return "cuda" if ray.cluster_resources().get("GPU", 0.0) >= 1 else "cpu"
 
 
-def _create(settings: ClusterSettings, running: Running, say: Say) -> None:
+def _refuse_second(say: Say) -> None:
+    """One cluster for each user; what a crash left of one is taken away first."""
+    known = Running.load()
+    if known is None:
+        return
+    if known.starter and ray_head.alive(known.starter) and known.starter != os.getpid():
+        raise ConfigError(f"`quire up` is at work already, as process {known.starter}; wait for it or end it")
+    if not known.ray_temp or ray_head.serves(known.ray_temp):
+        where = f", its gateway at {known.gateway}" if known.gateway else ""
+        raise ConfigError(f"a cluster runs already{where}; `quire down` ends it")
+    say("a cluster of yours had crashed; what it left is taken away first")
+    down(say)
+
+
+def _start_head(settings: ClusterSettings, running: Running, say: Say) -> None:
+    num_ranks = settings.workers * len(settings.model) * settings.tp
+    num_cpus = max(2, int(num_ranks * settings.cpus_per_worker) + 1)
+    head = ray_head.HeadStart(running.ray_temp, free_port(), num_cpus, running.ray_token)
+    try:
+        head.wait()
+    finally:
+        head.abandon()
+    running.ray_address, running.ray_pids = head.address, ray_head.processes_of(running.ray_temp)
+    running.save()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A second Ctrl-C does not stop the cleaning."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def create(settings: ClusterSettings, running: Running, say: Say) -> None:
+    """All actors, on the Ray that this process is connected to; what they are reached by goes into `running`. Called by
+    the child of `bring_up.py`."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from cluster.actors import GatewayActor, SchedulerActor
     from cluster.inside import prepare
     from cluster.ray_state import RayState
 
-    began = time.monotonic()
+    settings = replace(settings, device=_device(settings.device))
+    running.settings = settings.as_dict()
+    preflight(settings)
     # A Ray of our own is never joined by other machines.
     running.admin_token = prepare(RayState(running.namespace), is_one_machine=not settings.address)
-    scheduler = ray.remote(SchedulerActor).options(name="scheduler", **CENTRE).remote(settings, running.namespace)
+    # The doors are where `up` was typed, so that their addresses are known and stay.
+    here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=True)
+    options = {**CENTRE, "scheduling_strategy": here}
+    scheduler = ray.remote(SchedulerActor).options(name="scheduler", **options).remote(settings, running.namespace)
     workers = [
         create_worker(settings, running.namespace, model, number)
         for model in settings.model
@@ -258,79 +290,77 @@ def _create(settings: ClusterSettings, running: Running, say: Say) -> None:
     ports = [settings.port, *(free_port() for _ in range(1, settings.gateways))]
     gateways = [
         ray.remote(GatewayActor)
-        .options(name=f"gateway-{number}", **CENTRE)
+        .options(name=f"gateway-{number}", **options)
         .remote(settings, running.namespace, f"gateway-{number}", port)
         for number, port in enumerate(ports)
     ]
     running.admin = wait_until_ready(scheduler, "the scheduler")
-    say(f"scheduler: {time.monotonic() - began:.1f} s")
+    say("the scheduler serves")
     for number, worker in enumerate(workers):
         wait_until_ready(worker, f"worker {number}")
     report: list[str] = ray.get(workers[0].report.remote(), timeout=START_S)
     for line in report:
         say(f"worker-0 {line}")
-    say(f"{len(workers)} workers: {time.monotonic() - began:.1f} s")
+    say(f"{len(workers)} workers are ready")
     create_host_pools(settings, running.namespace, workers, say)
     addresses = [wait_until_ready(gateway, f"gateway {number}") for number, gateway in enumerate(gateways)]
     running.gateway, running.gateways = addresses[0], addresses
-    say(f"{len(gateways)} gateways: {time.monotonic() - began:.1f} s")
+    say(f"{len(gateways)} gateways serve")
 
 
 # -- down
 
 
-def down(say: Say) -> list[str]:
-    """Ends what `up` started and says what is left: an empty list is the proof that nothing is."""
+def down(say: Say, grace_s: float = 0.0) -> list[str]:
+    """Ends what `up` started and says what is left: an empty list is the proof that nothing is.
+
+    Requests that run have `grace_s` to end first.
+    """
     running = Running.load()
     if running is None:
         say("no cluster of this user is noted: nothing to end")
         return []
-    if running.ray_pids:
-        _end(running.ray_pids + _pids_with(running.ray_temp))
-        _end(_pids_with(running.ray_temp))
-        if running.ray_temp.startswith("/tmp/quire-"):
-            shutil.rmtree(running.ray_temp, ignore_errors=True)
+    if running.admin and grace_s > 0:
+        with running.admin_channel() as channel:
+            leave_ray.let_finish(channel, grace_s, say)
+    left: list[str] = []
+    if running.ray_temp:
+        left = [f"process {pid} ({ray_head.name_of(pid)})" for pid in ray_head.end(running.ray_temp)]
     else:
-        with quiet_ray(running):
-            _remove_actors(running)
-    Running.forget()
-    left = [f"process {pid}" for pid in _pids_with(running.ray_temp)] if running.ray_temp else []
+        left = _leave_ray(running, say)
+    left += [f"port {port}" for port in _ports_taken(running)]
+    if not left:
+        Running.forget()
     say("down: nothing is left" if not left else f"left behind: {', '.join(left)}")
     return left
 
 
-def _remove_actors(running: Running) -> None:
-    import ray
-    from ray.util import list_named_actors, remove_placement_group
-    from ray.util.placement_group import get_placement_group
-
-    from cluster.ray_state import RayState
-
-    for name in [entry["name"] for entry in list_named_actors(all_namespaces=True) if entry["namespace"] == NAMESPACE]:
-        ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
-        try:
-            remove_placement_group(get_placement_group(name))
-        except ValueError:
-            continue
-    RayState(running.namespace).remove_all()
-
-
-def process_alive(pid: int) -> bool:
+def _leave_ray(running: Running, say: Say) -> list[str]:
+    """Ends what is ours on a Ray cluster that somebody else started; what is left of it there."""
     try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(") ")[2][0] != "Z"
-    except OSError:
+        with quiet_ray(running):
+            return leave_ray.remove_all(running.namespace, GONE_S)
+    except Unavailable as error:
+        say(f"{error}; what ran there has ended with it")
+        return []
+
+
+def _ports_taken(running: Running) -> list[int]:
+    """Our doors that are still held on this machine, a moment after their processes ended."""
+    host, until = str(running.settings.get("host", "127.0.0.1")), time.monotonic() + GONE_S
+    ports = (
+        [int(running.settings.get(name) or 0) for name in ("port", "admin_port", "metrics_port")]
+        if running.gateway
+        else []
+    )
+    while (taken := [port for port in ports if not _is_free(host, port)]) and time.monotonic() < until:
+        time.sleep(0.05)
+    return taken
+
+
+def _is_free(host: str, port: int) -> bool:
+    try:
+        check_port(host, port, "port")
+    except ConfigError:
         return False
-
-
-def _end(pids: list[int]) -> None:
-    """Asks these processes to end, and makes them."""
-    for number, patience_s in ((15, 5.0), (9, 5.0)):
-        for pid in pids:
-            if process_alive(pid):
-                try:
-                    os.kill(pid, number)
-                except ProcessLookupError:
-                    continue
-        until = time.monotonic() + patience_s
-        while time.monotonic() < until and any(map(process_alive, pids)):
-            time.sleep(0.05)
+    return True

@@ -12,7 +12,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from cluster.actors import Observed
+from cluster.actors import Observed, bound_threads
 from cluster.cluster_settings import ClusterSettings
 from cluster.meeting import POLL_S, Meeting
 
@@ -28,6 +28,7 @@ class MemberActor:
     def __init__(self, settings: ClusterSettings, namespace: str, replica: str, model: str, rank: int) -> None:
         from cluster.ray_state import RayState
 
+        bound_threads(settings)
         state = RayState(namespace)
         self._observed = Observed(settings, state, f"{replica}.{rank}")
         self._settings = settings.worker(model, state.key("hash key"))

@@ -42,7 +42,6 @@ def create_worker(settings: ClusterSettings, namespace: str, model: str, number:
 
     name, needs = worker_name(model, number), bundle(settings)
     group = placement_group([needs] * settings.tp, strategy="STRICT_PACK", name=name, lifetime="detached")
-    threads = str(max(1, int(settings.cpus_per_worker)))
 
     def place(actor: type, name: str, rank: int) -> Any:
         return ray.remote(actor).options(
@@ -55,7 +54,6 @@ def create_worker(settings: ClusterSettings, namespace: str, model: str, number:
             scheduling_strategy=PlacementGroupSchedulingStrategy(
                 placement_group=group, placement_group_bundle_index=rank
             ),
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": threads}},
         )
 
     worker = place(WorkerActor, name, 0).remote(settings, namespace, name, model)

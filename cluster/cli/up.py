@@ -60,9 +60,11 @@ def up(
     print(f'try: quire generate "Once upon a time" --address {running.gateway}   quire top   quire down')
 
 
-def down() -> None:
+def down(
+    grace: Annotated[float, typer.Option(help="Seconds that requests have to end by themselves.")] = 5.0,
+) -> None:
     """End everything that `quire up` started, and prove that nothing is left."""
     from cluster.launch import down as end
 
-    if end(print):
+    if end(print, grace):
         raise typer.Exit(exits.FAILED)
