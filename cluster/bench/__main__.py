@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # Files of this folder that are no benchmarks.
-PARTS = {"__init__", "__main__", "report", "timing"}
+PARTS = {"__init__", "__main__", "report", "timing", "processes_child"}
 
 
 def names() -> list[str]:

@@ -74,6 +74,14 @@ def test_benchmarks_are_found_by_their_main(capsys: pytest.CaptureFixture[str]) 
     assert bench.run(["--help"]) == 0
 
 
+@pytest.mark.parametrize("name", bench.names())
+def test_every_benchmark_can_write_json(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        bench.run([name, "--help"])
+    assert left.value.code == 0
+    assert "--json" in capsys.readouterr().out
+
+
 def test_kernels_on_a_cpu(tmp_path: Path) -> None:
     """In a process of its own, as users start it: rows for both dtypes, every timed shape checked."""
     out = tmp_path / "kernels.json"
