@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -55,7 +56,9 @@ class BringUp:
         self._child.wait()
         for pipe in (self._child.stdin, self._child.stdout, self._errors):
             assert pipe is not None
-            pipe.close()
+            # What the child did not read any more is of no interest, and must not hide why it ended.
+            with suppress(BrokenPipeError):
+                pipe.close()
 
     def run(self, running: dict[str, Any], say: Say) -> dict[str, Any]:
         """Has the actors created on a Ray that serves; returns the note with what they are reached by.

@@ -7,6 +7,7 @@ inside the command, so that `quire --help` is quick and the client's install is 
 from __future__ import annotations
 
 import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -72,12 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), exits.code_of(error), debug)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", exits.INTERRUPTED, debug)
-    except BrokenPipeError:
-        return _unread()
+    except BrokenPipeError as error:
+        return _unread() if _nobody_reads() else _fail(_of_a_pipe(error), exits.FAILED, debug)
     except SystemExit as leaving:
-        # typer leaves like this when a command's own print met a closed pipe.
+        # typer leaves like this when anything under the command met a closed pipe: our reader's, or another one.
         if not isinstance(leaving.__context__, BrokenPipeError):
             raise
+        if not _nobody_reads():
+            return _fail(_of_a_pipe(leaving.__context__), exits.FAILED, debug)
         return _unread()
     except Exception as error:
         # typer's own exceptions, whose class moved between its versions, tell what is wrong with the command line.
@@ -90,6 +93,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             remedy = "this command needs the serving side: pip install 'quire[serve]'"
             return _fail(f"the package {error.name} is not installed; {remedy}", exits.WRONG_INPUT, debug)
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", exits.FAILED, debug)
+
+
+def _nobody_reads() -> bool:
+    """Whether it is our own output whose reader has gone; any other broken pipe is a failure like others."""
+    watch = select.poll()
+    watch.register(1, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in watch.poll(0))
+
+
+def _of_a_pipe(error: BrokenPipeError) -> str:
+    return f"a process that this command talked to has ended ({error}); was it killed, or did memory run out?"
 
 
 def _unread() -> int:
