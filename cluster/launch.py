@@ -109,6 +109,11 @@ def connect_ray(address: str, token: str) -> None:
     os.environ.update(ray_head.token_variables(token))
     import ray
 
+    # Ray keeps the token that it read first, which may be that of another cluster.
+    core: Any = ray._raylet
+    core.Config.initialize("")
+    core.AuthenticationTokenLoader.instance().reset_cache()
+
     version = tuple(int(part) for part in ray.__version__.split(".")[:2])
     if version < MIN_RAY:
         raise ConfigError(f"Ray is {ray.__version__}; Quire needs {'.'.join(map(str, MIN_RAY))} or newer")

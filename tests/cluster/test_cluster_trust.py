@@ -1,0 +1,211 @@
+"""Clusters of other shapes and larger accidents: ranks of one replica, a whole node, the Ray head; and the times.
+
+Behind the `trust` marker: each test starts a cluster of its own. Times are asserted here and not in the everyday run.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cluster import Client, launch
+from cluster.cluster_settings import ClusterSettings
+from tests.cluster.clusters import (
+    BEAMS,
+    GREEDY,
+    SAMPLED,
+    Times,
+    ask,
+    ask_all,
+    children,
+    kill_soon,
+    pid_of,
+    soon,
+    wait_for_all,
+    wait_for_workers,
+)
+
+pytestmark = pytest.mark.trust
+
+SETTINGS = ClusterSettings(
+    workers=2, gateways=2, kv_blocks=256, cpus_per_worker=0.5, port=0, admin_port=0, metrics_port=0, max_batch=16
+)
+MAX_PAUSE_S, MAX_ADMISSION_S = 2.0, 5.0
+
+
+@contextmanager
+def up(settings: ClusterSettings, home: Path) -> Iterator[launch.Running]:
+    before = os.environ.get("QUIRE_HOME")
+    os.environ["QUIRE_HOME"] = str(home)
+    try:
+        yield launch.up(settings, print)
+    finally:
+        left = launch.down(print)
+        os.environ.pop("QUIRE_HOME") if before is None else os.environ.update(QUIRE_HOME=before)
+        assert not left, left
+
+
+@pytest.mark.timeout(900)
+def test_every_kind_of_stream_survives_every_kind_of_death_in_time(tmp_path: Path) -> None:
+    pauses: list[float] = []
+    with up(SETTINGS, tmp_path) as running:
+        for params in (GREEDY, SAMPLED, BEAMS):
+            expected = ask_all(running, params)
+            for actor in ("WorkerActor", "SchedulerActor", "GatewayActor", "HostPoolActor"):
+                wait_for_all(running, 2, 1)
+                times = Times()
+                timer, killed = kill_soon(running, actor)
+                assert ask_all(running, params, times) == expected, f"{actor} killed, {params}"
+                timer.join()
+                assert killed
+                if actor == "WorkerActor" and params is not BEAMS:
+                    # Text of beams comes at the end anyway.
+                    pauses.append(times.longest)
+        wait_for_all(running, 2, 1)
+        os.kill(pid_of(running, "SchedulerActor"), signal.SIGKILL)
+        began = time.monotonic()
+        with Client(running.gateways) as client:
+            next(iter(client.stream("The river", GREEDY, timeout_s=60.0)))
+        admitted_s = time.monotonic() - began
+    print(f"longest pauses after a worker's death {pauses}, admission after the scheduler's {admitted_s:.1f} s")
+    assert max(pauses) <= MAX_PAUSE_S
+    assert admitted_s <= MAX_ADMISSION_S
+
+
+@pytest.mark.timeout(400)
+def test_a_replica_of_two_ranks_is_lost_with_one_of_them_and_comes_back_whole(tmp_path: Path) -> None:
+    settings = ClusterSettings(
+        workers=2, gateways=2, tp=2, kv_blocks=256, cpus_per_worker=0.5, port=0, admin_port=0, metrics_port=0
+    )
+    with up(settings, tmp_path) as running:
+        for params in (GREEDY, SAMPLED):
+            expected = ask_all(running, params)
+            for actor in ("MemberActor", "WorkerActor"):
+                wait_for_workers(running, 2)
+                timer, killed = kill_soon(running, actor)
+                assert ask_all(running, params) == expected, f"{actor} killed"
+                timer.join()
+                assert killed
+        wait_for_workers(running, 2)
+
+
+# -- Ray nodes of a test's own
+
+
+class Nodes:
+    """A Ray head and further nodes on this machine, each of one CPU, with a token of their own."""
+
+    def __init__(self, folder: Path, **head: str) -> None:
+        self.token = secrets.token_hex(32)
+        self.folder = folder
+        # Ray puts sockets there, whose path must be short.
+        self.temp = f"/tmp/quire-test-{secrets.token_hex(3)}"
+        self.port = launch.free_port()
+        self._environment = {
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            **head,
+        }
+        self.raylets: list[int] = []
+
+    def start_head(self) -> None:
+        self._start("--head", f"--port={self.port}", f"--temp-dir={self.temp}", "--include-dashboard=false")
+
+    def start_node(self) -> int:
+        """Returns its raylet."""
+        return self._start(f"--address=127.0.0.1:{self.port}")
+
+    def _start(self, *words: str) -> int:
+        known = set(self.processes("raylet/raylet"))
+        ray = str(Path(sys.executable).with_name("ray"))
+        command = [ray, "start", "--node-ip-address=127.0.0.1", "--num-cpus=1", "--disable-usage-stats", *words]
+        subprocess.run(command, env=self._environment, check=True, capture_output=True, timeout=120)
+        (raylet,) = set(self.processes("raylet/raylet")) - known
+        self.raylets.append(raylet)
+        return raylet
+
+    def processes(self, text: str) -> list[int]:
+        return [pid for pid in launch.processes_with(self.temp) if text in _words(pid)]
+
+    def kill_node(self, raylet: int) -> None:
+        """The raylet and everything that it has started, at once."""
+        family = [raylet, *children([raylet])]
+        for pid in family:
+            os.kill(pid, signal.SIGKILL)
+
+    def stop(self) -> None:
+        for pid in [*children(self.raylets), *launch.processes_with(self.temp)]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+
+def _words(pid: int) -> str:
+    try:
+        return (Path("/proc") / str(pid) / "cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+@contextmanager
+def up_on(nodes: Nodes, settings: ClusterSettings, home: Path) -> Iterator[launch.Running]:
+    before = os.environ.get("RAY_AUTH_TOKEN")
+    os.environ["RAY_AUTH_TOKEN"] = nodes.token
+    try:
+        with up(settings, home) as running:
+            running.ray_pids = nodes.raylets
+            yield running
+    finally:
+        os.environ.pop("RAY_AUTH_TOKEN") if before is None else os.environ.update(RAY_AUTH_TOKEN=before)
+        nodes.stop()
+
+
+@pytest.mark.timeout(400)
+def test_the_whole_node_of_a_worker_dies(tmp_path: Path) -> None:
+    """Two Ray nodes with internal ports that speak TLS; one of them goes with all its processes, and comes back."""
+    nodes = Nodes(tmp_path)
+    nodes.start_head()
+    second = nodes.start_node()
+    settings = ClusterSettings(
+        workers=2, gateways=2, kv_blocks=256, port=0, admin_port=0, metrics_port=0, address=f"127.0.0.1:{nodes.port}"
+    )
+    with up_on(nodes, settings, tmp_path) as running:
+        expected = ask_all(running, SAMPLED)
+        assert any("ray::WorkerActor" in words for words in children([second]).values())
+        timer = soon(0.4, lambda: nodes.kill_node(second))
+        assert ask_all(running, SAMPLED) == expected
+        timer.join()
+        nodes.raylets.remove(second)
+        nodes.start_node()
+        wait_for_workers(running, 2)
+        assert ask_all(running, SAMPLED) == expected
+
+
+@pytest.mark.timeout(400)
+def test_the_ray_head_dies_and_comes_back(tmp_path: Path) -> None:
+    """With Ray's own state on a disk streams run on while its head is away, and actors are started again afterwards."""
+    store = tmp_path / "gcs"
+    store.mkdir()
+    nodes = Nodes(tmp_path, RAY_gcs_storage="rocksdb", RAY_gcs_storage_path=str(store))
+    nodes.start_head()
+    settings = ClusterSettings(
+        workers=1, gateways=1, kv_blocks=256, port=0, admin_port=0, metrics_port=0, address=f"127.0.0.1:{nodes.port}"
+    )
+    with up_on(nodes, settings, tmp_path) as running:
+        expected = ask(running, "The river", GREEDY)
+        (server,) = nodes.processes("gcs_server")
+        os.kill(server, signal.SIGKILL)
+        # Nothing per request goes through Ray.
+        assert ask(running, "The river", GREEDY) == expected
