@@ -15,6 +15,8 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from cluster.auth import Caller, Right, TokenBook
 from cluster.errors import Aborted, QuireError, WorkFailed
@@ -65,6 +67,19 @@ def register(
     assert not missing, f"{service.full_name} has no {missing}"
     handlers = {method.name: _handler(method, methods[method.name], book, right) for method in service.methods}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
+
+
+def list_services(server: grpc.aio.Server, *names: str) -> None:
+    """Adds reflection, by which tools such as grpcurl learn what a door speaks. It says nothing of a tenant, so that
+    anyone may ask."""
+    listed = ReflectionServicer([*names, reflection.SERVICE_NAME])
+
+    async def reflect(messages: AsyncIterator[Any], call: Call) -> None:
+        async for response in listed.ServerReflectionInfo(messages, None):
+            await call.write(response)
+
+    service = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
+    register(server, service, {"ServerReflectionInfo": reflect}, TokenBook(), "inference")
 
 
 def _handler(

@@ -9,18 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
-from typing import Any
 
 import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection, reflection_pb2
-from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from cluster.auth import TokenBook
 from cluster.gateway import Gateway
-from cluster.gateway_calls import Call, register
+from cluster.gateway_calls import list_services, register
 from cluster.gateway_health import FRONT_DOOR, Health
 from cluster.gateway_service import InferenceService
 from cluster.gateway_settings import GatewaySettings
@@ -66,14 +62,7 @@ class GatewayServer:
         health = health_pb2.DESCRIPTOR.services_by_name["Health"]
         register(server, health, self.health.methods, _ANYONE, "inference")
         if settings.reflection:
-            listed = ReflectionServicer([FRONT_DOOR, health.full_name, reflection.SERVICE_NAME])
-
-            async def reflect(messages: AsyncIterator[Any], call: Call) -> None:
-                async for response in listed.ServerReflectionInfo(messages, None):
-                    await call.write(response)
-
-            service = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
-            register(server, service, {"ServerReflectionInfo": reflect}, _ANYONE, "inference")
+            list_services(server, FRONT_DOOR, health.full_name)
 
     async def stop(self, grace_s: float = 10.0) -> None:
         """Takes nothing new, lets what is under way end for `grace_s`, then ends it."""

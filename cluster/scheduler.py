@@ -85,7 +85,10 @@ class Scheduler:
         self.pins = Pins(self)
         self.recovery = Recovery(self)
         self.rebuild = Rebuild(self)
-        self.pin_sampling = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
+        # Of any model: what a pin computes is thrown away but for its blocks.
+        self.pin_sampling = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True, seed=0).resolve(
+            {}, vocab_size=2**31 - 1, max_model_len=2**31 - 1
+        )
         # Replicas that something happened to in this turn: no others are looked at.
         self.touched: dict[str, Replica] = {}
         self._orders: list[Order] = []

@@ -21,7 +21,7 @@ from cluster.control_server import ControlServer, Peer
 from cluster.door import Door
 from cluster.front import ServedModel
 from cluster.front_server import FrontServer
-from cluster.gateway_calls import register
+from cluster.gateway_calls import list_services, register
 from cluster.host import SchedulerHost, tune_collector
 from cluster.inside import Inside
 from cluster.journal import JournalWriter
@@ -119,6 +119,7 @@ async def serve_scheduler(
     admin = grpc.aio.server(options=SERVER_OPTIONS)
     methods = AdminServer(shell, control, scale).methods
     register(admin, admin_pb2.DESCRIPTOR.services_by_name["AdminService"], methods, doors.admin.tokens, "admin")
+    list_services(admin, "quire.v1.AdminService")
     bound_port = doors.admin.listen(admin)
     await internal.start()
     await admin.start()

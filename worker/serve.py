@@ -13,6 +13,7 @@ import faulthandler
 import logging
 import os
 import queue
+import sys
 import threading
 import time
 from collections import deque
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 0.2
 PROOF_S = 5.0
+SWITCH_S = 0.0005
 HANG_S = 60.0
 # Plans and ends of transfers end the wait at once.
 IDLE_S = 0.25
@@ -204,6 +206,9 @@ class WorkerServer:
     async def run(self) -> None:
         """Serves until cancelled."""
         self._loop = asyncio.get_running_loop()
+        # Between the loop's thread and the steps' the interpreter is handed over this soon, so that plans are read and
+        # tokens leave while steps run.
+        sys.setswitchinterval(SWITCH_S)
         self._steps.start()
         try:
             while True:

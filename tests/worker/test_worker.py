@@ -12,7 +12,8 @@ from cluster.errors import ProtocolError
 from cluster.hashing import HASH_BYTES, BlockHasher
 from cluster.messages import Copy, Drop, Extends, Fork, Plan, Reason, Reroute, Result, Revoke, Start, Tokens, ids
 from cluster.sampling import SamplingParams
-from cluster.settings import WorkerSettings
+from cluster.scheduler import Scheduler
+from cluster.settings import SchedulerSettings, WorkerSettings
 from tests.engine import models
 from worker.worker import Worker
 
@@ -249,6 +250,14 @@ def test_another_gateway_is_told_the_logprobs_again(worker: Worker, greedy: list
     old, new = worker.take_tokens()["g"]
     assert list(old.ids) == greedy[:2] and not old.logprobs
     assert (new.position, new.ids, new.logprobs) == (2, told.ids[2:], told.logprobs[2:])
+
+
+def test_a_worker_computes_what_the_scheduler_pins(worker: Worker) -> None:
+    pin = Scheduler(SchedulerSettings(), 1).pin_sampling
+    worker.obey(plan(1, starts=(start(sampling=pin),)))
+    run_dry(worker)
+    (stopped,) = result_of(worker).stopped
+    assert stopped.reason is Reason.LENGTH and len(stopped.ids) == 1
 
 
 def test_copy_comes_before_the_start_that_reads_it(worker: Worker, greedy: list[int]) -> None:
