@@ -88,6 +88,20 @@ def children(parents: Sequence[int]) -> dict[int, str]:
     return found
 
 
+def processes_with(text: str) -> dict[int, str]:
+    """Processes whose command line holds this text, with that line."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                words = (entry / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if text in words:
+                found[int(entry.name)] = words
+    return found
+
+
 def pid_of(running: launch.Running, actor: str) -> int:
     """The process of an actor of this cluster: a child of its raylet, by what Ray calls it."""
     for pid, words in children(running.ray_pids).items():

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster import SamplingParams, launch
+from cluster import SamplingParams, launch, ray_head
 from cluster.cluster_settings import ClusterSettings
 from cluster.errors import ConfigError
 from protos.quire.v1 import admin_pb2
@@ -119,7 +119,7 @@ def test_a_worker_whose_step_hangs_ends_and_is_started_again(running: launch.Run
         actor = ray.get_actor("demo-0", namespace=running.namespace)
         pid = ray.get(actor.__ray_call__.remote(hang), timeout=30)
         # Nobody asks anything: its own canary runs into it.
-        wait_for("the hung process has ended", lambda: not launch.process_alive(pid), 60)
+        wait_for("the hung process has ended", lambda: not ray_head.alive(pid), 60)
         wait_for(
             "its successor has joined",
             lambda: any(one.name == "demo-0" and one.incarnation > before for one in _workers(admin)),

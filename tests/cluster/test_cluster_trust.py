@@ -29,6 +29,7 @@ from tests.cluster.clusters import (
     children,
     kill_soon,
     pid_of,
+    processes_with,
     soon,
     wait_for_all,
     wait_for_workers,
@@ -136,7 +137,7 @@ class Nodes:
         return raylet
 
     def processes(self, text: str) -> list[int]:
-        return [pid for pid in launch.processes_with(self.temp) if text in _words(pid)]
+        return [pid for pid, words in processes_with(self.temp).items() if text in words]
 
     def kill_node(self, raylet: int) -> None:
         """The raylet and everything that it has started, at once."""
@@ -145,18 +146,11 @@ class Nodes:
             os.kill(pid, signal.SIGKILL)
 
     def stop(self) -> None:
-        for pid in [*children(self.raylets), *launch.processes_with(self.temp)]:
+        for pid in [*children(self.raylets), *processes_with(self.temp)]:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-
-
-def _words(pid: int) -> str:
-    try:
-        return (Path("/proc") / str(pid) / "cmdline").read_bytes().decode(errors="replace")
-    except OSError:
-        return ""
 
 
 @contextmanager
