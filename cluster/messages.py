@@ -137,7 +137,9 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Revoke:
-    """Take leave back from `lease_end` on. The worker answers with the end that holds from then (Revoked)."""
+    """Take leave back from `lease_end` on. The worker answers with the end that holds from then (Revoked): a step that
+    was launched is not undone. It forgets the blocks behind that end, and reports in the same result how far it is,
+    because it may stand at the new end and the scheduler renews no lease between the order and the answer."""
 
     seq: int
     lease_end: int
@@ -236,6 +238,8 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True)
 class Revoked:
+    """No step writes at `lease_end` or behind it. A sequence that ended before the order came answers by Stopped."""
+
     seq: int
     lease_end: int
 

@@ -12,50 +12,14 @@ from typing import TYPE_CHECKING
 
 from cluster.hashing import HASH_BYTES
 from cluster.ledger import Clock, Ledger
-from cluster.messages import (
-    Advances,
-    Copy,
-    Drop,
-    Extends,
-    GroupTables,
-    Plan,
-    ReplicaJoined,
-    Reroute,
-    Result,
-    Revoke,
-    Start,
-    Transfer,
-    ids,
-)
+from cluster.messages import Advances, GroupTables, Plan, ReplicaJoined, Result, Revoke, Revoked, ids
+from cluster.plan_draft import PlanDraft
 from cluster.prefix import PrefixIndex
 from cluster.sequences import Request, Sequence, State
 from cluster.settings import SchedulerSettings
 
 if TYPE_CHECKING:
     from cluster.moves import Move
-
-
-class PlanDraft:
-    """The orders of this turn, until they are numbered and sent."""
-
-    __slots__ = ("aborts", "clears", "copies", "drops", "extends", "reroutes", "revokes", "starts", "transfers")
-
-    def __init__(self) -> None:
-        self.extends = Extends()
-        self.starts: list[Start] = []
-        self.drops: list[Drop] = []
-        self.revokes: list[Revoke] = []
-        self.reroutes: list[Reroute] = []
-        self.copies: list[Copy] = []
-        self.transfers: list[Transfer] = []
-        self.aborts: list[int] = []
-        self.clears = ids()
-
-    def __bool__(self) -> bool:
-        return bool(
-            self.extends.seqs or self.starts or self.drops or self.revokes or self.reroutes or self.copies
-            or self.transfers or self.aborts or self.clears
-        )  # fmt: skip
 
 
 class Replica:
@@ -80,6 +44,8 @@ class Replica:
         # Sequences whose lease could not be renewed, and how many requests are on their way out.
         self.wanting: dict[int, Sequence] = {}
         self.num_stopping = 0
+        # How many sequences are to give back what they lease ahead, and have not answered.
+        self.num_revoking = 0
         # Places in the batch that residents take; each beam of a group takes one.
         self.num_places = 0
         # Residents whose prefix others wait for.
@@ -157,7 +123,7 @@ class Replica:
         size, ahead = self.block_size, self._ahead
         wanted = sequence.position + ahead + (1 if ahead < size else ahead - size + 1)
         target = min(sequence.limit, -(-wanted // size) * size)
-        if target <= sequence.lease_end:
+        if target <= sequence.lease_end or sequence.is_revoking:
             return
         table = sequence.table
         first = len(table)
@@ -173,6 +139,54 @@ class Replica:
             blocks = []
         sequence.lease_end = min(sequence.limit, len(table) * size)
         self._draft.extends.add(sequence.seq, sequence.lease_end, first, array("i", blocks))
+
+    # -- pressure: what is leased ahead comes back before anybody is preempted
+
+    def revoke_unused(self, needed: int) -> int:
+        """Orders leases back to the block that is being written, from the lowest precedence on, until `needed` blocks
+        should come. Returns how many leases that takes; what really comes is the worker's to say (`take_back`)."""
+        size = self.block_size
+        # Extended in this turn: the plan would have its worker revoke first and extend then.
+        extended = set(self._draft.extends.seqs)
+        found = count = 0
+        for sequence in sorted(self.residents.values(), key=lambda sequence: -sequence.request.precedence):
+            if found >= needed:
+                break
+            request = sequence.request
+            if request.state is not State.RUNNING or request.width or sequence.is_revoking or sequence.seq in extended:
+                continue
+            kept = -(-max(sequence.length, sequence.position + 1) // size)
+            if kept < len(sequence.table):
+                found += len(sequence.table) - kept
+                sequence.is_revoking = True
+                self.num_revoking += 1
+                count += 1
+                self.write().revokes.append(Revoke(sequence.seq, kept * size))
+        return count
+
+    def take_back(self, revoked: Revoked) -> int:
+        """A worker's answer: the end that holds now. Behind it no step writes: that many blocks are free again."""
+        sequence = self.residents.get(revoked.seq)
+        if sequence is None or not sequence.is_revoking:
+            self.num_stale += 1
+            return 0
+        assert sequence.position <= revoked.lease_end <= sequence.lease_end, (
+            f"{sequence}: its worker says that it may write up to {revoked.lease_end}"
+        )
+        self._end_revoke(sequence)
+        sequence.lease_end = revoked.lease_end
+        kept = -(-revoked.lease_end // self.block_size)
+        blocks = sequence.table[kept:]
+        del sequence.table[kept:]
+        sequence.request.block_seconds += self.ledger.release(blocks, sequence.seq)
+        if sequence.request.state is State.RUNNING:
+            # It may stand at its end already, and what it asked for meanwhile was not answered.
+            self.renew(sequence)
+        return len(blocks)
+
+    def _end_revoke(self, sequence: Sequence) -> None:
+        self.num_revoking -= sequence.is_revoking
+        sequence.is_revoking = False
 
     def advance_group(self, group: GroupTables) -> None:
         """A beam group comes near the end of its lease: for each further block every beam needs one in the purse."""
@@ -231,6 +245,7 @@ class Replica:
         self.num_places -= sequence.num_places
         self.wanting.pop(seq, None)
         self.awaited.pop(seq, None)
+        self._end_revoke(sequence)
         request = sequence.request
         request.block_seconds += self.ledger.release(sequence.table, seq) - sequence.paid
         if request.tenant.name in self._settings.clear_tenants:
@@ -244,6 +259,9 @@ class Replica:
 
     def serve_wanting(self) -> Sequence | None:
         """Renews those that wait, by precedence; the first that cannot be served is returned."""
+        if self.wanting:
+            # Nobody gets a block ahead of need while somebody else stands still.
+            self._ahead = 0
         while self.wanting:
             sequence = min(self.wanting.values(), key=lambda waiting: waiting.request.precedence)
             del self.wanting[sequence.seq]
@@ -316,23 +334,7 @@ class Replica:
             return None
         self._draft = PlanDraft()
         self._number += 1
-        return Plan(
-            replica=self.name,
-            incarnation=self.incarnation,
-            epoch=epoch,
-            number=self._number,
-            ahead=self._ahead,
-            result=self.last_result,
-            extends=draft.extends,
-            starts=tuple(draft.starts),
-            drops=tuple(draft.drops),
-            revokes=tuple(draft.revokes),
-            reroutes=tuple(draft.reroutes),
-            copies=tuple(draft.copies),
-            transfers=tuple(draft.transfers),
-            aborts=tuple(draft.aborts),
-            clears=draft.clears,
-        )
+        return draft.numbered(self, epoch, self._number, self._ahead)
 
     def check(self) -> None:
         """Proves the ledger against the tables of all residents."""

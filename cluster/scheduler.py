@@ -312,6 +312,8 @@ class Scheduler:
         replica.advance(result.advances)
         for group in result.groups:
             replica.advance_group(group)
+        for revoked in result.revoked:
+            self.counters["blocks revoked"] += replica.take_back(revoked)
         for stopped in result.stopped:
             self._on_stopped(replica, stopped)
         self.admission.wake_waiters(replica)
@@ -389,10 +391,14 @@ class Scheduler:
     # -- pressure
 
     def _relieve(self, replica: Replica) -> None:
-        """Sequences cannot grow: the request of lowest precedence gives its blocks back, one at a time."""
+        """Sequences cannot grow: blocks leased ahead come back; then requests go, the lowest precedence first."""
         while True:
             starving = replica.serve_wanting()
-            if starving is None or replica.num_stopping:
+            if starving is None or replica.num_stopping or replica.num_revoking:
+                return
+            num_revokes = replica.revoke_unused(len(replica.wanting))
+            if num_revokes:
+                self.counters["leases revoked"] += num_revokes
                 return
             if self.moves.give_up_one(replica):
                 continue

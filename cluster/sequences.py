@@ -37,6 +37,7 @@ class Sequence:
         "has_stopped",
         "host_table",
         "index",
+        "is_revoking",
         "lease_end",
         "limit",
         "names",
@@ -67,6 +68,8 @@ class Sequence:
         self.reason = Reason.NONE
         # A beam group: how many of its blocks no beam's table has or is about to need, as its worker last told.
         self.purse = 0
+        # Its worker was told to give back what it leases ahead, and has not answered: its lease is not renewed.
+        self.is_revoking = False
         # What the blocks of the table had cost when they came into it (see `Ledger`).
         self.paid = 0.0
         # While it is swapped out: its blocks in host memory. And up to which position its blocks are good there, or

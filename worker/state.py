@@ -147,6 +147,11 @@ class BatchState:
         if self.untold_tables is not None:
             self.untold_tables.add(row)
 
+    def shorten(self, row: int, num_blocks: int) -> None:
+        """The table ends after so many blocks from now on: nobody here names what came behind."""
+        assert num_blocks <= self.num_blocks[row], f"row {row} has only {self.num_blocks[row]} blocks"
+        self.num_blocks[row] = num_blocks
+
     def append(self, row: int, tokens: Ids) -> None:
         """Tokens that became known all at once."""
         first = int(self.known[row])

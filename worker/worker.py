@@ -79,10 +79,11 @@ class Worker:
         self.seconds = self._launcher.seconds
         self._canary = Canary(parts, self.state, self._launcher.builder, self._launcher.lead)
         self._flight: Flight | None = None
-        # Sequences whose drop came while a step with them was under way.
+        # Sequences whose drop or revoke came while a step with them was under way.
         self._drop_later: list[int] = []
         # Starts that wait for the blocks of a transfer, by its number.
         self._waiting: dict[int, list[Start]] = {}
+        self._revoke_later: list[Revoke] = []
         self._transfers: list[Transfer] = []
         self.transfers_under_way: dict[int, Transfer] = {}
         self._aborts: list[int] = []
@@ -191,13 +192,19 @@ class Worker:
         self.residence.move_out(row, Reason.DROPPED)
 
     def _revoke(self, revoke: Revoke) -> None:
-        row = self.state.row_of.get(revoke.seq)
+        state, row, size = self.state, self.state.row_of.get(revoke.seq), self.state.block_size
         if row is None:
             return
-        # What was launched is written; leave can be taken back behind that only.
-        end = max(revoke.lease_end, int(self.batcher.position[row]))
-        end = min(end, int(self.batcher.lease_end[row]))
+        if self._flight is not None and row in self._flight.batch.rows:
+            self._revoke_later.append(revoke)
+            return
+        # What is written stays: the lease ends with the block of the last position at the earliest.
+        position = int(self.batcher.position[row])
+        end = min(max(revoke.lease_end, -(-position // size) * size), int(self.batcher.lease_end[row]))
         self.batcher.lease_end[row] = end
+        state.shorten(row, -(-end // size))
+        state.asked[row] = NEVER
+        self.reporter.advance(state.at(row), max(position, int(state.write_from[row])))
         self.reporter.revoke(revoke.seq, end)
 
     def _reroute(self, reroute: Reroute) -> None:
@@ -295,6 +302,9 @@ class Worker:
         for seq in self._drop_later:
             self._drop(seq)
         self._drop_later.clear()
+        for revoke in self._revoke_later:
+            self._revoke(revoke)
+        self._revoke_later.clear()
         self.seconds["retire"] += time.perf_counter() - began
 
     def _retire_beams(self, ranked: Ranked) -> None:

@@ -159,13 +159,16 @@ class SimWorker(Process):
             self._leave_if_quiet(running)
 
     def _revoke(self, revoke: Revoke) -> None:
-        """Positions of steps that are issued cannot be taken back; from there on the lease ends."""
+        """Positions of steps that are issued cannot be taken back: the lease ends with the block of the last one."""
         running = self.residents.get(revoke.seq)
         if running is None or running.reason is not Reason.NONE:
             return
-        held = max(revoke.lease_end, self.steps.issued_position(running))
+        size = self.shape.block_size
+        held = max(revoke.lease_end, -(-self.steps.issued_position(running) // size) * size)
         self.steps.set_lease(running, min(running.lease_end, held))
-        del running.table[-(-running.lease_end // self.shape.block_size) :]
+        del running.table[-(-running.lease_end // size) :]
+        running.lease_told = running.dry_told = -1
+        self._report.advance(running)
         self._report.revoked.append(Revoked(running.seq, running.lease_end))
 
     def _reroute(self, reroute: Reroute) -> None:

@@ -210,12 +210,30 @@ def test_drop_tells_all_that_is_known(worker: Worker, greedy: list[int]) -> None
     assert not worker.step()
 
 
-def test_revoke_holds_from_what_is_written(worker: Worker) -> None:
-    worker.obey(plan(1, starts=(start(),)))
+def test_revoke_holds_from_the_block_that_is_being_written(worker: Worker, greedy: list[int]) -> None:
+    worker.obey(plan(1, starts=(start(table=ids([7, 3, 9, 11, 12]), lease_end=20),)))
     worker.step()
-    worker.obey(plan(2, revokes=(Revoke(1, 2),)))
-    assert [(one.seq, one.lease_end) for one in result_of(worker).revoked] == [(1, 6)]
-    assert not worker.step()
+    worker.obey(plan(2, revokes=(Revoke(1, 2), Revoke(99, 2))))
+    result = result_of(worker)
+    # Six positions are written, in blocks of four: the first two blocks stay. Who has ended has no lease to give.
+    assert [(one.seq, one.lease_end) for one in result.revoked] == [(1, 8)]
+    assert list(result.advances.positions)[-1] == 6
+    run_dry(worker)
+    # It stands still at its new end, and asks for more as with any lease.
+    assert list(result_of(worker).advances.positions) == [8]
+    # The blocks behind that end are others' now.
+    worker.obey(plan(3, extends=extends(1, 16, 2, [20, 21])))
+    run_dry(worker)
+    assert tokens_of(worker.take_tokens()["g"]) == greedy[:7]
+    resident = worker.hold_for(2).residents[0]
+    assert list(resident.table) == [7, 3, 20, 21] and resident.lease_end == 16
+
+
+def test_a_revoke_never_lengthens_a_lease(worker: Worker) -> None:
+    worker.obey(plan(1, starts=(start(),)))
+    run_dry(worker)
+    worker.obey(plan(2, revokes=(Revoke(1, 40),)))
+    assert [(one.seq, one.lease_end) for one in result_of(worker).revoked] == [(1, 12)]
 
 
 def test_a_new_attempt_repeats_what_is_known(worker: Worker, greedy: list[int]) -> None:
