@@ -14,7 +14,22 @@ import pytest
 
 from cluster import admission, moves, swap
 from cluster.ledger import Ledger
-from cluster.messages import Copy, Drop, Plan, Reason, Result, Road, Seal, Sealed, Start, Transfer, Transferred, ids
+from cluster.messages import (
+    Copy,
+    Drop,
+    Plan,
+    Reason,
+    Result,
+    Revoke,
+    Revoked,
+    Road,
+    Seal,
+    Sealed,
+    Start,
+    Transfer,
+    Transferred,
+    ids,
+)
 from cluster.moves import Move, Moves
 from cluster.moves import Phase as MovePhase
 from cluster.recovery import Recovery
@@ -237,6 +252,36 @@ def _moved_without_its_part_filled_block(patch: Patch) -> None:
         return Transfer(number, road, peer, incarnation, mine, theirs, limit)
 
     patch.setattr(moves, "Transfer", short)
+
+
+def _revoked_block_still_written(patch: Patch) -> None:
+    revoke = SimWorker._revoke
+
+    def stubborn(self: SimWorker, order: Revoke) -> None:
+        running = self.residents.get(order.seq)
+        kept = (list(running.table), running.lease_end) if running is not None else ([], 0)
+        revoke(self, order)
+        if running is not None and running.reason is Reason.NONE:
+            running.table[:] = kept[0]
+            self.steps.set_lease(running, kept[1])
+
+    patch.setattr(SimWorker, "_revoke", stubborn)
+
+
+def _revoke_of_a_block_that_a_step_under_way_writes(patch: Patch) -> None:
+    patch.setattr(Steps, "issued_position", lambda self, running: running.position)
+
+
+def _blocks_free_before_the_revoke_is_answered(patch: Patch) -> None:
+    revoke_unused = Replica.revoke_unused
+
+    def hasty(self: Replica, needed: int) -> int:
+        count = revoke_unused(self, needed)
+        for order in self._draft.revokes:
+            self.take_back(Revoked(order.seq, order.lease_end))
+        return count
+
+    patch.setattr(Replica, "revoke_unused", hasty)
 
 
 def _done_never_told(patch: Patch) -> None:
