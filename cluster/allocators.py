@@ -7,7 +7,7 @@ good until their space is needed. The ledger calls it; it knows no sequences and
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from cluster.settings import AllocatorName
@@ -29,6 +29,9 @@ class Allocator(Protocol):
 
     def take(self, count: int, after: int) -> tuple[list[int], list[int]]:
         """`count` blocks for a sequence whose last block is `after` (-1: none); also those of them that were cached."""
+
+    def take_each(self, afters: Sequence[int]) -> tuple[list[int], list[int]]:
+        """A block for each of many sequences, given by their last blocks; also those of them that were cached."""
 
 
 class Lru:
@@ -54,9 +57,6 @@ class Lru:
 
     def take(self, count: int, after: int) -> tuple[list[int], list[int]]:
         free = self._free
-        if count == 1 and free:
-            self.num_free -= 1
-            return [free.pop()], []
         num_free = min(count, len(free))
         taken = free[len(free) - num_free :][::-1]
         del free[len(free) - num_free :]
@@ -68,6 +68,9 @@ class Lru:
         self.num_free = len(free)
         self.num_cached -= len(evicted)
         return taken + evicted, evicted
+
+    def take_each(self, afters: Sequence[int]) -> tuple[list[int], list[int]]:
+        return self.take(len(afters), -1)
 
 
 class Fifo:
@@ -114,6 +117,9 @@ class Fifo:
         self.num_cached -= len(evicted)
         self.num_free -= count - len(evicted)
         return taken, evicted
+
+    def take_each(self, afters: Sequence[int]) -> tuple[list[int], list[int]]:
+        return self.take(len(afters), -1)
 
 
 class Buddy:
@@ -172,6 +178,15 @@ class Buddy:
             evicted.append(block)
         self.num_cached -= len(evicted)
         return taken + evicted, evicted
+
+    def take_each(self, afters: Sequence[int]) -> tuple[list[int], list[int]]:
+        taken: list[int] = []
+        evicted: list[int] = []
+        for after in afters:
+            blocks, cached = self.take(1, after)
+            taken += blocks
+            evicted += cached
+        return taken, evicted
 
     def _take_from_run(self, block: int) -> bool:
         """Takes this very block if it is free, splitting the run that holds it."""

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cluster.allocators import make_allocator
+from cluster.hashing import HASH_BYTES
 from cluster.prefix import PrefixIndex
 from cluster.settings import AllocatorName
 
@@ -72,7 +73,7 @@ class Ledger:
         self._num_moving = 0
         self._num_quarantined = 0
         # What was last done, for the error that names it; bounded.
-        self._operations: deque[tuple[str, Sequence[int], int]] = deque(maxlen=1024)
+        self._operations: deque[tuple[str, Sequence[int], int | Sequence[int]]] = deque(maxlen=1024)
 
     # -- figures
 
@@ -120,17 +121,31 @@ class Ledger:
         if count > unheld.num_free + unheld.num_cached:
             return None
         blocks, evicted = unheld.take(count, after)
+        self._begin_holding(blocks, evicted)
+        self._operations.append(("allocate", blocks, owner))
+        return blocks
+
+    def allocate_each(self, owners: Sequence[int], afters: Sequence[int]) -> list[int] | None:
+        """One block for each of many sequences, given by their last blocks; None if there are not so many."""
+        unheld = self._unheld
+        if len(owners) > unheld.num_free + unheld.num_cached:
+            return None
+        blocks, evicted = unheld.take_each(afters)
+        self._begin_holding(blocks, evicted)
+        self._operations.append(("allocate", blocks, owners))
+        return blocks
+
+    def _begin_holding(self, blocks: list[int], evicted: list[int]) -> None:
+        """Blocks that nobody held have one holder each; the content of the evicted ones is forgotten."""
+        self.num_evictions += len(evicted)
         for block in evicted:
             self._unname(block)
-            self.num_evictions += 1
         holders, paid, paid_at, clock = self._holders, self._paid, self._paid_at, self._clock.now
         for block in blocks:
             assert not holders[block], self._blame(block, "allocated while held")
             holders[block] = 1
             paid[block] = 0.0
             paid_at[block] = clock
-        self._operations.append(("allocate", blocks, owner))
-        return blocks
 
     def share(self, blocks: Sequence[int], owner: int) -> float:
         """One holder more for each block: held, or cached and now in use again. Returns what they have cost so far."""
@@ -189,12 +204,19 @@ class Ledger:
 
     # -- names: what a prefix hit may find
 
-    def set_name(self, block: int, name: bytes) -> None:
-        """A retired step filled the block. The first block of a name in a pool is listed, a second stays unnamed."""
-        assert self._holders[block] or self._moving[block], self._blame(block, "named while free")
-        if not self._names[block] and self.index.list_block(name, self.pool, block):
-            self._names[block] = name
-            self._is_named[block] = 1
+    def set_names(self, blocks: Sequence[int], flat: bytes) -> None:
+        """Retired steps filled these blocks, whose names lie one behind the other in `flat`. The first block of a name
+        in a pool is listed, a second stays unnamed."""
+        holders, names, list_block, pool = self._holders, self._names, self.index.list_block, self.pool
+        at = 0
+        for block in blocks:
+            assert holders[block] or self._moving[block], self._blame(block, "named while free")
+            if not names[block]:
+                name = flat[at : at + HASH_BYTES]
+                if list_block(name, pool, block):
+                    names[block] = name
+                    self._is_named[block] = 1
+            at += HASH_BYTES
 
     def _unname(self, block: int) -> None:
         self.index.unlist_block(self._names[block], self.pool, block)
@@ -219,8 +241,7 @@ class Ledger:
         assert every is not None
         for block in moving:
             self._moving[block] = 1
-        for block, name in names.items():
-            self.set_name(block, name)
+        self.set_names(list(names), b"".join(names.values()))
         for block, count in holders.items():
             self._holders[block] = count
         self.num_shared = sum(count > 1 for count in holders.values())
@@ -287,8 +308,12 @@ class Ledger:
             assert states[state] == getattr(counts, state), f"pool {self.pool}: {states} is not {counts}"
 
     def _blame(self, block: int, problem: str) -> str:
-        last = [f"{what} by {owner:#x}" for what, blocks, owner in self._operations if block in blocks][-4:]
+        last = []
+        for what, blocks, owners in self._operations:
+            if block in blocks:
+                owner = owners if isinstance(owners, int) else owners[blocks.index(block)]
+                last.append(f"{what} by {owner:#x}")
         return (
             f"block {block} of pool {self.pool} {problem}: state {self.state(block)}, {self._holders[block]} holders, "
-            f"name {self._names[block].hex() or 'none'}, last operations: {', '.join(last) or 'none kept'}"
+            f"name {self._names[block].hex() or 'none'}, last operations: {', '.join(last[-4:]) or 'none kept'}"
         )

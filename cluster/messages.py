@@ -18,7 +18,7 @@ Words used by every message:
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TypeAlias
@@ -118,7 +118,7 @@ class Extends:
     counts: Ids = field(default_factory=_no_ids)
     blocks: Ids = field(default_factory=_no_ids)
 
-    def add(self, seq: int, lease_end: int, first: int, blocks: Ids) -> None:
+    def add(self, seq: int, lease_end: int, first: int, blocks: Sequence[int]) -> None:
         self.seqs.append(seq)
         self.lease_ends.append(lease_end)
         self.firsts.append(first)

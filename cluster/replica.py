@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
+from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
 from typing import TYPE_CHECKING
 
 from cluster.hashing import HASH_BYTES
@@ -79,66 +81,96 @@ class Replica:
 
     def advance(self, advances: Advances) -> None:
         """Sequences filled blocks: their tokens and names are noted, their leases renewed ahead of need."""
-        residents = self.residents
+        get = self.residents.get
+        running = State.RUNNING
+        renewable: dict[int, Sequence] = {}
         flat, hashes, at, hash_at = advances.ids, advances.hashes, 0, 0
         for seq, position, num_ids, num_hashes in zip(
             advances.seqs, advances.positions, advances.num_ids, advances.num_hashes, strict=True
         ):
-            sequence = residents.get(seq)
+            sequence = get(seq)
             if sequence is None:
                 self.num_stale += 1
             else:
+                request = sequence.request
                 if num_ids:
                     sequence.outputs.extend(flat[at : at + num_ids])
-                    tenant = sequence.request.tenant
+                    tenant = request.tenant
                     tenant.service += num_ids / tenant.weight
                 names = hashes[hash_at : hash_at + num_hashes * HASH_BYTES] if num_hashes else b""
                 self.fill(sequence, position, names)
-                if sequence.request.state is State.RUNNING and not sequence.request.width:
-                    self.renew(sequence)
+                if request.state is running and not request.width:
+                    renewable[seq] = sequence
             at += num_ids
             hash_at += num_hashes * HASH_BYTES
+        self._renew_each(renewable.values())
 
     def fill(self, sequence: Sequence, position: int, hashes: bytes) -> None:
         """Positions up to here are written: full blocks get their names and can be shared."""
-        size = self.block_size
-        if sequence.request.width:
-            position = min(position, len(sequence.request.prompt))
+        size, request = self.block_size, sequence.request
+        if request.width:
+            position = min(position, len(request.prompt))
         first, end = sequence.position // size, position // size
         sequence.position = position
-        if end == first or not sequence.request.is_cacheable:
+        if end == first or not request.is_cacheable:
             return
-        table, ledger = sequence.table, self.ledger
         # Generated blocks are named by the worker, which may repeat names that are known from an attempt before.
         num_known = len(sequence.names) // HASH_BYTES
         if num_known < end:
-            assert len(hashes) >= (end - num_known) * HASH_BYTES, f"{sequence} filled blocks without naming them"
-            sequence.names += hashes[len(hashes) - (end - num_known) * HASH_BYTES :]
-        names = sequence.names
-        for logical in range(first, end):
-            ledger.set_name(table[logical], names[logical * HASH_BYTES : (logical + 1) * HASH_BYTES])
+            at = len(hashes) - (end - num_known) * HASH_BYTES
+            assert at >= 0, f"{sequence} filled blocks without naming them"
+            sequence.names += hashes[at:]
+        self.ledger.set_names(sequence.table[first:end], sequence.names[first * HASH_BYTES : end * HASH_BYTES])
 
     def renew(self, sequence: Sequence) -> None:
-        """Extends a lease so that the worker has leave beyond `ahead` slots; without memory the sequence waits."""
+        self._renew_each((sequence,))
+
+    def _renew_each(self, sequences: Iterable[Sequence]) -> None:
+        """Extends leases so that the worker has leave beyond `ahead` slots; without memory a sequence waits."""
         size, ahead = self.block_size, self._ahead
-        wanted = sequence.position + ahead + (1 if ahead < size else ahead - size + 1)
-        target = min(sequence.limit, -(-wanted // size) * size)
-        if target <= sequence.lease_end or sequence.is_revoking:
+        reach = ahead + (1 if ahead < size else ahead - size + 1) + size - 1
+        grow: list[Sequence] = []
+        for sequence in sequences:
+            target = (sequence.position + reach) // size * size
+            if target > sequence.limit:
+                target = sequence.limit
+            if target <= sequence.lease_end or sequence.is_revoking:
+                continue
+            num_new = -(-target // size) - len(sequence.table)
+            if num_new == 1:
+                grow.append(sequence)
+            else:
+                self._extend(sequence, num_new)
+        if not grow:
             return
-        table = sequence.table
-        first = len(table)
-        num_new = -(-target // size) - first
+        # Nearly all need one block: they get it in one go.
+        blocks = None
+        if not self.wanting:
+            blocks = self.ledger.allocate_each([each.seq for each in grow], [each.table[-1] for each in grow])
+        if blocks is None:
+            for sequence in grow:
+                self._extend(sequence, 1)
+            return
+        for sequence, block in zip(grow, blocks, strict=True):
+            self._grant(sequence, (block,))
+
+    def _extend(self, sequence: Sequence, num_new: int) -> None:
+        """So many further blocks, or none. Those that wait already go first: they are served at the turn's end."""
+        blocks: list[int] | None = []
         if num_new > 0:
-            # Those that wait already go first; they are served by precedence at the end of the turn.
-            blocks = None if self.wanting else self.ledger.allocate(num_new, sequence.seq, table[-1])
-            if blocks is None:
-                self.wanting[sequence.seq] = sequence
-                return
-            table.extend(blocks)
+            blocks = None if self.wanting else self.ledger.allocate(num_new, sequence.seq, sequence.table[-1])
+        if blocks is None:
+            self.wanting[sequence.seq] = sequence
         else:
-            blocks = []
-        sequence.lease_end = min(sequence.limit, len(table) * size)
-        self._draft.extends.add(sequence.seq, sequence.lease_end, first, array("i", blocks))
+            self._grant(sequence, blocks)
+
+    def _grant(self, sequence: Sequence, blocks: SequenceOf[int]) -> None:
+        table, limit = sequence.table, sequence.limit
+        first = len(table)
+        table.extend(blocks)
+        lease_end = len(table) * self.block_size
+        sequence.lease_end = lease_end = lease_end if lease_end < limit else limit
+        self._draft.extends.add(sequence.seq, lease_end, first, blocks)
 
     # -- pressure: what is leased ahead comes back before anybody is preempted
 
@@ -221,7 +253,7 @@ class Replica:
         sequence.table.extend(blocks)
         sequence.purse = 0
         sequence.lease_end = target
-        self._draft.extends.add(sequence.seq, target, first, array("i", blocks))
+        self._draft.extends.add(sequence.seq, target, first, blocks)
 
     # -- residents
 

@@ -220,13 +220,13 @@ class Request:
 
     @property
     def live(self) -> list[Sequence]:
-        return [sequence for sequence in self.sequences if not sequence.is_ended]
+        return [sequence for sequence in self.sequences if not sequence.reason]
 
     def num_blocks(self, block_size: int, lengths: list[int]) -> int:
         """Blocks that its sequences need together at these lengths, the full prompt blocks shared."""
-        if self.width:
-            return self.num_group_blocks(block_size, lengths[0])
-        shared = len(self.prompt) // block_size if len(lengths) > 1 else 0
+        if len(lengths) == 1:
+            return self.num_group_blocks(block_size, lengths[0]) if self.width else -(-lengths[0] // block_size)
+        shared = len(self.prompt) // block_size
         return shared + sum(max(0, -(-length // block_size) - shared) for length in lengths)
 
     def num_group_blocks(self, block_size: int, end: int) -> int:

@@ -103,7 +103,7 @@ def _enter(ledger: Ledger, life: Life, outcome: Outcome) -> Life:
     assert blocks is not None, "admitted without room"
     life.table = hits + blocks
     for block, name in zip(blocks, life.names[len(hits) :], strict=True):
-        ledger.set_name(block, name)
+        ledger.set_names((block,), name)
     outcome.operations += 2 * len(blocks) + len(hits)
     return life
 

@@ -59,13 +59,13 @@ def test_pool_so_small_that_requests_wait_and_are_preempted(reference: Reference
 
 
 def test_blocks_leased_ahead_come_back_under_pressure(reference: Reference) -> None:
-    """Leases of up to five blocks ahead in a pool that runs full: what was leased and not used goes to others."""
-    scheduler = SchedulerSettings(ahead=20, admit_reserve=0.0)
+    """Leases of up to two blocks ahead in a pool that runs full: what was leased and not used goes to others."""
+    scheduler = SchedulerSettings(ahead=8, admit_reserve=0.0)
     llm = engine(reference.folder, block_size=4, kv_blocks=184, token_budget=48, scheduler=scheduler)
     outputs = llm.generate(reference.prompts, GREEDY)
     assert [output.outputs[0].token_ids for output in outputs] == reference.outputs
     stats = llm.load_stats()
-    assert stats["blocks revoked"] > 5, stats
+    assert stats["blocks revoked"] > 3, stats
     assert stats["leases revoked"] > stats.get("preempted recompute", 0), stats
 
 
