@@ -59,8 +59,8 @@ class Admission:
 
     def block_size(self, model: str) -> int:
         """Slots of a block, the same on all replicas of a model; 1 while none has joined."""
-        replicas = self.replicas_of(model)
-        return replicas[0].block_size if replicas else 1
+        board = self._boards.get(model)
+        return board.block_size if board is not None else 1
 
     def pin_limit(self, model: str) -> int:
         replicas = self.replicas_of(model)
@@ -107,7 +107,7 @@ class Admission:
         """Why no replica could ever hold this request alone; empty if one could, or if none was here yet."""
         if not board.replicas:
             return ""
-        size = board.replicas[0].block_size
+        size = board.block_size
         kind, field, num_places = (
             ("beams", "beam_width", request.width) if request.width else ("sequence(s)", "n", len(request.sequences))
         )
@@ -128,6 +128,7 @@ class Admission:
             return (
                 f"{num_places} {kind} are more than the {board.most_seats} that a replica runs at once; lower {field}"
             )
+        request.is_measured = True
         return ""
 
     def num_waiting(self, model: str) -> int:
@@ -193,19 +194,21 @@ class Admission:
                 request = queue.head()
                 if request is None:
                     break
-                owner = self._prefix_owner(request, board)
+                names = self._matchable(request, board)
+                hits = self._scheduler.index.match(names) if names else {}
+                owner = self._prefix_owner(request, names, hits)
                 if owner is not None:
                     queue.pop(request)
                     self._park(request, *owner)
                     continue
-                too_large = "" if request.attempt else self._never_fits(request, board)
+                too_large = "" if request.is_measured or request.attempt else self._never_fits(request, board)
                 if too_large and self._scheduler.rebuild.ends_at is not None:
                     break  # a replica that could hold it may not have reported yet
                 if too_large:
                     # It was accepted while no replica was here to measure it by.
                     self._scheduler.break_off(request, "INVALID_ARGUMENT", too_large, Reason.DROPPED)
                     continue
-                place = self._place(request, board)
+                place = board.choose(self._need(request, board.block_size), hits)
                 if place is None and self._give_up_pin(board):
                     continue
                 if place is None:
@@ -223,17 +226,19 @@ class Admission:
                 return True
         return False
 
-    def _prefix_owner(self, request: Request, board: Board) -> tuple[Sequence, int] | None:
+    def _prefix_owner(
+        self, request: Request, names: bytes, hits: dict[int, list[int]]
+    ) -> tuple[Sequence, int] | None:
         """Who computes the next block that this request lacks, and up to where it should wait for that."""
         index = self._scheduler.index
-        if not request.is_cacheable or not request.names or not index.num_computing or not board.replicas:
+        if not names or not index.num_computing:
             return None
-        size = board.replicas[0].block_size
-        names = self._matchable(request, size)
-        held = max(map(len, index.match(names).values()), default=0)
+        held = max(map(len, hits.values()), default=0)
         owner = index.computing(names[held * HASH_BYTES : (held + 1) * HASH_BYTES])
         if owner is None or not owner.seq or owner.request is request or owner.request.state is not State.RUNNING:
             return None
+        assert owner.request.replica is not None
+        size = owner.request.replica.block_size
         if owner.position // size > held:
             return None
         depth = held + 1
@@ -241,20 +246,14 @@ class Admission:
             depth += 1
         return owner, depth * size
 
-    def _matchable(self, request: Request, block_size: int) -> bytes:
+    def _matchable(self, request: Request, board: Board) -> bytes:
         """The names that a hit may cover: full blocks of the first live sequence, all but its last token at most."""
-        sequence = request.live[0]
-        if not request.is_cacheable or (request.sampling is not None and request.sampling.prompt_logprobs is not None):
+        if not request.is_cacheable or not board.replicas:
             return b""
-        return sequence.names[: sequence.length // block_size * HASH_BYTES]
-
-    def _place(self, request: Request, board: Board) -> Place | None:
-        """The best replica that has room for all sequences of the request now; None: it has to wait."""
-        if not board.replicas:
-            return None
-        size = board.replicas[0].block_size
-        names = self._matchable(request, size)
-        return board.choose(self._need(request, size), self._scheduler.index.match(names) if names else {})
+        if request.sampling is not None and request.sampling.prompt_logprobs is not None:
+            return b""
+        sequence = request.live[0]
+        return sequence.names[: sequence.length // board.block_size * HASH_BYTES]
 
     def _need(self, request: Request, block_size: int) -> Need:
         live = request.live
@@ -270,7 +269,7 @@ class Admission:
         if board is None or not board.replicas:
             more = "" if self._scheduler.rebuild.ends_at is None else " yet: the scheduler has just started"
             return f"no replica of {request.model} is here{more}"
-        return board.why_none(self._need(request, board.replicas[0].block_size))
+        return board.why_none(self._need(request, board.block_size))
 
     def _start(self, request: Request, place: Place) -> None:
         """Builds the tables of all sequences and orders the first of them; forks ride along."""
@@ -286,7 +285,7 @@ class Admission:
             return
         if request.attempt == 1:
             request.cached_tokens = parent.position
-        scheduler.index.begin_computing(parent.names[parent.position // replica.block_size * HASH_BYTES :], parent)
+        scheduler.index.begin_computing(parent, parent.position // replica.block_size)
         request.tenant.charge(parent.length - parent.position)
         replica.prefill_waiting += parent.length - parent.position
         self.order_start(parent, forks)

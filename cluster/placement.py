@@ -48,9 +48,12 @@ class Board:
         self.largest_pool = 0
         self.longest = 0
         self.most_seats = 0
+        # Slots of a block, the same on all replicas of a model; 1 while none has joined.
+        self.block_size = 1
         self._settings = settings
         self._turn = 0
         self._row: dict[str, int] = {}
+        self._row_of_pool: dict[int, int] = {}
         self._free = np.zeros(0, np.int64)
         self._seats = np.zeros(0, np.int64)
         self._residents = np.zeros(0, np.float64)
@@ -66,7 +69,9 @@ class Board:
     def _resize(self, replicas: list[Replica]) -> None:
         self.replicas = replicas
         self._row = {replica.name: row for row, replica in enumerate(replicas)}
+        self._row_of_pool = {replica.ledger.pool: row for row, replica in enumerate(replicas)}
         for replica in replicas:
+            self.block_size = replica.block_size
             self.largest_pool = max(self.largest_pool, replica.ledger.num_blocks)
             self.longest = max(self.longest, replica.joined.max_model_len)
             self.most_seats = max(self.most_seats, replica.joined.max_batch)
@@ -92,21 +97,24 @@ class Board:
 
     def choose(self, need: Need, hits: dict[int, list[int]]) -> Place | None:
         """The best replica with room for all of `need`; `hits` are cached blocks by pool. None: nobody has room."""
-        fits = (self._free >= need.num_blocks) & (self._seats >= need.num_places)
-        scores = np.where(fits, self._scores(need.num_tokens), np.inf)
+        if not self.replicas:
+            return None
+        scores = self._scores(need.num_tokens)
+        scores[(self._free < need.num_blocks) | (self._seats < need.num_places)] = np.inf
         found: dict[int, list[int]] = {}
-        for row, replica in enumerate(self.replicas) if hits else ():
-            hit = hits.get(replica.ledger.pool)
-            if hit is None:
-                continue
+        for pool, hit in hits.items():
+            row = self._row_of_pool.get(pool)
+            if row is None:
+                continue  # a pool in host memory
+            replica = self.replicas[row]
             num_shared = min(len(hit), (need.num_tokens - 1) // replica.block_size)
             idle = sum(1 for block in hit if not replica.ledger.holders(block))
             if self._free[row] - idle >= need.num_blocks - num_shared and self._seats[row] >= need.num_places:
                 found[row] = hit
                 scores[row] = self._scores(need.num_tokens - num_shared * replica.block_size)[row]
-        if not len(scores) or np.isinf(scores).all():
-            return None
         row = self._pick(scores, self._settings.placement)
+        if scores[row] == np.inf:
+            return None
         return Place(self.replicas[row], found.get(row, []))
 
     def _scores(self, num_tokens: int) -> NDArray[np.float64]:
@@ -116,7 +124,9 @@ class Board:
     def _pick(self, scores: NDArray[np.float64], policy: PlacementName) -> int:
         if policy == "scored":
             return int(np.argmin(scores))
-        open_rows = np.flatnonzero(np.isfinite(scores))
+        open_rows = np.flatnonzero(scores < np.inf)
+        if not len(open_rows):
+            return 0
         if policy == "least_loaded":
             return int(open_rows[np.argmin(self._residents[open_rows])])
         self._turn += 1

@@ -82,16 +82,21 @@ class PrefixIndex:
 
     # -- what is being computed
 
-    def begin_computing(self, names: bytes, owner: TokenSequence) -> None:
-        """`owner` will fill the blocks of these names; the first owner of a name stays it."""
-        for at in range(0, len(names), HASH_BYTES):
-            self._computing.setdefault(names[at : at + HASH_BYTES], owner)
+    def begin_computing(self, owner: TokenSequence, first: int) -> None:
+        """`owner` will fill its blocks from number `first` on, as far as their names are known; the first owner of a
+        name stays it."""
+        names, computing = owner.names, self._computing
+        owner.num_computing = len(names) // HASH_BYTES
+        for at in range(first * HASH_BYTES, len(names), HASH_BYTES):
+            computing.setdefault(names[at : at + HASH_BYTES], owner)
 
-    def end_computing(self, names: bytes, owner: TokenSequence) -> None:
-        for at in range(0, len(names), HASH_BYTES):
+    def end_computing(self, owner: TokenSequence) -> None:
+        names, computing = owner.names, self._computing
+        for at in range(0, owner.num_computing * HASH_BYTES, HASH_BYTES):
             name = names[at : at + HASH_BYTES]
-            if self._computing.get(name) is owner:
-                del self._computing[name]
+            if computing.get(name) is owner:
+                del computing[name]
+        owner.num_computing = 0
 
     def computing(self, name: bytes) -> TokenSequence | None:
         return self._computing.get(name)

@@ -352,7 +352,7 @@ class Scheduler:
     def detach(self, replica: Replica, sequence: TokenSequence) -> None:
         """The attempt is over: blocks are released, and who waited for its prefix looks again."""
         request = sequence.request
-        self.index.end_computing(sequence.names, sequence)
+        self.index.end_computing(sequence)
         waiters, sequence.waiters = sequence.waiters, ()
         if request.pin_until is not None and sequence.reason in (Reason.LENGTH, Reason.STOP):
             self.pins.hold(replica, sequence)

@@ -41,6 +41,7 @@ class Sequence:
         "lease_end",
         "limit",
         "names",
+        "num_computing",
         "outputs",
         "paid",
         "position",
@@ -78,6 +79,8 @@ class Sequence:
         self.saved = 0
         # It was dropped to be swapped out or moved and its worker has answered; its blocks are still held.
         self.has_stopped = False
+        # How many of its names are listed as being computed by it (see `PrefixIndex.begin_computing`).
+        self.num_computing = 0
         # Requests that wait until this sequence has filled a prefix, and up to which position.
         self.waiters: list[tuple[int, Request]] | tuple[()] = ()
 
@@ -120,6 +123,7 @@ class Request:
         "is_adopted",
         "is_cacheable",
         "is_cancelled",
+        "is_measured",
         "is_partial",
         "last_replica",
         "max_tokens",
@@ -167,6 +171,8 @@ class Request:
         self.attempt = 0
         self.parked_on: Sequence | None = None
         self.is_cancelled = False
+        # A replica of its model could hold it: known since it came, or since the first of them has joined.
+        self.is_measured = False
         # Its blocks are named and can be shared: prefix caching is on and its prompt came with names.
         self.is_cacheable = False
         self.queued_at = now
