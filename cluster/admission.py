@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from cluster.beginnings import parent, root
 from cluster.fairness import WaitingQueue
 from cluster.hashing import HASH_BYTES
 from cluster.messages import Beams, Copy, Drop, Fork, Reason, Start, Started, ids
@@ -226,9 +227,7 @@ class Admission:
                 return True
         return False
 
-    def _prefix_owner(
-        self, request: Request, names: bytes, hits: dict[int, list[int]]
-    ) -> tuple[Sequence, int] | None:
+    def _prefix_owner(self, request: Request, names: bytes, hits: dict[int, list[int]]) -> tuple[Sequence, int] | None:
         """Who computes the next block that this request lacks, and up to where it should wait for that."""
         index = self._scheduler.index
         if not names or not index.num_computing:
@@ -248,9 +247,7 @@ class Admission:
 
     def _matchable(self, request: Request, board: Board) -> bytes:
         """The names that a hit may cover: full blocks of the first live sequence, all but its last token at most."""
-        if not request.is_cacheable or not board.replicas:
-            return b""
-        if request.sampling is not None and request.sampling.prompt_logprobs is not None:
+        if not board.replicas or not self._uses_cache(request):
             return b""
         sequence = request.live[0]
         return sequence.names[: sequence.length // board.block_size * HASH_BYTES]
@@ -260,6 +257,11 @@ class Admission:
         ahead = 0 if request.width else self._settings.ahead
         ends = [min(sequence.limit, sequence.length + ahead + 1) for sequence in live]
         return Need(live[0].length, request.num_blocks(block_size, ends), sum(s.num_places for s in live))
+
+    def _uses_cache(self, request: Request) -> bool:
+        """Logprobs of a prompt are known only to who computes it."""
+        sampling = request.sampling
+        return request.is_cacheable and (sampling is None or sampling.prompt_logprobs is None)
 
     def why_waiting(self, request: Request) -> str:
         """The reason why a request waits, for people."""
@@ -354,17 +356,18 @@ class Admission:
         return Beams(sequence.request.width, ids(sequence.table[len(sequence.table) - sequence.purse :]))
 
     def _fill_table(self, sequence: Sequence, place: Place) -> None:
-        """The table of a sequence that starts: the cached prefix shared, the rest new; a whole hit's last copied."""
+        """The table of a sequence that starts: the full blocks of a cached prefix shared, the rest new. Where the
+        prefix ends inside a block, its slots are copied."""
         replica, size = place.replica, place.replica.block_size
         ledger, seq = replica.ledger, self._scheduler.next_seq()
         sequence.seq = seq
         last = (sequence.length - 1) // size
         shared = place.hit[:last]
         sequence.paid = ledger.share(shared, seq)
-        whole = place.hit[last] if len(place.hit) > last and size > 1 else None
-        if whole is not None:
-            ledger.share([whole], seq)
-            replica.hold_for_copy(whole)
+        source, num_slots = self._to_copy(sequence, place, len(shared))
+        if num_slots:
+            ledger.share([source], seq)
+            replica.hold_for_copy(source)
         sequence.lease_end = replica.first_lease(sequence)
         count = -(-sequence.lease_end // size) - len(shared)
         blocks = ledger.allocate(count, seq, shared[-1] if shared else -1)
@@ -373,12 +376,33 @@ class Admission:
         if sequence.request.width:
             self._fill_purse(sequence, replica)
         sequence.position = len(shared) * size
-        if whole is not None:
-            # The hit covers all but the last token, which is computed again: logits are needed from it.
-            num_slots = sequence.length - 1 - sequence.position
-            replica.write().copies.append(Copy(whole, blocks[0], num_slots))
+        if num_slots:
+            replica.write().copies.append(Copy(source, blocks[0], num_slots))
             sequence.position += num_slots
         replica.enter(sequence)
+
+    def _to_copy(self, sequence: Sequence, place: Place, num_shared: int) -> tuple[int, int]:
+        """A block behind the shared ones that begins as this sequence goes on, and how many of its slots do. A hit
+        covers all but the last token at most, which is computed again: logits are needed from it."""
+        replica, request, size = place.replica, sequence.request, place.replica.block_size
+        first = num_shared * size
+        num_known = min(size, sequence.length - 1 - first)
+        if len(place.hit) > num_shared:
+            return place.hit[num_shared], num_known
+        if num_known < replica.beginnings.min_slots or request.host is not None or not self._uses_cache(request):
+            return -1, 0
+        behind = (
+            parent(sequence.names[first // size * HASH_BYTES - HASH_BYTES : first // size * HASH_BYTES])
+            if first
+            else root(request.salt)
+        )
+        found = replica.beginnings.find(behind, sequence.tokens(first, first + num_known).tobytes())
+        if found is None:
+            return -1, 0
+        # The source is held until it is copied: that must not take the room that was just found.
+        if replica.ledger.num_available <= self._need(request, size).num_blocks:
+            return -1, 0
+        return found
 
     def _fill_purse(self, sequence: Sequence, replica: Replica) -> None:
         """A beam group starts with what its beams need to write up to the end of their first lease."""

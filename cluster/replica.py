@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from typing import TYPE_CHECKING
 
+from cluster.beginnings import Beginnings, parent, root
 from cluster.hashing import HASH_BYTES
 from cluster.ledger import Clock, Ledger
 from cluster.messages import Advances, GroupTables, Plan, ReplicaJoined, Result, Revoke, Revoked, ids
@@ -41,6 +42,7 @@ class Replica:
         self.joined = joined
         self.block_size = joined.block_size
         self.ledger = Ledger(pool, joined.num_blocks, settings.allocator, index, clock)
+        self.beginnings = Beginnings(self.ledger, joined.block_size)
         self.residents: dict[int, Sequence] = {}
         self.requests: dict[str, Request] = {}
         # Sequences whose lease could not be renewed, and how many requests are on their way out.
@@ -121,6 +123,19 @@ class Replica:
             assert at >= 0, f"{sequence} filled blocks without naming them"
             sequence.names += hashes[at:]
         self.ledger.set_names(sequence.table[first:end], sequence.names[first * HASH_BYTES : end * HASH_BYTES])
+        if first * size < len(request.prompt):
+            self._note_beginnings(sequence, first, min(end, -(-len(request.prompt) // size)))
+
+    def _note_beginnings(self, sequence: Sequence, first: int, end: int) -> None:
+        """Blocks of a prompt, and the one in which it ends, can be shared in part as well."""
+        size, names = self.block_size, sequence.names
+        tokens = sequence.tokens(first * size, end * size).tobytes()
+        num_bytes = len(tokens) // (end - first)
+        for number, block in enumerate(sequence.table[first:end]):
+            if self.ledger.name(block):
+                before = (first + number) * HASH_BYTES
+                behind = parent(names[before - HASH_BYTES : before]) if before else root(sequence.request.salt)
+                self.beginnings.note(block, behind, tokens[number * num_bytes : (number + 1) * num_bytes])
 
     def renew(self, sequence: Sequence) -> None:
         self._renew_each((sequence,))

@@ -27,6 +27,7 @@ WANTED = (
     "revoke in flight",
     "wait on a prefix",
     "full-prompt hit",
+    "hit inside a block",
     "scheduler rebuild",
     "transfer abort",
     "gateway loss",
@@ -41,6 +42,7 @@ class Coverage:
     def __init__(self, shape: WorldShape) -> None:
         self.counts: Counter[str] = Counter()
         self._ways: dict[int, str] = {}
+        self._block_size = shape.workers[0].block_size
         self._node_of = {f"w{number}": worker.node for number, worker in enumerate(shape.workers)}
 
     def look(self, events: list[Event], orders: list[Order]) -> None:
@@ -84,6 +86,7 @@ class Coverage:
                 counts["full-prompt hit"] += 1
             elif start.position:
                 counts["prefix hit"] += 1
+                counts["hit inside a block"] += start.position % self._block_size > 0
         for transfer in plan.transfers:
             self._ways[transfer.transfer] = self._way(plan.replica, transfer.peer)
         if plan.copies:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from cluster import admission, moves, swap
+from cluster.beginnings import Beginnings
 from cluster.ledger import Ledger
 from cluster.messages import (
     Copy,
@@ -143,6 +144,29 @@ def _cached_block_reused_without_unlisting(patch: Patch) -> None:
         self._names[block] = b""
 
     patch.setattr(Ledger, "_unname", forgetful)
+
+
+def _one_slot_more_than_agrees(patch: Patch) -> None:
+    find = Beginnings.find
+
+    def generous(self: Beginnings, behind: bytes, tokens: bytes) -> tuple[int, int] | None:
+        found = find(self, behind, tokens)
+        return found and (found[0], min(found[1] + 1, len(tokens) // 4))
+
+    patch.setattr(Beginnings, "find", generous)
+
+
+def _block_found_by_what_it_held_before(patch: Patch) -> None:
+    find = Beginnings.find
+
+    def forgetful(self: Beginnings, behind: bytes, tokens: bytes) -> tuple[int, int] | None:
+        block = self._block_of.get(behind + tokens[: self.min_slots * 4], -1)
+        if block in self._notes and self._ledger.name(block):
+            key, _, known = self._notes[block]
+            self._notes[block] = key, self._ledger.name(block), known
+        return find(self, behind, tokens)
+
+    patch.setattr(Beginnings, "find", forgetful)
 
 
 def _fork_without_its_tail(patch: Patch) -> None:
