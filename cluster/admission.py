@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from cluster.beginnings import parent, root
 from cluster.fairness import WaitingQueue
 from cluster.hashing import HASH_BYTES
 from cluster.messages import Beams, Copy, Drop, Fork, Reason, Start, Started, ids
@@ -391,12 +390,8 @@ class Admission:
             return place.hit[num_shared], num_known
         if num_known < replica.beginnings.min_slots or request.host is not None or not self._uses_cache(request):
             return -1, 0
-        behind = (
-            parent(sequence.names[first // size * HASH_BYTES - HASH_BYTES : first // size * HASH_BYTES])
-            if first
-            else root(request.salt)
-        )
-        found = replica.beginnings.find(behind, sequence.tokens(first, first + num_known).tobytes())
+        tokens = request.prompt[first : first + num_known]
+        found = replica.beginnings.find(place.hit[:num_shared], sequence.names, request.salt, tokens)
         if found is None:
             return -1, 0
         # The source is held until it is copied: that must not take the room that was just found.

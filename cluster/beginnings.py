@@ -1,63 +1,65 @@
-"""How the blocks of a pool begin: finds a block of which a new prompt needs only the first slots.
+"""How the blocks of a pool go on: finds a block of which a new prompt needs only the first slots.
 
 Prefix hits share full blocks. Where a prompt leaves what is cached inside a block, the slots before that are copied
-into a block of its own, which costs one copy of a block instead of computing those tokens. A replica notes blocks that
-begin in a prompt when they are listed; admission asks once per start. Nothing here holds a block or keeps it cached:
-what was noted is good as long as the ledger still knows the block by the same name.
+into a block of its own, which costs one copy of a block instead of computing those tokens. A replica notes where the
+prompts run that it has filled; admission asks once per start. Nothing here holds a block or keeps it cached: what was
+noted is good as long as the ledger knows the block by the name that it had.
 
-A copy moves a block's bytes twice, a token to compute reads all weights of a step, so a copy pays from the first few
-tokens on. Blocks are found by their first `MIN_SHARE` slots, one look-up whatever is cached; less than that is computed.
+Of several prompts through one block the last is asked, and its next block is taken if a quarter of it agrees. Prompts
+with a common beginning agree up to where that ends, whichever of them is asked; and to list every way to go on would
+cost more, on each block of each prompt, than the few tokens that it saves.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from cluster.hashing import HASH_BYTES
 from cluster.ledger import Ledger
+from cluster.messages import Ids, ids
 
 MIN_SHARE = 0.25
-_ID_BYTES = 4
-
-
-def root(salt: bytes) -> bytes:
-    """The parent of a first block. Tenants of different salts never find each other's."""
-    return b"\0" + salt
-
-
-def parent(name: bytes) -> bytes:
-    """The parent of every other block, by its name."""
-    return b"\1" + name
 
 
 class Beginnings:
-    """Of the blocks of one replica. Of blocks that begin alike behind one parent the last that was noted is found."""
+    """The last prompt through each block of a replica, and for each salt the last prompt at all."""
 
     def __init__(self, ledger: Ledger, block_size: int) -> None:
         self._ledger = ledger
+        self._block_size = block_size
         self.min_slots = max(1, int(block_size * MIN_SHARE))
-        self._block_of: dict[bytes, int] = {}
-        # By block: where it stands above, its name when it was noted, its tokens. Bounded by the pool.
-        self._notes: dict[int, tuple[bytes, bytes, bytes]] = {}
+        # By block: the prompt, the table in which it lies, and the names of its full blocks as they were known then.
+        # Three lists of what the garbage collector does not look at, and no object for each prompt.
+        self._prompts: list[Ids] = [ids()] * ledger.num_blocks
+        self._tables: list[Ids] = [ids()] * ledger.num_blocks
+        self._names: list[bytes] = [b""] * ledger.num_blocks
+        self._roots: dict[bytes, int] = {}
 
-    def note(self, block: int, behind: bytes, tokens: bytes) -> None:
-        """The listed block holds these tokens (int32 each) behind the parent `behind`."""
-        known = self._notes.get(block)
-        if known is not None and self._block_of.get(known[0]) == block:
-            del self._block_of[known[0]]
-        key = behind + tokens[: self.min_slots * _ID_BYTES]
-        self._block_of[key] = block
-        self._notes[block] = key, self._ledger.name(block), tokens
+    def note(self, salt: bytes, prompt: Ids, table: Ids, names: bytes, first: int, end: int) -> None:
+        """The prompt runs through blocks number `first` to `end` - 1 of the table, which are full."""
+        prompts, tables, all_names = self._prompts, self._tables, self._names
+        if not first:
+            self._roots[salt] = table[0]
+        # The block before them as well: from there a prompt that shares it finds them.
+        for block in table[first - 1 if first else 0 : end]:
+            prompts[block] = prompt
+            tables[block] = table
+            all_names[block] = names
 
-    def find(self, behind: bytes, tokens: bytes) -> tuple[int, int] | None:
-        """A block behind `behind` that begins as `tokens` do, and how many slots of it agree."""
-        if len(tokens) < self.min_slots * _ID_BYTES:
+    def find(self, shared: Sequence[int], names: bytes, salt: bytes, tokens: Ids) -> tuple[int, int] | None:
+        """A block behind the `shared` ones that begins as `tokens` do, and how many of its slots agree. `names` are
+        those of the prompt that asks."""
+        through = shared[-1] if shared else self._roots.get(salt, -1)
+        at = len(shared) * HASH_BYTES
+        known = self._names[through] if through >= 0 else b""
+        if len(known) < at + HASH_BYTES or known[:at] != names[:at]:
             return None
-        key = behind + tokens[: self.min_slots * _ID_BYTES]
-        block = self._block_of.get(key)
-        if block is None:
+        block = self._tables[through][len(shared)]
+        if self._ledger.name(block) != known[at : at + HASH_BYTES]:
             return None
-        _, name, known = self._notes[block]
-        if self._ledger.name(block) != name:
-            return None
-        agreed = self.min_slots * _ID_BYTES
-        while agreed < len(tokens) and known[agreed : agreed + _ID_BYTES] == tokens[agreed : agreed + _ID_BYTES]:
-            agreed += _ID_BYTES
-        return block, agreed // _ID_BYTES
+        first, agreed = len(shared) * self._block_size, 0
+        for token, other in zip(tokens, self._prompts[through][first : first + self._block_size], strict=False):
+            if token != other:
+                break
+            agreed += 1
+        return (block, agreed) if agreed >= self.min_slots else None

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from typing import TYPE_CHECKING
 
-from cluster.beginnings import Beginnings, parent, root
+from cluster.beginnings import Beginnings
 from cluster.hashing import HASH_BYTES
 from cluster.ledger import Clock, Ledger
 from cluster.messages import Advances, GroupTables, Plan, ReplicaJoined, Result, Revoke, Revoked, ids
@@ -124,18 +124,9 @@ class Replica:
             sequence.names += hashes[at:]
         self.ledger.set_names(sequence.table[first:end], sequence.names[first * HASH_BYTES : end * HASH_BYTES])
         if first * size < len(request.prompt):
-            self._note_beginnings(sequence, first, min(end, -(-len(request.prompt) // size)))
-
-    def _note_beginnings(self, sequence: Sequence, first: int, end: int) -> None:
-        """Blocks of a prompt, and the one in which it ends, can be shared in part as well."""
-        size, names = self.block_size, sequence.names
-        tokens = sequence.tokens(first * size, end * size).tobytes()
-        num_bytes = len(tokens) // (end - first)
-        for number, block in enumerate(sequence.table[first:end]):
-            if self.ledger.name(block):
-                before = (first + number) * HASH_BYTES
-                behind = parent(names[before - HASH_BYTES : before]) if before else root(sequence.request.salt)
-                self.beginnings.note(block, behind, tokens[number * num_bytes : (number + 1) * num_bytes])
+            # Blocks of a prompt, and the one in which it ends, can be shared in part as well.
+            end = min(end, -(-len(request.prompt) // size))
+            self.beginnings.note(request.salt, request.prompt, sequence.table, sequence.names, first, end)
 
     def renew(self, sequence: Sequence) -> None:
         self._renew_each((sequence,))

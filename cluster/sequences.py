@@ -89,14 +89,6 @@ class Sequence:
         """Tokens known, prompt and output."""
         return len(self.request.prompt) + len(self.outputs)
 
-    def tokens(self, first: int, end: int) -> Ids:
-        """The known tokens of these positions, prompt and output."""
-        prompt = self.request.prompt
-        known = prompt[first:end]
-        if end > len(prompt):
-            known += self.outputs[max(0, first - len(prompt)) : end - len(prompt)]
-        return known
-
     @property
     def is_ended(self) -> bool:
         return self.reason != Reason.NONE

@@ -14,10 +14,12 @@ import pytest
 
 from cluster import admission, moves, swap
 from cluster.beginnings import Beginnings
+from cluster.hashing import HASH_BYTES
 from cluster.ledger import Ledger
 from cluster.messages import (
     Copy,
     Drop,
+    Ids,
     Plan,
     Reason,
     Result,
@@ -149,22 +151,31 @@ def _cached_block_reused_without_unlisting(patch: Patch) -> None:
 def _one_slot_more_than_agrees(patch: Patch) -> None:
     find = Beginnings.find
 
-    def generous(self: Beginnings, behind: bytes, tokens: bytes) -> tuple[int, int] | None:
-        found = find(self, behind, tokens)
-        return found and (found[0], min(found[1] + 1, len(tokens) // 4))
+    def generous(self: Beginnings, shared: list[int], names: bytes, salt: bytes, tokens: Ids) -> Any:
+        found = find(self, shared, names, salt, tokens)
+        return found and (found[0], min(found[1] + 1, len(tokens)))
 
     patch.setattr(Beginnings, "find", generous)
 
 
 def _block_found_by_what_it_held_before(patch: Patch) -> None:
+    class Trusting:
+        """A ledger of which every block still holds what it held behind the shared ones."""
+
+        def __init__(self, name: bytes) -> None:
+            self._name = name
+
+        def name(self, block: int) -> bytes:
+            return self._name
+
     find = Beginnings.find
 
-    def forgetful(self: Beginnings, behind: bytes, tokens: bytes) -> tuple[int, int] | None:
-        block = self._block_of.get(behind + tokens[: self.min_slots * 4], -1)
-        if block in self._notes and self._ledger.name(block):
-            key, _, known = self._notes[block]
-            self._notes[block] = key, self._ledger.name(block), known
-        return find(self, behind, tokens)
+    def forgetful(self: Beginnings, shared: list[int], names: bytes, salt: bytes, tokens: Ids) -> Any:
+        ledger, through, at = self._ledger, shared[-1] if shared else self._roots.get(salt, 0), len(shared) * HASH_BYTES
+        self._ledger = Trusting(self._names[through][at : at + HASH_BYTES])  # type: ignore[assignment]
+        found = find(self, shared, names, salt, tokens)
+        self._ledger = ledger
+        return found if found is not None and ledger.name(found[0]) else None
 
     patch.setattr(Beginnings, "find", forgetful)
 
