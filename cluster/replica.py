@@ -118,11 +118,16 @@ class Replica:
             return
         # Generated blocks are named by the worker, which may repeat names that are known from an attempt before.
         num_known = len(sequence.names) // HASH_BYTES
+        flat = b""
         if num_known < end:
             at = len(hashes) - (end - num_known) * HASH_BYTES
             assert at >= 0, f"{sequence} filled blocks without naming them"
-            sequence.names += hashes[at:]
-        self.ledger.set_names(sequence.table[first:end], sequence.names[first * HASH_BYTES : end * HASH_BYTES])
+            flat = hashes[at:]
+            sequence.names += flat
+        if num_known > first:
+            flat = sequence.names[first * HASH_BYTES : end * HASH_BYTES]
+        table = sequence.table
+        self.ledger.set_names((table[first],) if end == first + 1 else table[first:end], flat)
         if first * size < len(request.prompt):
             # Blocks of a prompt, and the one in which it ends, can be shared in part as well.
             end = min(end, -(-len(request.prompt) // size))

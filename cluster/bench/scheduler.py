@@ -1,10 +1,9 @@
 """`quire bench scheduler`: what the scheduler costs, on one core, against workers that make up tokens.
 
-The real scheduler with all features on and the garbage collector running; the workers are arrays that advance every
-sequence by one token a step, report near the end of a lease and stop at their length, so that hardly any time but the
-scheduler's passes. Timed, as processor time of the thread: decoding of results, the turn,
-encoding of plans. The same trace also runs with leases of one
-step, which is a scheduler that plans every token: what leases save.
+The real scheduler with all features on and the garbage collector running. Timed, as processor time of the thread:
+decoding of results, the turn, encoding of plans. Turns that take results and turns that admit what replaces ended
+requests are told apart; rates are over both. The same trace also runs with leases of one step, which is a scheduler
+that plans every token: what leases save.
 """
 
 from __future__ import annotations
@@ -13,44 +12,38 @@ import argparse
 import random
 import resource
 import time
-from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from cluster.bench.made_up_workers import MEAN_OUTPUT, MEAN_PROMPT, MadeUpWorkers, submits
 from cluster.bench.report import Report
 from cluster.hashing import HASH_BYTES
 from cluster.host import tune_collector
-from cluster.messages import (
-    Advances,
-    Closed,
-    Done,
-    Event,
-    Plan,
-    Reason,
-    ReplicaJoined,
-    Result,
-    Stopped,
-    Submit,
-    ids,
-)
+from cluster.messages import Closed, Done, Event, Plan, ReplicaJoined, Submit, ids
 from cluster.sampling import SamplingParams
 from cluster.scheduler import Scheduler
 from cluster.settings import SchedulerSettings
-from cluster.wire import decode_result, encode_plan, encode_result
+from cluster.wire import decode_result, encode_plan
 
 BLOCK_SIZE = 16
-MEAN_PROMPT, MEAN_OUTPUT = 161, 338
+SMALL, LARGE = (4, 256), (400, 256)
+"""About 1,000 and 100,000 running sequences: an event may cost twice as much at the latter."""
 
 
 @dataclass
 class Timing:
     """Seconds of each turn, and what was done in them."""
 
-    turns: list[float]
+    # Turns that took results, and turns that took ends and new requests.
+    turns: list[float] = field(default_factory=list)
+    admission_turns: list[float] = field(default_factory=list)
     tokens: int = 0
-    blocks: int = 0
+    # Leases renewed, blocks granted (by renewals and starts), blocks filled and named, blocks freed.
+    renewed: int = 0
+    granted: int = 0
+    filled: int = 0
+    freed: int = 0
     plans: int = 0
     plan_bytes: int = 0
     started: int = 0
@@ -58,6 +51,10 @@ class Timing:
     held: int = 0
     needed: int = 0
     written: int = 0
+
+    @property
+    def events(self) -> int:
+        return self.renewed + self.granted + self.filled + self.freed
 
     @property
     def last_block_waste(self) -> float:
@@ -71,115 +68,11 @@ class Timing:
 
     @property
     def seconds(self) -> float:
-        return sum(self.turns)
-
-    def percentile(self, share: float) -> float:
-        return sorted(self.turns)[min(len(self.turns) - 1, int(share * len(self.turns)))]
+        return sum(self.turns) + sum(self.admission_turns)
 
 
-class MadeUpWorkers:
-    """All workers of a cluster as arrays: [worker, batch row]. Every step each sequence with leave gains a token."""
-
-    def __init__(self, num_workers: int, num_seqs: int, block_size: int, seed: int) -> None:
-        self.block_size = block_size
-        shape = (num_workers, num_seqs)
-        self.seq = np.zeros(shape, np.int64)
-        self.position = np.zeros(shape, np.int32)
-        self.reported = np.zeros(shape, np.int32)
-        self.lease_end = np.zeros(shape, np.int32)
-        self.end = np.zeros(shape, np.int32)
-        self.asked = np.zeros(shape, np.bool_)
-        self.number = [0] * num_workers
-        self.plan = [0] * num_workers
-        self.ahead = [0] * num_workers
-        self.free = [list(range(num_seqs)) for _ in range(num_workers)]
-        self.row_of: list[dict[int, int]] = [{} for _ in range(num_workers)]
-        self._random = random.Random(seed)
-
-    def obey(self, worker: int, plan: Plan) -> None:
-        self.plan[worker], self.ahead[worker] = plan.number, plan.ahead
-        rows = self.row_of[worker]
-        extends = plan.extends
-        for seq, lease_end in zip(extends.seqs, extends.lease_ends, strict=True):
-            row = rows[seq]
-            self.lease_end[worker, row] = lease_end
-            self.asked[worker, row] = False
-        for start in plan.starts:
-            row = self.free[worker].pop()
-            rows[start.seq] = row
-            self.seq[worker, row] = start.seq
-            self.position[worker, row] = self.reported[worker, row] = len(start.tokens)
-            self.lease_end[worker, row] = start.lease_end
-            self.end[worker, row] = start.num_prompt + (start.sampling.max_tokens or 1) - 1
-            self.asked[worker, row] = False
-
-    def step(self) -> int:
-        """One step of every worker; returns the tokens made."""
-        runs = (self.seq != 0) & (self.position < self.lease_end)
-        self.position += runs
-        return int(np.count_nonzero(runs))
-
-    def result(self, worker: int, epoch: int) -> Result | None:
-        """What this worker would report after the step."""
-        seq, position = self.seq[worker], self.position[worker]
-        alive = seq != 0
-        ended = np.flatnonzero(alive & (position >= self.end[worker]))
-        asks = alive & (self.lease_end[worker] - position <= self.ahead[worker]) & ~self.asked[worker]
-        asks[ended] = False
-        rows = np.flatnonzero(asks)
-        if not len(rows) and not len(ended):
-            return None
-        self.asked[worker, rows] = True
-        counts = position[rows] - self.reported[worker, rows]
-        filled = position[rows] // self.block_size - self.reported[worker, rows] // self.block_size
-        self.reported[worker, rows] = position[rows]
-        num_hashes = int(filled.sum())
-        self.number[worker] += 1
-        return Result(
-            f"r{worker}",
-            1,
-            epoch,
-            self.number[worker],
-            self.plan[worker],
-            self.number[worker],
-            Advances(
-                array("q", seq[rows].tobytes()),
-                array("i", position[rows].astype(np.int32).tobytes()),
-                array("i", counts.astype(np.int32).tobytes()),
-                array("i", bytes(4 * int(counts.sum()))),
-                array("i", filled.astype(np.int32).tobytes()),
-                self._random.randbytes(num_hashes * HASH_BYTES),
-            ),
-            tuple(self._stop(worker, int(row)) for row in ended),
-        )
-
-    def _stop(self, worker: int, row: int) -> Stopped:
-        seq, position = int(self.seq[worker, row]), int(self.position[worker, row])
-        reported = int(self.reported[worker, row])
-        filled = position // self.block_size - reported // self.block_size
-        self.seq[worker, row] = 0
-        del self.row_of[worker][seq]
-        self.free[worker].append(row)
-        return Stopped(
-            seq,
-            Reason.LENGTH,
-            position,
-            array("i", bytes(4 * (position - reported + 1))),
-            self._random.randbytes(filled * HASH_BYTES),
-        )
-
-
-def submits(rng: random.Random, block_size: int) -> Iterator[Submit]:
-    """Requests without end; the lengths are exponential, which is the steady state of any mix for a scheduler."""
-    number = 0
-    while True:
-        number += 1
-        num_prompt = 1 + int(rng.expovariate(1 / MEAN_PROMPT)) % 2000
-        hashes = tuple(rng.randbytes(HASH_BYTES) for _ in range(num_prompt // block_size))
-        max_tokens = 2 + int(rng.expovariate(1 / MEAN_OUTPUT)) % 2000
-        sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens)
-        tenant = f"t{number % 4}"
-        yield Submit(f"q{number}", "g", number, "m", tenant, array("i", bytes(4 * num_prompt)), hashes, sampling)
+def percentile(turns: list[float], share: float) -> float:
+    return sorted(turns)[min(len(turns) - 1, int(share * len(turns)))]
 
 
 def _new_scheduler(num_workers: int, num_seqs: int, ahead: int, block_size: int) -> Scheduler:
@@ -209,22 +102,19 @@ def run_decode(
     workers = MadeUpWorkers(num_workers, num_seqs, block_size, seed)
     source = submits(random.Random(seed), block_size)
     now = 0.0
-    timing = Timing([])
+    timing = Timing()
     waiting: list[Event] = [next(source) for _ in range(num_workers * num_seqs)]
     while waiting:
-        _turn(scheduler, workers, waiting[:512], [], now, Timing([]))
+        _turn(scheduler, workers, waiting[:512], [], now, Timing())
         waiting = waiting[512:]
     # Sequences start at the same moment: let them spread before the clock runs.
     for step in range(-warm_up, steps):
         now += 0.02
-        tokens = workers.step()
-        results = [
-            encode_result(result)
-            for result in (workers.result(worker, scheduler.epoch) for worker in range(num_workers))
-            if result is not None
-        ]
-        into = timing if step >= 0 else Timing([])
-        into.tokens += tokens
+        into = timing if step >= 0 else Timing()
+        into.tokens += workers.step()
+        results = workers.results(scheduler.epoch)
+        into.filled, into.freed = into.filled + workers.num_filled, into.freed + workers.num_freed
+        workers.num_filled = workers.num_freed = 0
         _sample_waste(scheduler, workers, into)
         ended: list[Event] = []
         for batch in [[result] for result in results] if per_result else [results]:
@@ -252,13 +142,14 @@ def _turn(
     began = time.thread_time()
     orders = scheduler.turn([*events, *map(decode_result, results)], now)
     encoded = [encode_plan(order) for order in orders if isinstance(order, Plan)]
-    into.turns.append(time.thread_time() - began)
+    (into.turns if results else into.admission_turns).append(time.thread_time() - began)
     into.plans += len(encoded)
     into.plan_bytes += sum(map(len, encoded))
     closed: list[Event] = []
     for order in orders:
         if isinstance(order, Plan):
-            into.blocks += len(order.extends.seqs)
+            into.renewed += len(order.extends.seqs)
+            into.granted += len(order.extends.blocks) + sum(len(start.table) for start in order.starts)
             into.started += len(order.starts)
             workers.obey(int(order.replica[1:]), order)
         elif isinstance(order, Done):
@@ -307,46 +198,49 @@ def _row(num_workers: int, num_seqs: int, timing: Timing) -> dict[str, str | int
         "workers": num_workers,
         "seqs each": num_seqs,
         "tokens/s/core": round(timing.tokens / timing.seconds),
-        "block events/s": round(timing.blocks / timing.seconds),
-        "us/event": timing.seconds / max(1, timing.blocks) * 1e6,
-        "turn p50 ms": timing.percentile(0.5) * 1e3,
-        "turn p99 ms": timing.percentile(0.99) * 1e3,
+        "block events/s": round(timing.events / timing.seconds),
+        "us/event": timing.seconds / max(1, timing.events) * 1e6,
+        "turn p50 ms": percentile(timing.turns, 0.5) * 1e3,
+        "turn p99 ms": percentile(timing.turns, 0.99) * 1e3,
+        "admissions a turn": round(timing.started / max(1, len(timing.admission_turns)), 1),
+        "their p99 ms": percentile(timing.admission_turns or [0.0], 0.99) * 1e3,
         "bytes/plan": round(timing.plan_bytes / max(1, timing.plans)),
         "MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="quire bench scheduler", description=__doc__)
-    parser.add_argument("--steps", type=int, default=64, help="steps of every worker that are timed")
-    parser.add_argument(
-        "--sizes", default="1x64,1x256,8x256,64x256,64x1024,1024x64,400x256", help="workers x sequences"
+def _compare_sizes(report: Report, seed: int) -> None:
+    """Whether an event costs more where more sequences run."""
+    costs = []
+    for num_workers, num_seqs in (SMALL, LARGE):
+        # As many events each, and the turns of a worker alone: as it is with workers that do not march in step.
+        timing = run_decode(num_workers, num_seqs, 16 * LARGE[0] // num_workers if num_workers < 16 else 16, seed)
+        costs.append(timing.seconds / timing.events * 1e6)
+    report.table(
+        "a block event by running sequences",
+        [
+            {"running": SMALL[0] * SMALL[1], "us/event": costs[0], "ratio": 1.0},
+            {"running": LARGE[0] * LARGE[1], "us/event": costs[1], "ratio": costs[1] / costs[0]},
+        ],
     )
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json")
-    arguments = parser.parse_args(argv)
-    report = Report("scheduler", argv)
-    tune_collector()
-    cost: dict[int, float] = {}
-    for size in arguments.sizes.split(","):
-        num_workers, num_seqs = map(int, size.split("x"))
-        steps = max(16, min(arguments.steps * 64 * 256 // (num_workers * num_seqs), 512, arguments.steps * 8))
-        timing = run_decode(num_workers, num_seqs, steps, arguments.seed)
-        cost[num_workers * num_seqs] = timing.seconds / max(1, timing.blocks)
-        report.table("decode, everything queued from all workers in one turn", [_row(num_workers, num_seqs, timing)])
-    single = run_decode(64, 256, 16, arguments.seed, per_result=True)
-    report.table("decode, one turn for each worker's result", [_row(64, 256, single)])
-    leased = run_decode(8, 256, 64, arguments.seed)
-    settled = run_decode(1, 256, 512, arguments.seed, warm_up=1500)
-    planned = run_decode(8, 256, 64, arguments.seed, ahead=0, block_size=1)
+
+
+def _compare_leases(report: Report, seed: int) -> None:
+    leased = run_decode(8, 256, 64, seed)
+    planned = run_decode(8, 256, 64, seed, ahead=0, block_size=1)
+    costs = [timing.seconds / timing.tokens * 1e6 for timing in (leased, planned)]
     report.table(
         "what leases save (8 x 256)",
         [
-            {"scheduler": "leases", "us a token": leased.seconds / leased.tokens * 1e6},
-            {"scheduler": "leave for one token at a time", "us a token": planned.seconds / planned.tokens * 1e6},
+            {"scheduler": "leases", "us a token": costs[0], "times": 1.0},
+            {"scheduler": "leave for one token at a time", "us a token": costs[1], "times": costs[1] / costs[0]},
         ],
     )
-    floor = computed_floor(arguments.seed)
+
+
+def _waste(report: Report, seed: int) -> None:
+    settled = run_decode(1, 256, 512, seed, warm_up=1500)
+    floor = computed_floor(seed)
     report.table(
         "slots without a token, as a share of tokens, time-averaged (1 x 256, settled)",
         [
@@ -357,6 +251,30 @@ def main(argv: list[str]) -> int:
     )
     report.check("last blocks at most 1.05x of the floor", settled.last_block_waste <= 1.05 * floor)
     report.check("leased ahead at most 1.5 %", settled.leased_ahead <= 0.015, f"{settled.leased_ahead:.4f}")
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="quire bench scheduler", description=__doc__)
+    parser.add_argument("--steps", type=int, default=64, help="steps of every worker that are timed")
+    parser.add_argument(
+        "--sizes", default="1x64,1x1024,8x256,64x256,64x1024,1024x64,400x256", help="workers x sequences"
+    )
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json")
+    arguments = parser.parse_args(argv)
+    report = Report("scheduler", argv)
+    tune_collector()
+    report.note("a block event is a lease renewed, a block granted, a block filled and named, or a block freed")
+    for size in arguments.sizes.split(","):
+        num_workers, num_seqs = map(int, size.split("x"))
+        steps = max(16, min(arguments.steps * 64 * 256 // (num_workers * num_seqs), 512, arguments.steps * 8))
+        timing = run_decode(num_workers, num_seqs, steps, arguments.seed)
+        report.table("decode, everything queued from all workers in one turn", [_row(num_workers, num_seqs, timing)])
+    single = run_decode(64, 256, 16, arguments.seed, per_result=True)
+    report.table("decode, one turn for each worker's result", [_row(64, 256, single)])
+    _compare_sizes(report, arguments.seed)
+    _compare_leases(report, arguments.seed)
+    _waste(report, arguments.seed)
     rate = run_admissions(64, 8192, arguments.seed)
     report.table("admissions, 512-token prompts with hashes", [{"workers": 64, "admissions/s": round(rate)}])
     return report.finish(arguments.json)
