@@ -92,6 +92,25 @@ def test_prefixes_of_each_other(reference: Reference) -> None:
     assert sum(output.num_cached_tokens for output in outputs) >= 96 + 96 + 96 + 296
 
 
+@pytest.mark.parametrize("block_size", [8, 16])
+def test_prefixes_that_end_inside_a_block(reference: Reference, block_size: int) -> None:
+    """Prompts that leave a cached one at any place: what agrees is shared or copied, and nobody's tokens change."""
+    longest = reference.prompts[-1]
+    model = models.reference(reference.folder)
+    # Each goes on with another token than the cached one does.
+    same = [3, 4, 15, 21, 100, 103, 107, 204, 300, 303]
+    prompts = [[*longest[:length], (longest[length] + 1) % models.VOCAB or 3, 7, 9] for length in same]
+    wanted = [models.greedy(model, prompt, 8) for prompt in prompts]
+    llm = engine(reference.folder, block_size=block_size, kv_blocks=4000 // block_size)
+    settings = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    llm.generate([longest], settings)
+    outputs = llm.generate(prompts, settings)
+    assert [output.outputs[0].token_ids for output in outputs] == wanted
+    least = block_size // 4
+    cached = [length if length % block_size >= least else length - length % block_size for length in same]
+    assert [output.num_cached_tokens for output in outputs] == cached
+
+
 def test_the_reference_kernels_agree(reference: Reference) -> None:
     few = [3, 11, 19, 25]
     llm = engine(reference.folder, block_size=16, kv_blocks=200, kernels="reference")
