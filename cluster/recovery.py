@@ -94,8 +94,14 @@ class Recovery:
                 self.seal(request)
         # The tokens of requests that ended there may have died with it: their gateways are asked as well.
         for request in scheduler.unclosed.values():
-            if request.last_replica is replica:
+            if request.last_replica is replica or any(one.ended_on is replica for one in request.sequences):
                 self.ask_seal(request)
+        # So may those of single sequences, whose siblings went on elsewhere: to ask would stop these.
+        for request in scheduler.requests.values():
+            if request.state is not State.SEALING and len(request.sequences) > 1:
+                for sequence in request.sequences:
+                    if sequence.ended_on is replica:
+                        self.replay(request, sequence)
 
     def seal(self, request: Request) -> None:
         """Its gateway is asked what it has of the request, which starts again from there."""
@@ -154,7 +160,9 @@ class Recovery:
             if sequence.is_ended:
                 self.ask_seal(request)
             return
-        tokens = Tokens(request.route, sequence.index, request.attempt + 1, 0, sequence.outputs, reason=sequence.reason)
+        # An attempt that runs is not sealed; of one that does not, the gateway may have been told to take no more.
+        attempt = request.attempt + (request.state is not State.RUNNING)
+        tokens = Tokens(request.route, sequence.index, attempt, 0, sequence.outputs, reason=sequence.reason)
         self._scheduler.tell(Replay(request.gateway, tokens))
 
     # -- gateways come and go

@@ -331,6 +331,7 @@ class Scheduler:
         replica.fill(sequence, stopped.position, stopped.hashes)
         if sequence.reason is Reason.NONE and stopped.reason is not Reason.DROPPED:
             sequence.reason = stopped.reason
+            sequence.ended_on = replica
         if request.is_adopted and sequence.is_ended:
             self.recovery.replay(request, sequence)
         goes_on = request.host is not None or self.moves.is_stopping(request)

@@ -34,6 +34,7 @@ class Sequence:
     """One stream of tokens. `seq` names its attempt on a replica; 0 while it is on none."""
 
     __slots__ = (
+        "ended_on",
         "has_stopped",
         "host_table",
         "index",
@@ -67,6 +68,8 @@ class Sequence:
         # Names of its full blocks, HASH_BYTES each: flat, so that the garbage collector has nothing to walk.
         self.names = request.names
         self.reason = Reason.NONE
+        # The replica whose worker ended it: its last tokens may be on their way from there long after.
+        self.ended_on: Replica | None = None
         # A beam group: how many of its blocks no beam's table has or is about to need, as its worker last told.
         self.purse = 0
         # Its worker was told to give back what it leases ahead, and has not answered: its lease is not renewed.

@@ -82,6 +82,7 @@ FOUND = {
     103536: "a request that had begun to wait was found running on a replica",
     104622: "two requests had one number of arrival",
     2022306904: "a new scheduler refused a model before any replica could report it",
+    646: "a sequence's last tokens died with its worker while its siblings went on elsewhere",
     1624: "a request that can never fit was started after a rebuild",
     8: "a move changed what a replica had free, and admission counted on more",
     67: "a move gave its source's blocks back, and those that waited for them were not looked at",
