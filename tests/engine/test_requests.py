@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cluster import LLM, SamplingParams
+from cluster.sampling import sequence_seed
 from cluster.settings import SchedulerSettings
 from tests.engine import models
 
@@ -34,6 +35,19 @@ def test_greedy_forks_say_the_same(tiny_llama: Path, model: Any, prefix_caching:
         outputs = llm.generate(PROMPTS, SamplingParams(n=3, temperature=0, max_tokens=12, ignore_eos=True))
         assert [[one.token_ids for one in output.outputs] for output in outputs] == [[want] * 3 for want in wanted]
         assert [[one.index for one in output.outputs] for output in outputs] == [[0, 1, 2]] * 5
+
+
+def test_n_sequences_say_what_n_single_requests_say(tiny_llama: Path) -> None:
+    """For every n, with the seeds that the sequences of a request draw with."""
+    llm = engine(tiny_llama, block_size=8, kv_blocks=200, max_batch=24)
+    draws: dict[str, Any] = {"temperature": 1.1, "top_p": 0.95, "max_tokens": 11, "ignore_eos": True}
+    single = [SamplingParams(seed=sequence_seed(7, index), **draws) for index in range(16)]
+    for prompt in PROMPTS:
+        alone = [output.outputs[0].token_ids for output in llm.generate([prompt] * 16, single)]
+        assert len({tuple(ids) for ids in alone}) > 8
+        for n in range(1, 17) if prompt is PROMPTS[0] else (2, 16):
+            (output,) = llm.generate([prompt], SamplingParams(n=n, seed=7, **draws))
+            assert [one.token_ids for one in output.outputs] == alone[:n], f"n = {n}"
 
 
 def test_forks_survive_preemption(tiny_llama: Path) -> None:
