@@ -544,7 +544,8 @@ Event: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The request is ours from here on. `place` > 0: it waits, for `reason`."""
+    """The request is ours from here on. `place` requests of its model wait before it; `reason`: why it waits itself,
+    empty if it starts at once."""
 
     gateway: str
     route: int

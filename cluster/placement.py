@@ -136,6 +136,8 @@ class Board:
         """Why the roomiest replica cannot take it now, with the figures."""
         if not self.replicas:
             return "no replica of its model is here"
+        if ((self._free >= need.num_blocks) & (self._seats >= need.num_places)).any():
+            return "requests that go before it wait for room"
         row = int(np.argmax(np.where(self._seats > 0, self._free, -1)))
         replica = self.replicas[row]
         if self._seats[row] <= 0:

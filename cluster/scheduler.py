@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cluster.admission import Admission
@@ -92,6 +93,8 @@ class Scheduler:
         # Replicas that something happened to in this turn: no others are looked at.
         self.touched: dict[str, Replica] = {}
         self._orders: list[Order] = []
+        # Those that were accepted in this turn, and where among its orders they were told so.
+        self._accepted: list[tuple[int, Request]] = []
         # Behind all requests of schedulers before this one, whose numbers stay theirs.
         self._num_arrivals = ((epoch - 1) & 0xFF) << 32
         self.num_pools = 0
@@ -135,6 +138,7 @@ class Scheduler:
         self.balance.level(now)
         self.admission.admit(now, list(self.touched.values()))
         orders, self._orders = self._orders, []
+        self._say_why(orders)
         for replica in self.touched.values():
             plan = replica.plan(self.epoch)
             if plan is not None:
@@ -170,9 +174,19 @@ class Scheduler:
             return
         reason = self.admission.accept(request)
         place = self.admission.num_waiting(request.model) - 1
+        if not reason:
+            self._accepted.append((len(self._orders), request))
         self.tell(Accepted(request.gateway, request.route, request.request_id, place, reason))
         if request.deadline is not None:
             self.wake_at(request.deadline, request)
+
+    def _say_why(self, orders: list[Order]) -> None:
+        """Who was accepted in this turn and could not start is told why."""
+        for at, request in self._accepted:
+            accepted = orders[at]
+            if request.state in (State.QUEUED, State.PARKED) and isinstance(accepted, Accepted):
+                orders[at] = replace(accepted, reason=self.admission.why_waiting(request))
+        self._accepted.clear()
 
     def enter(self, event: Submit | Pin) -> Request:
         self._num_arrivals += 1

@@ -128,6 +128,22 @@ def test_a_full_queue_refuses_with_a_time_to_try_again() -> None:
     assert isinstance(refused, Refused) and refused.code == "RESOURCE_EXHAUSTED" and refused.retry_after_s > 0
 
 
+def test_who_waits_is_told_its_place_and_the_reason() -> None:
+    driver = Driver(num_blocks=8, max_batch=3)
+    prompt = range(48)
+    told = driver.turn(submit("first", prompt, 4), submit("same", prompt, 4), submit("large", range(100, 195), 4))
+    told += driver.turn(submit("small", range(3), 4), submit("urgent", range(3), 4, priority=-1))
+    said = {order.request_id: (order.place, order.reason) for order in told if isinstance(order, Accepted)}
+    assert said == {
+        "first": (0, ""),
+        "same": (1, "first computes its prefix"),
+        "large": (2, "needs 7 blocks on r0, 4 are free beside the reserve"),
+        "small": (1, "requests that go before it wait for room"),
+        "urgent": (2, ""),
+    }
+    assert "urgent" in starts(told)
+
+
 def test_steady_decode_asks_once_a_block_and_leases_one_block() -> None:
     driver = Driver()
     start = starts(driver.turn(submit("q", range(10), 200)))["q"]
