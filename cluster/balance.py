@@ -46,7 +46,7 @@ class Balance:
             if target is not None:
                 scheduler.moves.begin(request, target)
             elif is_late or not others or not self._may_yet_move(request):
-                scheduler.preempt(request, f"replica {replica.name} is draining", "drain")
+                scheduler.pressure.preempt(request, f"replica {replica.name} is draining", "drain")
 
     def _may_yet_move(self, request: Request) -> bool:
         """Forks move once their prompt is written."""

@@ -53,7 +53,7 @@ class Pins:
         if request.is_cacheable and request.names:
             replica.pin(request.request_id, list(sequence.table[: len(request.names) // HASH_BYTES]))
             self.held[request.request_id] = request
-            self._scheduler.wake_at(request.pin_until, request)
+            self._scheduler.deadlines.wake_at(request.pin_until, request)
 
     def release(self, request: Request) -> None:
         del self.held[request.request_id]

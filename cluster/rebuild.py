@@ -190,7 +190,7 @@ class Rebuild:
         self._reroute(request, *known)
         request.deadline = submit.deadline
         if submit.deadline is not None:
-            scheduler.wake_at(submit.deadline, request)
+            scheduler.deadlines.wake_at(submit.deadline, request)
         self._take_outputs(request, open_request)
         if request.state is State.SEALING:
             scheduler.recovery.ask_seal(request)
@@ -247,4 +247,4 @@ class Rebuild:
         unconfirmed, self._unconfirmed = list(self._unconfirmed.values()), {}
         for request in unconfirmed:
             request.orphaned_until = now + scheduler.settings.orphan_grace_s
-            scheduler.wake_at(request.orphaned_until, request)
+            scheduler.deadlines.wake_at(request.orphaned_until, request)

@@ -115,7 +115,7 @@ class Recovery:
 
     def ask_seal(self, request: Request) -> None:
         request.seal_deadline = self._scheduler.now + self._scheduler.settings.seal_timeout_s
-        self._scheduler.wake_at(request.seal_deadline, request)
+        self._scheduler.deadlines.wake_at(request.seal_deadline, request)
         self._scheduler.tell(Seal(request.gateway, request.route, request.request_id, request.attempt))
 
     def on_sealed(self, sealed: Sealed) -> None:
@@ -201,7 +201,7 @@ class Recovery:
         for request in [*scheduler.requests.values(), *scheduler.unclosed.values()]:
             if request.gateway == lost.gateway and request.pin_until is None:
                 request.orphaned_until = until
-                scheduler.wake_at(until, request)
+                scheduler.deadlines.wake_at(until, request)
                 if request.state is State.SEALING:
                     # Nobody is left to say what was sent; what the workers reported is a prefix of it, and the same
                     # draws give the same tokens again.

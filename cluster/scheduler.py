@@ -5,13 +5,12 @@ clock, no I/O, no randomness, no torch. The embedded engine, the Ray actor and t
 
 The road of a request: submit -> waiting queue -> `Admission` finds room and a cached prefix -> Start in a replica's
 plan -> the replica's results renew leases (`Replica.advance`, once per block) -> Stopped frees the blocks -> Done.
-Under pressure `_relieve` sends the request of lowest precedence back into the queue. When a replica is lost, the
+Under pressure `Pressure.relieve` sends a request back into the queue. When a replica is lost, the
 gateway is asked what it has (Seal), and the request starts again from there.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from typing import Any
 
 from cluster.admission import Admission
 from cluster.balance import Balance
+from cluster.deadlines import Deadlines
 from cluster.fairness import Tenants
 from cluster.ledger import Clock, Ledger
 from cluster.messages import (
@@ -55,6 +55,7 @@ from cluster.moves import Moves
 from cluster.notes import Notes
 from cluster.pins import Pins
 from cluster.prefix import PrefixIndex
+from cluster.pressure import Pressure
 from cluster.rebuild import Rebuild
 from cluster.recovery import Recovery
 from cluster.replica import Replica
@@ -84,6 +85,8 @@ class Scheduler:
         self.moves = Moves(self)
         self.balance = Balance(self)
         self.pins = Pins(self)
+        self.pressure = Pressure(self)
+        self.deadlines = Deadlines(self)
         self.recovery = Recovery(self)
         self.rebuild = Rebuild(self)
         # Of any model: what a pin computes is thrown away but for its blocks.
@@ -98,7 +101,6 @@ class Scheduler:
         # Behind all requests of schedulers before this one, whose numbers stay theirs.
         self._num_arrivals = ((epoch - 1) & 0xFF) << 32
         self.num_pools = 0
-        self._deadlines: list[tuple[float, int, str]] = []
         # Ended requests whose gateway may still lack tokens, until it says Closed.
         self.unclosed: dict[str, Request] = {}
         self._obey: dict[type, Callable[[Any], None]] = {
@@ -129,12 +131,13 @@ class Scheduler:
         self.rebuild.begin_if_due()
         for event in events:
             self._obey[type(event)](event)
-        self._expire(now)
+        self.rebuild.expire(now)
+        self.deadlines.expire(now)
         for replica in list(self.touched.values()):
             if replica.is_draining and replica.requests:
                 self.balance.drain(replica)
             if replica.wanting:
-                self._relieve(replica)
+                self.pressure.relieve(replica)
         self.balance.level(now)
         self.admission.admit(now, list(self.touched.values()))
         orders, self._orders = self._orders, []
@@ -150,10 +153,8 @@ class Scheduler:
     @property
     def next_deadline(self) -> float | None:
         """When a turn is due even if nothing happens."""
-        times = [self._deadlines[0][0]] if self._deadlines else []
-        if self.rebuild.ends_at is not None:
-            times.append(self.rebuild.ends_at)
-        return min(times, default=None)
+        times = (self.deadlines.next, self.rebuild.ends_at)
+        return min((time for time in times if time is not None), default=None)
 
     @property
     def now(self) -> float:
@@ -178,7 +179,7 @@ class Scheduler:
             self._accepted.append((len(self._orders), request))
         self.tell(Accepted(request.gateway, request.route, request.request_id, place, reason))
         if request.deadline is not None:
-            self.wake_at(request.deadline, request)
+            self.deadlines.wake_at(request.deadline, request)
 
     def _say_why(self, orders: list[Order]) -> None:
         """Who was accepted in this turn and could not start is told why."""
@@ -403,54 +404,7 @@ class Scheduler:
         self.tell(Refused(request.gateway, request.route, request.request_id, code, detail))
         self.abort(request, reason)
 
-    # -- pressure
-
-    def _relieve(self, replica: Replica) -> None:
-        """Sequences cannot grow: blocks leased ahead come back; then requests go, the lowest precedence first."""
-        while True:
-            starving = replica.serve_wanting()
-            if starving is None or replica.num_stopping or replica.num_revoking:
-                return
-            num_revokes = replica.revoke_unused(len(replica.wanting))
-            if num_revokes:
-                self.counters["leases revoked"] += num_revokes
-                return
-            if self.moves.give_up_one(replica):
-                continue
-            running = [request for request in replica.requests.values() if request.state is State.RUNNING]
-            victim = max(running, key=lambda request: request.precedence)
-            if len(running) == 1 and self.pins.give_up_one(replica):
-                continue
-            self.preempt(victim, f"{starving.request.request_id} needs a block and none is free", "memory")
-
-    def preempt(self, request: Request, why: str, cause: str) -> None:
-        """Its replica is needed: it goes to host memory or is computed again, whichever is cheaper.
-
-        `why` is for people, `cause` one of a few words that preemptions are counted by.
-        """
-        replica = request.replica
-        assert replica is not None
-        request.preemptions += 1
-        way = self.swapper.way_out(request, replica)
-        if self.balance.moves_instead(request, way.seconds, why, cause):
-            return
-        kind = (
-            "recompute"
-            if way.host is None
-            else "swap"
-            if way.host.joined.node == replica.joined.node
-            else "remote swap"
-        )
-        request.why_preempted = f"{why}; {kind}, estimated {way.seconds * 1e3:.1f} ms"
-        if way.lacks:
-            request.why_preempted += f"; {way.lacks}"
-            self.counters["out of host memory"] += 1
-        self.counters[f"preempted {kind}"] += 1
-        self.notes.preemptions[kind, cause] += 1
-        self.notes.add(self.now, "preempted", request.request_id, request.why_preempted)
-        if way.host is not None:
-            self.swapper.reserve(request, way.host)
-        self.drop(request)
+    # -- replicas, pools and models
 
     def _on_host_pool_joined(self, joined: HostPoolJoined) -> None:
         self.num_pools += 1
@@ -483,36 +437,6 @@ class Scheduler:
             detail = f"model {model} was unloaded before the request could end"
             self.break_off(request, "UNAVAILABLE", detail, Reason.DROPPED)
         self.admission.forget_model(model)
-
-    # -- time
-
-    def wake_at(self, when: float, request: Request) -> None:
-        heapq.heappush(self._deadlines, (when, request.arrival, request.request_id))
-
-    def _expire(self, now: float) -> None:
-        self.rebuild.expire(now)
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, arrival, request_id = heapq.heappop(self._deadlines)
-            pinned = self.pins.held.get(request_id)
-            if pinned is not None and pinned.arrival == arrival:
-                self.pins.release(pinned)
-                continue
-            request = self.requests.get(request_id) or self.unclosed.get(request_id)
-            if request is not None and request.arrival == arrival:
-                self._expire_request(request, now)
-
-    def _expire_request(self, request: Request, now: float) -> None:
-        if request.orphaned_until is not None and request.orphaned_until <= now:
-            self.unclosed.pop(request.request_id, None)
-            if request.state is not State.ENDED:
-                self.counters["orphans given up"] += 1
-                self.abort(request, Reason.DROPPED)
-        elif request.deadline is not None and request.deadline <= now and request.state is not State.ENDED:
-            if not request.is_cancelled:
-                detail = "the deadline of the request has passed"
-                self.break_off(request, "DEADLINE_EXCEEDED", detail, Reason.DROPPED)
-        elif request.state is State.SEALING and request.seal_deadline <= now:
-            self.recovery.ask_seal(request)
 
     # -- proof
 
