@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,7 @@ class ClusterSettings:
                 raise ConfigError(f"{name} is {value}; give {low:g} to {high:g}")
         if not self.model:
             raise ConfigError("no model is given; name at least one")
+        check_names(self.model)
         choices = (
             ("device", self.device, ("auto", "cpu", "cuda")),
             ("preemption", self.preemption, ("cheapest", "recompute", "swap")),
@@ -142,6 +143,14 @@ class ClusterSettings:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def check_names(models: Sequence[str]) -> None:
+    """Workers are named after the last part of a model's path, so no two models may have it in common."""
+    names = [Path(model).name for model in models]
+    for model, name in zip(models, names, strict=True):
+        if not name or names.count(name) > 1:
+            raise ConfigError(f"models {', '.join(models)}: {name or model!r} is there twice; give folders other names")
 
 
 def gather(

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from cluster.cluster_settings import ClusterSettings
+from cluster.cluster_settings import ClusterSettings, check_names
 from cluster.errors import ConfigError, NotFound, Unavailable
+from cluster.host_memory import create_host_pools, host_pool_name, remove_host_pools
 from cluster.launch import Running, quiet_ray
 from cluster.placing import create_worker, end_worker, wait_until_ready, worker_name
 
@@ -73,11 +75,62 @@ class Fleet:
             len(numbers) * self._settings.tp * self._settings.cpus_per_worker,
         )
         if needed > free:
-            raise ConfigError(f"{len(numbers)} more workers need {needed:g} CPU, and Ray has {free:g} free")
+            remedy = "join more nodes, or start with a lower --cpus-per-worker"
+            raise ConfigError(f"{len(numbers)} more workers need {needed:g} CPU, and Ray has {free:g} free; {remedy}")
         actors = [create_worker(self._settings, self._namespace, model, number) for number in numbers]
         for number, actor in zip(numbers, actors, strict=True):
             wait_until_ready(actor, f"worker {number}")
             self._say(f"{worker_name(model, number)} has joined")
+
+    def load(self, model: str, workers: int) -> None:
+        """Brings a model that is not served yet; its first worker takes requests as soon as it is ready."""
+        self.add(model, range(workers))
+        self._ensure_host_pools(model)
+
+    def unload(self, model: str, patience_s: float) -> None:
+        """Closes a model, lets what was accepted end for so long, and ends its workers. Raises `NotFound`."""
+        import ray
+
+        from protos.quire.v1 import admin_pb2 as pb
+
+        until, told = time.monotonic() + patience_s, -1
+        while True:
+            # Said each time, so that a scheduler that was started again knows it too.
+            num_open = self._close(pb.CloseModelRequest(model=model))
+            if not num_open or time.monotonic() > until:
+                break
+            if num_open != told:
+                self._say(f"{model}: {num_open} requests are still under way")
+                told = num_open
+            time.sleep(0.2)
+        names = [worker_name(model, number) for number in self.numbers(model)]
+        actors = {name: ray.get_actor(name, namespace=self._namespace) for name in names}
+        pools = self._pools_of(list(actors.values()))
+        for name, actor in actors.items():
+            self._end(name, actor)
+        others = [ray.get_actor(one.name, namespace=self._namespace) for one in self.workers() if one.model != model]
+        remove_host_pools(self._namespace, sorted(pools - self._pools_of(others)), self._say)
+
+    def _close(self, request: Any) -> int:
+        import grpc
+
+        try:
+            return int(self.admin.CloseModel(request, timeout=ADMIN_S).num_open)
+        except grpc.RpcError as error:
+            raise NotFound(error.details()) if error.code() is grpc.StatusCode.NOT_FOUND else error from error
+
+    def _pools_of(self, actors: Sequence[Any]) -> set[str]:
+        import ray
+
+        layouts = ray.get([actor.layout.remote() for actor in actors], timeout=ADMIN_S)
+        return {host_pool_name(node, fingerprint) for node, _, fingerprint in layouts}
+
+    def _ensure_host_pools(self, model: str) -> None:
+        import ray
+
+        names = [worker_name(model, number) for number in self.numbers(model)]
+        actors = [ray.get_actor(name, namespace=self._namespace) for name in names]
+        create_host_pools(self._settings, self._namespace, actors, self._say)
 
     def retire(self, name: str) -> None:
         """Drains a worker, waits until nothing runs there, and ends it."""
@@ -92,25 +145,61 @@ class Fleet:
             if not found or not found[0].num_sequences:
                 break
             time.sleep(0.1)
-        actor = ray.get_actor(name, namespace=self._namespace)
+        self._end(name, ray.get_actor(name, namespace=self._namespace))
+
+    def _end(self, name: str, actor: Any) -> None:
+        import ray
+
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(actor.end.remote(), timeout=ADMIN_S)
         end_worker(self._namespace, name)
-        self._say(f"{name} has drained and is gone")
+        self._say(f"{name} is gone")
+
+
+@contextmanager
+def own_fleet(say: Say) -> Iterator[tuple[Running, Fleet]]:
+    """The workers of the cluster that this user has up. Raises `Unavailable`."""
+    running = Running.load()
+    if running is None:
+        raise Unavailable("no cluster of this user is noted; start one with `quire up`")
+    settings = ClusterSettings(**{**running.settings, "model": tuple(running.settings["model"])})
+    with quiet_ray(running), Fleet(running.admin_channel(), running.namespace, settings, say) as fleet:
+        yield running, fleet
 
 
 def scale(workers: int, model: str | None, say: Say) -> None:
     """Brings a model of this user's cluster to so many workers. Returns when it is so."""
-    running = Running.load()
-    if running is None:
-        raise Unavailable("no cluster of this user is noted; start one with `quire up`")
     if not 1 <= workers <= MAX_WORKERS:
-        raise ConfigError(f"workers is {workers}; give 1 to {MAX_WORKERS:,}")
-    settings = ClusterSettings(**{**running.settings, "model": tuple(running.settings["model"])})
-    with quiet_ray(running), Fleet(running.admin_channel(), running.namespace, settings, say) as fleet:
+        raise ConfigError(f"workers is {workers}; give 1 to {MAX_WORKERS:,}, or unload the model")
+    with own_fleet(say) as (_, fleet):
         chosen = _choose(model, sorted({one.model for one in fleet.workers()}))
         before, after = fleet.set_size(chosen, workers)
     say(f"{chosen}: {before} workers before, {after} now")
+
+
+def load(model: str, workers: int, say: Say) -> None:
+    """Brings a further model into this user's cluster."""
+    if not 1 <= workers <= MAX_WORKERS:
+        raise ConfigError(f"workers is {workers}; give 1 to {MAX_WORKERS:,}")
+    with own_fleet(say) as (running, fleet):
+        served = sorted({one.model for one in fleet.workers()})
+        if model in served:
+            raise ConfigError(f"{model} is served already; `quire scale` changes the number of its workers")
+        check_names((*served, model))
+        fleet.load(model, workers)
+        running.settings["model"] = [*served, model]
+        running.save()
+    say(f"{model}: {workers} workers serve")
+
+
+def unload(model: str, patience_s: float, say: Say) -> None:
+    """Takes a model out of this user's cluster, once what was accepted has ended or `patience_s` is over."""
+    with own_fleet(say) as (running, fleet):
+        served = sorted({one.model for one in fleet.workers()})
+        fleet.unload(model, patience_s)
+        running.settings["model"] = [one for one in served if one != model]
+        running.save()
+    say(f"{model} is unloaded")
 
 
 def _choose(model: str | None, models: Sequence[str]) -> str:

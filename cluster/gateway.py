@@ -27,7 +27,7 @@ from cluster.errors import (
 )
 from cluster.front import Connected, Disconnected, Order, SchedulerLink, ServedModels
 from cluster.gateway_answer import Answer, Cursor, Outlet
-from cluster.gateway_catalogue import Catalogue, cluster_id
+from cluster.gateway_catalogue import Catalogue, LoadText, cluster_id
 from cluster.gateway_errors import error_of
 from cluster.gateway_intake import Question
 from cluster.gateway_log import RequestLog
@@ -73,10 +73,12 @@ class Gateway:
         link: SchedulerLink,
         models: Mapping[str, TextModel],
         tracer: Tracer | None = None,
+        load: LoadText | None = None,
     ) -> None:
+        """`load` reads the tokenizer of a model that is loaded while the cluster serves."""
         self.settings = settings
         # Routes of an earlier start of this gateway must mean nothing to this one.
-        self.catalogue = Catalogue(settings.name, (settings.incarnation & 0x7FFF_FFFF) << 32, models)
+        self.catalogue = Catalogue(settings.name, (settings.incarnation & 0x7FFF_FFFF) << 32, models, load)
         self.is_connected = False
         self.is_stopping = False
         # Set whenever what the health service says may have changed.

@@ -6,9 +6,12 @@ blocks: one key per cluster, one salt per tenant. The gateway asks it once per r
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 from cluster.errors import InvalidRequest, NotFound, Unavailable
 from cluster.front import ServedModel, ServedModels
@@ -18,12 +21,20 @@ from cluster.hashing import BlockHasher
 from cluster.messages import Pin, Submit
 from protos.quire.v1 import inference_pb2 as pb
 
+log = logging.getLogger(__name__)
+
+LoadText: TypeAlias = Callable[[str], TextModel]
+
 
 class Catalogue:
     """Models by name. Deadlines that it writes are on this process's monotonic clock."""
 
-    def __init__(self, gateway: str, first_route: int, models: Mapping[str, TextModel]) -> None:
-        self.models = models
+    def __init__(
+        self, gateway: str, first_route: int, models: Mapping[str, TextModel], load: LoadText | None = None
+    ) -> None:
+        self.models = dict(models)
+        self._load = load
+        self._loading: dict[str, asyncio.Task[None]] = {}
         self.served: dict[str, ServedModel] = {}
         self._gateway = gateway
         self._route = first_route
@@ -31,7 +42,20 @@ class Catalogue:
         self._hashers: dict[tuple[str, int], BlockHasher] = {}
 
     def take_served(self, served: ServedModels) -> None:
+        """The scheduler's word on what is served. A model that was loaded meanwhile gets its tokenizer here too."""
         self.served = {model.name: model for model in served.models}
+        for name in self.served.keys() - self.models.keys() - self._loading.keys() if self._load is not None else ():
+            self._loading[name] = asyncio.create_task(self._load_text(name))
+
+    async def _load_text(self, name: str) -> None:
+        assert self._load is not None
+        try:
+            self.models[name] = await asyncio.to_thread(self._load, name)
+            log.info("model %s is served from now on", name)
+        except Exception as error:
+            log.error("the tokenizer of model %s cannot be loaded: %s: %s", name, type(error).__name__, error)
+        finally:
+            del self._loading[name]
 
     def take_key(self, hash_key: bytes) -> None:
         if hash_key != self._hash_key:
@@ -45,6 +69,8 @@ class Catalogue:
         if not name and len(self.served) == 1:
             (name,) = self.served
         served, model = self.served.get(name), self.models.get(name)
+        if name in self._loading:
+            raise Unavailable(f"model {name} has just been loaded, and its tokenizer is being read", 0.5)
         if served is None or model is None:
             known = ", ".join(sorted(self.served.keys() & self.models.keys()))
             raise NotFound(f"no model {name!r} is served here; there is {known or 'none'}")

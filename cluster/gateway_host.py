@@ -31,6 +31,10 @@ INTERNAL_OPTIONS: list[tuple[str, int]] = [
 ]
 
 
+def load_text(model: str) -> TextModel:
+    return TextModel.load(model, find_folder(model))
+
+
 async def serve_gateway(
     settings: GatewaySettings,
     models: Sequence[str],
@@ -40,12 +44,12 @@ async def serve_gateway(
     tracer: Tracer | None = None,
 ) -> None:
     """Serves until cancelled. `find` gives the scheduler's address; `on_address` gets the public one."""
-    texts = {model: TextModel.load(model, find_folder(model)) for model in models}
+    texts = {model: load_text(model) for model in models}
     security = inside.security
     intake_server = grpc.aio.server(options=INTERNAL_OPTIONS, interceptors=[security.aio_interceptor()])
     token_address = inside.address(security.serve(intake_server, inside.address(0)))
     link = FrontLink(LinkSettings(settings.name, settings.incarnation, token_address, find, security))
-    gateway = Gateway(settings, link, texts, tracer)
+    gateway = Gateway(settings, link, texts, tracer, load_text)
 
     def families() -> list[Family]:
         num_open = gateway.num_open

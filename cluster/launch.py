@@ -25,7 +25,8 @@ from cluster import leave_ray, ray_head
 from cluster.bring_up import BringUp
 from cluster.cluster_settings import ClusterSettings
 from cluster.errors import ConfigError, Unavailable
-from cluster.placing import CENTRE, START_S, create_host_pools, create_worker, wait_until_ready
+from cluster.host_memory import create_host_pools
+from cluster.placing import CENTRE, START_S, create_worker, wait_until_ready
 from cluster.preflight import preflight
 from cluster.tracing import check_trace
 

@@ -75,26 +75,6 @@ def end_worker(namespace: str, name: str) -> None:
     remove_placement_group(get_placement_group(name))
 
 
-def create_host_pools(settings: ClusterSettings, namespace: str, workers: list[Any], say: Say) -> None:
-    """One for each node that has workers, of their block layout. Slices of blocks have no use for one."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    from cluster.actors import HostPoolActor
-
-    if settings.host_memory == "0" or settings.tp > 1:
-        return
-    layouts: dict[str, tuple[int, str]] = {}
-    for node, block_bytes, fingerprint in ray.get([worker.layout.remote() for worker in workers], timeout=START_S):
-        layouts.setdefault(node, (block_bytes, fingerprint))
-    for node, (block_bytes, fingerprint) in layouts.items():
-        name = f"host-{node[:8]}"
-        affinity = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-        make = ray.remote(HostPoolActor).options(name=name, scheduling_strategy=affinity, **CENTRE)
-        actor = make.remote(settings, namespace, name, block_bytes, fingerprint)
-        say(f"host memory {name}: {wait_until_ready(actor, name)}")
-
-
 def wait_until_ready(actor: Any, what: str) -> str:
     """The actor's address. Raises `Unavailable` with the cause."""
     import ray

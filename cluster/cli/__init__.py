@@ -26,6 +26,7 @@ GROUPS = (
     "generate",
     "gateway",
     "status",
+    "models",
     "top",
     "logs",
     "doctor",

@@ -1,4 +1,4 @@
-"""`quire status`, `blocks`, `drain`, `scale` and `usage`: the operators' door as commands."""
+"""`quire status`, `blocks`, `drain` and `usage`: the operators' door as commands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEADLINE_S = 10.0
 
 
 def register(app: typer.Typer) -> None:
-    for command in (status, blocks, drain, scale, usage):
+    for command in (status, blocks, drain, usage):
         app.command()(command)
 
 
@@ -193,16 +193,6 @@ def drain(
 
     answer = Admin(address).call("Drain", pb.DrainRequest(worker=worker, undo=undo))
     print(f"{worker} takes work again" if undo else f"{worker} drains: {answer.num_moving} requests move")
-
-
-def scale(
-    workers: Annotated[int, typer.Argument(help="How many workers there shall be.")],
-    model: Annotated[str | None, typer.Option(help="Of this model; may be left out where there is one.")] = None,
-) -> None:
-    """Add workers, or drain and end some, while the cluster serves."""
-    from cluster.fleet import scale as change
-
-    change(workers, model, print)
 
 
 def usage(tenant: Annotated[str, typer.Option(help="Only this tenant.")] = "", address: AddressOption = None) -> None:

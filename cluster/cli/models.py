@@ -1,0 +1,42 @@
+"""`quire load`, `quire unload` and `quire scale`: which models a running cluster serves, and with how many workers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    for command in (scale, load, unload):
+        app.command()(command)
+
+
+def scale(
+    workers: Annotated[int, typer.Argument(help="How many workers there shall be.")],
+    model: Annotated[str | None, typer.Option(help="Of this model; may be left out where there is one.")] = None,
+) -> None:
+    """Add workers, or drain and end some, while the cluster serves."""
+    from cluster.fleet import scale as change
+
+    change(workers, model, print)
+
+
+def load(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a checkpoint, or demo.")],
+    workers: Annotated[int, typer.Option(help="Workers that serve it.")] = 1,
+) -> None:
+    """Bring a further model into the running cluster."""
+    from cluster.fleet import load as bring
+
+    bring(model, workers, print)
+
+
+def unload(
+    model: Annotated[str, typer.Argument(help="As `quire status` shows it.")],
+    patience: Annotated[float, typer.Option(help="Seconds that accepted requests have to end.")] = 60.0,
+) -> None:
+    """Take a model out of the running cluster: nothing new is taken, what was accepted ends first."""
+    from cluster.fleet import unload as take_out
+
+    take_out(model, patience, print)
