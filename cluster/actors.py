@@ -317,3 +317,40 @@ class HostPoolActor:
 
     def where(self) -> tuple[str, int]:
         return node_and_pid()
+
+
+class ScalerActor:
+    """Adds and drains workers by pressure, where that is wanted."""
+
+    def __init__(self, settings: ClusterSettings, namespace: str, admin: str) -> None:
+        from cluster.ray_state import RayState
+
+        self._settings, self._namespace, self._admin = settings, namespace, admin
+        self._state = RayState(namespace)
+        self._observed = Observed(settings, self._state, "scaler")
+        self._stop = threading.Event()
+        threading.Thread(target=self._run, name="quire-scale", daemon=True).start()
+
+    def _run(self) -> None:
+        from cluster.admin_channel import admin_channel
+        from cluster.autoscale import Bounds
+        from cluster.autoscale_loop import ScaleLoop
+        from cluster.fleet import Fleet
+        from cluster.inside import SECRET
+
+        settings = self._settings
+        bounds = Bounds.read(settings.autoscale)
+        assert bounds is not None
+        token = self._state.key(SECRET).hex() if settings.tokens else ""
+        channel = admin_channel(self._admin, token, settings.tls_authority, tls=bool(settings.tls_certificate))
+        with Fleet(channel, self._namespace, settings, log.info) as fleet:
+            ScaleLoop(fleet, bounds, self._stop.wait).run()
+
+    def ready(self, timeout_s: float) -> str:
+        return self._settings.autoscale
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def where(self) -> tuple[str, int]:
+        return node_and_pid()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.auth import Caller, Entry, TokenBook, digest_of, load_tokens
+from cluster.autoscale import Bounds
 from cluster.door import Door, TlsFiles
 from cluster.errors import ConfigError
 from cluster.logs import LEVELS
@@ -55,6 +56,8 @@ class ClusterSettings:
     tokens: str = ""
     # An existing Ray cluster ("auto" or HOST:PORT); empty: one of our own is started.
     address: str = ""
+    # LEAST:MOST workers of each model, by queue and pool pressure; empty: their number is yours to change.
+    autoscale: str = ""
     # CPUs that Ray books for one worker.
     cpus_per_worker: float = 1.0
     preemption: str = "cheapest"
@@ -88,6 +91,9 @@ class ClusterSettings:
         if not self.model:
             raise ConfigError("no model is given; name at least one")
         check_names(self.model)
+        bounds = Bounds.read(self.autoscale)
+        if bounds is not None and not bounds.least <= self.workers <= bounds.most:
+            raise ConfigError(f"workers is {self.workers}, outside of autoscale {self.autoscale}; give one within it")
         choices = (
             ("device", self.device, ("auto", "cpu", "cuda")),
             ("preemption", self.preemption, ("cheapest", "recompute", "swap")),
@@ -118,6 +124,12 @@ class ClusterSettings:
         tls = replace(door.tls, client_authority=None) if door.tls is not None else None
         own = Entry(digest_of(secret), Caller(OPERATOR, frozenset({"admin"})))
         return replace(door, tls=tls, tokens=door.tokens.with_entry(own))
+
+    @property
+    def most_workers(self) -> int:
+        """Processes of workers that may run at once, all ranks of all models that are named here."""
+        bounds = Bounds.read(self.autoscale)
+        return len(self.model) * self.tp * (self.workers if bounds is None else bounds.most)
 
     def scheduler(self) -> SchedulerSettings:
         return SchedulerSettings(

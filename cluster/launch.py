@@ -244,8 +244,7 @@ def _refuse_second(say: Say) -> None:
 
 
 def _start_head(settings: ClusterSettings, running: Running, say: Say) -> None:
-    num_ranks = settings.workers * len(settings.model) * settings.tp
-    num_cpus = max(2, int(num_ranks * settings.cpus_per_worker) + 1)
+    num_cpus = max(2, int(settings.most_workers * settings.cpus_per_worker) + 1)
     head = ray_head.HeadStart(running.ray_temp, free_port(), num_cpus, running.ray_token)
     try:
         head.wait()
@@ -274,7 +273,7 @@ def create(settings: ClusterSettings, running: Running, say: Say) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from cluster.actors import GatewayActor, SchedulerActor
+    from cluster.actors import GatewayActor, ScalerActor, SchedulerActor
     from cluster.inside import prepare
     from cluster.ray_state import RayState
 
@@ -312,6 +311,9 @@ def create(settings: ClusterSettings, running: Running, say: Say) -> None:
     addresses = [wait_until_ready(gateway, f"gateway {number}") for number, gateway in enumerate(gateways)]
     running.gateway, running.gateways = addresses[0], addresses
     say(f"{len(gateways)} gateways serve")
+    if settings.autoscale:
+        scaler = ray.remote(ScalerActor).options(name="scaler", **CENTRE)
+        say(f"autoscaling: {wait_until_ready(scaler.remote(settings, running.namespace, running.admin), 'the scaler')}")
 
 
 # -- down

@@ -41,6 +41,7 @@ def up(
     tokens: Annotated[str | None, typer.Option(help="Token file, by `quire certificates`.")] = None,
     address: Annotated[str | None, typer.Option(help="A Ray cluster that runs: auto or HOST:PORT.")] = None,
     cpus_per_worker: Annotated[float | None, typer.Option(help="CPUs that Ray books for a worker.")] = None,
+    autoscale: Annotated[str | None, typer.Option(help="Workers by pressure, such as 1:4. Default: off.")] = None,
     preemption: Annotated[str | None, typer.Option(help="cheapest, swap or recompute.")] = None,
     allocator: Annotated[str | None, typer.Option(help="lru, fifo or buddy.")] = None,
     placement: Annotated[str | None, typer.Option(help="scored, round_robin or least_loaded.")] = None,
