@@ -96,9 +96,8 @@ class Autoscaler:
             if seen.workers < self._bounds.most:
                 return self._change(self._grown(seen), self._why_high(seen), now)
         elif self._low_since is not None and now - self._low_since >= policy.shrink_after_s:
-            if seen.workers > self._bounds.least:
-                why = f"{100 * seen.used:.0f} % is used and nothing waits since {now - self._low_since:.0f} s"
-                return self._change(seen.workers - 1, why, now)
+            why = f"{100 * seen.used:.0f} % is used and nothing waits since {now - self._low_since:.0f} s"
+            return self._change(max(self._bounds.least, seen.workers - 1), why, now)
         return Decision(seen.workers)
 
     def _is_high(self, seen: Pressure) -> bool:

@@ -91,8 +91,8 @@ class ClusterSettings:
         if not self.model:
             raise ConfigError("no model is given; name at least one")
         check_names(self.model)
-        bounds = Bounds.read(self.autoscale)
-        if bounds is not None and not bounds.least <= self.workers <= bounds.most:
+        scaled = Bounds.read(self.autoscale)
+        if scaled is not None and not scaled.least <= self.workers <= scaled.most:
             raise ConfigError(f"workers is {self.workers}, outside of autoscale {self.autoscale}; give one within it")
         choices = (
             ("device", self.device, ("auto", "cpu", "cuda")),

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import grpc
 
 DRAIN_S = 60.0
+# By then the scheduler has noticed that a process has ended.
+GONE_S = 10.0
 MAX_WORKERS = 4096
 ADMIN_S = 10.0
 
@@ -153,6 +155,9 @@ class Fleet:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(actor.end.remote(), timeout=ADMIN_S)
         end_worker(self._namespace, name)
+        until = time.monotonic() + GONE_S
+        while any(one.name == name for one in self.workers()) and time.monotonic() < until:
+            time.sleep(0.05)
         self._say(f"{name} is gone")
 
 

@@ -68,6 +68,8 @@ class Catalogue:
             raise Unavailable("no model is served yet: the scheduler has not been heard of, or has no worker", 1.0)
         if not name and len(self.served) == 1:
             (name,) = self.served
+        if not name:
+            raise NotFound(f"{len(self.served)} models are served here: {', '.join(sorted(self.served))}; name one")
         served, model = self.served.get(name), self.models.get(name)
         if name in self._loading:
             raise Unavailable(f"model {name} has just been loaded, and its tokenizer is being read", 0.5)

@@ -106,10 +106,12 @@ def log_files(folder: Path) -> list[Path]:
 def read_lines(
     folder: Path, *, request: str = "", level: str = "debug", process: str = "", since_s: float | None = None
 ) -> list[dict[str, Any]]:
-    """Lines of all processes in order of time. `request`: only those about it, by its id or the end of that."""
+    """Lines of all processes in order of time. `request`: only those about it, by its id or the end of that; otherwise
+    only those of the cluster's last life."""
     lowest = LEVELS.index(level)
     oldest = "" if since_s is None else datetime.fromtimestamp(time.time() - since_s, UTC).isoformat()
-    found = []
+    found: list[dict[str, Any]] = []
+    last = ("", "")
     for path in log_files(folder):
         if (process and not path.name.startswith(process)) or path.name.startswith("spans-"):
             continue
@@ -120,11 +122,12 @@ def read_lines(
                 line = json.loads(text)
             except ValueError:
                 continue  # half-written by a process that was killed
+            last = max(last, (line["time"], line["run"]))
             rank = LEVELS.index(line["level"]) if line["level"] in LEVELS else len(LEVELS)
             if rank >= lowest and line["time"] >= oldest and (not request or _is_about(line, request)):
                 found.append(line)
     found.sort(key=lambda line: str(line["time"]))
-    return found
+    return found if request else [line for line in found if line["run"] == last[1]]
 
 
 def _is_about(line: dict[str, Any], request: str) -> bool:

@@ -48,7 +48,7 @@ def ask(running: launch.Running, prompt: str, params: SamplingParams, times: Tim
     outputs: list[list[int]] = [[] for _ in range(params.n)]
     last: float | None = None
     with Client(running.gateways) as client:
-        for news in client.stream(prompt, params, timeout_s=100.0, resume_grace_s=60.0):
+        for news in client.stream(prompt, params, model="demo", timeout_s=100.0, resume_grace_s=60.0):
             outputs[news.index] += news.token_ids
             now = time.monotonic()
             if times is not None and last is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
@@ -65,7 +66,7 @@ def test_load_that_swings_around_the_marks_changes_little(period: int) -> None:
     model = Model(1, 6, 3)
     changes = model.run(10_800, lambda now: 24.0 + 6.0 * math.sin(2 * math.pi * now / period))
     assert len(changes) <= 4, changes
-    turns = sum(1 for one, other in zip(changes, changes[1:], strict=False) if (one > 0) != (other > 0))
+    turns = sum(1 for one, other in pairwise(changes) if (one > 0) != (other > 0))
     assert turns <= 1, changes
 
 

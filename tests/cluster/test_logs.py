@@ -44,15 +44,17 @@ def live(folder: Path, run: str, end: str) -> None:
 
 
 def test_a_failure_has_one_line_whoever_ended_the_process(tmp_path: Path) -> None:
-    ends = (("run-1", "killed"), ("run-1", "error"), ("run-1", "order"), ("run-1", "killed"), ("run-2", "order"))
+    ends = (("run-0", "error"), ("run-1", "killed"), ("run-1", "error"), ("run-1", "order"), ("run-1", "killed"))
     for run, end in ends:
         live(tmp_path, run, end)
     causes = read_lines(tmp_path, level="error")
-    # The kill is told by the next life, the error by the life itself; an order and a new run are no failures.
+    # The kill is told by the next life, the error by the life itself; an order is no failure; run-0 is of the past.
     assert [line["message"].split(":")[0] for line in causes] == [
         "the life before this one ended without a word",
         "the step loop ended",
     ]
+    live(tmp_path, "run-2", "order")
+    assert read_lines(tmp_path, level="error") == []
     assert "bad block" in causes[1]["message"] and "ValueError: bad block" in causes[1]["traceback"]
 
 
