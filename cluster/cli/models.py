@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from typing import Annotated
 
 import typer
+
+from cluster.errors import AccessDenied, Unavailable
+
+# A gateway reads the tokenizer of a new model; a large one takes seconds.
+LISTED_S = 60.0
 
 
 def register(app: typer.Typer) -> None:
@@ -25,11 +32,20 @@ def scale(
 def load(
     model: Annotated[str, typer.Argument(help="Folder or hub id of a checkpoint, or demo.")],
     workers: Annotated[int, typer.Option(help="Workers that serve it.")] = 1,
+    token: Annotated[str | None, typer.Option(help="Token of the caller.", envvar="QUIRE_TOKEN")] = None,
 ) -> None:
-    """Bring a further model into the running cluster."""
+    """Bring a further model into the running cluster, and wait until its gateway takes requests for it."""
+    from cluster.cli.gateway import open_client
     from cluster.fleet import load as bring
 
     bring(model, workers, print)
+    with contextlib.suppress(AccessDenied), open_client(None, token) as client:
+        until = time.monotonic() + LISTED_S
+        while model not in [card.name for card in client.models(timeout_s=LISTED_S)]:
+            if time.monotonic() > until:
+                raise Unavailable(f"the gateway does not list {model} after {LISTED_S:g} s; `quire logs --causes`")
+            time.sleep(0.1)
+    print(f"try: quire generate --model {model} ...")
 
 
 def unload(
