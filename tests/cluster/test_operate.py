@@ -140,7 +140,10 @@ def test_models_and_workers_come_and_go_under_load_and_nothing_fails(running: la
         fleet.scale(1, None, print)
         fleet.load(str(second), 1, print)
         with Client(running.gateway) as client:
-            assert {card.name for card in client.models()} == {"demo", str(second)}
+            until = time.monotonic() + 30
+            while {card.name for card in client.models()} != {"demo", str(second)}:
+                assert time.monotonic() < until, "the gateway never listed the second model"
+                time.sleep(0.05)
             stream = client.stream(PROMPTS[0], max_tokens=MAX_TOKENS, ignore_eos=True, model=str(second))
             first = next(stream)
             fleet.unload(str(second), 60.0, print)
