@@ -23,7 +23,7 @@ from cluster.messages import (
     Transferred,
 )
 from cluster.settings import SchedulerSettings
-from tests.cluster.test_scheduler import Driver, starts, submit
+from tests.cluster.test_scheduler import Driver, joined, starts, submit
 
 POOL = HostPoolJoined("h0", 7, "node", 64, 4096, "f", 1e9)
 
@@ -151,3 +151,15 @@ def test_how_much_was_swapped_and_how_long_it_took_is_counted_by_way() -> None:
     assert (counters["swapped out bytes"], counters["swapped out microseconds"]) == (1000, 1000)
     assert counters["swapped in bytes"] == 0, "a transfer that failed has moved nothing that counts"
     assert [note.subject for note in driver.scheduler.notes.since(0) if note.kind == "transfer failed"] == ["q"]
+
+
+def test_what_lies_in_host_memory_outlives_its_replica_and_comes_back_on_another() -> None:
+    driver = swapping()
+    out = going_out(driver)
+    ended(driver, out)
+    driver.turn(ReplicaLost("r0", 1))
+    assert driver.scheduler.swapper.pools["h0"].ledger.counts().held == 3
+    orders = driver.turn(joined("r1"))
+    (back,) = transfers(orders)
+    assert (back.road, sorted(back.theirs)) == (Road.READ, sorted(out.theirs))
+    assert {order.replica for order in orders if isinstance(order, Plan)} == {"r1"}

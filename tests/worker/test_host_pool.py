@@ -164,6 +164,13 @@ def test_nothing_is_left_after_sigkill(tmp_path: Path, seed: int) -> None:
     assert sorted(os.listdir("/dev/shm")) == before
 
 
+def test_its_memory_is_taken_at_the_start(pool: PoolProcess) -> None:
+    """So that no copy finds out that there is less than was promised."""
+    files = [path for path in Path(f"/proc/{pool.pid}/fd").iterdir() if "memfd:quire-host-0" in os.readlink(path)]
+    assert {path.stat().st_size for path in files} == {16 * BLOCK_BYTES}
+    assert {path.stat().st_blocks * 512 for path in files} == {16 * BLOCK_BYTES}
+
+
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, "input"])
 def test_it_ends_when_it_is_told_to(end: signal.Signals | str, tmp_path: Path) -> None:
     with host_pool(tmp_path, 4, BLOCK_BYTES) as started:
