@@ -49,7 +49,7 @@ class Refusal(StrEnum):
     OCCUPIED = "occupied"  # another transfer has the block
     QUARANTINED = "quarantined"  # a late writer could still touch the block
     UNREADABLE = "unreadable"  # the block holds nothing that was committed
-    BUSY = "busy"  # too many bytes under way with this peer: try again
+    BUSY = "busy"  # too many bytes under way with this peer, or a reader has yet to let go: try again
     LAYOUT = "layout"  # the pools cannot exchange blocks
     CONFLICT = "conflict"  # the name was used for something else
 

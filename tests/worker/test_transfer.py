@@ -22,9 +22,10 @@ from tests.worker.transfer_parts import (
 )
 from worker.transfer import TransferAgent
 from worker.transfer_end import PoolEnd
+from worker.transfer_peer import PeerPool
 from worker.transfer_register import RegisterSettings, TransferRegister
 from worker.transfer_server import TransferServer
-from worker.transfer_states import Carrier, layout_of
+from worker.transfer_states import Carrier, Reservation, TransferKey, TransferName, layout_of
 
 BLOCK_BYTES = 3 << 18  # 768 KiB, so that no chunk is a power of two
 NUM_BLOCKS = 24
@@ -120,6 +121,26 @@ def test_many_orders_at_once_are_all_answered(any_agent: TransferAgent, pool: Po
     assert np.array_equal(worker.blocks, before)
     assert any_agent.rates()[pool.name] > 0
     assert any_agent.num_ended == {"write done": NUM_BLOCKS, "read done": NUM_BLOCKS}
+
+
+def test_a_write_waits_for_a_reader_that_has_yet_to_let_go(any_agent: TransferAgent, pool: PoolProcess) -> None:
+    """A read is answered once all of it is here; its peer hears a moment later that it may forget about it."""
+    assert run(any_agent, order(1, Road.WRITE, pool, [0], [0])).ok
+    reader = WorkerPool(1, BLOCK_BYTES, 0, name="reader")
+    peer = PeerPool(pool.name, pool.address, reader.end, SECURITY)
+    peer.join(lambda: None)
+    name, blocks = (
+        TransferName(TransferKey(1, 2, 0, "reader"), reader.end.incarnation, peer.incarnation),
+        np.zeros(1, np.int32),
+    )
+    peer.reserve(Reservation(name, False, reader.end.layout, blocks, Carrier.STREAM, 30.0), lambda: None)
+    any_agent.submit(order(3, Road.WRITE, pool, [2], [0]), 1)
+    time.sleep(0.4)
+    assert any_agent.take_answers() == [], "somebody reads the block"
+    peer.commit(name, lambda: None)
+    (answer,) = answers(any_agent, 1)
+    assert answer.ok, answer.detail
+    peer.close()
 
 
 def test_what_cannot_be_done_is_said_in_one_line(any_agent: TransferAgent, pool: PoolProcess) -> None:

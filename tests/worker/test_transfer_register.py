@@ -32,7 +32,7 @@ def test_a_write_from_reservation_to_commit_to_read() -> None:
     assert made.commit(name(1), 0.5).phase is Phase.COMMITTED
     assert made.blocks.crcs(np.array([4, 2], np.int32)).tolist() == [5, 9, 5, 5]  # type: ignore[union-attr]
     reading = made.reserve(asked(name(2), [2, 4], write=False), 0.6)
-    with refused(Refusal.OCCUPIED, "is being read"):
+    with refused(Refusal.BUSY, "is being read"):
         made.reserve(asked(name(3), [4]), 0.6)
     made.commit(name(2), 0.7)
     assert reading.phase is Phase.COMMITTED
