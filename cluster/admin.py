@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 
 from cluster import __version__
+from cluster.block_watch import BlockWatch
 from cluster.control_server import ControlServer
 from cluster.errors import ConfigError, InvalidRequest, NotFound
 from cluster.gateway_calls import Call, Method
@@ -207,53 +208,12 @@ class AdminServer:
     async def WatchBlocks(self, request: pb.WatchBlocksRequest, call: Call) -> None:
         """Whole maps first, then what changed, at most once per interval."""
         interval_s = max(MIN_INTERVAL_S, request.interval_s or DEFAULT_INTERVAL_S)
-        known: dict[str, tuple[int, bytes]] = {}
-        number = 0
+        watch = BlockWatch(self._host.scheduler, BLOCK_STATES, request.pools, request.with_owners)
         while True:
-            response = pb.WatchBlocksResponse(number=number)
-            seen: dict[str, tuple[int, bytes]] = {}
-            for name, incarnation, ledger in self._ledgers(request.pools):
-                states = ledger.states(BLOCK_STATES)
-                seen[name] = (incarnation, states)
-                before = known.get(name)
-                if before is None or before[0] != incarnation:
-                    part = response.pools.add(pool=name, incarnation=incarnation, whole=True, states=states)
-                else:
-                    changed = [block for block, state in enumerate(states) if state != before[1][block]]
-                    if not changed:
-                        continue
-                    part = response.pools.add(pool=name, incarnation=incarnation, blocks=changed)
-                    part.states = bytes(states[block] for block in changed)
-                part.num_blocks = ledger.num_blocks
-                if request.with_owners:
-                    self._add_owners(part, name)
-            response.gone.extend(name for name in known if name not in seen)
-            known = seen
-            if response.pools or response.gone or not number:
-                number += 1
-                await call.write(response)
+            news = watch.news()
+            if news is not None:
+                await call.write(news)
             await asyncio.sleep(interval_s)
-
-    def _ledgers(self, names: Iterable[str]) -> list[tuple[str, int, Ledger]]:
-        scheduler = self._host.scheduler
-        pools = [(replica.name, replica.incarnation, replica.ledger) for replica in scheduler.replicas.values()]
-        pools += [(host.name, host.incarnation, host.ledger) for host in scheduler.swapper.pools.values()]
-        wanted = set(names)
-        return [pool for pool in pools if not wanted or pool[0] in wanted]
-
-    def _add_owners(self, part: pb.PoolMap, pool: str) -> None:
-        """Which request holds each block, by its place in `requests`; of a shared block the first is named."""
-        replica = self._host.scheduler.replicas.get(pool)
-        if replica is None:
-            return
-        owner_of: dict[int, int] = {}
-        for number, (request_id, request) in enumerate(replica.requests.items(), 1):
-            part.requests.append(request_id)
-            for sequence in request.sequences:
-                for block in sequence.table:
-                    owner_of.setdefault(block, number)
-        blocks = range(part.num_blocks) if part.whole else part.blocks
-        part.owners.extend(owner_of.get(block, 0) for block in blocks)
 
     # -- orders
 

@@ -1,44 +1,203 @@
-"""`quire top`: the cluster live, every pool as a map of blocks coloured by state.
+"""`quire top`: the cluster live, every pool as a map of blocks coloured by state, or by request.
 
-Reads the operators' door only: WatchBlocks for the map (whole once, then what changed), the lists for the figures. In a
-pipe, or with --once, it prints one picture and ends.
+Reads the operators' door: WatchBlocks for the maps (whole once, then what changed), the lists for the figures; and the
+metrics port for what only gateways know. In a pipe, or with --once, it prints one picture and ends.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import select
 import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
 from cluster.cli.status import AddressOption, Admin
-from cluster.sizes import format_bytes
+from cluster.cli.top_picture import PoolPicture, Scene, draw
+from cluster.notes import Note
 
-# BlockState -> a letter for plain output and a style for terminals. States run from 1.
-LETTERS = " .#SCmq"
-STYLES = ("", "grey39", "green", "bold cyan", "blue", "yellow", "red")
-NAMES = ("", "free", "held", "shared", "cached", "moving", "quarantined")
-MAX_ROWS = 8
+MAX_LISTED = 200
+_SUM = re.compile(r"^quire_(time_to_first_token|inter_token)_seconds_(sum|count)\{.*\} (\S+)$", re.MULTILINE)
 
 
 def register(app: typer.Typer) -> None:
     app.command()(top)
 
 
+def top(
+    address: AddressOption = None,
+    interval: Annotated[float, typer.Option(help="Seconds between pictures.")] = 0.5,
+    once: Annotated[bool, typer.Option("--once", help="One picture, then end.")] = False,
+    by_request: Annotated[bool, typer.Option("--by-request", help="Colour blocks by request. Key: r.")] = False,
+) -> None:
+    """Watch requests, speeds, queues and the memory map live. r: blocks by request or by state; q or Ctrl-C ends it."""
+    from rich.console import Console
+    from rich.live import Live
+
+    interval = max(0.1, interval)
+    eyes, console = Eyes(address, interval), Console()
+    try:
+        if once or not sys.stdout.isatty():
+            console.print(draw(eyes.look(), console.width, not console.is_terminal, by_request))
+            return
+        with Live(console=console, screen=True, auto_refresh=False) as live, _keys() as key:
+            while True:
+                live.update(draw(eyes.look(), console.width, False, by_request), refresh=True)
+                pressed = key(interval)
+                if pressed == "q":
+                    return
+                by_request ^= pressed == "r"
+    except KeyboardInterrupt:
+        return
+    finally:
+        eyes.close()
+
+
+@contextmanager
+def _keys() -> Iterator[Any]:
+    """A function that waits for a key: the key, or "" when the time is over."""
+    if not sys.stdin.isatty():
+
+        def nothing(seconds: float) -> str:
+            time.sleep(seconds)
+            return ""
+
+        yield nothing
+        return
+    import termios
+    import tty
+
+    before = termios.tcgetattr(sys.stdin)
+    tty.setcbreak(sys.stdin.fileno())
+
+    def key(seconds: float) -> str:
+        ready, _, _ = select.select([sys.stdin], [], [], seconds)
+        return os.read(sys.stdin.fileno(), 1).decode(errors="replace") if ready else ""
+
+    try:
+        yield key
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+class Eyes:
+    """Fetches what a picture is drawn from, and remembers what rates are made of."""
+
+    def __init__(self, address: str | None, interval_s: float) -> None:
+        self._admin = Admin(address)
+        self._maps = BlockMaps(self._admin, interval_s)
+        self._maps.has_come.wait(5.0)
+        # When, tokens so far, turns' microseconds so far.
+        self._seen: deque[tuple[float, float, float]] = deque(maxlen=8)
+        self._gateways = None if address else GatewaySums()
+
+    def close(self) -> None:
+        self._maps.close()
+
+    def look(self) -> Scene:
+        from protos.quire.v1 import admin_pb2 as pb
+
+        call = self._admin.call
+        cluster = call("GetCluster", pb.GetClusterRequest())
+        pools = {pool.name: pool for pool in call("ListPools", pb.ListPoolsRequest()).pools}
+        listed = call("ListRequests", pb.ListRequestsRequest(limit=MAX_LISTED)).requests
+        sums = self._gateways.read() if self._gateways is not None else None
+        finished = sum(tenant.output_tokens for tenant in call("GetUsage", pb.GetUsageRequest()).tenants)
+        # Of gateways' streams where they tell, else of what workers reported, which comes block by block.
+        tokens = finished + sum(one.output_tokens for one in listed) if sums is None else sums.num_tokens
+        turn_us = cluster.counters["turn microseconds"]
+        self._seen.append((time.monotonic(), float(tokens), float(turn_us)))
+        head = {
+            "version": cluster.version,
+            "workers": cluster.num_workers,
+            "running": cluster.num_running,
+            "waiting": cluster.num_waiting,
+            "turn_us": turn_us / max(1, cluster.counters["turns"]),
+            "share": self._rate(2) / 1e6,
+        }
+        return Scene(
+            head=head,
+            tokens_per_s=self._rate(1),
+            first_ms=None if sums is None else sums.first_ms,
+            gap_ms=None if sums is None else sums.gap_ms,
+            pools=[_pool(name, *known, pools[name]) for name, known in self._maps.snapshot() if name in pools],
+            workers=call("ListWorkers", pb.ListWorkersRequest()).workers,
+            requests=[_request(one) for one in sorted(listed, key=lambda one: one.state)],
+            notes=[Note(one.number, one.age_s, one.kind, one.subject, one.why) for one in cluster.notes],
+            counters=dict(cluster.counters),
+        )
+
+    def _rate(self, which: int) -> float:
+        """Growth a second over the last pictures."""
+        first, last = self._seen[0], self._seen[-1]
+        return max(0.0, last[which] - first[which]) / (last[0] - first[0]) if last[0] > first[0] else 0.0
+
+
+def _pool(name: str, states: bytes, owners: list[str], pool: Any) -> PoolPicture:
+    return PoolPicture(name, pool.kind == 2, states, owners, pool.num_free, pool.num_cached)
+
+
+def _request(one: Any) -> dict[str, Any]:
+    from protos.quire.v1 import admin_pb2 as pb
+
+    state = pb.RequestState.Name(one.state).removeprefix("REQUEST_STATE_").lower()
+    figures = {"output": one.output_tokens, "blocks": one.num_blocks, "queue_s": one.queue_s}
+    return {"id": one.request_id, "state": state, "worker": one.worker, "reason": one.reason, **figures}
+
+
+class GatewaySums:
+    """First-token and inter-token times of all gateways, from the metrics port, as means over the last pictures."""
+
+    def __init__(self) -> None:
+        self._seen: deque[dict[str, float]] = deque(maxlen=8)
+        self.num_tokens = 0.0
+        self.first_ms: float | None = None
+        self.gap_ms: float | None = None
+
+    def read(self) -> GatewaySums | None:
+        from cluster.doctor import metrics_text
+        from cluster.launch import Running
+
+        running = Running.load()
+        text = metrics_text(running) if running is not None else ""
+        if not text:
+            return None
+        sums: dict[str, float] = {}
+        for name, part, value in _SUM.findall(text):
+            sums[f"{name} {part}"] = sums.get(f"{name} {part}", 0.0) + float(value)
+        self._seen.append(sums)
+        self.num_tokens = sums.get("time_to_first_token count", 0.0) + sums.get("inter_token count", 0.0)
+        self.first_ms, self.gap_ms = self._mean("time_to_first_token"), self._mean("inter_token")
+        return self
+
+    def _mean(self, name: str) -> float | None:
+        first, last = self._seen[0], self._seen[-1]
+        grown = {part: last.get(f"{name} {part}", 0.0) - first.get(f"{name} {part}", 0.0) for part in ("sum", "count")}
+        return 1e3 * grown["sum"] / grown["count"] if grown["count"] > 0 else None
+
+
 class BlockMaps:
-    """The states of all blocks of all pools, kept up to date by WatchBlocks on a thread of its own."""
+    """The states and holders of all blocks of all pools, kept up to date by WatchBlocks on a thread of its own."""
 
     def __init__(self, admin: Admin, interval_s: float) -> None:
-        self.pools: dict[str, bytearray] = {}
+        self._pools: dict[str, tuple[bytearray, list[str]]] = {}
+        self._lock = threading.Lock()
         self._admin = admin
         self._interval_s = interval_s
         self._call: Any = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
         self.has_come = threading.Event()
-        self._thread.start()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def snapshot(self) -> list[tuple[str, tuple[bytes, list[str]]]]:
+        with self._lock:
+            return [(name, (bytes(states), list(owners))) for name, (states, owners) in self._pools.items()]
 
     def _run(self) -> None:
         import grpc
@@ -46,153 +205,28 @@ class BlockMaps:
         from protos.quire.v1 import admin_pb2 as pb
 
         try:
-            self._call = self._admin.stub.WatchBlocks(pb.WatchBlocksRequest(interval_s=self._interval_s))
+            request = pb.WatchBlocksRequest(interval_s=self._interval_s, with_owners=True)
+            self._call = self._admin.stub.WatchBlocks(request)
             for response in self._call:
-                for part in response.pools:
-                    if part.whole:
-                        self.pools[part.pool] = bytearray(part.states)
-                    else:
-                        states = self.pools[part.pool]
-                        for block, state in zip(part.blocks, part.states, strict=True):
-                            states[block] = state
-                for name in response.gone:
-                    self.pools.pop(name, None)
+                with self._lock:
+                    self._take(response)
                 self.has_come.set()
         except grpc.RpcError:
             self.has_come.set()
 
+    def _take(self, response: Any) -> None:
+        for part in response.pools:
+            names = ["", *part.requests]
+            owners = [names[number] for number in part.owners]
+            if part.whole:
+                self._pools[part.pool] = bytearray(part.states), owners
+                continue
+            states, holders = self._pools[part.pool]
+            for block, state, owner in zip(part.blocks, part.states, owners, strict=True):
+                states[block], holders[block] = state, owner
+        for name in response.gone:
+            self._pools.pop(name, None)
+
     def close(self) -> None:
         if self._call is not None:
             self._call.cancel()
-
-
-def top(
-    address: AddressOption = None,
-    interval: Annotated[float, typer.Option(help="Seconds between pictures.")] = 0.5,
-    once: Annotated[bool, typer.Option("--once", help="One picture, then end.")] = False,
-) -> None:
-    """Watch requests, tokens per second, queues and the memory map live. Ctrl-C ends it."""
-    from rich.console import Console
-    from rich.live import Live
-
-    admin = Admin(address)
-    console = Console()
-    maps = BlockMaps(admin, max(0.1, interval))
-    maps.has_come.wait(5.0)
-    rates: deque[tuple[float, int]] = deque(maxlen=8)
-    try:
-        if once or not sys.stdout.isatty():
-            console.print(_picture(admin, maps, rates, console.width, plain=not console.is_terminal))
-            return
-        with Live(console=console, screen=True, auto_refresh=False) as live:
-            while True:
-                live.update(_picture(admin, maps, rates, console.width, plain=False), refresh=True)
-                time.sleep(interval)
-    except KeyboardInterrupt:
-        return
-    finally:
-        maps.close()
-
-
-def _picture(admin: Admin, maps: BlockMaps, rates: deque[tuple[float, int]], width: int, plain: bool) -> Any:
-    from rich.console import Group
-    from rich.text import Text
-
-    from protos.quire.v1 import admin_pb2 as pb
-
-    cluster = admin.call("GetCluster", pb.GetClusterRequest())
-    workers = admin.call("ListWorkers", pb.ListWorkersRequest())
-    pools = {pool.name: pool for pool in admin.call("ListPools", pb.ListPoolsRequest()).pools}
-    requests = admin.call("ListRequests", pb.ListRequestsRequest(limit=200))
-    known = sum(request.output_tokens for request in requests.requests)
-    finished = sum(tenant.output_tokens for tenant in admin.call("GetUsage", pb.GetUsageRequest()).tenants)
-    rates.append((time.monotonic(), known + finished))
-    counters = cluster.counters
-    turn_us = counters["turn microseconds"] / max(1, counters["turns"])
-    parts: list[Any] = [
-        Text(
-            f"Quire {cluster.version}  {cluster.num_workers} workers  {cluster.num_running} run  "
-            f"{cluster.num_waiting} wait  {_rate(rates):,.0f} tokens/s  turn {turn_us:.0f} us  "
-            f"dry leases {counters['dry leases']:,}",
-            style="" if plain else "bold",
-        ),
-        Text(_preemptions(counters)),
-        Text(_swaps(counters)),
-    ]
-    for name, states in maps.pools.items():
-        pool = pools.get(name)
-        if pool is not None:
-            parts.append(Text(_pool_line(name, pool)))
-            parts.append(_map(bytes(states), width, plain))
-    if not plain:
-        parts.append(Text.assemble(*[(f" {NAMES[state]} ", f"reverse {STYLES[state]}") for state in range(1, 7)]))
-    else:
-        parts.append(Text("  ".join(f"{LETTERS[state]} {NAMES[state]}" for state in range(1, 7))))
-    for worker in workers.workers:
-        state = "drains" if worker.draining else f"{worker.step_s * 1e3:.1f} ms a step"
-        parts.append(Text(f"{worker.name}: {worker.num_sequences} sequences, {state}, {worker.steps:,} steps"))
-    for request in sorted(requests.requests, key=lambda one: one.state)[:MAX_ROWS]:
-        what = pb.RequestState.Name(request.state).removeprefix("REQUEST_STATE_").lower()
-        line = (
-            f"{request.request_id[-16:]:16}  {what:8} {request.output_tokens:6,} tokens  {request.num_blocks:4} blocks"
-        )
-        parts.append(Text(f"{line}  {request.reason}"[:width]))
-    return Group(*parts)
-
-
-def _pool_line(name: str, pool: Any) -> str:
-    used = pool.num_blocks - pool.num_free - pool.num_cached
-    kind = "host memory" if pool.kind == 2 else "device"
-    return (
-        f"\n{name} ({kind}): {used:,} of {pool.num_blocks:,} blocks in use, {pool.num_cached:,} cached, "
-        f"{pool.num_free:,} free"
-    )
-
-
-def _preemptions(counters: Any) -> str:
-    shown = [
-        f"{name} {count:,}" for name, count in sorted(counters.items()) if name.startswith(("preempted", "transfer"))
-    ]
-    return "  ".join(shown) or "no preemptions"
-
-
-def _swaps(counters: Any) -> str:
-    """What went to host memory and came back, how fast, and how often there was no room for it."""
-    parts = []
-    for way in ("out", "in"):
-        size, seconds = counters[f"swapped {way} bytes"], counters[f"swapped {way} microseconds"] / 1e6
-        if seconds:
-            parts.append(f"swapped {way} {format_bytes(size)} at {format_bytes(int(size / seconds))}/s")
-    if counters["out of host memory"]:
-        parts.append(f"OUT OF HOST MEMORY {counters['out of host memory']:,} times: give --host-memory more")
-    return "  ".join(parts) or "nothing swapped"
-
-
-def _rate(rates: deque[tuple[float, int]]) -> float:
-    """Tokens a second over the last pictures."""
-    (began, before), (ended, after) = rates[0], rates[-1]
-    return max(0, after - before) / (ended - began) if ended > began else 0.0
-
-
-def _map(states: bytes, width: int, plain: bool) -> Any:
-    """A pool as at most eight lines. Each cell stands for a run of blocks and shows the busiest state among them."""
-    from rich.text import Text
-
-    cells = width * MAX_ROWS
-    run = max(1, -(-len(states) // cells))
-    # Quarantined, moving, shared and held show before cached and free.
-    order = (0, 1, 4, 5, 3, 6, 7)
-    shown = [max(states[at : at + run], key=lambda state: order[state]) for at in range(0, len(states), run)]
-    text = Text()
-    for row in range(0, len(shown), width):
-        if row:
-            text.append("\n")
-        line = shown[row : row + width]
-        at = 0
-        while at < len(line):
-            end = at
-            while end < len(line) and line[end] == line[at]:
-                end += 1
-            text.append(LETTERS[line[at]] * (end - at) if plain else "■" * (end - at), STYLES[line[at]])
-            at = end
-    return text

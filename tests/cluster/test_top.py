@@ -1,0 +1,143 @@
+"""The memory map as a watcher gets it, and the picture that is drawn of it: within 80 columns, and quickly."""
+
+from __future__ import annotations
+
+import io
+import time
+from random import Random
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from cluster.admin import BLOCK_STATES
+from cluster.block_watch import BlockWatch
+from cluster.cli.top import BlockMaps
+from cluster.cli.top_picture import LETTERS, PoolPicture, Scene, draw
+from cluster.messages import ReplicaJoined, Submit, ids
+from cluster.notes import Note
+from cluster.sampling import SamplingParams
+from cluster.scheduler import Scheduler
+from cluster.settings import SchedulerSettings
+
+REASON = "needs 40 blocks on demo-0, 3 are free beside the reserve"
+
+
+def scheduler_with(blocks: int) -> Scheduler:
+    scheduler = Scheduler(SchedulerSettings())
+    scheduler.turn([ReplicaJoined("demo-0", 1, "n0", "a", blocks, 4, 64, "layout", 64, 400)], 0.0)
+    return scheduler
+
+
+def submit(name: str, length: int) -> Submit:
+    sampling = SamplingParams(temperature=0.0, max_tokens=8)
+    return Submit(name, "g", int(name), "a", "t", ids(range(length)), (), sampling)
+
+
+def follower() -> BlockMaps:
+    """The client's side of the map, fed by hand."""
+    maps = BlockMaps.__new__(BlockMaps)
+    maps._pools = {}
+    return maps
+
+
+def test_a_watcher_that_follows_changes_sees_what_the_ledger_has() -> None:
+    scheduler, random = scheduler_with(200), Random(3)
+    watch, maps = BlockWatch(scheduler, BLOCK_STATES, (), True), follower()
+    for step in range(60):
+        scheduler.turn([submit(str(step + 1), random.randint(1, 40))] if random.random() < 0.5 else [], float(step))
+        news = watch.news()
+        if news is not None:
+            maps._take(news)
+        ledger = scheduler.replicas["demo-0"].ledger
+        states, owners = maps._pools["demo-0"]
+        assert bytes(states) == ledger.states(BLOCK_STATES)
+        for request_id, request in scheduler.replicas["demo-0"].requests.items():
+            for block in request.sequences[0].table:
+                assert owners[block] == request_id
+        assert sum(map(bool, owners)) == sum(ledger.holders(block) > 0 for block in range(200))
+    assert watch.news() is None
+
+
+def scene(blocks: int, random: Random) -> Scene:
+    states = bytes(random.choices(range(1, 7), k=blocks))
+    owners = [
+        random.choice([f"local/{number:08x}" for number in range(300)]) if state in (2, 3) else "" for state in states
+    ]
+    requests = [
+        {"id": f"local/{at:024x}", "state": "queued" if at % 3 else "running", "worker": "demo-0", "reason": REASON}
+        | {"output": at, "blocks": at * 3, "queue_s": 1.5}
+        for at in range(40)
+    ]
+    worker = SimpleNamespace(
+        name="demo-0", draining=False, step_s=0.003, num_sequences=31, steps=1_234_567, dry_leases=9_876
+    )
+    head = {"version": "0.1.0", "workers": 12, "running": 345, "waiting": 67, "turn_us": 812.0, "share": 0.123}
+    return Scene(
+        head=head,
+        tokens_per_s=123_456.0,
+        first_ms=250.0,
+        gap_ms=None,
+        pools=[PoolPicture(f"demo-{at}", at == 2, states, owners, 10, 20) for at in range(3)],
+        workers=[worker],
+        requests=requests,
+        notes=[Note(1, 3.0, "preempted", "local/00ab", f"local/00cd needs a block and none is free; swap, {REASON}")],
+        counters={"preempted swap": 3, "preempted recompute": 4, "transfer write done": 5, "dry leases": 6},
+    )
+
+
+@pytest.mark.parametrize("by_request", [False, True])
+@pytest.mark.parametrize("blocks", [7, 1_000, 10_000])
+def test_a_picture_fits_into_80_columns_and_says_why(blocks: int, by_request: bool) -> None:
+    out = io.StringIO()
+    drawn = draw(scene(blocks, Random(1)), 80, True, by_request)
+    Console(file=out, width=80).print(drawn)
+    lines = out.getvalue().splitlines()
+    text = "\n".join(lines)
+    assert max(map(len, lines)) <= 80 and "\x1b" not in text
+    # Every pool has eight lines at most.
+    assert len(lines) < 3 * 10 + 30
+    for said in ("123,456 tokens/s", "first token 250 ms", "inter-token -", "812 us a turn", "dry leases 6"):
+        assert said in text
+    assert "queue: 26" in text and "needs 40 blocks on demo-0" in text
+    assert "preempted 0000" not in text and "preempted local/00ab: local/00cd needs a block" in text
+    assert "preempted recompute 4  preempted swap 3" in text
+
+
+def test_a_cell_shows_the_busiest_state_of_its_blocks() -> None:
+    states = bytes([1] * 80 * 8 + [4] * 80 * 8)
+    busy = bytearray(states)
+    busy[0], busy[5], busy[1_279] = 2, 6, 3
+    maps = []
+    for shown in (states, bytes(busy)):
+        picture = Scene({}, 0.0, None, None, [PoolPicture("p", False, shown)], (), (), ())
+        picture.head = {"version": "", "workers": 0, "running": 0, "waiting": 0, "turn_us": 0.0, "share": 0.0}
+        out = io.StringIO()
+        Console(file=out, width=80).print(draw(picture, 80, True, False))
+        maps.append("".join(line for line in out.getvalue().splitlines() if set(line) <= set(LETTERS[1:])))
+    plain, marked = maps
+    assert plain == LETTERS[1] * 320 + LETTERS[4] * 320
+    differing = {at: marked[at] for at in range(640) if marked[at] != plain[at]}
+    assert differing == {0: LETTERS[2], 2: LETTERS[6], 639: LETTERS[3]}
+
+
+@pytest.mark.parametrize("by_request", [False, True])
+def test_ten_thousand_blocks_are_drawn_smoothly(by_request: bool) -> None:
+    """Ten pictures a second would leave most of a core free: processor time, which other work does not change."""
+    shown, console = scene(10_000, Random(2)), Console(file=io.StringIO(), width=80, force_terminal=True)
+    console.print(draw(shown, 80, False, by_request))
+    began = time.process_time()
+    for _ in range(10):
+        console.print(draw(shown, 80, False, by_request))
+    assert (time.process_time() - began) / 10 < 0.05
+
+
+def test_the_map_costs_the_scheduler_little() -> None:
+    scheduler = scheduler_with(10_000)
+    scheduler.turn([submit(str(number), 300) for number in range(1, 60)], 1.0)
+    watch = BlockWatch(scheduler, BLOCK_STATES, (), True)
+    assert watch.news() is not None
+    began = time.process_time()
+    for _ in range(20):
+        assert watch.news() is None
+    assert (time.process_time() - began) / 20 < 0.005
