@@ -45,6 +45,9 @@ def top(
     eyes, console = Eyes(address, interval), Console()
     try:
         if once or not sys.stdout.isatty():
+            # Rates need two looks.
+            eyes.look()
+            time.sleep(interval)
             console.print(draw(eyes.look(), console.width, not console.is_terminal, by_request))
             return
         with Live(console=console, screen=True, auto_refresh=False) as live, _keys() as key:
