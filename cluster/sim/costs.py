@@ -137,10 +137,23 @@ def fit(steps: Sequence[tuple[float, float, float, float]]) -> StepCost:
     """The constants that come closest to measured steps (tokens, pairs, context, seconds), none of them negative.
 
     On a CPU the products are a straight line in the tokens, so weights have no part of their own. Errors count as
-    shares of a step's own time: a long prefill does not outweigh a hundred decodes.
+    shares of a step's own time: a long prefill does not outweigh a hundred decodes. Steps that something else held up
+    are left out in a second round, and the sum of the others is kept.
     """
     assert len(steps) >= 8, f"{len(steps)} steps say too little"
     measured = np.array(steps)
+    first = _fit(measured)
+    ratio = measured[:, 3] / first.seconds(*measured[:, :3].T)
+    middle = float(np.median(ratio))
+    kept = measured[(ratio > 0.5 * middle) & (ratio < 1.5 * middle)]
+    found = _fit(kept)
+    scale = float(kept[:, 3].sum() / found.seconds(*kept[:, :3].T).sum())
+    return StepCost(
+        scale * found.base_s, 0.0, scale * found.per_token_s, scale * found.per_pair_s, scale * found.per_context_s
+    )
+
+
+def _fit(measured: Float64) -> StepCost:
     columns = np.column_stack([np.ones(len(measured)), measured[:, :3]]) / measured[:, 3:]
     kept = list(range(4))
     while True:

@@ -182,9 +182,9 @@ class Fleet:
         near &= (asked == NEVER) | ((left == 0) & (asked > 0))
         if near.any():
             self.asked[workers, :used] = np.where(near, left, asked)
-        if not self._order:
-            return near
         in_prompt = ran & (position <= self.num_prompt[workers, :used])
+        if not in_prompt.any():
+            return near
         return near | (in_prompt & (position // size > self.reported[workers, :used] // size))
 
     # -- what is told

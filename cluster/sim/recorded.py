@@ -1,0 +1,244 @@
+"""A run of the embedded engine, recorded, and the same run in the simulator: it must take the same decisions.
+
+`record` watches an engine: what it was asked, what its worker told, what its scheduler ordered, how long steps took.
+`repeat` lets the planning simulator run from the same questions: a fleet of one worker in place of the real one, with
+the recorded tokens and the cost model's times. Every result and every order is compared with the record; any difference
+is a `Divergence`. It holds one sequence a request; the engine must take every step alone (eager turns).
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cluster.batcher import Batch
+from cluster.hashing import BlockHasher
+from cluster.messages import Closed, Done, Event, Ids, Order, Plan, Reason, ReplicaJoined, Result, Start, ids
+from cluster.scheduler import Scheduler
+from cluster.settings import SchedulerSettings
+from cluster.sim.costs import Machine, StepCost
+from cluster.sim.fleet import Fleet
+from cluster.sim.obeying import Obeying
+
+if TYPE_CHECKING:
+    from cluster.embedded import Embedded
+
+
+@dataclass(slots=True)
+class Turn:
+    """One turn of the scheduler, and after how many calls of the worker's step it came."""
+
+    after: int
+    events: list[Event]
+    orders: list[Order]
+
+
+@dataclass(slots=True)
+class Record:
+    """What was seen. A step is tokens, pairs of prefill attention, context that decodes read, and seconds."""
+
+    settings: SchedulerSettings
+    max_batch: int
+    token_budget: int
+    hash_key: bytes
+    turns: list[Turn] = field(default_factory=list)
+    steps: list[tuple[float, float, float, float]] = field(default_factory=list)
+    num_calls: int = 0
+
+
+@contextmanager
+def record(engine: Embedded) -> Iterator[Record]:
+    """Records a fresh engine for as long as the context is open. Steps are timed in processor time of this thread."""
+    worker, scheduler = engine.worker, engine.scheduler
+    batcher, settings = worker.batcher, worker.settings
+    seen = Record(scheduler.settings, settings.max_batch, batcher.token_budget, settings.hash_key)
+    turn, step, next_batch = scheduler.turn, worker.step, batcher.next
+    batches: list[Batch] = []
+
+    def watched_turn(events: Sequence[Event], now: float) -> list[Order]:
+        orders = turn(events, now)
+        seen.turns.append(Turn(seen.num_calls, list(events), list(orders)))
+        return orders
+
+    def watched_next() -> Batch:
+        batches.append(next_batch())
+        return batches[-1]
+
+    def watched_step(max_steps: int = 1) -> int:
+        assert max_steps == 1, "several steps at once can't be told apart; record eager turns"
+        seen.num_calls += 1
+        began = time.thread_time()
+        ran = step(max_steps)
+        seconds = time.thread_time() - began
+        if ran:
+            seen.steps.append((*_figures(batches[-1]), seconds))
+        return ran
+
+    watched: list[tuple[Any, str, Any]] = [
+        (scheduler, "turn", watched_turn),
+        (worker, "step", watched_step),
+        (batcher, "next", watched_next),
+    ]
+    for owner, name, stand_in in watched:
+        setattr(owner, name, stand_in)
+    try:
+        yield seen
+    finally:
+        for owner, name, _ in watched:
+            delattr(owner, name)
+
+
+def _figures(batch: Batch) -> tuple[float, float, float]:
+    starts, counts, first = batch.starts.astype(np.float64), batch.counts.astype(np.float64), batch.num_decodes
+    context = float((starts[:first] + 1).sum())
+    pairs = float((counts[first:] * (starts[first:] + counts[first:] / 2)).sum())
+    return float(batch.num_tokens), pairs, context
+
+
+class Said:
+    """The recorded tokens of each request, as a fleet asks for them."""
+
+    def __init__(self, seen: Record, block_size: int) -> None:
+        self._tokens: dict[str, Ids] = {}
+        self._reasons: dict[str, Reason] = {}
+        self._hash_key, self._block_size = seen.hash_key, block_size
+        self._names_blocks = seen.settings.prefix_caching
+        starts: dict[int, Start] = {}
+        for turn in seen.turns:
+            for event in turn.events:
+                if isinstance(event, Result):
+                    self._take(event, starts)
+            for order in turn.orders:
+                for start in order.starts if isinstance(order, Plan) else ():
+                    starts[start.seq] = start
+                    self._tokens[start.request_id] = ids(start.tokens)
+
+    def _take(self, result: Result, starts: dict[int, Start]) -> None:
+        advances, at = result.advances, 0
+        for seq, count in zip(advances.seqs, advances.num_ids, strict=True):
+            self._tokens[starts[seq].request_id].extend(advances.ids[at : at + count])
+            at += count
+        for stopped in result.stopped:
+            request = starts[stopped.seq].request_id
+            self._tokens[request].extend(stopped.ids)
+            if stopped.reason is not Reason.DROPPED:
+                self._reasons[request] = stopped.reason
+
+    def end(self, start: Start) -> tuple[int, Reason]:
+        whole = len(self._tokens[start.request_id])
+        # One that was cut off went on until somebody dropped it.
+        reason = self._reasons.get(start.request_id)
+        return (whole, reason) if reason is not None else (whole + 1, Reason.LENGTH)
+
+    def ids(self, start: Start, first: int, last: int) -> Ids:
+        return self._tokens[start.request_id][first:last]
+
+    def names(self, start: Start, first: int, last: int) -> bytes:
+        if not self._names_blocks:
+            return b""
+        hasher = BlockHasher(self._hash_key, start.salt, self._block_size)
+        chain = hasher.prompt(array("i", self._tokens[start.request_id][: last * self._block_size]))
+        return b"".join(chain[first:last])
+
+
+class Divergence(AssertionError):
+    """The simulator did something else than the engine had done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """A run that took the same decisions, and how long its steps took: as seen, and as the cost model says."""
+
+    num_turns: int
+    num_orders: int
+    num_steps: int
+    seen_s: float
+    modelled_s: float
+
+
+class _Repeat:
+    def __init__(self, seen: Record, cost: StepCost) -> None:
+        (joined,) = [event for event in seen.turns[0].events if isinstance(event, ReplicaJoined)]
+        machine = Machine(cost, joined.num_blocks, joined.block_size, joined.block_bytes, 0.0)
+        self.seen, self.joined = seen, joined
+        said = Said(seen, joined.block_size)
+        self.fleet = Fleet(1, seen.max_batch, seen.token_budget, machine, said)
+        self.obeying = Obeying(self.fleet, tells_all=True)
+        self.scheduler = Scheduler(seen.settings)
+        self.turns = iter(seen.turns)
+        self.turn = next(self.turns, None)
+        self.events: list[Event] = []
+        self.now = self.modelled_s = 0.0
+        self.num_turns = self.num_orders = 0
+        self.steps_alone, self.steps_ahead = 0, max(1, seen.settings.ahead - 1)
+
+    def run(self) -> Repeated:
+        """The embedded engine's loop, with the fleet in its worker's place."""
+        for call in range(self.seen.num_calls + 1):
+            if self.turn is not None and self.turn.after == call:
+                self.decide(self.turn)
+                self.turn = next(self.turns, None)
+            elif self.events:
+                raise Divergence(f"call {call}: {self.events} are to be decided on, and the engine had nothing")
+            if call < self.seen.num_calls:
+                self.step()
+        steps = int(self.fleet.num_steps.sum())
+        if steps != len(self.seen.steps):
+            raise Divergence(f"{steps} steps, and the engine took {len(self.seen.steps)}")
+        seen_s = sum(step[3] for step in self.seen.steps)
+        return Repeated(self.num_turns, self.num_orders, steps, seen_s, self.modelled_s)
+
+    def decide(self, turn: Turn) -> None:
+        outside = [event for event in turn.events if not isinstance(event, Result | Closed)]
+        mine, theirs = [_plain(event) for event in self.events], [_plain(e) for e in turn.events if e not in outside]
+        if mine != theirs:
+            raise Divergence(f"turn {self.num_turns}: told {mine}, and the engine {theirs}")
+        orders = self.scheduler.turn([*self.events, *outside], self.now)
+        self.events = []
+        if list(map(_plain, orders)) != list(map(_plain, turn.orders)):
+            raise Divergence(f"turn {self.num_turns}: ordered {orders}, and the engine {turn.orders}")
+        for order in orders:
+            if isinstance(order, Plan):
+                self.obeying.obey(0, order, self.now)
+            elif isinstance(order, Done):
+                self.events.append(Closed(order.request_id))
+        self.num_turns += 1
+        self.num_orders += len(orders)
+
+    def step(self) -> None:
+        fleet, one = self.fleet, np.zeros(1, np.int64)
+        fleet.launch(one, np.array([self.now]))
+        ran = bool(fleet.busy[0])
+        ends = False
+        if ran:
+            self.modelled_s += float(fleet.step_s[0])
+            self.now = float(fleet.step_end[0])
+            fleet.finish(one)
+        news = fleet.news.get(0)
+        ends = news is not None and bool(news.stopped)
+        self.steps_alone = self.steps_alone + 1 if ran else self.steps_ahead
+        if self.steps_alone >= self.steps_ahead or ends:
+            self.steps_alone = 0
+            result = fleet.take_result(0, self.joined.replica, self.scheduler.epoch)
+            if result is not None:
+                self.events.append(result)
+
+
+def _plain(message: Event | Order) -> Event | Order:
+    """Without what depends on how long things took."""
+    if isinstance(message, Result):
+        return replace(message, step_seconds=0.0, dry=0, prefill_tokens_per_s=0.0)
+    if isinstance(message, Done):
+        return replace(message, queue_seconds=0.0, device_block_seconds=0.0, host_block_seconds=0.0)
+    return message
+
+
+def repeat(seen: Record, cost: StepCost) -> Repeated:
+    """The recorded run in the simulator. Raises Divergence at the first difference."""
+    return _Repeat(seen, cost).run()
