@@ -86,7 +86,8 @@ class Swapper:
         self.rates.at_start(joined.node, joined.bytes_per_s)
 
     def lose(self, host: HostPool) -> None:
-        """Its memory is gone: what lay there is computed again; what is on the way will fail by itself."""
+        """Its memory is gone: what lay there is computed again; what is on the way is given up at once, because its
+        worker would look for the pool for seconds more while the blocks wait."""
         del self.pools[host.name]
         self._scheduler.counters["host pools lost"] += 1
         for key in [key for key in self.quarantined if key[0] == host.name]:
@@ -95,6 +96,9 @@ class Swapper:
             if request.state is State.QUEUED:
                 self.forget(request)
         host.ledger.forget_cache()
+        for number, moving in self.transfers.items():
+            if moving.host is host:
+                moving.replica.write().aborts.append(number)
 
     # -- the choice
 

@@ -163,3 +163,13 @@ def test_what_lies_in_host_memory_outlives_its_replica_and_comes_back_on_another
     (back,) = transfers(orders)
     assert (back.road, sorted(back.theirs)) == (Road.READ, sorted(out.theirs))
     assert {order.replica for order in orders if isinstance(order, Plan)} == {"r1"}
+
+
+def test_transfers_with_a_pool_that_died_are_given_up_at_once() -> None:
+    driver = swapping()
+    out = going_out(driver)
+    (plan,) = [order for order in driver.turn(HostPoolLost("h0", 7)) if isinstance(order, Plan)]
+    assert plan.aborts == (out.transfer,)
+    ended(driver, out, ok=False)
+    again = starts(driver.turn(Drain("r0", on=False)))["q"]
+    assert (again.attempt, len(again.tokens)) == (2, 42)
