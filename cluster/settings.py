@@ -90,6 +90,8 @@ class WorkerSettings:
     share_pool: bool = False
     # Fused modules in place of the model's own where that is faster.
     fuse: bool = True
+    # A step is issued before the one before it has been looked at. None: on a GPU.
+    overlap: bool | None = None
     show_progress: bool = True
 
     def __post_init__(self) -> None:

@@ -29,68 +29,107 @@ class Step:
     logit_rows: torch.Tensor  # int64 [len(sampled)]
 
 
+class _Buffers:
+    """One place for the tensors of a step, with numpy views to fill them: all in one run of bytes."""
+
+    def __init__(self, memory: torch.Tensor, tokens: int, rows: int) -> None:
+        self.memory = memory
+        at = 0
+
+        def part(count: int, dtype: torch.dtype) -> torch.Tensor:
+            nonlocal at
+            size = count * dtype.itemsize
+            found = memory[at : at + size].view(dtype)
+            at += -(-size // 64) * 64
+            return found
+
+        self.ids, self.positions, self.slots = (part(tokens, torch.int64) for _ in range(3))
+        self.logit_rows = part(rows, torch.int64)
+        self.context_len, self.query_start, self.rows = (part(count, torch.int32) for count in (rows, rows + 1, rows))
+        if memory.is_cpu:
+            layout = (self.ids, self.positions, self.slots, self.context_len, self.query_start)
+            self.layout = tuple(tensor.numpy() for tensor in layout)
+            self.chosen, self.whose = self.logit_rows.numpy(), self.rows.numpy()
+
+    @staticmethod
+    def size_bytes(tokens: int, rows: int) -> int:
+        return 3 * 8 * tokens + 8 * rows + 3 * 4 * (rows + 1) + 7 * 64
+
+
 class StepBuilder:
-    """Builds steps of up to `max_tokens` tokens over one state."""
+    """Builds steps of up to `max_tokens` tokens over one state. On a GPU a step is laid out in pinned memory, of which
+    there are two so that one can be filled while the other is on its way, and sent in one piece to where every step's
+    tensors lie: a captured graph knows the addresses."""
 
     def __init__(self, state: BatchState, max_tokens: int) -> None:
         self._state = state
-        rows = min(max_tokens, state.max_batch)
-        longs = [torch.zeros(max_tokens, dtype=torch.int64) for _ in range(3)] + [torch.zeros(rows, dtype=torch.int64)]
-        ints = [torch.zeros(rows, dtype=torch.int32), torch.zeros(rows + 1, dtype=torch.int32)]
-        self.ids, self.positions, self.slots, self.logit_rows = longs
-        self._context_len, self._query_start = ints
-        self._out = tuple(tensor.numpy() for tensor in (*longs[:3], *ints))
-        self._logit_rows = self.logit_rows.numpy()
+        self.max_rows = rows = min(max_tokens, state.max_batch)
+        size = _Buffers.size_bytes(max_tokens, rows)
+        is_gpu = state.device.type == "cuda"
+        hosts = [torch.zeros(size, dtype=torch.uint8, pin_memory=is_gpu) for _ in range(2 if is_gpu else 1)]
+        self._hosts = [_Buffers(host, max_tokens, rows) for host in hosts]
+        self.device = _Buffers(torch.zeros(size, dtype=torch.uint8, device=state.device), max_tokens, rows)
+        if not is_gpu:
+            self.device = self._hosts[0]
+        self._number = 0
 
-    def build(self, batch: Batch, lengths: Int32) -> Step:
-        """`lengths` is the batcher's array: tokens of each row, those in flight included."""
+    def build(self, batch: Batch, lengths: Int32, padded: int = 0) -> Step:
+        """`lengths` is the batcher's array: tokens of each row, those in flight included. A step of decodes can be
+        padded to so many rows, of which the further ones see and write nothing."""
         state = self._state
+        self._number += 1
+        host = self._host
         sampled = np.empty(len(batch.rows), np.int32)
         num_sampled, longest_query, longest_context = fill_step(
             (batch.rows, batch.starts, batch.counts),
             (lengths, state.tokens, state.tables, state.write_from, state.block_size),
-            (*self._out, sampled, self._logit_rows),
+            (*host.layout, sampled, host.chosen),
         )
+        host.whose[: len(batch.rows)] = batch.rows
         tokens, rows = batch.num_tokens, len(batch.rows)
+        if padded > rows:
+            assert tokens == rows, "only decodes are padded"
+            self._pad(rows, padded)
+            tokens = rows = padded
         state.sync_tables()
-        positions = self._send(self.positions, tokens)
+        if self.device is not host:
+            self.device.memory.copy_(host.memory, non_blocking=True)
+        on = self.device
         attention = AttentionBatch(
-            query_start=self._send(self._query_start, rows + 1),
-            context_len=self._send(self._context_len, rows),
+            query_start=on.query_start[: rows + 1],
+            context_len=on.context_len[:rows],
             tables=state.device_tables,
-            rows=self._send(torch.from_numpy(batch.rows), rows),
-            slots=self._send(self.slots, tokens),
-            positions=positions,
+            rows=on.rows[:rows],
+            slots=on.slots[:tokens],
+            positions=on.positions[:tokens],
             max_query_len=longest_query,
             max_context_len=longest_context,
-            num_decodes=batch.num_decodes,
+            num_decodes=max(batch.num_decodes, padded),
         )
         return Step(
-            self._send(self.ids, tokens),
-            positions,
-            attention,
-            sampled[:num_sampled],
-            self._send(self.logit_rows, num_sampled),
+            on.ids[:tokens], on.positions[:tokens], attention, sampled[:num_sampled], on.logit_rows[:num_sampled]
         )
+
+    def _pad(self, rows: int, padded: int) -> None:
+        host = self._host
+        for tensor, value in (
+            (host.ids, 0),
+            (host.positions, 0),
+            (host.slots, -1),
+            (host.context_len, 0),
+            (host.rows, 0),
+        ):
+            tensor[rows:padded] = value
+        host.query_start[: padded + 1] = torch.arange(padded + 1, dtype=torch.int32)
+        host.logit_rows[rows:padded] = 0
+
+    @property
+    def _host(self) -> _Buffers:
+        return self._hosts[self._number % len(self._hosts)]
 
     def host(self, step: Step) -> tuple[Int32 | Int64, ...]:
         """The step's ids, positions, slots, logit rows, contexts and starts of queries as they lie on the host."""
-        tokens, rows = len(step.ids), step.attention.num_seqs
-        parts = (
-            (self.ids, tokens),
-            (self.positions, tokens),
-            (self.slots, tokens),
-            (self.logit_rows, len(step.sampled)),
-        )
-        return (
-            *(tensor.numpy()[:count] for tensor, count in parts),
-            self._context_len.numpy()[:rows],
-            self._query_start.numpy()[: rows + 1],
-        )
-
-    def _send(self, buffer: torch.Tensor, count: int) -> torch.Tensor:
-        part = buffer[:count]
-        if self._state.device.type == "cpu":
-            return part
-        # A copy from memory that the next step writes into must not run later than that.
-        return part.clone().pin_memory().to(self._state.device, non_blocking=True)
+        tokens, rows, host = len(step.ids), step.attention.num_seqs, self._host
+        ids, positions, slots, context_len, query_start = host.layout
+        logit_rows = host.chosen[: len(step.sampled)]
+        return ids[:tokens], positions[:tokens], slots[:tokens], logit_rows, context_len[:rows], query_start[: rows + 1]

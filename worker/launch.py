@@ -14,13 +14,15 @@ import torch
 
 from cluster.batcher import Batch, Batcher
 from kernels.cpu_decoder import Picked
+from kernels.sampling import send
 from worker.batch import Step, StepBuilder
 from worker.beams import BeamGroups, Ranked
+from worker.graphs import DecodeGraphs
 from worker.lead import Lead
 from worker.prompt_logprobs import Judged, PromptLogprobs, token_rows
 from worker.run_ahead import RunAhead
 from worker.sampler import Sampled, Sampler
-from worker.startup import Started
+from worker.startup import Say, Started
 from worker.state import BatchState, Int32, Int64
 
 
@@ -58,17 +60,39 @@ class Launcher:
         self.builder = StepBuilder(state, parts.token_budget)
         self.lead = Lead(parts.team, state, self.builder) if parts.team is not None else None
         self._ahead = RunAhead(parts.model, state, batcher, sampler)
+        self.graphs: DecodeGraphs | None = None
+        # Where in the flight before this one a row got its token.
+        self._source = np.zeros(state.max_batch, np.int64)
 
-    def launch(self, batch: Batch, allowed: int, began: float) -> Flight:
+    def capture(self, say: Say) -> None:
+        """Decode steps as graphs, where the device has such and the model allows it."""
+        parts = self._parts
+        if parts.device.type != "cuda" or parts.team is not None:
+            # Ranks add up rows that must be as many on each; only rank 0 would pad them.
+            return
+        began = time.perf_counter()
+        graphs = DecodeGraphs(parts.model, self._state, self.builder, parts.max_model_len)
+        reason = graphs.capture(self.builder.max_rows)
+        self.graphs = None if reason else graphs
+        say(f"decode graphs: {f'none, {reason}' if reason else 'captured'}, {time.perf_counter() - began:.1f} s")
+
+    def launch(self, batch: Batch, allowed: int, began: float, previous: Flight | None = None) -> Flight:
         """Prepares the step and issues it: from here on its positions are taken and its tokens are coming. Up to
-        `allowed` steps at once. RuntimeError when the model failed, with nothing taken."""
+        `allowed` steps at once. `previous` is under way still: its tokens are taken over on the device. RuntimeError
+        when the model failed, with nothing taken."""
         parts, batcher = self._parts, self._batcher
         self.num_launches += 1
         num_steps = self._ahead.num_steps(batch, allowed)
         spread = self._beams.spread(batch)
-        step = self.builder.build(spread, batcher.length)
-        parts.model.prepare(step.attention)
         wanted = self.prompt_logprobs.wanted(spread)
+        padded = 0
+        if self.graphs is not None and not wanted and spread.num_decodes == len(spread.rows):
+            padded = self.graphs.padded(len(spread.rows))
+        step = self.builder.build(spread, batcher.length, padded)
+        if previous is not None:
+            self._take_over(spread, step, previous)
+        if not padded:
+            parts.model.prepare(step.attention)
         if self.lead is not None:
             self.lead.step(spread.rows, step, token_rows(wanted))
         self.seconds["prepare"] += time.perf_counter() - began
@@ -76,10 +100,21 @@ class Launcher:
         if not wanted and not self._beams.groups and self._sampler.takes_best(step.sampled):
             flight = self._pick(batch, step, num_steps)
         if flight is None:
-            flight = self._sample(batch, step, wanted)
+            flight = self._sample(batch, step, wanted, padded)
         batcher.retire(batch, flight.num_steps)
         batcher.length[step.sampled] += flight.num_steps
         return flight
+
+    def _take_over(self, batch: Batch, step: Step, previous: Flight) -> None:
+        """Ids that only the device knows yet: the tokens of decodes that the flight before this one samples."""
+        unknown = np.flatnonzero(
+            batch.starts[: batch.num_decodes] >= self._state.known[batch.rows[: batch.num_decodes]]
+        )
+        if unknown.size:
+            self._source[previous.rows] = np.arange(len(previous.rows))
+            source = send(self._source[batch.rows[unknown]], step.ids.device)
+            target = send(unknown.astype(np.int64), step.ids.device)
+            step.ids.index_copy_(0, target, previous.sampled.device_ids.index_select(0, source))
 
     def _pick(self, batch: Batch, step: Step, num_steps: int) -> Flight | None:
         """The model takes its likeliest tokens itself; None if it can't."""
@@ -91,12 +126,16 @@ class Launcher:
         self._sampler.took_best(step.sampled, len(picked.ids))
         return Flight(batch, step.sampled, _last(picked), picked.ids[:-1], None, None)
 
-    def _sample(self, batch: Batch, step: Step, wanted: list[tuple[int, int, int, int]]) -> Flight:
+    def _sample(self, batch: Batch, step: Step, wanted: list[tuple[int, int, int, int]], padded: int) -> Flight:
         began = time.perf_counter()
         logit_rows, num_sampled = step.logit_rows, len(step.sampled)
         if wanted:
             logit_rows = torch.cat([logit_rows, torch.from_numpy(token_rows(wanted)).to(logit_rows.device)])
-        logits = self._parts.model.forward(step.ids, step.positions, logit_rows)
+        if padded:
+            assert self.graphs is not None
+            logits = self.graphs.replay(padded, num_sampled)
+        else:
+            logits = self._parts.model.forward(step.ids, step.positions, logit_rows)
         computed = time.perf_counter()
         judged = self.prompt_logprobs.judge(logits[num_sampled:], wanted) if wanted else None
         logits, rows, ranked = self._beams.rank(logits[:num_sampled], step.sampled)

@@ -10,7 +10,7 @@ stop ids before `min_tokens`, banned runs; then temperature, top-k, top-p, min-p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
@@ -61,31 +61,48 @@ class Sampled:
         num_top: Ints | None = None,
     ) -> None:
         self.device_ids = ids  # int64 [rows]: what the next step can take without the host
-        self._broken = broken
+        self._ids, self._broken = ids, broken
+        self._done: torch.cuda.Event | None = None
+        if ids.is_cuda:
+            # On their way at once: whoever asks later must not wait for the steps that were issued meanwhile.
+            self._ids, self._broken = (_to_host(tensor) for tensor in (ids, broken))
+            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._done.record()
         self._logprobs = logprobs
         self._logprob_rows = logprob_rows
         self._num_top = num_top
 
     def ids(self) -> NDArray[np.int64]:
         """The tokens, in the order of the rows. Waits for the device."""
-        ids: NDArray[np.int64] = self.device_ids.cpu().numpy()
+        self._wait()
+        ids: NDArray[np.int64] = self._ids.numpy()
         return ids
+
+    def _wait(self) -> None:
+        if self._done is not None:
+            self._done.synchronize()
 
     def broken(self) -> NDArray[np.bool_]:
         """True where the logits were NaN or infinite: the token means nothing. Waits for the device."""
-        broken: NDArray[np.bool_] = self._broken.cpu().numpy()
+        self._wait()
+        broken: NDArray[np.bool_] = self._broken.numpy()
         return broken
 
-    def note_logprobs(self, residents: Sequence[TakesLogprobs | None]) -> None:
-        """Hands each row's logprobs to whoever lives there. Waits for the device."""
+    def note_logprobs(self, residents: Sequence[TakesLogprobs | None], skipped: Container[int] = ()) -> None:
+        """Hands each row's logprobs to whoever lives there, but for the skipped ones. Waits for the device."""
         if self._logprobs is None:
             return
         assert self._logprob_rows is not None and self._num_top is not None
         messages = self._logprobs.messages(self._num_top.tolist())
         for row, message in zip(self._logprob_rows.tolist(), messages, strict=True):
             resident = residents[row]
-            if resident is not None and resident.logprobs is not None:
+            if resident is not None and resident.logprobs is not None and row not in skipped:
                 resident.logprobs.append(message)
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
 
 
 class Sampler:

@@ -79,6 +79,12 @@ class Worker:
         self.seconds = self._launcher.seconds
         self._canary = Canary(parts, self.state, self._launcher.builder, self._launcher.lead)
         self._flight: Flight | None = None
+        # Whether a step is retired only when the next one has been issued, so that the device never waits for the host.
+        # A step of ours is over when its call returns on a CPU.
+        self._overlaps = parts.device.type == "cuda" if settings.overlap is None else settings.overlap
+        # Rows that end once the step that is under way has retired.
+        self._ending: dict[int, tuple[Reason, str]] = {}
+        self._launcher.capture(say)
         # Sequences whose drop or revoke came while a step with them was under way.
         self._drop_later: list[int] = []
         # Starts that wait for the blocks of a transfer, by its number.
@@ -139,6 +145,7 @@ class Worker:
 
     def hold_for(self, epoch: int) -> ReplicaState:
         """A new scheduler asks what is held here."""
+        self.settle()
         self.begin_epoch(epoch)
         return holdings(self)
 
@@ -186,8 +193,9 @@ class Worker:
         if row is None:
             # It ended by itself before the order came; the scheduler learns so from its Stopped.
             return
-        if self._flight is not None and row in self._flight.batch.rows:
+        if self._is_under_way(row):
             self._drop_later.append(seq)
+            self.batcher.paused[row] = True
             return
         self.residence.move_out(row, Reason.DROPPED)
 
@@ -195,8 +203,9 @@ class Worker:
         state, row, size = self.state, self.state.row_of.get(revoke.seq), self.state.block_size
         if row is None:
             return
-        if self._flight is not None and row in self._flight.batch.rows:
+        if self._is_under_way(row):
             self._revoke_later.append(revoke)
+            self.batcher.paused[row] = True
             return
         # What is written stays: the lease ends with the block of the last position at the earliest.
         position = int(self.batcher.position[row])
@@ -240,35 +249,50 @@ class Worker:
         """Runs one step, or up to `max_steps` where nothing can come in between; returns how many. 0: nothing can run,
         for there are no residents, or every lease is dry."""
         began = time.perf_counter()
+        overlaps = self._overlaps and not self.beams.groups
+        if not overlaps:
+            self.settle()
         batch = self.batcher.next()
         self.reporter.num_dry += batch.num_dry
         if batch.num_tokens == 0:
-            return 0
+            return int(self.settle())
         before = self.num_steps
-        self._flight = self._launch(batch, max_steps, began)
-        if self._flight is not None:
-            flight, self._flight = self._flight, None
-            self._retire(flight)
+        # A launch that failed has retired what was under way.
+        flight = self._launch(batch, max_steps, began)
+        previous, self._flight = self._flight, flight
+        if previous is not None:
+            self._retire(previous)
+        if not overlaps:
+            self.settle()
         num_steps = max(1, self.num_steps - before)
         seconds = (time.perf_counter() - began) / num_steps
         self._step_seconds = seconds if not self._step_seconds else 0.9 * self._step_seconds + 0.1 * seconds
         return num_steps
 
+    def settle(self) -> bool:
+        """Retires the step that is under way; False if there is none."""
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            self._retire(flight)
+        return flight is not None
+
     def prove(self) -> bool:
         """A step that serves nobody, to see that the device still computes; False if all rows are taken by work."""
+        self.settle()
         proved = self._canary.run()
         self.num_steps += proved
         return proved
 
     def _launch(self, batch: Batch, allowed: int, began: float) -> Flight | None:
         try:
-            flight = self._launcher.launch(batch, allowed, began)
+            flight = self._launcher.launch(batch, allowed, began, self._flight)
         except RuntimeError as error:
             if self.parts.team is not None:
                 raise lost(error) from error
             # One step is lost with those that were in it; the worker goes on.
+            self.settle()
             detail = f"the step failed: {' '.join(str(error).split())}"
-            for row in batch.rows.tolist():
+            for row in batch.rows[self.batcher.resident[batch.rows]].tolist():
                 self.residence.move_out(row, Reason.FAILED, detail)
             return None
         self.residence.wake_forks(batch)
@@ -282,30 +306,51 @@ class Worker:
         self.num_sampled += flight.num_steps * len(rows)
         if flight.num_steps > 1:
             append_tokens(rows, flight.earlier, state.tokens, state.known)
-        flight.sampled.note_logprobs(state.residents)
+        flight.sampled.note_logprobs(state.residents, self._ending)
         if flight.judged is not None:
             flight.judged.note()
+        ids, broken = flight.sampled.ids(), flight.sampled.broken()
+        if self._ending:
+            # They ended while this step was under way: what it says of them means nothing.
+            going = ~np.isin(rows, list(self._ending))
+            rows, ids, broken = rows[going], ids[going], broken[going]
         num_ended = take_tokens(
             rows,
-            flight.sampled.ids(),
-            flight.sampled.broken(),
+            ids,
+            broken,
             (state.tokens, state.known, state.end, state.stops),
             self._ended,
             self._reasons,
         )
         for row, reason in zip(self._ended[:num_ended].tolist(), self._reasons[:num_ended].tolist(), strict=True):
             detail = "the model's logits are not numbers; try another dtype" if reason == _BROKEN else ""
-            self.residence.move_out(row, _REASONS[reason], detail)
+            self._end(row, _REASONS[reason], detail)
+        for row in [row for row in self._ending if not self._is_under_way(row)]:
+            self.residence.move_out(row, *self._ending.pop(row))
         if flight.ranked is not None:
             self._retire_beams(flight.ranked)
         self._report(flight.batch.rows)
-        for seq in self._drop_later:
+        drops, self._drop_later = self._drop_later, []
+        for seq in drops:
             self._drop(seq)
-        self._drop_later.clear()
-        for revoke in self._revoke_later:
+        revokes, self._revoke_later = self._revoke_later, []
+        for revoke in revokes:
+            row = state.row_of.get(revoke.seq, -1)
+            if row >= 0 and row not in self._ending and not self._is_under_way(row):
+                self.batcher.paused[row] = False
             self._revoke(revoke)
-        self._revoke_later.clear()
         self.seconds["retire"] += time.perf_counter() - began
+
+    def _is_under_way(self, row: int) -> bool:
+        return self._flight is not None and row in self._flight.batch.rows
+
+    def _end(self, row: int, reason: Reason, detail: str) -> None:
+        """A sequence ends; it leaves once no step can touch its blocks any more."""
+        if self._is_under_way(row):
+            self._ending[row] = reason, detail
+            self.batcher.paused[row] = True
+        else:
+            self.residence.move_out(row, reason, detail)
 
     def _retire_beams(self, ranked: Ranked) -> None:
         """Groups go on or end; those that go on ask for themselves before their lease ends."""

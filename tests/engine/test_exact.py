@@ -116,3 +116,26 @@ def test_the_reference_kernels_agree(reference: Reference) -> None:
     llm = engine(reference.folder, block_size=16, kv_blocks=200, kernels="reference")
     outputs = llm.generate([reference.prompts[i] for i in few], GREEDY)
     assert [output.outputs[0].token_ids for output in outputs] == [reference.outputs[i] for i in few]
+
+
+@pytest.mark.parametrize("block_size", [8, 16])
+def test_steps_that_overlap(reference: Reference, block_size: int) -> None:
+    """The next step is issued before the last one is looked at, as on a GPU: ends and stop ids come one step late, and
+    preemption and forks meet steps under way."""
+    stops = [[output[7]] if i % 3 == 0 else [] for i, output in enumerate(reference.outputs)]
+    params = [
+        SamplingParams(
+            temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, stop_token_ids=stop, logprobs=0, n=1 + i % 2
+        )
+        for i, stop in enumerate(stops)
+    ]
+    settings = {"kv_blocks": 768 // block_size, "token_budget": 48, "scheduler": SchedulerSettings(ahead=4)}
+    llm = engine(reference.folder, block_size=block_size, fuse=False, overlap=True, **settings)
+    outputs = llm.generate(reference.prompts, params)
+    for output, wanted, stop in zip(outputs, reference.outputs, stops, strict=True):
+        end = next((at + 1 for at, token in enumerate(wanted) if token in stop), NUM_TOKENS)
+        for one in output.outputs:
+            assert one.token_ids == wanted[:end]
+            assert one.logprobs is not None and [list(at) for at in one.logprobs] == [[t] for t in wanted[:end]]
+    assert llm.load_stats()["preempted recompute"] > 0
+    assert not llm._worker._ending and not llm._worker._drop_later
