@@ -152,8 +152,8 @@ class CpuBackend:
     def merge(self, outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return reference.merge(outs, lses)
 
-    def warm_up(self, layout: BlockLayout, num_heads: int) -> None:
-        """Compiles the kernels of every layer shape for queries of the cache's dtype."""
+    def warm_up(self, layout: BlockLayout, num_heads: int, *, softcap: bool = False, sinks: bool = False) -> None:
+        """Compiles the kernels of every layer shape for queries of the cache's dtype: scoring is one kernel."""
         dtype, size = layout.dtype, layout.block_size
         for layer in dict.fromkeys(layout.layers):
             shape = self._shape(

@@ -76,8 +76,9 @@ class Backend(Protocol):
         """Merges partial results over disjoint keys: outs [parts, tokens, heads, dim], lses [parts, tokens, heads]."""
         ...
 
-    def warm_up(self, layout: BlockLayout, num_heads: int) -> None:
-        """Compiles all that a model of this layout will need, so that no request waits for it."""
+    def warm_up(self, layout: BlockLayout, num_heads: int, *, softcap: bool = False, sinks: bool = False) -> None:
+        """Compiles all that a model of this layout will need, so that no request waits for it. `softcap`, `sinks`: what
+        its attention does beside."""
         ...
 
 

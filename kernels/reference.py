@@ -175,5 +175,5 @@ class ReferenceBackend:
     def merge(self, outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return merge(outs, lses)
 
-    def warm_up(self, layout: BlockLayout, num_heads: int) -> None:
+    def warm_up(self, layout: BlockLayout, num_heads: int, *, softcap: bool = False, sinks: bool = False) -> None:
         """Nothing is compiled here."""

@@ -149,8 +149,9 @@ class TritonBackend:
             )
         return out, lse
 
-    def warm_up(self, layout: BlockLayout, num_heads: int) -> None:
+    def warm_up(self, layout: BlockLayout, num_heads: int, *, softcap: bool = False, sinks: bool = False) -> None:
         """Runs each kernel on a pool of two blocks, with and without a window, for every shape of the layout."""
+        cap, sink = 30.0 if softcap else 0.0, torch.zeros(num_heads, device=self.device) if sinks else None
         pool = torch.zeros((2, layout.block_bytes), dtype=torch.uint8, device=self.device)
         caches = dict(zip(layout.layers, layout.views(pool), strict=True))
         for layer, cache in caches.items():
@@ -165,7 +166,7 @@ class TritonBackend:
                 )
                 self.write_kv(kv, values, cache, batch.slots)
                 for window in (0, 2 * queries):
-                    self.attention(q, cache, batch, scale=1.0, window=window)
+                    self.attention(q, cache, batch, scale=1.0, window=window, softcap=cap, sinks=sink)
         self.copy_blocks(pool, [0], [1])
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)

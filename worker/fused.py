@@ -16,7 +16,7 @@ from worker.attention import LayerCall
 from worker.loading import Loaded
 
 # Their layers differ in biases, norms of heads and windows only, all of which are read from the modules.
-_KNOWN = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
+_KNOWN = {"LlamaForCausalLM", "MistralForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 # Rotations whose angles depend on the position alone.
 _ROTATIONS = {"default", "linear", "llama3", "yarn"}
 # Tables of angles larger than this are not worth their memory.
@@ -64,7 +64,7 @@ def _weights(loaded: Loaded, calls: list[LayerCall]) -> DecoderWeights:
     assert cosines.shape[-1] == 2 * half, "the rotation covers a part of each head"
     return DecoderWeights(
         embedding=inner.embed_tokens.weight.detach(),
-        layers=[_layer(layer, call.window) for layer, call in zip(inner.layers, calls, strict=True)],
+        layers=[_layer(layer, call) for layer, call in zip(inner.layers, calls, strict=True)],
         norm=inner.norm.weight.detach(),
         head=_linear(module.lm_head),
         num_heads=call.num_heads,
@@ -77,23 +77,47 @@ def _weights(loaded: Loaded, calls: list[LayerCall]) -> DecoderWeights:
     )
 
 
-def _layer(layer: Any, window: int) -> LayerWeights:
+def _layer(layer: Any, call: LayerCall) -> LayerWeights:
     attention, mlp = layer.self_attn, layer.mlp
+    query, key, value = _heads(attention, call)
+    gate, up = _gate_and_up(mlp)
     query_norm, key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
     return LayerWeights(
         input_norm=layer.input_layernorm.weight.detach(),
-        query=_linear(attention.q_proj),
-        key=_linear(attention.k_proj),
-        value=_linear(attention.v_proj),
+        query=query,
+        key=key,
+        value=value,
         output=_linear(attention.o_proj),
         query_norm=None if query_norm is None else query_norm.weight.detach(),
         key_norm=None if key_norm is None else key_norm.weight.detach(),
         post_norm=layer.post_attention_layernorm.weight.detach(),
-        gate=_linear(mlp.gate_proj),
-        up=_linear(mlp.up_proj),
+        gate=gate,
+        up=up,
         down=_linear(mlp.down_proj),
-        window=window,
+        window=call.window,
     )
+
+
+def _heads(attention: Any, call: LayerCall) -> list[Linear]:
+    """Queries, keys and values, which some checkpoints keep in one."""
+    packed = getattr(attention, "qkv_proj", None)
+    if packed is None:
+        return [_linear(module) for module in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    kv_width = call.shape.num_kv_heads * call.shape.head_dim
+    return _split(packed, [call.num_heads * call.shape.head_dim, kv_width, kv_width])
+
+
+def _gate_and_up(mlp: Any) -> list[Linear]:
+    packed = getattr(mlp, "gate_up_proj", None)
+    if packed is None:
+        return [_linear(mlp.gate_proj), _linear(mlp.up_proj)]
+    return _split(packed, [packed.weight.shape[0] // 2] * 2)
+
+
+def _split(module: Any, sizes: list[int]) -> list[Linear]:
+    whole = _linear(module)
+    biases = [None] * len(sizes) if whole.bias is None else whole.bias.split_with_sizes(sizes)
+    return [Linear(weight, bias) for weight, bias in zip(whole.weight.split_with_sizes(sizes), biases, strict=True)]
 
 
 def _linear(module: Any) -> Linear:

@@ -75,7 +75,8 @@ def start(settings: WorkerSettings, say: Say, place: Place | None = None) -> Sta
         raise ConfigError(f"kernels: {error}") from error
     model = Model(loaded, kernels, device)
     layout = model.layout(settings.block_size)
-    kernels.warm_up(layout, model.num_heads)
+    softcap, sinks = any(call.softcap for call in model.calls), any(call.has_sinks for call in model.calls)
+    kernels.warm_up(layout, model.num_heads, softcap=softcap, sinks=sinks)
     token_budget = settings.token_budget or (CPU_TOKEN_BUDGET if device.type == "cpu" else GPU_TOKEN_BUDGET)
     reason = "fuse is off" if not settings.fuse else "its ranks add up" if team else model.fuse(token_budget)
     fused = "decoder fused" if not reason else f"decoder not fused: {reason}"

@@ -36,6 +36,7 @@ class Outcome:
     outputs: list[list[int]]
     times: list[list[float]] = field(default_factory=list)
     peak_bytes: int = 0
+    processor_s: float = 0.0
 
     @property
     def first_token_s(self) -> float:
@@ -87,25 +88,25 @@ class Ours:
 class Transformers:
     """A model of transformers, with the attention that it is fastest with."""
 
-    def __init__(self, folder: Path, dtype: str) -> None:
+    def __init__(self, folder: Path, dtype: str, device: str = "cpu") -> None:
         from transformers import AutoModelForCausalLM, logging
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        self.model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), attn_implementation="sdpa"
-        ).eval()
+        self.device = device
+        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+        self.model: Any = loaded.to(device).eval()
 
     @torch.inference_mode()
-    def static(self, workload: Workload) -> Outcome:
+    def static(self, workload: Workload, size: int = STATIC_BATCH) -> Outcome:
         """`generate` over padded batches; each runs until its longest output is done, the surplus is not counted."""
         outputs: list[list[int]] = []
         times: list[list[float]] = []
         prompts = [prompt for prompt in workload.prompts for _ in range(workload.n)]
         wanted = [count for count in workload.max_tokens for _ in range(workload.n)]
         started = time.perf_counter()
-        for at in range(0, len(prompts), STATIC_BATCH):
-            batch, counts = prompts[at : at + STATIC_BATCH], wanted[at : at + STATIC_BATCH]
+        for at in range(0, len(prompts), size):
+            batch, counts = prompts[at : at + size], wanted[at : at + size]
             steps: list[float] = []
             written = self._generate(batch, max(counts), steps, started)
             for row, count in zip(written, counts, strict=True):
@@ -122,12 +123,14 @@ class Transformers:
             mask[row, width - len(prompt) :] = 1
 
         def stamp(input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+            # Waits for the device, as whoever streams tokens does.
+            input_ids[0, -1].item()
             steps.append(time.perf_counter() - started)
-            return torch.zeros(input_ids.shape[0], dtype=torch.bool)
+            return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
         out = self.model.generate(
-            ids,
-            attention_mask=mask,
+            ids.to(self.device),
+            attention_mask=mask.to(self.device),
             max_new_tokens=count,
             do_sample=False,
             eos_token_id=None,
@@ -186,7 +189,10 @@ def measured(make: Callable[[], Engine], workload: Workload) -> Outcome:
     outcome: list[Outcome] = []
 
     def run() -> None:
-        outcome.append(make()(workload))
+        engine = make()
+        began = time.process_time()
+        outcome.append(engine(workload))
+        outcome[0].processor_s = time.process_time() - began
 
     peak = peak_bytes(torch.device("cpu"), run)
     outcome[0].peak_bytes = peak

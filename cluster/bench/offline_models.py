@@ -34,6 +34,27 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 32000,
         "tie_word_embeddings": True,
     },
+    # For GPUs.
+    "1b": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "tie_word_embeddings": True,
+        "dtype": "bfloat16",
+    },
+    "8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "tie_word_embeddings": False,
+        "dtype": "bfloat16",
+    },
 }
 MAX_LEN = 2048
 # Changes whenever the files would differ.
@@ -71,10 +92,17 @@ def _build(folder: Path, settings: dict[str, Any]) -> None:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(
-        **settings, max_position_embeddings=MAX_LEN, bos_token_id=1, eos_token_id=2, pad_token_id=0, rope_theta=10000.0
+        **{"dtype": "float32", **settings},
+        max_position_embeddings=MAX_LEN,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        rope_theta=10000.0,
     )
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    # Large ones are made where that takes seconds.
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
     for name, parameter in model.named_parameters():
         if parameter.dim() == 2:
             # Of about unit gain, so that the best token leads by more than rounding moves it.
@@ -117,4 +145,6 @@ WORKLOADS = ("sharegpt", "alpaca", "prefix", "n4", "single", "short")
 DEFAULT_REQUESTS = {
     "14m": {"sharegpt": 24, "alpaca": 64, "prefix": 32, "n4": 12},
     "125m": {"sharegpt": 6, "alpaca": 16, "prefix": 8, "n4": 4},
+    "1b": {"sharegpt": 256, "alpaca": 256, "prefix": 256, "n4": 64},
+    "8b": {"sharegpt": 256, "alpaca": 256, "prefix": 256, "n4": 64},
 }

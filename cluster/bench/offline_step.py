@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 
-from cluster.bench.offline_models import SHAPES, workload
+from cluster.bench.offline_models import SHAPES, Workload, workload
 from cluster.bench.report import Row
+from cluster.embedded import Embedded
 from cluster.engine import LLM
 from cluster.sampling import SamplingParams
 from kernels import cpu_program
 from kernels.cpu_product import STORE, ProductShape, pack
 
-WARM_STEPS, STEPS, REPEATS = 20, 60, 15
+WARM_STEPS, STEPS, REPEATS = 20, 60, 25
 _PARTS = {
     "products": (cpu_program.PRODUCT,),
     "attention": (cpu_program.CALL,),
     "rows": (cpu_program.NORM, cpu_program.ROTATION, cpu_program.EMBEDDING),
+    "picking": (cpu_program.BEST,),
 }
 
 
@@ -42,16 +43,14 @@ def breakdown(llm: LLM, shape: str, batch: int, *, draws: bool) -> list[Row]:
         engine.submit(request)
     while worker.num_sampled < 1 or np.any(worker.batcher.length - worker.batcher.position > 1):
         engine.turn(eager=False)
-    for _ in range(WARM_STEPS):
-        engine.turn(eager=False)
+    run_steps(engine, WARM_STEPS)
     before, decided = dict(worker.seconds), engine.scheduling_seconds
     began = time.perf_counter()
-    for _ in range(STEPS):
-        engine.turn(eager=False)
-    whole = (time.perf_counter() - began) / STEPS
-    host = {part: (worker.seconds[part] - before[part]) / STEPS for part in before}
+    steps = run_steps(engine, STEPS)
+    whole = (time.perf_counter() - began) / steps
+    host = {part: (worker.seconds[part] - before[part]) / steps for part in before}
     parts = {"prepare": host["prepare"], "sampling": host["sample"], "retire": host["retire"]}
-    parts["scheduling"] = (engine.scheduling_seconds - decided) / STEPS
+    parts["scheduling"] = (engine.scheduling_seconds - decided) / steps
     inner = _inside(worker.parts.model._fused, host["model"])
     parts = {**inner, **parts}
     parts["rest"] = max(0.0, whole - sum(parts.values()))
@@ -59,8 +58,34 @@ def breakdown(llm: LLM, shape: str, batch: int, *, draws: bool) -> list[Row]:
     rows: list[Row] = [
         {"part": name, "us": seconds * 1e6, "share %": 100 * seconds / whole} for name, seconds in parts.items()
     ]
+    other = whole - parts.get("products", parts.get("model", 0.0)) - parts.get("attention", 0.0)
+    rows.append({"part": "neither products nor attention", "us": other * 1e6, "share %": 100 * other / whole})
     rows.append({"part": "step", "us": whole * 1e6, "share %": 100.0})
     return rows
+
+
+def run_steps(engine: Embedded, wanted: int) -> int:
+    """Turns until so many steps have run; returns how many did, because a turn can run several."""
+    first = engine.worker.num_steps
+    while engine.worker.num_steps < first + wanted:
+        engine.turn(eager=False)
+    return engine.worker.num_steps - first
+
+
+def prefix_cost(make: Callable[[bool], Callable[[Workload], object]], shape: str, rounds: int = 5) -> Row:
+    """Processor time with prefix caching over that without, where no two prompts share anything: the best of some
+    rounds in turn, each with prompts of its own."""
+    engines = {caches: make(caches) for caches in (False, True)}
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    for number in range(rounds + 1):
+        for caches, engine in engines.items():
+            work = workload("alpaca", shape, 24, seed=100 + number)
+            began = time.process_time()
+            engine(work)
+            seconds[caches].append(time.process_time() - began)
+    # The first round warms up.
+    ratios = [on / off for on, off in zip(seconds[True][1:], seconds[False][1:], strict=True)]
+    return {"what": "prefix caching on over off, nothing shared", "ratio": sorted(ratios)[len(ratios) // 2]}
 
 
 def _inside(decoder: Any, model_seconds: float) -> dict[str, float]:
@@ -79,7 +104,7 @@ def _inside(decoder: Any, model_seconds: float) -> dict[str, float]:
             began = time.perf_counter()
             program.run(tokens, chosen, torch.get_num_threads())
             times.append(time.perf_counter() - began)
-        return median(times)
+        return min(times)
 
     from kernels.cpu_call import COUNTER as cpu_counter
     from kernels.cpu_call import TICKET as cpu_ticket
@@ -90,7 +115,7 @@ def _inside(decoder: Any, model_seconds: float) -> dict[str, float]:
     table[:, 0] = kinds
     scale = model_seconds / max(residual, sum(saved.values()))
     found = {name: seconds * scale for name, seconds in saved.items()}
-    found["waiting and host of the call"] = max(0.0, model_seconds - sum(found.values()))
+    found["waiting for each other"] = max(0.0, model_seconds - sum(found.values()))
     return found
 
 

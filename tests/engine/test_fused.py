@@ -10,7 +10,7 @@ import torch
 from cluster import LLM, SamplingParams
 from tests.engine import models
 
-FUSED = ["llama", "mistral", "qwen2", "qwen2_windows", "qwen3"]
+FUSED = ["llama", "mistral", "phi3", "qwen2", "qwen2_windows", "qwen3"]
 PROMPTS = models.prompts([1, 9, 17, 40, 120], seed=5)
 
 

@@ -157,4 +157,5 @@ def test_warm_up_runs_every_kernel() -> None:
     layout = BlockLayout((LayerShape(2, 32), LayerShape(1, 32, 16)), 16, torch.float16, "slot_dim")
     backend = TritonBackend(DEVICE)
     backend.warm_up(layout, 4)
+    backend.warm_up(layout, 4, softcap=True, sinks=True)
     assert backend.key_order(torch.float16, 16) == layout.keys

@@ -1,0 +1,126 @@
+"""A GPU's decode steps at batches of 1 to 256: step time against the bytes that must be read, tokens per second beside
+transformers, and how busy the GPU is. `quire bench offline --device cuda` prints it; on a CPU it runs too, for tests.
+
+Bytes of a step are the weights, once, and the keys and values of every sequence; the bandwidth is measured in the same
+run. The busy share is kernel time over wall time, from torch's profiler, in a few steps that are not timed.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cluster.bench.offline_engines import Ours, Transformers
+from cluster.bench.offline_models import Workload
+from cluster.bench.offline_step import run_steps
+from cluster.bench.report import Report, Row
+from cluster.sampling import SamplingParams
+
+WARM_STEPS, STEPS, TRACED_STEPS = 16, 64, 16
+
+
+def decode_batches(report: Report, folder: Path, title: str, batches: list[int], prompt: int, **settings: Any) -> None:
+    """One row per batch. `settings` are those of the engine; dtype and device among them."""
+    llm = Ours(folder, settings.pop("dtype"), max_batch=max(batches), **settings).llm
+    worker = llm._worker
+    device = worker.parts.device
+    bandwidth = read_bandwidth(device)
+    report.table(f"{title}: memory read", [{"GB/s": bandwidth / 1e9, "device": _name(device)}])
+    rows: list[Row] = []
+    for batch in batches:
+        seconds, busy = _steps(llm, batch, prompt)
+        context = prompt + WARM_STEPS + STEPS // 2
+        moved = worker.parts.model.weights_bytes + batch * context * worker.parts.layout.token_bytes
+        rows.append(
+            {
+                "batch": batch,
+                "context": context,
+                "step ms": seconds * 1e3,
+                "tokens/s": batch / seconds,
+                "MB to read": moved / 1e6,
+                "of read bandwidth": moved / seconds / bandwidth,
+                "busy share": busy,
+            }
+        )
+    dtype = str(worker.parts.layout.dtype).removeprefix("torch.")
+    del llm, worker
+    theirs = Transformers(folder, dtype, str(device))
+    for row in rows:
+        batch = int(row["batch"] or 1)
+        outcome = theirs.static(Workload("decode", _prompts(batch, prompt, 1000), [STEPS] * batch), batch)
+        # The first token of each is the prompt's.
+        took = (outcome.times[0][-1] - outcome.times[0][0]) / (STEPS - 1)
+        rows[rows.index(row)] = {**row, "transformers tokens/s": batch / took, "ratio": took * 1e3 / _number(row)}
+    report.table(title, rows)
+
+
+def _number(row: Row) -> float:
+    return float(row["step ms"] or 0.0)
+
+
+def _steps(llm: Any, batch: int, prompt: int) -> tuple[float, float | None]:
+    """Seconds of a steady step of so many decodes, and the share of it in which the GPU computes."""
+    engine, worker = llm._engine, llm._worker
+    length = WARM_STEPS + STEPS + TRACED_STEPS + 64
+    params = SamplingParams(temperature=0, max_tokens=length, ignore_eos=True)
+    _, requests = llm._make(_prompts(batch, prompt, worker.parts.model.vocab_size), params, keeps_pieces=False)
+    for request in requests:
+        engine.submit(request)
+    while (
+        len(worker.state.row_of) != batch
+        or (worker.batcher.length - worker.batcher.position)[worker.batcher.resident].max() > 1
+    ):
+        engine.turn(eager=False)
+    run_steps(engine, WARM_STEPS)
+    worker.settle()
+    _synchronize(worker.parts.device)
+    began = time.perf_counter()
+    steps = run_steps(engine, STEPS)
+    worker.settle()
+    _synchronize(worker.parts.device)
+    seconds = (time.perf_counter() - began) / steps
+    busy = _busy(engine) if worker.parts.device.type == "cuda" else None
+    llm._abandon(dict(enumerate(requests)))
+    return seconds, busy
+
+
+def _busy(engine: Any) -> float:
+    device = engine.worker.parts.device
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        began = time.perf_counter()
+        run_steps(engine, TRACED_STEPS)
+        engine.worker.settle()
+        _synchronize(device)
+        seconds = time.perf_counter() - began
+    return sum(float(event.self_device_time_total) for event in profile.key_averages()) * 1e-6 / seconds
+
+
+def _prompts(batch: int, length: int, vocab: int) -> list[list[int]]:
+    rng = random.Random(batch)
+    return [[rng.randrange(3, vocab) for _ in range(length)] for _ in range(batch)]
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def read_bandwidth(device: torch.device) -> float:
+    """Bytes per second of reading memory that no cache holds."""
+    data = torch.ones((1 << 30 if device.type == "cuda" else 64 << 20) // 4, device=device)
+    best = float("inf")
+    for _ in range(10):
+        _synchronize(device)
+        began = time.perf_counter()
+        data.sum()
+        _synchronize(device)
+        best = min(best, time.perf_counter() - began)
+    return data.nbytes / best
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
