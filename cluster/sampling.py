@@ -159,6 +159,9 @@ class SamplingParams:
         chosen["forced_tokens"] = {
             at % max_tokens: token for at, token in self.forced_tokens.items() if at < max_tokens
         }
+        forced_end = _ids(defaults.get("forced_eos_token_id"))
+        if forced_end and not self.ignore_eos:
+            chosen["forced_tokens"].setdefault(max_tokens - 1, forced_end[0])  # type: ignore[attr-defined]
         chosen["bad_words_token_ids"] = (*self.bad_words_token_ids, *_banned_by_model(defaults, eos))
         chosen["eos_token_ids"] = () if self.ignore_eos else eos
         if self.seed is None:

@@ -37,6 +37,7 @@ KNOWN_TO_WORKERS = {
     "cluster.limits",
     "cluster.sampling",
     "cluster.sampling_rules",
+    "cluster.generation_config",
     "cluster.hashing",
     "cluster.sizes",
 }

@@ -15,6 +15,7 @@ import torch
 
 from cluster.batcher import Batch
 from cluster.errors import ConfigError
+from cluster.generation_config import not_honoured
 from cluster.settings import WorkerSettings
 from kernels.dispatch import Backend, backend
 from kernels.layout import BlockLayout
@@ -68,6 +69,9 @@ def start(settings: WorkerSettings, say: Say, place: Place | None = None) -> Sta
     loaded = loading.load(settings, device, team)
     share = f" in {team.size} slices" if team is not None else ""
     say(f"weights: {settings.model}, {loaded.dtype} on {device}{share}, {time.perf_counter() - began:.1f} s")
+    left_out = not_honoured(loaded.defaults)
+    if left_out:
+        say(f"generation config: {', '.join(left_out)} not honoured; set what you need in each request")
     began = time.perf_counter()
     try:
         kernels = backend(device, settings.kernels, debug=settings.debug)

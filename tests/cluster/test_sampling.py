@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cluster import errors, limits
 from cluster.errors import ConfigError, InvalidRequest, NeverFits, QueueFull, QuireError
+from cluster.generation_config import not_honoured
 from cluster.sampling import SETTING_NAMES, SamplingParams, required, sequence_seed
 
 MODEL = {"vocab_size": 100, "max_model_len": 50}
@@ -232,3 +233,24 @@ def test_errors_are_one_tree_and_survive_the_way_between_processes() -> None:
         copy = pickle.loads(pickle.dumps(error))
         assert type(copy) is type(error) and str(copy) == str(error) and vars(copy) == vars(error)
     assert isinstance(raised[0], ValueError)
+
+
+def test_the_forced_end_token_of_the_model_comes_last() -> None:
+    defaults = {"forced_eos_token_id": 7, "eos_token_id": 7}
+    assert SamplingParams(max_tokens=5).resolve(defaults, **MODEL).forced_tokens == {4: 7}
+    assert SamplingParams(max_tokens=5, forced_tokens={-1: 3}).resolve(defaults, **MODEL).forced_tokens == {4: 3}
+    assert SamplingParams(max_tokens=5, ignore_eos=True).resolve(defaults, **MODEL).forced_tokens == {}
+
+
+def test_what_is_left_out_of_a_generation_config_is_named() -> None:
+    neutral = {
+        "no_repeat_ngram_size": 0,
+        "typical_p": 1.0,
+        "num_beams": 1,
+        "temperature": 0.5,
+        "top_k": 9,
+        "pad_token_id": 0,
+    }
+    assert not_honoured(neutral) == []
+    wanted = ["no_repeat_ngram_size=3", "begin_suppress_tokens=[5]"]
+    assert not_honoured(neutral | {"no_repeat_ngram_size": 3, "begin_suppress_tokens": [5]}) == wanted

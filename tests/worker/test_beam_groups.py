@@ -88,7 +88,7 @@ class Pair:
                 self.news.append(order)
         self.scheduler.check()
 
-    def step(self) -> bool:
+    def step(self) -> int:
         """One step of the worker; its result and tokens go where they belong."""
         ran = self.worker.step()
         result = self.worker.take_result()
