@@ -152,7 +152,7 @@ def test_dropped_at_any_step_it_starts_again(folder: Path, want: models.Found, n
     for _ in range(num_steps):
         pair.step()
     request = pair.scheduler.requests["q"]
-    pair.scheduler.pressure.preempt(request, "a test wants its blocks")
+    pair.scheduler.pressure.preempt(request, "a test wants its blocks", "memory")
     # Its blocks stay held until the worker has answered.
     pair.turn()
     assert pair.log.num_tokens == 0
