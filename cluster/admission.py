@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from cluster.beginnings import MIN_SLOTS
 from cluster.fairness import WaitingQueue
 from cluster.hashing import HASH_BYTES
 from cluster.messages import Beams, Copy, Drop, Fork, Reason, Start, Started, ids
@@ -388,7 +389,7 @@ class Admission:
         num_known = min(size, sequence.length - 1 - first)
         if len(place.hit) > num_shared:
             return place.hit[num_shared], num_known
-        if num_known < replica.beginnings.min_slots or request.host is not None or not self._uses_cache(request):
+        if num_known < MIN_SLOTS or request.host is not None or not self._uses_cache(request):
             return -1, 0
         tokens = request.prompt[first : first + num_known]
         found = replica.beginnings.find(place.hit[:num_shared], sequence.names, request.salt, tokens)
