@@ -39,7 +39,7 @@ SETTINGS = ClusterSettings(
     metrics_port=0,
     max_batch=16,
     preemption="swap",
-    hang_s=8.0,
+    hang_s=15.0,
 )
 
 
@@ -119,7 +119,7 @@ def test_a_worker_whose_step_hangs_ends_and_is_started_again(running: launch.Run
         actor = ray.get_actor("demo-0", namespace=running.namespace)
         pid = ray.get(actor.__ray_call__.remote(hang), timeout=30)
         # Nobody asks anything: its own canary runs into it.
-        wait_for("the hung process has ended", lambda: not ray_head.alive(pid), 60)
+        wait_for("the hung process has ended", lambda: not ray_head.alive(pid), 90)
         wait_for(
             "its successor has joined",
             lambda: any(one.name == "demo-0" and one.incarnation > before for one in _workers(admin)),
