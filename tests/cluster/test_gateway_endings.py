@@ -78,14 +78,14 @@ def test_a_broken_connection_aborts_within_a_step():
 
 def test_a_deadline_aborts_within_a_step():
     async def story(door: Door) -> None:
-        call = door.client.generate(PROMPT, seed=1, max_tokens=900, ignore_eos=True, timeout_s=0.3)
+        call = door.client.generate(PROMPT, seed=1, max_tokens=900, ignore_eos=True, timeout_s=1.5)
         working = asyncio.ensure_future(call)
         await door.until(lambda: residents(door) == 1)
         await gone_within_a_step(door)
         with pytest.raises(DeadlineExceeded):
             await working
         # On a stream of many each has a deadline of its own.
-        results = await door.client.try_many([PROMPT] * 2, seed=1, max_tokens=900, ignore_eos=True, timeout_s=0.3)
+        results = await door.client.try_many([PROMPT] * 2, seed=1, max_tokens=900, ignore_eos=True, timeout_s=1.5)
         assert [type(result) for result in results] == [DeadlineExceeded] * 2
         await door.settled()
 
@@ -167,12 +167,12 @@ def test_resume_after_the_end_gives_the_end():
 
 def test_the_grace_ends():
     async def story(door: Door) -> None:
-        call = door.stub.Generate(request(seed=1, max_tokens=900, ignore_eos=True, resume_grace_s=0.3))
+        call = door.stub.Generate(request(seed=1, max_tokens=900, ignore_eos=True, resume_grace_s=2.0))
         await read_tokens(call, 2)
         call.cancel()
         await asyncio.sleep(0.15)
         assert residents(door) == 1
-        await door.settled(3.0)
+        await door.settled(10.0)
         assert residents(door) == 0
 
     at_the_door(story, shapes=[SLOW])
@@ -259,8 +259,7 @@ def test_a_worker_dies_and_the_stream_never_notices(num_sequences: int):
             for number in range(10)
         ]
         working = [asyncio.create_task(call) for call in calls]
-        await asyncio.sleep(0.3)
-        assert door.cluster.workers["r0"].residents
+        await door.until(lambda: bool(door.cluster.workers["r0"].residents))
         door.cluster.kill_worker("r0")
         for number, output in enumerate(await asyncio.gather(*working)):
             for sequence in output.outputs:
@@ -276,7 +275,7 @@ def test_tokens_of_a_sealed_attempt_are_dropped():
 
     async def story(door: Door) -> None:
         working = asyncio.create_task(door.client.generate(PROMPT, seed=2, max_tokens=60, ignore_eos=True))
-        await asyncio.sleep(0.2)
+        await door.until(lambda: any(worker.residents for worker in door.cluster.workers.values()))
         name = next(name for name, worker in door.cluster.workers.items() if worker.residents)
         late = door.cluster.workers[name]
         door.cluster.kill_worker(name)
@@ -353,7 +352,7 @@ def test_a_stop_lets_requests_end_and_takes_no_more():
         working = asyncio.create_task(door.client.generate(PROMPT, seed=1, max_tokens=30, ignore_eos=True))
         await door.until(lambda: residents(door) == 1)
         stopping = asyncio.create_task(door.server.stop(5.0))
-        await asyncio.sleep(0.05)
+        await door.until(lambda: door.gateway.is_stopping)
         with pytest.raises(Unavailable, match="shutting down"):
             await raised(door.stub.Generate(request(max_tokens=3)))
         assert (await working).outputs[0].token_ids == expected(PROMPT, 1, 30, ends=False)
