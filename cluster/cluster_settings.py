@@ -96,6 +96,7 @@ class ClusterSettings:
             raise ConfigError(f"workers is {self.workers}, outside of autoscale {self.autoscale}; give one within it")
         choices = (
             ("device", self.device, ("auto", "cpu", "cuda")),
+            ("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16", "float", "half")),
             ("preemption", self.preemption, ("cheapest", "recompute", "swap")),
             ("allocator", self.allocator, ("fifo", "lru", "buddy")),
             ("placement", self.placement, ("scored", "round_robin", "least_loaded")),
@@ -106,7 +107,10 @@ class ClusterSettings:
                 raise ConfigError(f"{name} is {chosen!r}; give one of {', '.join(known)}")
         if self.host_memory != "0":
             parse_bytes(self.host_memory, "host_memory")
-
+        if self.kv_memory is not None:
+            parse_bytes(self.kv_memory, "kv_memory")
+        # What a worker would only find out once everything else has started.
+        self.worker(self.model[0], b"")
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise ConfigError("tls_certificate and tls_key go together; give both, or neither")
 
@@ -190,10 +194,31 @@ def _from_file(file: Path, known: Mapping[str, Any]) -> dict[str, Any]:
         read = tomllib.loads(file.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"the settings file {file} cannot be read: {error}") from error
-    for name in read:
+    for name, value in read.items():
         if name not in known:
             raise ConfigError(f"{file} has a setting {name!r} that there is not; there are {', '.join(known)}")
+        _check_kind(file, name, value, str(known[name].type))
     return read
+
+
+def _check_kind(file: Path, name: str, value: Any, kind: str) -> None:
+    """A value of the file is of the kind that its setting has."""
+    if name == "model":
+        fits, wanted = isinstance(value, str) or _are_texts(value), "a text or a list of texts"
+    elif kind.startswith("int"):
+        fits, wanted = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+    elif kind.startswith("float"):
+        fits, wanted = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+    elif kind.startswith("bool"):
+        fits, wanted = isinstance(value, bool), "true or false"
+    else:
+        fits, wanted = isinstance(value, str), "a text in quotes"
+    if not fits:
+        raise ConfigError(f"{file}: {name} is {value!r}; give {wanted}")
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def _typed(name: str, text: str, kind: str) -> Any:

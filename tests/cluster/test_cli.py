@@ -113,3 +113,34 @@ def test_every_kind_of_error_has_its_code(error: errors.QuireError, code: int) -
 def test_main_returns_instead_of_leaving(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == "quire 0.1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--workers", "0"], "workers is 0"),
+        (["--block-size", "0"], "block_size is 0; give 1 to 256"),
+        (["--kv-blocks", "0"], "kv_blocks is 0"),
+        (["--kv-blocks", "5", "--kv-memory", "1GiB"], "both given"),
+        (["--kv-memory", "5zB"], "no amount of memory"),
+        (["--dtype", "int3"], "dtype is 'int3'"),
+        (["--host-memory", "lots"], "no amount of memory"),
+        (["--model", "/nowhere"], "there is no model folder /nowhere"),
+        (["--model", "FOLDER"], "has no config.json"),
+        (["--config", "/nowhere.toml"], "cannot be read"),
+        (["--config", "FILE"], "workers is 'two'; give a whole number"),
+        (["--tls-certificate", "/nowhere"], "go together"),
+    ],
+)
+def test_a_start_that_cannot_work_is_one_line_before_anything_runs(
+    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUIRE_HOME", str(tmp_path / "home"))
+    for name in ("PORT", "ADMIN_PORT", "METRICS_PORT"):
+        monkeypatch.setenv(f"QUIRE_{name}", "0")
+    (tmp_path / "settings.toml").write_text('workers = "two"\n')
+    places = {"FOLDER": str(tmp_path), "FILE": str(tmp_path / "settings.toml")}
+    assert main(["up", *(places.get(word, word) for word in words)]) == exits.WRONG_INPUT
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and told.count("\n") == 1 and says in told
+    assert not (tmp_path / "home" / "cluster.json").exists()
