@@ -85,7 +85,7 @@ class History:
         if self.story is not None:
             self.story.turn(self.world.clock.now, events, orders)
         self.coverage.look(events, orders)
-        self.judge.look(scheduler, events, orders)
+        self.judge.look(scheduler, events, self.world.clock.now)
 
     def _is_over(self) -> bool:
         """Nothing can happen any more that the judge would want to see."""

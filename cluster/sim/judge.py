@@ -7,9 +7,10 @@ settled. On the way no request may stand still while memory is free. It looks in
 
 from __future__ import annotations
 
-from cluster.messages import Event, Order
+from cluster.messages import Event
 from cluster.scheduler import Scheduler
 from cluster.sim.client import Client, Violation
+from cluster.sim.progress import Progress
 from cluster.sim.world import World
 
 
@@ -20,11 +21,13 @@ class Judge:
         self.full_check = full_check
         self.num_turns = 0
         self.num_events = 0
+        self._progress = Progress()
 
-    def look(self, scheduler: Scheduler, events: list[Event], orders: list[Order]) -> None:
-        """After every turn."""
+    def look(self, scheduler: Scheduler, events: list[Event], now: float) -> None:
+        """After every turn; `now` is the world's time, which does not leap."""
         self.num_turns += 1
         self.num_events += len(events)
+        self._progress.look(scheduler, now)
         if self.full_check or self.num_turns % 64 == 0:
             scheduler.check()
         else:

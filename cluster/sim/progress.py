@@ -1,0 +1,82 @@
+"""The bound on progress: no request stands still while memory is free.
+
+The judge asks after turns. What is looked for is kept by name until it is no longer so; if that takes longer than the
+bound, the scheduler has forgotten somebody. It reads the scheduler's figures afresh, not the boards that it keeps.
+"""
+
+from __future__ import annotations
+
+from cluster.replica import Replica
+from cluster.scheduler import Scheduler
+from cluster.sequences import Request, Sequence, State
+from cluster.sim.client import Violation
+
+BOUND_S = 2.0
+LOOK_EVERY_S = 0.2
+
+
+class Progress:
+    """What stands still, and since when."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+        self._looked_at = 0.0
+
+    def look(self, scheduler: Scheduler, now: float) -> None:
+        """Raises Violation for who has stood still for too long, though nothing was in the way."""
+        if now - self._looked_at < LOOK_EVERY_S:
+            return
+        self._looked_at = now
+        still = [] if scheduler.rebuild.ends_at is not None else self._standing(scheduler)
+        self._since = {why: self._since.get(why, now) for why in still}
+        for why, since in self._since.items():
+            if now - since > BOUND_S:
+                raise Violation(f"nothing was done for {now - since:.1f} s: {why}")
+
+    def _standing(self, scheduler: Scheduler) -> list[str]:
+        found = []
+        for request in self._heads(scheduler):
+            for replica in scheduler.admission.replicas_of(request.model):
+                if self._has_room(scheduler, replica, request):
+                    found.append(f"{request.request_id} waits, and {replica.name} has room for it")
+                    break
+        for replica in scheduler.replicas.values():
+            for sequence in replica.residents.values():
+                if sequence.request.state is State.RUNNING and self._is_without_leave(replica, sequence):
+                    found.append(f"{sequence.request.request_id}[{sequence.index}] has no leave on {replica.name}")
+        return found
+
+    def _heads(self, scheduler: Scheduler) -> list[Request]:
+        """Those that go next; behind them order, and not memory, is the reason."""
+        heads: dict[str, Request] = {}
+        for request in scheduler.admission.waiting():
+            if request.state is not State.QUEUED:
+                continue
+            known = heads.get(request.model)
+            if known is None or request.precedence < known.precedence:
+                heads[request.model] = request
+        # With one request alone in a queue there is no order that could hold it up.
+        return [request for request in heads.values() if scheduler.admission.num_waiting(request.model) == 1]
+
+    def _has_room(self, scheduler: Scheduler, replica: Replica, request: Request) -> bool:
+        """The whole of it would fit now, beside what is kept back for those that run."""
+        if replica.is_draining or replica.wanting or not request.live:
+            return False
+        size, settings = replica.block_size, scheduler.settings
+        ends = [min(sequence.limit, sequence.length + settings.ahead + 1) for sequence in request.live]
+        kept = int(replica.ledger.num_blocks * settings.admit_reserve)
+        seats = sum(sequence.num_places for sequence in request.live)
+        return (
+            replica.ledger.num_available - kept >= request.num_blocks(size, ends)
+            and replica.joined.max_batch - replica.num_places >= seats
+        )
+
+    def _is_without_leave(self, replica: Replica, sequence: Sequence) -> bool:
+        """It is known to stand at the end of its lease, has more to write, and there are blocks."""
+        wanted = sequence.num_places
+        return (
+            sequence.position >= sequence.lease_end
+            and sequence.lease_end < sequence.limit
+            and replica.ledger.num_available >= wanted
+            and not replica.num_stopping
+        )
