@@ -319,6 +319,15 @@ def _blocks_free_before_the_revoke_is_answered(patch: Patch) -> None:
     patch.setattr(Replica, "revoke_unused", hasty)
 
 
+def _who_waits_for_a_block_is_forgotten(patch: Patch) -> None:
+    patch.setattr(Replica, "serve_wanting", lambda self: self.wanting.clear())
+
+
+def _freed_blocks_are_not_noticed(patch: Patch) -> None:
+    admit = admission.Admission.admit
+    patch.setattr(admission.Admission, "admit", lambda self, now, touched: admit(self, now, ()))
+
+
 def _done_never_told(patch: Patch) -> None:
     patch.setattr(Scheduler, "tell_done", lambda self, request: None)
 
