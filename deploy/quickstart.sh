@@ -8,12 +8,16 @@ source deploy/setup.sh
 
 quire_setup serve
 quire="$QUIRE_BIN/quire"
+# A Ctrl-C before the end takes away what was started here; `quire up` itself does so for its own part.
+started=0
+trap '[ "$started" -eq 0 ] || "$quire" down; exit 130' INT
 
 say ""
 if "$quire" status >/dev/null 2>&1; then
     say "A cluster of yours is up: it is used as it is."
 else
     "$quire" up --workers 2 --cpus-per-worker 0.5 --kv-blocks 2048
+    started=1
 fi
 
 say ""
