@@ -6,12 +6,14 @@ within its time is one line that says what it waited for.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cluster.cluster_settings import ClusterSettings
 from cluster.errors import Unavailable
+from cluster.ray_head import free_mib
 
 START_S = 120.0
 
@@ -88,4 +90,8 @@ def wait_until_ready(actor: Any, what: str) -> str:
         detail = f"{what} was not placed or did not answer within {START_S:g} s; Ray has free: {free or 'nothing'}"
         raise Unavailable(detail) from error
     except ray.exceptions.RayActorError as error:
-        raise Unavailable(f"{what} did not start: {' '.join(str(error).split())[:500]}") from error
+        # Ray gives a traceback of the actor with colours; what matters is how it ends.
+        line = re.sub(r"\x1b\[[0-9;]*m", "", str(error).strip().splitlines()[-1]).strip()
+        raise Unavailable(
+            f"{what} did not start: {line[:500]} ({free_mib():,} MiB of memory are free here; `quire logs` has more)"
+        ) from error
