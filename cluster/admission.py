@@ -54,6 +54,10 @@ class Admission:
         board = self._boards.get(model)
         return board.replicas if board is not None else []
 
+    def refresh(self, replica: Replica) -> None:
+        """What this replica has free changed while others are being placed."""
+        self._boards[replica.joined.model].refresh(replica)
+
     def models(self) -> list[list[Replica]]:
         """The replicas of each model."""
         return [board.replicas for board in self._boards.values()]
@@ -216,7 +220,7 @@ class Admission:
                     break
                 queue.pop(request)
                 request.queue_seconds += now - request.queued_at
-                self._start(request, place)
+                self._start(request, place, hits)
                 board.refresh(place.replica)
 
     def _give_up_pin(self, board: Board) -> bool:
@@ -273,8 +277,9 @@ class Admission:
             return f"no replica of {request.model} is here{more}"
         return board.why_none(self._need(request, board.block_size))
 
-    def _start(self, request: Request, place: Place) -> None:
-        """Builds the tables of all sequences and orders the first of them; forks ride along."""
+    def _start(self, request: Request, place: Place, hits: dict[int, list[int]]) -> None:
+        """Builds the tables of all sequences and orders the first of them; forks ride along. `hits`: cached blocks that
+        begin the request, by pool."""
         replica, scheduler = place.replica, self._scheduler
         request.attempt += 1
         request.replica = request.last_replica = replica
@@ -285,12 +290,16 @@ class Admission:
         if request.host is not None:
             self._start_from_host(request)
             return
+        fetch = scheduler.fetches.begin(request, hits)
+        position = max(parent.position, parent.saved)
+        if fetch:
+            request.state = State.RESTORING
         if request.attempt == 1:
-            request.cached_tokens = parent.position
-        scheduler.index.begin_computing(parent, parent.position // replica.block_size)
-        request.tenant.charge(parent.length - parent.position)
-        replica.prefill_waiting += parent.length - parent.position
-        self.order_start(parent, forks)
+            request.cached_tokens = position
+        scheduler.index.begin_computing(parent, position // replica.block_size)
+        request.tenant.charge(parent.length - position)
+        replica.prefill_waiting += parent.length - position
+        self.order_start(parent, forks, fetch)
 
     def _start_from_host(self, request: Request) -> None:
         """Every sequence goes on by itself where it stood, as soon as its blocks are back from host memory."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Protocol
 
 from cluster.settings import AllocatorName
@@ -26,6 +27,9 @@ class Allocator(Protocol):
 
     def take_cached(self, block: int) -> None:
         """A hit: this cached block gets a holder again."""
+
+    def next_cached(self, count: int) -> list[int]:
+        """Cached blocks in the order in which they will be given up, `count` at most."""
 
     def take(self, count: int, after: int) -> tuple[list[int], list[int]]:
         """`count` blocks for a sequence whose last block is `after` (-1: none); also those of them that were cached."""
@@ -54,6 +58,9 @@ class Lru:
     def take_cached(self, block: int) -> None:
         del self._cached[block]
         self.num_cached -= 1
+
+    def next_cached(self, count: int) -> list[int]:
+        return list(islice(self._cached, count))
 
     def take(self, count: int, after: int) -> tuple[list[int], list[int]]:
         free = self._free
@@ -102,6 +109,11 @@ class Fifo:
         self._turn[block] += 1
         self._is_cached[block] = 0
         self.num_cached -= 1
+
+    def next_cached(self, count: int) -> list[int]:
+        # Entries that a hit has left behind are passed over, and no more looked at than are likely to be needed.
+        entries = islice(self._order, 8 * count)
+        return [block for block, turn in entries if turn == self._turn[block] and self._is_cached[block]][:count]
 
     def take(self, count: int, after: int) -> tuple[list[int], list[int]]:
         taken: list[int] = []
@@ -160,6 +172,9 @@ class Buddy:
     def take_cached(self, block: int) -> None:
         del self._cached[block]
         self.num_cached -= 1
+
+    def next_cached(self, count: int) -> list[int]:
+        return list(islice(self._cached, count))
 
     def take(self, count: int, after: int) -> tuple[list[int], list[int]]:
         taken: list[int] = []

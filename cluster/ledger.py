@@ -62,6 +62,8 @@ class Ledger:
         # Blocks with more than one holder.
         self.num_shared = 0
         self.index = index
+        # Cached blocks that are being copied as they are; one whose content is given up is taken out.
+        self.watched: set[int] = set()
         self._unheld = make_allocator(allocator, num_blocks)
         self._holders = [0] * num_blocks
         self._moving = bytearray(num_blocks)
@@ -218,7 +220,12 @@ class Ledger:
                     self._is_named[block] = 1
             at += HASH_BYTES
 
+    def next_cached(self, count: int) -> list[int]:
+        """Cached blocks that will be given up next, at most so many."""
+        return self._unheld.next_cached(count)
+
     def _unname(self, block: int) -> None:
+        self.watched.discard(block)
         self.index.unlist_block(self._names[block], self.pool, block)
         self._names[block] = b""
         self._is_named[block] = 0

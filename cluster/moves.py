@@ -305,6 +305,7 @@ class Moves:
                 self._moved(move)
             else:
                 self._let_go(move)
+                move.request.may_fetch = False  # by the same road
                 self._scheduler.swapper.give_up(move.request, replica)
         elif not transferred.ok:
             self.cancel(move.request)

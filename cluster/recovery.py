@@ -58,6 +58,7 @@ class Recovery:
             scheduler.touched,
         )
         scheduler.replicas[joined.replica] = replica
+        scheduler.fetches.owners[replica.ledger.pool] = replica
         scheduler.swapper.rates.at_start(joined.node, joined.bytes_per_s)
         scheduler.admission.add(replica)
         replica.write()
@@ -79,6 +80,8 @@ class Recovery:
         del scheduler.replicas[replica.name]
         scheduler.admission.remove(replica)
         scheduler.moves.lose_replica(replica)
+        scheduler.fetches.lose(replica)
+        scheduler.host_cache.lose_replica(replica)
         kept = scheduler.swapper.lose_replica(replica)
         scheduler.pins.release_all(replica)
         for sequence in list(replica.residents.values()):

@@ -20,6 +20,8 @@ from cluster.admission import Admission
 from cluster.balance import Balance
 from cluster.deadlines import Deadlines
 from cluster.fairness import Tenants
+from cluster.fetch import Fetches
+from cluster.host_cache import HostCache
 from cluster.ledger import Clock, Ledger
 from cluster.messages import (
     EPOCH_BITS,
@@ -84,6 +86,8 @@ class Scheduler:
         self.swapper = Swapper(self)
         self.moves = Moves(self)
         self.balance = Balance(self)
+        self.fetches = Fetches(self)
+        self.host_cache = HostCache(self)
         self.pins = Pins(self)
         self.pressure = Pressure(self)
         self.deadlines = Deadlines(self)
@@ -143,6 +147,7 @@ class Scheduler:
         orders, self._orders = self._orders, []
         self._say_why(orders)
         for replica in self.touched.values():
+            self.host_cache.turn(replica)
             plan = replica.plan(self.epoch)
             if plan is not None:
                 orders.append(plan)
@@ -226,6 +231,7 @@ class Scheduler:
         elif request.state in (State.SWAPPING, State.RESTORING):
             self.swapper.abort(request)
             self.moves.abort(request)
+            self.fetches.abort(request)
         elif request.state in (State.QUEUED, State.PARKED, State.SEALING):
             self.admission.withdraw(request)
             for sequence in request.live:
@@ -322,7 +328,9 @@ class Scheduler:
             self.counters["stale results"] += 1
             return
         for transferred in result.transferred:
-            if not self.moves.on_transferred(replica, transferred):
+            if not any(
+                owner.on_transferred(replica, transferred) for owner in (self.moves, self.fetches, self.host_cache)
+            ):
                 self.swapper.on_transferred(replica, transferred)
         replica.advance(result.advances)
         for group in result.groups:

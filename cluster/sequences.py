@@ -130,6 +130,7 @@ class Request:
         "is_partial",
         "last_replica",
         "max_tokens",
+        "may_fetch",
         "model",
         "moved_at",
         "names",
@@ -190,6 +191,8 @@ class Request:
         self.host_paid = 0.0
         self.host_block_seconds = 0.0
         self.seal_deadline = 0.0
+        # Its prefix may come from another pool; no more once that went wrong.
+        self.may_fetch = True
         # When it last came to another replica alive.
         self.moved_at = -1e9
         self.pin_until: float | None = None

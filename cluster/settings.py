@@ -38,6 +38,11 @@ class SchedulerSettings:
     transfer_timeout_s: float = 10.0
     # Bytes/s between nodes until a transfer has measured them.
     network_bytes_per_s: float = 1e9
+    # Prefixes that another pool has are fetched where that is cheaper than computing them, and blocks that are about
+    # to fall out of a device pool are copied to host memory, a few each time.
+    fetch_prefixes: bool = True
+    host_cache: bool = True
+    host_cache_every_s: float = 0.05
     # A request moves to the emptiest replica of its model where the fullest is fuller by this share of a pool or batch.
     balance_gap: float = 0.3
     # How often replicas are compared, and how long a request that moved stays where it is (hysteresis).

@@ -82,7 +82,7 @@ class Swapper:
                 self._scheduler.counters["stale joins"] += 1
                 return
             self.lose(known)
-        self.pools[joined.pool] = HostPool(joined, ledger)
+        self.pools[joined.pool] = self._scheduler.fetches.owners[ledger.pool] = HostPool(joined, ledger)
         self.rates.at_start(joined.node, joined.bytes_per_s)
 
     def lose(self, host: HostPool) -> None:
@@ -95,6 +95,7 @@ class Swapper:
         for request in list(host.requests.values()):
             if request.state is State.QUEUED:
                 self.forget(request)
+        self._scheduler.fetches.lose(host)
         host.ledger.forget_cache()
         for number, moving in self.transfers.items():
             if moving.host is host:
@@ -358,7 +359,7 @@ class Swapper:
 
     def check(self) -> None:
         for host in self.pools.values():
-            tables: list[list[int]] = []
+            tables = self._scheduler.host_cache.held(host)
             for request in host.requests.values():
                 assert request.host is host
                 tables.append(request.reserved)

@@ -50,8 +50,10 @@ class PoolBlocks:
             if not self.own_content:
                 _refuse_any(key, blocks, states != COMMITTED, Refusal.UNREADABLE, "holds nothing committed")
             return
-        # A reader lets go a moment after it has told that it has everything: the writer asks again until then.
-        _refuse_any(key, blocks, self.readers[blocks] > 0, Refusal.BUSY, "is being read")
+        if not self.own_content:
+            # A reader lets go a moment after it has told that it has everything: the writer asks again until then. Who
+            # reads what steps own is the scheduler's care: it keeps such blocks, or throws away what was read.
+            _refuse_any(key, blocks, self.readers[blocks] > 0, Refusal.BUSY, "is being read")
         # A reservation that was held up for long must not push out what came after it.
         epochs, transfers = self._epochs[blocks], self._transfers[blocks]
         newer = (epochs > key.epoch) | ((epochs == key.epoch) & (transfers >= key.transfer))

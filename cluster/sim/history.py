@@ -100,6 +100,7 @@ class History:
             or scheduler.unclosed
             or scheduler.swapper.quarantined
             or scheduler.moves.reads
+            or scheduler.host_cache.under_way
             or any(gateway.open for gateway in world.gateways.values())
             or any(worker.residents or worker.transfers.under_way for worker in world.workers.values())
         )

@@ -95,6 +95,10 @@ class Judge:
             raise Violation(f"transfers are left: {scheduler.swapper.transfers}")
         if scheduler.moves.by_request or scheduler.moves.reads:
             raise Violation(f"moves are left: {scheduler.moves.by_request} {scheduler.moves.reads}")
+        if scheduler.fetches.under_way or scheduler.host_cache.under_way:
+            raise Violation(
+                f"fetches or writes are left: {scheduler.fetches.under_way} {scheduler.host_cache.under_way}"
+            )
         for replica in scheduler.replicas.values():
             if replica.residents:
                 raise Violation(f"{replica.name} still counts {list(replica.residents.values())} among its residents")

@@ -175,7 +175,8 @@ class World:
         host = scheduler.swapper.pools.get(transfer.peer)
         if host is None or host.incarnation != transfer.peer_incarnation:
             return
-        if transfer.transfer >> EPOCH_BITS != scheduler.epoch or transfer.transfer in scheduler.swapper.transfers:
+        known = transfer.transfer in scheduler.swapper.transfers or transfer.transfer in scheduler.host_cache.under_way
+        if transfer.transfer >> EPOCH_BITS != scheduler.epoch or known:
             return
         state = host.ledger.state(block)
         if state != "quarantined":

@@ -14,7 +14,9 @@ import pytest
 
 from cluster import admission, moves, swap
 from cluster.beginnings import Beginnings
+from cluster.fetch import Fetches
 from cluster.hashing import HASH_BYTES
+from cluster.host_cache import HostCache
 from cluster.ledger import Ledger
 from cluster.messages import (
     Copy,
@@ -45,6 +47,7 @@ from cluster.sim.running import Running
 from cluster.sim.steps import Part, Steps
 from cluster.sim.transfers import Moving, Transfers
 from cluster.sim.worker import SimWorker
+from cluster.swap import HostPool
 
 Patch = pytest.MonkeyPatch
 
@@ -326,6 +329,28 @@ def _who_waits_for_a_block_is_forgotten(patch: Patch) -> None:
 def _freed_blocks_are_not_noticed(patch: Patch) -> None:
     admit = admission.Admission.admit
     patch.setattr(admission.Admission, "admit", lambda self, now, touched: admit(self, now, ()))
+
+
+def _prefix_fetched_from_blocks_that_are_not_kept(patch: Patch) -> None:
+    begin = Fetches.begin
+
+    def careless(self: Fetches, request: Request, hits: dict[int, list[int]]) -> int:
+        number = begin(self, request, hits)
+        if number:
+            self._let_go(self.under_way[number])
+        return number
+
+    patch.setattr(Fetches, "begin", careless)
+
+
+def _written_behind_under_the_name_of_another_block(patch: Patch) -> None:
+    choose = HostCache._choose
+
+    def muddled(self: HostCache, replica: Replica, host: HostPool) -> dict[int, bytes]:
+        chosen = choose(self, replica, host)
+        return dict(zip(chosen, [*list(chosen.values())[1:], *list(chosen.values())[:1]], strict=True))
+
+    patch.setattr(HostCache, "_choose", muddled)
 
 
 def _done_never_told(patch: Patch) -> None:

@@ -1,0 +1,198 @@
+"""What the scheduler orders when requests move, prefixes are fetched and caches are written behind, turn by turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from cluster.messages import (
+    Advances,
+    Drain,
+    HostPoolJoined,
+    Order,
+    Plan,
+    Reason,
+    ReplicaJoined,
+    ReplicaLost,
+    Result,
+    Road,
+    Start,
+    Stopped,
+    Transfer,
+    Transferred,
+    ids,
+)
+from cluster.scheduler import Scheduler
+from cluster.sequences import State
+from cluster.settings import SchedulerSettings
+from tests.cluster.test_scheduler import SIZE, joined, names_of, starts, submit
+
+PROMPT = range(100, 100 + 5 * SIZE)
+
+
+def plans(orders: Sequence[Order]) -> dict[str, Plan]:
+    return {order.replica: order for order in orders if isinstance(order, Plan)}
+
+
+class Two:
+    """A scheduler and two replicas of one model that are told what to say."""
+
+    def __init__(self, settings: SchedulerSettings | None = None, **replica: int) -> None:
+        self.scheduler = Scheduler(settings or SchedulerSettings(balance_gap=2.0))
+        self.now = 0.0
+        self.numbers = {"r0": 0, "r1": 0}
+        self.plans = {"r0": 0, "r1": 0}
+        for name in self.numbers:
+            self.turn(self.joined(name, **replica))
+
+    def joined(self, name: str, **replica: int) -> ReplicaJoined:
+        about = joined(name, **replica)  # type: ignore[arg-type]
+        return replace(about, bytes_per_s=1e9, prefill_tokens_per_s=1000.0)
+
+    def turn(self, *events: object) -> dict[str, Plan]:
+        self.now += 0.01
+        found = plans(self.scheduler.turn(list(events), self.now))  # type: ignore[arg-type]
+        for name, plan in found.items():
+            self.plans[name] = plan.number
+        self.scheduler.check()
+        return found
+
+    def tell(
+        self,
+        name: str,
+        transferred: tuple[Transferred, ...] = (),
+        stopped: tuple[Stopped, ...] = (),
+        advances: Advances | None = None,
+    ) -> dict[str, Plan]:
+        self.numbers[name] += 1
+        number = self.numbers[name]
+        result = Result(
+            name, 1, 1, number, self.plans[name], number, advances or Advances(), stopped, transferred=transferred,
+            step_seconds=0.01,
+        )  # fmt: skip
+        return self.turn(result)
+
+    def start(self, name: str = "q", *, on: str = "r0", max_tokens: int = 100) -> Start:
+        """A request of five full blocks that has drawn two tokens there."""
+        self.turn(Drain("r1" if on == "r0" else "r0"))
+        begun = starts(list(self.turn(submit(name, PROMPT, max_tokens)).values()))[name]
+        self.turn(Drain("r1" if on == "r0" else "r0", on=False))
+        length = len(PROMPT) + 1
+        self.tell(on, advances=Advances(*columns(begun.seq, length, 2)))
+        return begun
+
+    def stop(self, name: str, begun: Start, position: int, num_ids: int) -> dict[str, Plan]:
+        told = Stopped(
+            begun.seq, Reason.DROPPED, position, ids([7] * num_ids), names_of(begun, range(position // SIZE))
+        )
+        return self.tell(name, stopped=(told,))
+
+    def done(self, name: str, transfer: Transfer, ok: bool = True) -> dict[str, Plan]:
+        return self.tell(name, transferred=(Transferred(transfer.transfer, ok, "", 4096, 0.001),))
+
+
+def columns(seq: int, position: int, num_ids: int) -> tuple[object, ...]:
+    from array import array
+
+    return array("q", [seq]), ids([position]), ids([num_ids]), ids([7] * num_ids), ids([0]), b""
+
+
+def test_a_drained_request_is_copied_while_it_runs_and_stands_still_for_the_rest_only() -> None:
+    two = Two()
+    begun = two.start()
+    orders = two.turn(Drain("r0"))
+    (copies,) = orders["r1"].transfers
+    assert (copies.road, copies.peer, list(copies.theirs)) == (Road.READ, "r0", list(begun.table[:5]))
+    assert "r0" not in orders or not orders["r0"].drops, "it runs on while its full blocks are read"
+    orders = two.done("r1", copies)
+    assert [drop.seq for drop in orders["r0"].drops] == [begun.seq]
+    orders = two.stop("r0", begun, len(PROMPT) + 3, 2)
+    (rest,), (again,) = orders["r1"].transfers, orders["r1"].starts
+    assert list(rest.theirs) == [begun.table[5]], "only the part-filled block is left"
+    assert (again.after, again.position, len(again.tokens)) == (rest.transfer, len(PROMPT) + 3, len(PROMPT) + 4)
+    assert list(again.table[:5]) == list(copies.mine) and list(again.table[5:6]) == list(rest.mine)
+    assert two.scheduler.replicas["r0"].ledger.counts().moving == 6, "the source is whole until the read has ended"
+    two.done("r1", rest)
+    request = two.scheduler.requests["q"]
+    assert request.state is State.RUNNING and request.replica is two.scheduler.replicas["r1"]
+    counts = two.scheduler.replicas["r0"].ledger.counts()
+    assert counts.held == counts.moving == 0
+    assert two.scheduler.counters["moved"] == 1 and len(two.scheduler.moves.pauses) == 1
+
+
+def test_a_last_read_that_fails_ends_in_computing_again() -> None:
+    two = Two()
+    begun = two.start()
+    (copies,) = two.turn(Drain("r0"))["r1"].transfers
+    two.done("r1", copies)
+    (rest,) = two.stop("r0", begun, len(PROMPT) + 3, 2)["r1"].transfers
+    again = starts(list(two.done("r1", rest, ok=False).values()))["q"]
+    assert again.after == 0 and again.position <= len(PROMPT) and len(again.tokens) == len(PROMPT) + 4
+    two.turn(Drain("r0", on=False))
+
+
+def test_a_target_that_is_lost_leaves_the_request_where_it_runs() -> None:
+    two = Two()
+    begun = two.start()
+    two.turn(Drain("r0"))
+    two.turn(ReplicaLost("r1", 1))
+    request = two.scheduler.requests["q"]
+    # Nobody else is there: what cannot be moved is taken off as ever.
+    assert request.state is State.STOPPING and request.sequences[0].seq == begun.seq
+    assert not two.scheduler.moves.reads and not two.scheduler.moves.by_request
+
+
+def test_a_source_that_is_lost_after_the_stop_leaves_the_last_read_to_itself() -> None:
+    two = Two()
+    begun = two.start()
+    (copies,) = two.turn(Drain("r0"))["r1"].transfers
+    two.done("r1", copies)
+    (rest,) = two.stop("r0", begun, len(PROMPT) + 3, 2)["r1"].transfers
+    two.turn(ReplicaLost("r0", 1))
+    two.done("r1", rest)
+    assert two.scheduler.requests["q"].state is State.RUNNING
+
+
+def test_a_prefix_that_another_replica_has_is_fetched_where_that_is_cheaper() -> None:
+    two = Two()
+    two.start()
+    two.turn(Drain("r0"), Drain("r1", on=False))
+    found = two.turn(submit("other", [*PROMPT, 9, 9], 4))
+    (other,) = [start for plan in found.values() for start in plan.starts if start.request_id == "other"]
+    (fetched,) = [one for plan in found.values() for one in plan.transfers if one.transfer == other.after]
+    assert (fetched.road, fetched.peer, len(fetched.theirs)) == (Road.READ, "r0", 5)
+    assert other.position == len(PROMPT)
+    two.done("r1", fetched)
+    assert two.scheduler.requests["other"].state is State.RUNNING
+
+
+def cached_and_written() -> tuple[Two, Transfer]:
+    """Two replicas of 6 blocks; a prompt of five has ended on the first, and its cache is being written behind."""
+    two = Two(num_blocks=6)
+    two.turn(HostPoolJoined("h0", 1, "node", 32, 4096, "f", 1e9))
+    begun = two.start(max_tokens=8)
+    told = Stopped(begun.seq, Reason.STOP, len(PROMPT) + 2, ids([7]), b"")
+    two.tell("r0", stopped=(told,))
+    two.now += 1.0
+    found = two.turn(Drain("r0", on=False))
+    (write,) = [one for plan in found.values() for one in plan.transfers]
+    return two, write
+
+
+def test_what_falls_out_next_is_written_behind_and_listed_once_it_has_come() -> None:
+    two, write = cached_and_written()
+    assert (write.road, write.peer, len(write.mine)) == (Road.WRITE, "h0", 5)
+    two.done("r0", write)
+    host = two.scheduler.swapper.pools["h0"].ledger
+    assert host.counts().cached == 5 and two.scheduler.replicas["r0"].ledger.counts().cached == 5
+    # Room for swaps is where caches are: they give way.
+    assert host.num_available == 32
+
+
+def test_what_was_given_up_while_it_was_copied_is_not_listed() -> None:
+    two, write = cached_and_written()
+    two.turn(Drain("r1"))
+    two.turn(submit("big", range(1000, 1000 + 5 * SIZE), 8))
+    two.done("r0", write)
+    host = two.scheduler.swapper.pools["h0"].ledger
+    assert host.counts().cached < 5 and not host.counts().held
