@@ -96,31 +96,34 @@ class HostCache:
             return False
         del self.under_way[transferred.transfer]
         host, scheduler = write.host, self._scheduler
-        if scheduler.swapper.pools.get(host.name) is host:
-            if transferred.ok:
-                nodes = replica.joined.node, host.joined.node
-                scheduler.swapper.rates.note(*nodes, transferred.size_bytes, transferred.seconds)
-                for (block, name), place in zip(write.names.items(), write.places, strict=True):
-                    if block in replica.ledger.watched:
-                        host.ledger.set_names([place], name)
-                        scheduler.counters["blocks written behind"] += 1
+        if not transferred.ok:
+            # The pool may not have heard yet that it ended, and would refuse the next writer.
+            self._quarantine(transferred.transfer, write)
+        elif scheduler.swapper.pools.get(host.name) is host:
+            nodes = replica.joined.node, host.joined.node
+            scheduler.swapper.rates.note(*nodes, transferred.size_bytes, transferred.seconds)
+            for (block, name), place in zip(write.names.items(), write.places, strict=True):
+                if block in replica.ledger.watched:
+                    host.ledger.set_names([place], name)
+                    scheduler.counters["blocks written behind"] += 1
             host.ledger.release(write.places, 0)
         replica.ledger.watched.clear()
         return True
+
+    def _quarantine(self, number: int, write: Write) -> None:
+        host = write.host
+        if self._scheduler.swapper.pools.get(host.name) is host:
+            host.ledger.begin_moving(write.places)
+            host.ledger.release(write.places, 0)
+            self._scheduler.swapper.end_in_quarantine(host, number, write.places)
 
     def lose_replica(self, replica: Replica) -> None:
         """Its process may still write: what it was to write to is quarantined."""
         self._next_at.pop(replica.name, None)
         for number, write in list(self.under_way.items()):
-            if write.replica is not replica:
-                continue
-            del self.under_way[number]
-            host = write.host
-            if self._scheduler.swapper.pools.get(host.name) is host:
-                host.ledger.begin_moving(write.places)
-                host.ledger.release(write.places, 0)
-                host.ledger.end_moving(write.places, quarantine=True)
-                self._scheduler.swapper.quarantined[host.name, number] = write.places
+            if write.replica is replica:
+                del self.under_way[number]
+                self._quarantine(number, write)
 
     def held(self, host: HostPool) -> list[list[int]]:
         """Blocks of this host pool that writes under way hold."""

@@ -347,6 +347,10 @@ class Swapper:
         host, blocks = moving.host, moving.host_blocks
         host.ledger.begin_moving(blocks)
         self.forget(moving.request)
+        self.end_in_quarantine(host, number, blocks)
+
+    def end_in_quarantine(self, host: HostPool, number: int, blocks: list[int]) -> None:
+        """These moving blocks, which nobody holds, are for nobody until their pool has settled the transfer."""
         host.ledger.end_moving(blocks, quarantine=True)
         if self.pools.get(host.name) is host:
             self.quarantined[host.name, number] = blocks
