@@ -317,6 +317,7 @@ class Admission:
         for sequence in request.live:
             if sequence.position < sequence.saved:
                 replica.fill(sequence, sequence.saved, b"")
+                sequence.position = sequence.saved
         self._scheduler.swapper.forget(request)
         request.state = State.RUNNING
         if request.is_cancelled:
@@ -362,7 +363,10 @@ class Admission:
     def _beams(self, sequence: Sequence) -> Beams | None:
         if not sequence.request.width:
             return None
-        return Beams(sequence.request.width, ids(sequence.table[len(sequence.table) - sequence.purse :]))
+        _, tables, search = sequence.group or (0, (), b"")
+        return Beams(
+            sequence.request.width, ids(sequence.table[len(sequence.table) - sequence.purse :]), tables, search
+        )
 
     def _fill_table(self, sequence: Sequence, place: Place) -> None:
         """The table of a sequence that starts: the full blocks of a cached prefix shared, the rest new. Where the

@@ -75,10 +75,16 @@ class Fork:
 
 @dataclass(frozen=True, slots=True)
 class Beams:
-    """A beam group: the worker permutes `width` tables and copies tails inside the purse, and reports whole tables."""
+    """A beam group: the worker permutes `width` tables and copies tails inside the purse, and reports whole tables.
+
+    A group that goes on in the middle of its search brings the tables of its beams, and the search as the worker told
+    it that stopped it (see Stopped); the table of the Start has every block of them once.
+    """
 
     width: int
     purse: Ids
+    tables: tuple[Ids, ...] = ()
+    search: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +231,8 @@ class Advances:
 class Stopped:
     """An attempt has ended and no step can touch its blocks any more. `ids` as in Advances.
 
-    `position` is below the known length: a step whose token was not taken is not counted either.
+    `position` is below the known length: a step whose token was not taken is not counted either. A beam group that was
+    dropped behind its prompt tells the tables of its beams and its search, which means nothing to the scheduler.
     """
 
     seq: int
@@ -234,6 +241,8 @@ class Stopped:
     ids: Ids
     hashes: bytes = b""
     detail: str = ""
+    tables: tuple[Ids, ...] = ()
+    search: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from cluster.hashing import HASH_BYTES
 from cluster.messages import Ids, Road, Transfer, Transferred, ids
 from cluster.replica import Replica
-from cluster.sequences import Request, State
+from cluster.sequences import Request, Sequence, State
 
 if TYPE_CHECKING:
     from cluster.scheduler import Scheduler
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 # A round that leaves no more than so many full blocks per sequence is followed by the stop.
 FEW_BLOCKS = 1
 MAX_ROUNDS = 4
-# Requests on their way to one replica at a time.
+# Requests on their way to one replica at a time, and how many of those may stand still: they would wait for each other.
 MAX_INCOMING = 4
+MAX_STANDING = 2
 
 
 class Phase(IntEnum):
@@ -54,12 +55,36 @@ class Move:
     # The read under way and the target's blocks of it; 0: none.
     transfer: int = 0
     landing: list[int] = field(default_factory=list)
+    # All but a little is copied, and it runs on until fewer others stand still.
+    waits: bool = False
     stopped_at: float = 0.0
     is_given_up: bool = False
 
     def kept(self) -> list[int]:
         """Blocks of the target that this move holds and no table does."""
         return [] if self.phase is Phase.FINISHING or self.is_given_up else [*self.place_of.values(), *self.spare]
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What a sequence had when its source stopped it: blocks with content, once each, and how far it was."""
+
+    table: Ids
+    position: int
+    group: tuple[int, tuple[Ids, ...], bytes] | None
+
+    @classmethod
+    def of(cls, sequence: Sequence, block_size: int) -> _Held:
+        if sequence.group is None:
+            table = ids(sequence.table[: -(-sequence.position // block_size)])
+            return cls(table, sequence.position, None)
+        position, tables, _ = sequence.group
+        return cls(ids(dict.fromkeys([block for table in tables for block in table])), position, sequence.group)
+
+
+def _can_go_on(sequence: Sequence) -> bool:
+    """Not a fork that has not begun: it would have no token to go on with. Nor a group between prompt and beams."""
+    return sequence.group is not None or sequence.position < sequence.length
 
 
 class Moves:
@@ -81,14 +106,14 @@ class Moves:
         sampling, live = request.sampling, request.live
         if request.state is not State.RUNNING or request.request_id in self.by_request or not live:
             return False
-        if request.pin_until is not None or request.width or sampling is None:
+        if request.pin_until is not None or sampling is None:
             return False
         if sampling.logprobs is not None or sampling.prompt_logprobs is not None:
             return False  # what two workers tell at once could reach the gateway without its logprobs
         if request.tenant.name in self._settings.clear_tenants:
             return False
         # Forks that wait for the prompt have tables that mean nothing yet, and no token to go on with.
-        return all(one.position < one.length for one in live)
+        return bool(request.width) or all(one.position < one.length for one in live)
 
     def room_for(self, request: Request, target: Replica, margin: float = 0.0) -> bool:
         """Whether the target could take it now and keep its reserve, and this share of its pool beside it."""
@@ -113,8 +138,12 @@ class Moves:
         more = 0
         for sequence in request.live:
             blocks.update(sequence.table)
-            longest = min(sequence.limit, sequence.lease_end + ahead + 2)
-            more += max(0, -(-longest // size) - len(sequence.table))
+            longest = -(-min(sequence.limit, sequence.lease_end + ahead + 2) // size)
+            if request.width:
+                # What it has is enough for every beam up to the end of its lease.
+                more += request.width * (longest - -(-sequence.lease_end // size))
+            else:
+                more += max(0, longest - len(sequence.table))
         return len(blocks) + more
 
     def begin(self, request: Request, target: Replica, in_a_hurry: bool = False) -> None:
@@ -138,8 +167,8 @@ class Moves:
 
     def _take_cached(self, move: Move) -> None:
         """What the target has cached of the first sequence's blocks need not be copied."""
-        sequence, size = move.request.live[0], move.source.block_size
-        full = sequence.position // size
+        sequence = move.request.live[0]
+        full = self._num_full(sequence, move.source.block_size)
         names = sequence.names[: full * HASH_BYTES]
         hit = self._scheduler.index.match(names).get(move.target.ledger.pool, []) if names else []
         if hit:
@@ -165,8 +194,13 @@ class Moves:
         size = move.source.block_size
         blocks: dict[int, None] = {}
         for sequence in move.request.live:
-            blocks.update(dict.fromkeys(sequence.table[: sequence.position // size]))
+            blocks.update(dict.fromkeys(sequence.table[: self._num_full(sequence, size)]))
         return [block for block in blocks if block not in move.place_of]
+
+    def _num_full(self, sequence: Sequence, size: int) -> int:
+        """How many blocks at the front of its table are full for good. Behind the prompt, beams' tables change."""
+        end = sequence.position
+        return (min(end, len(sequence.request.prompt)) if sequence.request.width else end) // size
 
     def _next_round(self, move: Move) -> None:
         """Copies what has become full, or stops the request if that is little."""
@@ -175,8 +209,22 @@ class Moves:
         if not is_last and self._lend(move):
             move.num_rounds += 1
             self._read(move, blocks)
+        elif self._num_standing(move.target) >= MAX_STANDING:
+            move.waits = True
         else:
             self.stop(move)
+
+    def _num_standing(self, target: Replica) -> int:
+        under_way = [*self.by_request.values(), *self.reads.values()]
+        return sum(move.target is target and move.phase is not Phase.COPYING for move in under_way)
+
+    def _stop_next(self, target: Replica) -> None:
+        """One stands still no more: the next one may."""
+        for move in target.incoming.values():
+            if move.waits:
+                move.waits = False
+                self._next_round(move)
+                return
 
     def _read(self, move: Move, blocks: list[int]) -> None:
         """Orders a read of these blocks of the source. Both sides keep theirs until it has ended."""
@@ -227,16 +275,14 @@ class Moves:
         move = self.by_request[request.request_id]
         source, target = move.source, move.target
         move.stopped_at = self._scheduler.now
-        if not request.live or request.is_cancelled or any(one.position >= one.length for one in request.live):
-            # Nobody wants it, or a fork has not begun: it would have no token to go on with.
+        if not request.live or request.is_cancelled or not all(map(_can_go_on, request.live)):
             self._scheduler.swapper.give_up(request, source)
             return
         if move.transfer:
             return  # it was stopped in a hurry: what is on its way comes first
-        content = self._scheduler.swapper.blocks_of(request, whole=False)
+        held = [_Held.of(sequence, source.block_size) for sequence in request.live]
+        content = dict.fromkeys([block for one in held for block in one.table])
         rest = [block for block in content if block not in move.place_of]
-        tables = [ids(s.table[: -(-s.position // source.block_size)]) for s in request.live]
-        positions = [sequence.position for sequence in request.live]
         source.ledger.begin_moving(rest)
         for sequence in request.sequences:
             if sequence.seq:
@@ -251,30 +297,34 @@ class Moves:
         request.attempt += 1
         request.replica = request.last_replica = target
         request.state = State.RESTORING
-        self._settle_in(move, tables, positions)
+        self._settle_in(move, held)
         if rest:
             self._order(move, rest, places)
         for sequence in request.live:
             self._scheduler.admission.order_start(sequence, (), move.transfer)
         if not rest:
             self._moved(move)
+            self._stop_next(target)
 
-    def _settle_in(self, move: Move, tables: list[Ids], positions: list[int]) -> None:
+    def _settle_in(self, move: Move, held: list[_Held]) -> None:
         """Tables at the target: the copies take the places of what they are copies of, and the next lease behind."""
         target, ledger = move.target, move.target.ledger
         taken: set[int] = set()
         cached = set(list(move.place_of.values())[: move.num_hit])
-        for sequence, table, position in zip(move.request.live, tables, positions, strict=True):
+        for sequence, had in zip(move.request.live, held, strict=True):
             sequence.seq = self._scheduler.next_seq()
-            places = [move.place_of[block] for block in table]
+            places = [move.place_of[block] for block in had.table]
             # A block that several sequences share came once; the first of them takes over the move's own hold.
             sequence.paid = ledger.share([block for block in places if block in taken], sequence.seq)
             taken.update(places)
             sequence.table = ids(places)
-            sequence.lease_end = target.first_lease(sequence)
-            num_new = -(-sequence.lease_end // target.block_size) - len(places)
+            num_new = self._lease(sequence, had, target)
             sequence.table.extend([move.spare.pop() for _ in range(num_new)])
-            sequence.saved = position
+            sequence.saved = had.position
+            if had.group is not None:
+                _, tables, search = had.group
+                mapped = tuple([ids([move.place_of[block] for block in table]) for table in tables])
+                sequence.group = (had.position, mapped, search)
             num_cached = next((i for i, block in enumerate(places) if block not in cached), len(places))
             sequence.position = num_cached * target.block_size
             target.enter(sequence)
@@ -282,6 +332,21 @@ class Moves:
         unused = [block for block in move.place_of.values() if block not in taken]
         ledger.release([*unused, *move.spare], 0)
         move.spare = []
+
+    def _lease(self, sequence: Sequence, had: _Held, target: Replica) -> int:
+        """Its first lease at the target; returns how many blocks that takes beyond what it brings."""
+        size, request = target.block_size, sequence.request
+        if had.group is None:
+            sequence.lease_end = target.first_lease(sequence)
+            num_new = -(-sequence.lease_end // size) - len(had.table)
+            if request.width:
+                sequence.purse = request.num_group_blocks(size, sequence.lease_end) - len(had.table) - num_new
+            return num_new + (sequence.purse if request.width else 0)
+        # As `Replica.renew_group` has it: for each further block every beam may need one.
+        wanted = had.position + self._settings.ahead + 1
+        sequence.lease_end = min(sequence.limit, -(-wanted // size) * size)
+        sequence.purse = request.width * (-(-sequence.lease_end // size) - -(-had.position // size))
+        return sequence.purse
 
     # -- how a read ended
 
@@ -307,6 +372,7 @@ class Moves:
                 self._let_go(move)
                 move.request.may_fetch = False  # by the same road
                 self._scheduler.swapper.give_up(move.request, replica)
+            self._stop_next(replica)
         elif not transferred.ok:
             self.cancel(move.request)
         elif move.phase is Phase.COPYING:
@@ -358,8 +424,10 @@ class Moves:
             target.write().aborts.append(move.transfer)
         else:
             self._let_go(move)
-        if move.phase is Phase.STOPPING and self._has_stopped(move):
-            self._scheduler.swapper.give_up(request, move.source)
+        if move.phase is Phase.STOPPING:
+            if self._has_stopped(move):
+                self._scheduler.swapper.give_up(request, move.source)
+            self._stop_next(target)
 
     def abort(self, request: Request) -> None:
         """Nobody wants what is on its way any more; the read still ends with Transferred."""
@@ -370,6 +438,8 @@ class Moves:
     def lose_replica(self, replica: Replica) -> None:
         """Before its residents are taken away: moves from it and to it end here, but for last reads from it, which
         succeed or fail by themselves."""
+        for move in replica.incoming.values():
+            move.waits = False
         for move in list(self.by_request.values()):
             if replica in (move.source, move.target):
                 self.cancel(move.request)

@@ -298,6 +298,7 @@ class Replica:
         sequence.position = sequence.lease_end = 0
         sequence.paid = 0.0
         sequence.has_stopped = False
+        sequence.group = None
         sequence.seq = 0
 
     def serve_wanting(self) -> Sequence | None:

@@ -360,6 +360,8 @@ class Scheduler:
         goes_on = request.host is not None or self.moves.is_stopping(request)
         if goes_on and not sequence.is_ended and not request.is_cancelled:
             sequence.has_stopped = True
+            if stopped.search:
+                sequence.group = (stopped.position, stopped.tables, stopped.search)
         else:
             self.detach(replica, sequence)
         if stopped.reason is Reason.FAILED:

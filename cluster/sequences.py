@@ -35,6 +35,7 @@ class Sequence:
 
     __slots__ = (
         "ended_on",
+        "group",
         "has_stopped",
         "host_table",
         "index",
@@ -84,6 +85,8 @@ class Sequence:
         self.has_stopped = False
         # How many of its names are listed as being computed by it (see `PrefixIndex.begin_computing`).
         self.num_computing = 0
+        # A beam group that stopped to be moved: how far it was, the tables of its beams, and its search.
+        self.group: tuple[int, tuple[Ids, ...], bytes] | None = None
         # Requests that wait until this sequence has filled a prefix, and up to which position.
         self.waiters: list[tuple[int, Request]] | tuple[()] = ()
 

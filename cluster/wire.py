@@ -221,10 +221,12 @@ def fill_start(message: pb.Start, start: Start) -> None:
     if start.beams is not None:
         message.beams.width = start.beams.width
         message.beams.purse = start.beams.purse.tobytes()
+        message.beams.tables.extend([table.tobytes() for table in start.beams.tables])
+        message.beams.search = start.beams.search
 
 
 def start_from(message: pb.Start) -> Start:
-    beams = Beams(message.beams.width, ids_from(message.beams.purse)) if message.HasField("beams") else None
+    beams = _beams_from(message.beams) if message.HasField("beams") else None
     return Start(
         seq=message.seq,
         request_id=message.request_id,
@@ -246,6 +248,11 @@ def start_from(message: pb.Start) -> Start:
         trace=message.trace,
         after=message.after,
     )
+
+
+def _beams_from(message: pb.Beams) -> Beams:
+    tables = tuple([ids_from(table) for table in message.tables])
+    return Beams(message.width, ids_from(message.purse), tables, message.search)
 
 
 def _fork_from(message: pb.Fork) -> Fork:
@@ -289,6 +296,8 @@ def fill_result(message: pb.Result, result: Result) -> None:
             ids=stopped.ids.tobytes(),
             hashes=stopped.hashes,
             detail=stopped.detail,
+            tables=[table.tobytes() for table in stopped.tables],
+            search=stopped.search,
         )
     for revoked in result.revoked:
         message.revoked.add(seq=revoked.seq, lease_end=revoked.lease_end)
@@ -360,6 +369,8 @@ def _stopped_from(message: pb.Stopped) -> Stopped:
         ids_from(message.ids),
         message.hashes,
         message.detail,
+        tuple([ids_from(table) for table in message.tables]),
+        message.search,
     )
 
 

@@ -7,6 +7,7 @@ parent's first child stays in the parent's slot, further children go to slots wh
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -155,6 +156,42 @@ class BeamSearch:
         # In fp32, so that comparisons fall as they do in transformers; extreme penalties leave its range.
         with np.errstate(over="ignore", divide="ignore"):
             return float(np.float32(total) / np.float32(num_tokens**self._length_penalty))
+
+    def dump(self) -> bytes:
+        """All of it, to go on with on another worker. Logprobs stay behind: a search with those is not moved."""
+        num = self.num_tokens
+        found = [[f.pick.parent, f.pick.token, f.pick.total, f.num_tokens, f.score] for f in self._found]
+        state = {
+            "totals": self._totals.tolist(),
+            "tokens": self._tokens[:num].tolist(),
+            "parents": self._parents[:num].tolist(),
+            "found": found,
+        }
+        return json.dumps(state).encode()
+
+    def load(self, raw: bytes) -> None:
+        """Goes on where `dump` was."""
+        state = json.loads(raw)
+        self.num_tokens = len(state["tokens"])
+        self._totals = np.array(state["totals"], np.float32)
+        self._tokens[: self.num_tokens] = state["tokens"]
+        self._parents[: self.num_tokens] = state["parents"]
+        self._logprobs = [[] for _ in range(self.num_tokens)]
+        self._found = [
+            _Found(Pick(parent, token, total), num_tokens, score, ())
+            for parent, token, total, num_tokens, score in state["found"]
+        ]
+
+    def outputs(self) -> list[Ids]:
+        """The tokens of the beam in each slot."""
+        found = []
+        for slot in range(self.width):
+            tokens = []
+            for step in range(self.num_tokens - 1, -1, -1):
+                tokens.append(int(self._tokens[step, slot]))
+                slot = int(self._parents[step, slot])
+            found.append(ids(reversed(tokens)))
+        return found
 
     def verdict(self) -> tuple[Reason, str]:
         """How a search that is over has ended, for the request as a whole: as its best hypothesis did."""

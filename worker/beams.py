@@ -8,6 +8,7 @@ are shared, and only a part-filled tail is copied, into the tail of the dropped 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,17 +87,55 @@ class BeamGroups:
 
     # -- groups come and go
 
-    def enter(self, leader: int, start: Start) -> None:
-        """The leader has moved in as any sequence does, and computes the prompt alone; the other rows are reserved."""
+    def enter(self, leader: int, start: Start, outputs: Sequence[Ids] = ()) -> None:
+        """The leader has moved in as any sequence does, and computes the prompt alone; the other rows are reserved.
+        With `outputs` (see `first_tokens`) the group goes on in the middle of its search."""
         assert start.beams is not None
         rows = np.array([leader, *(self._state.enter_beam() for _ in range(start.beams.width - 1))], np.int32)
-        for row in rows[1:].tolist():
-            tokens = self._state.tokens[leader, : len(start.tokens)]
-            self._sampler.enter(row, start.sampling, start.index, tokens, start.num_prompt)
-        self.groups[leader] = BeamGroup(start, rows, self._state.block_size)
+        for slot, row in enumerate(rows.tolist()):
+            known = start.num_prompt + (len(outputs[slot]) if outputs else 0)
+            if outputs:
+                self._state.tokens[row, start.num_prompt : known] = outputs[slot]
+                self._state.tokens[row, : start.num_prompt] = start.tokens[: start.num_prompt]
+            if row != leader:
+                tokens = self._state.tokens[row if outputs else leader, :known]
+                self._sampler.enter(row, start.sampling, start.index, tokens, start.num_prompt)
+        group = self.groups[leader] = BeamGroup(start, rows, self._state.block_size)
         self._is_beam[rows] = True
         # It asks for its leases itself.
         self._state.limit[leader] = 0
+        if outputs:
+            self._resume(group, start)
+
+    def first_tokens(self, start: Start) -> list[Ids]:
+        """The tokens of each beam of a group that goes on in the middle of its search; empty: it begins."""
+        if start.beams is None or not start.beams.search:
+            return []
+        search = BeamSearch(start.sampling, start.beams.width)
+        search.load(start.beams.search)
+        return search.outputs()
+
+    def _resume(self, group: BeamGroup, start: Start) -> None:
+        """Its tables and its search stand as another worker left them."""
+        assert start.beams is not None
+        leader = int(group.rows[0])
+        group.search.load(start.beams.search)
+        group.is_at_prompt = False
+        for row, table in zip(group.rows.tolist(), start.beams.tables, strict=True):
+            self._state.num_blocks[row] = 0
+            self._state.extend(row, 0, table)
+            self._holders[list(table[group.num_shared :])] += 1
+        # Nothing of it goes out before the end.
+        self._state.known[leader] = self._state.reported_known[leader] = start.num_prompt
+        self._batcher.widen(leader, len(group.rows))
+
+    def dump(self, leader: int) -> tuple[int, tuple[Ids, ...], bytes]:
+        """How far a group is, its tables, and its search; no tables: it is still at its prompt."""
+        group, position = self.groups[leader], int(self._batcher.position[leader])
+        if group.is_at_prompt:
+            return position, (), b""
+        count = -(-position // self._state.block_size)
+        return position, tuple([ids(self._table(row)[:count]) for row in group.rows.tolist()]), group.search.dump()
 
     def leave(self, leader: int) -> BeamGroup:
         """Its blocks are the scheduler's again. The leader's row itself moves out as any sequence does."""

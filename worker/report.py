@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 
-from cluster.messages import Advances, GroupTables, Reason, Result, Revoked, Stopped, Transferred
+from cluster.messages import Advances, GroupTables, Ids, Reason, Result, Revoked, Stopped, Transferred
 from worker.state import BatchState, Resident
 
 
@@ -74,12 +74,20 @@ class Reporter:
         state.reported_known[row] = known
         self._has_news = True
 
-    def stop(self, resident: Resident, position: int, reason: Reason, detail: str = "") -> None:
-        """An attempt has ended, and no step can touch its blocks any more."""
+    def stop(
+        self,
+        resident: Resident,
+        position: int,
+        reason: Reason,
+        detail: str = "",
+        group: tuple[tuple[Ids, ...], bytes] = ((), b""),
+    ) -> None:
+        """An attempt has ended, and no step can touch its blocks any more. `group`: tables and search of a group of
+        beams that was dropped."""
         state, row = self._state, resident.row
         ids = state.ids(row, int(state.reported_known[row]), int(state.known[row]))
         hashes = b"".join(self._names(resident, position))
-        self._stopped.append(Stopped(resident.seq, reason, position, ids, hashes, detail))
+        self._stopped.append(Stopped(resident.seq, reason, position, ids, hashes, detail, *group))
         self._has_news = True
 
     def stop_unknown(self, seq: int, detail: str) -> None:

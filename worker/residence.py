@@ -36,12 +36,19 @@ class Residence:
         if wrong:
             self._refuse(start, wrong)
             return
-        row = self._enter(start, start.seq, start.index, start.tokens, start.position, start.table, start.lease_end)
-        self._forget_behind(start.table, start.position)
+        outputs = self._worker.beams.first_tokens(start)
+        tokens, table = ids(start.tokens), start.table
+        if outputs:
+            assert start.beams is not None
+            tokens.extend(outputs[0])
+            table = start.beams.tables[0]
+        else:
+            self._forget_behind(table, start.position)
+        row = self._enter(start, start.seq, start.index, tokens, start.position, table, start.lease_end)
         if start.sampling.prompt_logprobs is not None and start.position == 0:
             self._worker.prompt_logprobs.enter(row)
         if start.beams is not None:
-            self._worker.beams.enter(row, start)
+            self._worker.beams.enter(row, start, outputs)
         parent = self._worker.state.at(row)
         waits = start.position < start.num_prompt
         for fork in start.forks:
@@ -140,14 +147,19 @@ class Residence:
         worker, state = self._worker, self._worker.state
         resident = state.at(row)
         hypotheses: list[Hypothesis] | None = None
+        tables: tuple[Ids, ...] = ()
+        raw = b""
+        # A step may have been launched behind the last token that counts; what it wrote there means nothing.
+        written = min(int(worker.batcher.position[row]), int(state.known[row]))
         if row in worker.beams.groups:
+            if reason is Reason.DROPPED:
+                # Whoever dropped it may have it go on elsewhere.
+                written, tables, raw = worker.beams.dump(row)
             search = worker.beams.leave(row).search
             hypotheses = search.hypotheses() if reason in (Reason.STOP, Reason.LENGTH) else []
             if hypotheses:
                 state.append(row, hypotheses[0].ids)
-        # A step may have been launched behind the last token that counts; what it wrote there means nothing.
-        written = min(int(worker.batcher.position[row]), int(state.known[row]))
-        worker.reporter.stop(resident, max(written, int(state.write_from[row])), reason, detail)
+        worker.reporter.stop(resident, max(written, int(state.write_from[row])), reason, detail, (tables, raw))
         if hypotheses is None:
             worker.outbox.end(resident, Reason.NONE if reason is Reason.DROPPED else reason, detail)
         else:

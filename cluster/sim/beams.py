@@ -7,6 +7,7 @@ it, and it goes back to the purse once no beam names it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from zlib import crc32
@@ -101,10 +102,13 @@ class Beam:
 class BeamGroup:
     """The beams of one request on a worker's blocks. `table` of the Start belongs to the prompt until `begin`."""
 
-    def __init__(self, width: int, purse: Ids, num_table: int) -> None:
+    def __init__(self, width: int, purse: Ids, num_table: int, block_size: int) -> None:
         self.width = width
+        self.block_size = block_size
         self.purse = list(purse)
         self.num_given = num_table + len(purse)
+        # What its draws are made with: a search goes on with that wherever it is moved to.
+        self.noise: int | None = None
         self.beams: list[Beam] = []
         self.found: list[Found] = []
         self.num_swaps = 0  # steps after which a beam continued another one than itself
@@ -114,6 +118,26 @@ class BeamGroup:
         fresh = blocks[self.num_given - first :]
         self.purse.extend(fresh)
         self.num_given += len(fresh)
+
+    def dump(self, num_prompt: int) -> tuple[int, tuple[Ids, ...], bytes]:
+        """All of a search that has begun, to go on with elsewhere: the next position, tables, and the rest of it."""
+        state = {
+            "beams": [(beam.tokens, beam.score) for beam in self.beams],
+            "found": [(each.tokens, each.score, int(each.reason)) for each in self.found],
+            "noise": self.noise,
+        }
+        position = num_prompt + len(self.beams[0].tokens) - 1
+        num_blocks = -(-position // self.block_size)
+        return position, tuple(ids(beam.table[:num_blocks]) for beam in self.beams), json.dumps(state).encode()
+
+    def load(self, tables: tuple[Ids, ...], search: bytes) -> None:
+        state = json.loads(search)
+        self.noise = state["noise"]
+        self.beams = [
+            Beam(list(table), tuple(tokens), score)
+            for table, (tokens, score) in zip(tables, state["beams"], strict=True)
+        ]
+        self.found = [Found(tuple(tokens), score, Reason(reason)) for tokens, score, reason in state["found"]]
 
     def begin(self, table: list[int], num_prompt: int, block_size: int) -> None:
         """The prompt is written: one beam stands at its end, and what the table has beyond it is spare."""

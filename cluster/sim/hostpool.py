@@ -19,6 +19,7 @@ class SimHostPool(Process):
         super().__init__(name, clock)
         self.incarnation = incarnation
         self.node = node
+        self.epoch = 0
         self.random = Random(f"{seed}/{name}/{incarnation}")
         self.num_blocks, self.block_size = size
         self.blocks = Blocks(self.num_blocks, self.block_size, self.random)

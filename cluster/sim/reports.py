@@ -39,6 +39,11 @@ class Report:
 
     def stop(self, running: Running, reason: Reason) -> None:
         new, names = running.news()
+        group = running.group
+        if reason is Reason.DROPPED and group is not None and group.beams:
+            position, tables, search = group.dump(running.num_prompt)
+            self.stopped.append(Stopped(running.seq, reason, position, new, names, tables=tables, search=search))
+            return
         self.stopped.append(Stopped(running.seq, reason, running.position, new, names))
 
     def result(

@@ -63,7 +63,11 @@ class Running:
         self.table = list(fork.table if fork else start.table)
         self.lease_end = fork.lease_end if fork else start.lease_end
         beams = start.beams
-        self.group = BeamGroup(beams.width, beams.purse, len(self.table)) if beams is not None else None
+        self.group: BeamGroup | None = None
+        if beams is not None:
+            self.group = BeamGroup(beams.width, beams.purse, len(self.table), hasher.block_size)
+            if beams.search:
+                self.group.load(beams.tables, beams.search)
         self.reason = Reason.NONE
         self.num_in_flight = 0
         # Forks that wait until this sequence's prompt is written.

@@ -76,7 +76,9 @@ class Steps:
         # A fork without outputs draws its first token from its parent's step, so that token counts as known.
         length = max(len(running.tokens), running.position + 1)
         self.batcher.add(running.row, running.position, length, running.lease_end, precedence, paused)
-        self.filled.note(running, running.table, 0, running.position)
+        # Behind the prompt the table of a beam group is a set.
+        named = running.position if running.group is None else min(running.position, running.num_prompt)
+        self.filled.note(running, running.table, 0, named)
 
     def set_lease(self, running: Running, lease_end: int) -> None:
         running.lease_end = lease_end
@@ -176,7 +178,8 @@ class Steps:
         if end == running.num_prompt:
             group.begin(part.table, running.num_prompt, self.shape.block_size)
         swaps = group.num_swaps
-        group.step(self.blocks, end - 1, (sampling.seed or 0) + self._noise, self.shape.end_one_in)
+        group.noise = self._noise if group.noise is None else group.noise
+        group.step(self.blocks, end - 1, (sampling.seed or 0) + group.noise, self.shape.end_one_in)
         self.num_beam_swaps += group.num_swaps - swaps
         if not group.is_over(running.max_tokens):
             self.batcher.paused[running.row] = False

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any, Protocol
 
-from cluster.messages import Road, Transfer, Transferred
+from cluster.messages import EPOCH_BITS, Road, Transfer, Transferred
 from cluster.sim.clock import Action, Clock
 from cluster.sim.device import Blocks, Stream
 
@@ -24,6 +24,7 @@ class Pool(Protocol):
     name: str
     node: str
     incarnation: int
+    epoch: int  # of the scheduler that it obeys
     alive: bool
     stopped: bool
     blocks: Blocks
@@ -138,6 +139,9 @@ class Transfers:
             problem = f"not done after {order.timeout_s} s"
         if not problem and peer is None:
             problem = f"pool {order.peer} of incarnation {order.peer_incarnation} is gone"
+        if not problem and peer is not None and order.road is Road.READ and peer.epoch > order.transfer >> EPOCH_BITS:
+            # Its blocks are another scheduler's now, and may hold anything: it sends no sums for them.
+            problem = f"pool {order.peer} obeys a scheduler of epoch {peer.epoch}"
         if not problem and moving.at == moving.fail_at:
             problem = "the road broke"
         if problem:

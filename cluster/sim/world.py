@@ -98,6 +98,7 @@ class World:
                 self.worker_streams[worker.name] = WorkerStream(self, worker)
         for pool in self.pools.values():
             if pool.alive:
+                pool.epoch = epoch
                 self.notify(pool.joined)
         for gateway in self.gateways.values():
             if gateway.alive:

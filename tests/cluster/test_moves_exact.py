@@ -28,6 +28,7 @@ MODES: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "seeded": {"temperature": 0.9, "seed": 5, "top_p": 0.9},
     "several": {"temperature": 0.9, "seed": 8, "n": 3},
+    "beams": {"beam_width": 4, "length_penalty": 0.8, "repetition_penalty": 1.1},
     "penalties": {"temperature": 0.8, "seed": 7, "frequency_penalty": 0.7, "repetition_penalty": 1.1},
 }
 PROMPTS = ("Once upon a time", "In Alder Bridge there was a baker who", "Mira and Otto went to the river, because")
@@ -99,7 +100,8 @@ def test_a_drained_worker_hands_its_requests_on_and_they_say_the_same(cluster: t
     pauses = scheduler.moves.pauses
     step_ms = scheduler.replicas["one"].step_seconds * 1e3
     print(
-        f"a step takes {step_ms:.2f} ms; {len(pauses)} moves stood still for {median(pauses):.1f} steps in the median, {max(pauses):.1f} at most"
+        f"a step takes {step_ms:.2f} ms; {len(pauses)} moves stood still for {median(pauses):.1f} steps in the "
+        f"median, {max(pauses):.1f} at most"
     )
 
 

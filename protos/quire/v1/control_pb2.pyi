@@ -223,12 +223,16 @@ class Fork(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., index: _Optional[int] = ..., table: _Optional[bytes] = ..., lease_end: _Optional[int] = ..., outputs: _Optional[bytes] = ...) -> None: ...
 
 class Beams(_message.Message):
-    __slots__ = ("width", "purse")
+    __slots__ = ("width", "purse", "tables", "search")
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     PURSE_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
+    SEARCH_FIELD_NUMBER: _ClassVar[int]
     width: int
     purse: bytes
-    def __init__(self, width: _Optional[int] = ..., purse: _Optional[bytes] = ...) -> None: ...
+    tables: _containers.RepeatedScalarFieldContainer[bytes]
+    search: bytes
+    def __init__(self, width: _Optional[int] = ..., purse: _Optional[bytes] = ..., tables: _Optional[_Iterable[bytes]] = ..., search: _Optional[bytes] = ...) -> None: ...
 
 class Copy(_message.Message):
     __slots__ = ("source", "target", "num_slots")
@@ -327,20 +331,24 @@ class Advances(_message.Message):
     def __init__(self, seqs: _Optional[bytes] = ..., positions: _Optional[bytes] = ..., num_ids: _Optional[bytes] = ..., ids: _Optional[bytes] = ..., num_hashes: _Optional[bytes] = ..., hashes: _Optional[bytes] = ...) -> None: ...
 
 class Stopped(_message.Message):
-    __slots__ = ("seq", "reason", "position", "ids", "hashes", "detail")
+    __slots__ = ("seq", "reason", "position", "ids", "hashes", "detail", "tables", "search")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     HASHES_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
+    SEARCH_FIELD_NUMBER: _ClassVar[int]
     seq: int
     reason: StopReason
     position: int
     ids: bytes
     hashes: bytes
     detail: str
-    def __init__(self, seq: _Optional[int] = ..., reason: _Optional[_Union[StopReason, str]] = ..., position: _Optional[int] = ..., ids: _Optional[bytes] = ..., hashes: _Optional[bytes] = ..., detail: _Optional[str] = ...) -> None: ...
+    tables: _containers.RepeatedScalarFieldContainer[bytes]
+    search: bytes
+    def __init__(self, seq: _Optional[int] = ..., reason: _Optional[_Union[StopReason, str]] = ..., position: _Optional[int] = ..., ids: _Optional[bytes] = ..., hashes: _Optional[bytes] = ..., detail: _Optional[str] = ..., tables: _Optional[_Iterable[bytes]] = ..., search: _Optional[bytes] = ...) -> None: ...
 
 class Revoked(_message.Message):
     __slots__ = ("seq", "lease_end")
