@@ -246,8 +246,9 @@ class Ledger:
         assert self._unheld.num_free == self.num_blocks, f"pool {self.pool} is in use already"
         every = self.allocate(self.num_blocks, 0)
         assert every is not None
+        # A block that was written behind may have been given up and be read into by another transfer.
         for block in moving:
-            self._moving[block] = 1
+            self._moving[block] += 1
         self.set_names(list(names), b"".join(names.values()))
         for block, count in holders.items():
             self._holders[block] = count

@@ -67,7 +67,7 @@ class Rebuild:
         if replica.incarnation != state.joined.incarnation or replica.residents:
             scheduler.counters["stale states"] += 1
             return
-        moving = {block for transfer in state.transfers for block in transfer.mine}
+        moving = [block for transfer in state.transfers for block in dict.fromkeys(transfer.mine)]
         holders: dict[int, int] = {}
         unwritten = set(moving)
         for resident in state.residents:

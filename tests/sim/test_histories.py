@@ -86,6 +86,8 @@ FOUND = {
     1624: "a request that can never fit was started after a rebuild",
     8: "a move changed what a replica had free, and admission counted on more",
     67: "a move gave its source's blocks back, and those that waited for them were not looked at",
+    92: "a new scheduler counted a block once that two transfers of the old one touched",
+    335: "a worker read for a dead scheduler what a new one had given away, and began with it",
     308: "a peer read a block before the copy into it that had been issued",
 }
 
