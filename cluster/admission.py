@@ -143,6 +143,10 @@ class Admission:
     def waiting(self) -> list[Request]:
         return [request for queue in self._queues.values() for request in queue]
 
+    def heads(self) -> list[Request]:
+        """Who goes next, of each model."""
+        return [head for queue in self._queues.values() if (head := queue.head()) is not None]
+
     def queue(self, request: Request) -> None:
         """It waits from now on; one that ran before goes ahead of new work."""
         request.state = State.QUEUED

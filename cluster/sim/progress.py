@@ -35,7 +35,8 @@ class Progress:
 
     def _standing(self, scheduler: Scheduler) -> list[str]:
         found = []
-        for request in self._heads(scheduler):
+        # Behind a head it is order, and not memory, that one waits for.
+        for request in scheduler.admission.heads():
             for replica in scheduler.admission.replicas_of(request.model):
                 if self._has_room(scheduler, replica, request):
                     found.append(f"{request.request_id} waits, and {replica.name} has room for it")
@@ -45,18 +46,6 @@ class Progress:
                 if sequence.request.state is State.RUNNING and self._is_without_leave(replica, sequence):
                     found.append(f"{sequence.request.request_id}[{sequence.index}] has no leave on {replica.name}")
         return found
-
-    def _heads(self, scheduler: Scheduler) -> list[Request]:
-        """Those that go next; behind them order, and not memory, is the reason."""
-        heads: dict[str, Request] = {}
-        for request in scheduler.admission.waiting():
-            if request.state is not State.QUEUED:
-                continue
-            known = heads.get(request.model)
-            if known is None or request.precedence < known.precedence:
-                heads[request.model] = request
-        # With one request alone in a queue there is no order that could hold it up.
-        return [request for request in heads.values() if scheduler.admission.num_waiting(request.model) == 1]
 
     def _has_room(self, scheduler: Scheduler, replica: Replica, request: Request) -> bool:
         """The whole of it would fit now, beside what is kept back for those that run."""
