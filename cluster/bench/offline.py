@@ -16,7 +16,7 @@ import torch
 from cluster.bench.offline_engines import Engine, Ours, Outcome, Transformers, measured
 from cluster.bench.offline_gpu import decode_batches
 from cluster.bench.offline_models import DEFAULT_REQUESTS, SHAPES, WORKLOADS, Workload, folder_of, workload
-from cluster.bench.offline_step import breakdown, limits, prefix_cost
+from cluster.bench.offline_step import breakdown, limits, prefix_cost, step_cost
 from cluster.bench.report import Report, Row
 
 ENGINES = ("quire", "static", "continuous")
@@ -150,5 +150,6 @@ def _steps(report: Report, args: argparse.Namespace, dtype: str) -> None:
             found = limits(llm, args.shape, args.batch, rows)
             if found:
                 report.table(f"against the machine, {args.shape}, {dtype}", found)
+    report.table(f"a step by its tokens, {args.shape}, {dtype}", [step_cost(llm, args.shape)])
     cost = prefix_cost(lambda caches: Ours(folder, dtype, prefix_caching=caches), args.shape)
     report.table(f"prefix caching, {args.shape}, {dtype}", [cost])

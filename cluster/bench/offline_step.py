@@ -72,6 +72,23 @@ def run_steps(engine: Embedded, wanted: int) -> int:
     return engine.worker.num_steps - first
 
 
+def step_cost(llm: LLM, shape: str) -> Row:
+    """A step of n tokens takes about a + b * n: a is "step base", b "per token". From prompts of one step each."""
+    most = llm._worker.parts.token_budget
+    few, many = max(1, most // 32), most
+    params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
+
+    def best(length: int) -> float:
+        # New prompts each time: nothing of them is cached.
+        drawn = workload("sharegpt", shape, REPEATS, seed=50 + length).prompts
+        prompts = iter([(prompt * length)[:length] for prompt in drawn])
+        return _best(lambda: llm.generate(next(prompts), params, use_tqdm=False))
+
+    took = {length: best(length) for length in (few, many)}
+    slope = (took[many] - took[few]) / (many - few)
+    return {"step base ms": (took[few] - slope * few) * 1e3, "per token us": slope * 1e6, "tokens of the largest": many}
+
+
 def prefix_cost(make: Callable[[bool], Callable[[Workload], object]], shape: str, rounds: int = 5) -> Row:
     """Processor time with prefix caching over that without, where no two prompts share anything: the best of some
     rounds in turn, each with prompts of its own."""
