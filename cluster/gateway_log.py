@@ -135,6 +135,11 @@ class RequestLog:
     def num_tokens(self) -> int:
         return sum(len(sequence.ids) for sequence in self.sequences)
 
+    @property
+    def next_attempt(self) -> int:
+        """The lowest attempt that still counts: the last one that was heard of, or the one behind a seal."""
+        return max(self.attempt, self.sealed + 1 if self.sealed else 0)
+
     def seal(self, attempt: int) -> None:
         self.sealed = max(self.sealed, attempt)
         self.attempt = max(self.attempt, attempt)

@@ -23,7 +23,7 @@ def state_events(gateway: str, answers: Iterable[Answer]) -> list[FrontEvent]:
     under_way = [answer for answer in answers if answer.ended is None]
     adopting = [answer for answer in under_way if answer.is_adopted and answer.accepted is None]
     requests = tuple(
-        OpenRequest(answer.submit, answer.log.attempt, answer.log.outputs, answer.log.reasons)
+        OpenRequest(answer.submit, answer.log.next_attempt, answer.log.outputs, answer.log.reasons)
         for answer in under_way
         if answer not in adopting
     )

@@ -99,10 +99,17 @@ class Rebuild:
             scheduler.admission.withdraw(request)
         elif request is not None and request.state is not State.SEALING:
             request = None  # ended, or started anew meanwhile
+        older = scheduler.requests.get(request_id) if request is None else None
+        if older is not None and (older.state is not State.RUNNING or older.attempt >= start.attempt):
+            older = None
+        if older is not None:
+            self._disown(older)
         known = request is None and (request_id in scheduler.requests or request_id in scheduler.unclosed)
         if request is None:
             request = self._from_start(residents[0], replica.joined.model)
-            if known:
+            if older is not None:
+                self._succeed(older, request)
+            elif known:
                 # It may share a replica with the attempt that goes on.
                 request.request_id += f" (attempt {start.attempt}, given up)"
             else:
@@ -129,6 +136,30 @@ class Rebuild:
             request.state = State.STOPPING
             replica.write().drops.extend(Drop(resident.seq) for resident in residents)
             scheduler.counters["stale residents"] += 1
+
+    def _disown(self, request: Request) -> None:
+        """A replica that was given up before told of it, and there is a later attempt: this one is dropped."""
+        replica = request.replica
+        assert replica is not None
+        del self._scheduler.requests[request.request_id], replica.requests[request.request_id]
+        request.request_id += f" (attempt {request.attempt}, given up)"
+        replica.requests[request.request_id] = request
+        request.is_cancelled = True
+        self._scheduler.drop(request)
+        self._scheduler.counters["stale residents"] += 1
+
+    def _succeed(self, older: Request, request: Request) -> None:
+        """The later attempt of a request takes over what was known of it."""
+        scheduler, request_id = self._scheduler, request.request_id
+        scheduler.requests[request_id] = request
+        if self._unconfirmed.pop(request_id, None) is not None:
+            self._unconfirmed[request_id] = request
+            return
+        scheduler.tenants.leave(request.tenant)
+        request.tenant = older.tenant
+        scheduler.tenants.enter(request.tenant)
+        request.model, request.deadline = older.model, older.deadline
+        request.gateway, request.route = older.gateway, older.route
 
     def _from_start(self, resident: Resident, model: str) -> Request:
         """A request as far as a Start tells of it; its gateway will tell the rest."""
@@ -166,6 +197,9 @@ class Rebuild:
             ended = self._scheduler.unclosed.get(submit.request_id)
             if ended is not None:
                 self._tell_end(ended, submit)
+            elif request is not None and request.state is State.RUNNING and request.attempt < open_request.attempt:
+                self._disown(request)
+                self._unplaced[submit.request_id] = self._from_gateway(open_request)
             elif request is not None:
                 self._confirm(request, open_request)
             elif submit.request_id not in self._scheduler.requests:

@@ -224,7 +224,11 @@ class SimGateway(Process):
     def state(self) -> GatewayState:
         requests = tuple(
             OpenRequest(
-                request.submit, request.attempt, tuple(ids(log) for log in request.outputs), tuple(request.finished)
+                request.submit,
+                # A sealed attempt is over, wherever it may still run.
+                max(request.attempt, request.sealed + 1 if request.sealed else 0),
+                tuple(ids(log) for log in request.outputs),
+                tuple(request.finished),
             )
             for request in self.open.values()
         )

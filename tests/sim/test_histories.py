@@ -76,6 +76,7 @@ FOUND = {
     1689: "a taken-over block was listed under the name of what lay there before",
     5528: "a gateway's word that a request had ended came after it had left its replica and waited",
     5878: "a request of which a new scheduler found a part on a replica started again without a seal",
+    103012: "a replica that was given up told a new scheduler of an attempt that was sealed",
     101090: "a gateway's last words came after its loss was told",
     101140: "a group that is short of beams got too few blocks for their tails",
     103473: "an attempt that was given up shared a replica with the one that went on",
