@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cluster.moves import Phase
+from cluster.move import Phase
 from cluster.replica import Replica
 from cluster.sequences import Request, State
 

@@ -13,12 +13,11 @@ wrong leaves a request that is computed again. All sequences of a request go tog
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from cluster.hashing import HASH_BYTES
-from cluster.messages import Ids, Road, Transfer, Transferred, ids
+from cluster.messages import Road, Transfer, Transferred, ids
+from cluster.move import Held, Move, Phase, can_go_on
 from cluster.replica import Replica
 from cluster.sequences import Request, Sequence, State
 
@@ -31,60 +30,6 @@ MAX_ROUNDS = 4
 # Requests on their way to one replica at a time, and how many of those may stand still: they would wait for each other.
 MAX_INCOMING = 4
 MAX_STANDING = 2
-
-
-class Phase(IntEnum):
-    COPYING = 0  # full blocks go while it runs
-    STOPPING = 1  # dropped at the source, which has not answered for all of its sequences
-    FINISHING = 2  # the last blocks are on their way, the target's Starts wait for them
-
-
-@dataclass(slots=True)
-class Move:
-    """One request on its way. `place_of` leads from a block of the source to the target's copy of it."""
-
-    request: Request
-    source: Replica
-    target: Replica
-    num_places: int
-    num_hit: int = 0  # blocks at the front that the target had cached
-    phase: Phase = Phase.COPYING
-    place_of: dict[int, int] = field(default_factory=dict)
-    spare: list[int] = field(default_factory=list)
-    num_rounds: int = 0
-    # The read under way and the target's blocks of it; 0: none.
-    transfer: int = 0
-    landing: list[int] = field(default_factory=list)
-    # All but a little is copied, and it runs on until fewer others stand still.
-    waits: bool = False
-    stopped_at: float = 0.0
-    is_given_up: bool = False
-
-    def kept(self) -> list[int]:
-        """Blocks of the target that this move holds and no table does."""
-        return [] if self.phase is Phase.FINISHING or self.is_given_up else [*self.place_of.values(), *self.spare]
-
-
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """What a sequence had when its source stopped it: blocks with content, once each, and how far it was."""
-
-    table: Ids
-    position: int
-    group: tuple[int, tuple[Ids, ...], bytes] | None
-
-    @classmethod
-    def of(cls, sequence: Sequence, block_size: int) -> _Held:
-        if sequence.group is None:
-            table = ids(sequence.table[: -(-sequence.position // block_size)])
-            return cls(table, sequence.position, None)
-        position, tables, _ = sequence.group
-        return cls(ids(dict.fromkeys([block for table in tables for block in table])), position, sequence.group)
-
-
-def _can_go_on(sequence: Sequence) -> bool:
-    """Not a fork that has not begun: it would have no token to go on with. Nor a group between prompt and beams."""
-    return sequence.group is not None or sequence.position < sequence.length
 
 
 class Moves:
@@ -275,12 +220,12 @@ class Moves:
         move = self.by_request[request.request_id]
         source, target = move.source, move.target
         move.stopped_at = self._scheduler.now
-        if not request.live or request.is_cancelled or not all(map(_can_go_on, request.live)):
+        if not request.live or request.is_cancelled or not all(map(can_go_on, request.live)):
             self._scheduler.swapper.give_up(request, source)
             return
         if move.transfer:
             return  # it was stopped in a hurry: what is on its way comes first
-        held = [_Held.of(sequence, source.block_size) for sequence in request.live]
+        held = [Held.of(sequence, source.block_size) for sequence in request.live]
         content = dict.fromkeys([block for one in held for block in one.table])
         rest = [block for block in content if block not in move.place_of]
         source.ledger.begin_moving(rest)
@@ -306,7 +251,7 @@ class Moves:
             self._moved(move)
             self._stop_next(target)
 
-    def _settle_in(self, move: Move, held: list[_Held]) -> None:
+    def _settle_in(self, move: Move, held: list[Held]) -> None:
         """Tables at the target: the copies take the places of what they are copies of, and the next lease behind."""
         target, ledger = move.target, move.target.ledger
         taken: set[int] = set()
@@ -333,7 +278,7 @@ class Moves:
         ledger.release([*unused, *move.spare], 0)
         move.spare = []
 
-    def _lease(self, sequence: Sequence, had: _Held, target: Replica) -> int:
+    def _lease(self, sequence: Sequence, had: Held, target: Replica) -> int:
         """Its first lease at the target; returns how many blocks that takes beyond what it brings."""
         size, request = target.block_size, sequence.request
         if had.group is None:

@@ -22,7 +22,7 @@ from cluster.sequences import Request, Sequence, State
 from cluster.settings import SchedulerSettings
 
 if TYPE_CHECKING:
-    from cluster.moves import Move
+    from cluster.move import Move
 
 
 class Replica:

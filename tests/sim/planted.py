@@ -35,8 +35,9 @@ from cluster.messages import (
     Transferred,
     ids,
 )
-from cluster.moves import Move, Moves
-from cluster.moves import Phase as MovePhase
+from cluster.move import Move
+from cluster.move import Phase as MovePhase
+from cluster.moves import Moves
 from cluster.recovery import Recovery
 from cluster.replica import Replica
 from cluster.scheduler import Scheduler
