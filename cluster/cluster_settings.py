@@ -91,6 +91,8 @@ class ClusterSettings:
         if not self.model:
             raise ConfigError("no model is given; name at least one")
         check_names(self.model)
+        if self.kv_memory is not None:
+            parse_bytes(self.kv_memory, "kv_memory")
         scaled = Bounds.read(self.autoscale)
         if scaled is not None and not scaled.least <= self.workers <= scaled.most:
             raise ConfigError(f"workers is {self.workers}, outside of autoscale {self.autoscale}; give one within it")

@@ -27,7 +27,7 @@ from cluster.cluster_settings import ClusterSettings
 from cluster.errors import ConfigError, Unavailable
 from cluster.host_memory import create_host_pools
 from cluster.placing import CENTRE, START_S, create_worker, wait_until_ready
-from cluster.preflight import preflight
+from cluster.preflight import check_early, preflight
 from cluster.tracing import check_trace
 from worker import checkpoint
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import grpc
 
 NAMESPACE = "quire"
+ANSWER_S = 3.0
 MIN_RAY = (2, 55)
 # How long what was ended may take to be gone.
 GONE_S = 10.0
@@ -106,8 +107,21 @@ def import_ray() -> None:
     import cluster.actors  # noqa: F401
 
 
+def check_ray_answers(address: str) -> None:
+    """Ray itself tries for minutes where nobody listens. Raises `Unavailable`."""
+    host, colon, port = address.rpartition(":")
+    if not colon:
+        return  # "auto": Ray knows where
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+    except (OSError, ValueError) as error:
+        detail = f"no Ray cluster answers at {address}: {error}; start one with `ray start --head`, or give its address"
+        raise Unavailable(detail) from error
+
+
 def connect_ray(address: str, token: str) -> None:
     """Connects this process to a Ray cluster; a ConfigError says what to do when it cannot."""
+    check_ray_answers(address)
     os.environ.update(ray_head.token_variables(token))
     import ray
 
@@ -186,6 +200,9 @@ def up(settings: ClusterSettings, say: Say) -> Running:
     """Starts everything and returns once a gateway serves. On any failure nothing is left behind."""
     _refuse_second(say)
     settings.gateway_door(settings.port).check()
+    check_early(settings)
+    if settings.address:
+        check_ray_answers(settings.address)
     check_port(settings.host, settings.port, "port")
     check_port(settings.host, settings.admin_port, "admin_port")
     check_port(settings.host, settings.metrics_port, "metrics_port")

@@ -79,6 +79,20 @@ def _hash(folder: Path, weights: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
+def check_early(settings: ClusterSettings) -> None:
+    """What this machine can know to be wrong before Ray is started. Raises `ConfigError` or `ModelError`."""
+    if settings.address:
+        return
+    from worker import checkpoint
+
+    for model in settings.model:
+        # A hub id is not looked up here: that would download it before anything else is checked.
+        if model == checkpoint.DEMO or "/" not in model or model.startswith((".", "/", "~")) or Path(model).exists():
+            checkpoint.check_config(checkpoint.find_folder(model))
+    if settings.device == "cuda" and not list(Path("/dev").glob("nvidia[0-9]*")):
+        raise ConfigError("device is cuda, and this machine shows no NVIDIA device; give --device cpu, or auto")
+
+
 def preflight(settings: ClusterSettings) -> None:
     """Raises `ConfigError`, `ModelError` or `Unavailable`; returns if nothing speaks against starting."""
     if settings.tp > 1:

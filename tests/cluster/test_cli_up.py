@@ -1,0 +1,100 @@
+"""What `quire up` is told wrongly: one line with what to do, an exit code, and nothing started or left behind."""
+
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.cli import main
+from cluster.cluster_settings import ClusterSettings, gather
+
+FREE = ["--port", "0", "--admin-port", "0", "--metrics-port", "0"]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("QUIRE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--model", "/nowhere/x"], 2, "no model folder /nowhere/x"),
+        (["--model", "demo", "--model", "demo"], 2, "is there twice"),
+        (["--kv-memory", "3XB"], 2, "kv_memory is '3XB'"),
+        (["--workers", "0"], 2, "workers is 0; give 1 to 4096"),
+        (["--autoscale", "5:2"], 2, "give LEAST:MOST"),
+        (["--workers", "1", "--autoscale", "2:3"], 2, "outside of autoscale 2:3"),
+        (["--log-level", "loud"], 2, "log_level is 'loud'"),
+        (["--host", "0.0.0.0"], 2, "quire certificates FOLDER"),
+        (["--tls-certificate", "/n.pem", "--tls-key", "/n.key"], 2, "quire certificates FOLDER"),
+        (["--config", "/nowhere.toml"], 2, "the settings file /nowhere.toml cannot be read"),
+        (["--address", "127.0.0.1:9"], 3, "no Ray cluster answers at 127.0.0.1:9"),
+        (["--device", "cuda"], 2, "device is cuda"),
+    ],
+)
+def test_each_wrong_word_is_one_line(
+    words: list[str], code: int, said: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "cuda" in words and list(Path("/dev").glob("nvidia[0-9]*")):
+        pytest.skip("this machine has a GPU")
+    began = time.process_time()
+    assert main(["up", *FREE, *words]) == code
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and said in err, err
+    assert not (home / "cluster.json").exists()
+    assert time.process_time() - began < 30
+
+
+def test_a_port_that_is_taken_is_named_with_its_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for option in ("--port", "--admin-port", "--metrics-port"):
+            assert main(["up", *FREE, option, port]) == 2
+            assert (
+                f"port {port} on 127.0.0.1 is taken; free it, or give another with {option}" in capsys.readouterr().err
+            )
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("workers = ", "cannot be read"),
+        ("wrokers = 2", "has a setting 'wrokers' that there is not"),
+        ('workers = "two"', "workers is 'two'; give a whole number"),
+        ("model = 3", "model is 3; give a text or a list of texts"),
+        ("kv_memory = 5", "kv_memory is 5; give a text in quotes"),
+        ("workers = true", "workers is True; give a whole number"),
+    ],
+)
+def test_a_settings_file_that_is_wrong_is_one_line(
+    line: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "quire.toml"
+    file.write_text(line + "\n")
+    assert main(["up", *FREE, "--config", str(file)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and str(file) in err and said in err
+
+
+def test_the_command_line_wins_over_the_environment_which_wins_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "quire.toml"
+    file.write_text('workers = 3\nmodel = ["demo", "other"]\nkv_memory = "1GiB"\ncpus_per_worker = 1\n')
+    environment = {"QUIRE_WORKERS": "4", "QUIRE_LOG_LEVEL": "debug", "QUIRE_HOME": "/x"}
+    found = gather({"workers": 5, "port": None}, file, environment)
+    assert (found.workers, found.log_level, found.kv_memory) == (5, "debug", "1GiB")
+    assert found.model == ("demo", "other") and found.port == ClusterSettings().port
+    assert gather({}, file, environment).workers == 4 and gather({}, file, {}).workers == 3
+
+
+@pytest.mark.parametrize("words", ["scale 3", "unload x", "load x", "top", "status", "bench serve"])
+def test_without_a_cluster_each_command_says_how_to_start_one(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words.split()) == 3
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "quire up" in err
