@@ -204,6 +204,8 @@ class CpuDecoder:
         self._logits = torch.zeros(0, self._head.panels * products.panel)
         self._best = self._broken = np.zeros(0, np.int64)
         self._advance = Advance()
+        # Of a step of decodes all tokens are chosen. Kept, because the program goes on naming its address.
+        self._every = torch.arange(tokens)
 
     def attach(self, caches: Sequence[LayerCache]) -> None:
         """From now on attention reads and writes these layers of a pool."""
@@ -356,9 +358,9 @@ class CpuDecoder:
     ) -> Picked:
         """A prepared step of decodes and up to `num_steps - 1` further ones, each with the tokens of the one before it;
         no further one after a row got one of its `stops` [rows of tables, any number]. Positions and slots change."""
-        rows, chosen = len(ids), torch.arange(len(ids))
+        rows = len(ids)
         assert batch.num_decodes == rows == batch.num_seqs, "only decodes go on by themselves"
-        program, plan = self._prepare(ids, positions, batch, chosen), batch.tasks
+        program, plan = self._prepare(ids, positions, batch, self._every[:rows]), batch.tasks
         assert isinstance(plan, Plan) and batch.rows.is_contiguous() and stops.flags.c_contiguous
         program.table[self._best_op, 0] = BEST
         written = np.empty((num_steps, rows), np.int64)
