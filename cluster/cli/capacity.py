@@ -16,6 +16,8 @@ from cluster.settings import AllocatorName, PlacementName, PreemptionName, Sched
 from cluster.sizes import parse_bytes
 
 COMPARED = ("placement", "preemption", "block-size", "allocator")
+# Turns grow under load, as the scheduler's own do: it takes all that has come.
+TURN_S, LONG_TURN_S, MANY_WORKERS = 0.004, 0.01, 100
 BLOCK_SIZES = (8, 16, 32, 64, 128)
 
 
@@ -122,6 +124,7 @@ def _inputs(question: Question) -> Any:
         max_batch=question.max_batch,
         token_budget=question.token_budget,
         host_blocks=int(host_bytes / replica.block_bytes),
+        turn_s=TURN_S if question.workers <= MANY_WORKERS else LONG_TURN_S,
     )
     longest = min(site.max_model_len, replica.num_blocks * replica.block_size // 2)
     rate = trace.rate * question.workers / WORKERS_PER_NODE if question.rate is None else question.rate
