@@ -120,7 +120,7 @@ def test_the_reference_kernels_agree(reference: Reference) -> None:
 @pytest.mark.parametrize("block_size", [8, 16])
 def test_steps_that_overlap(reference: Reference, block_size: int) -> None:
     """The next step is issued before the last one is looked at, as on a GPU: ends and stop ids come one step late, and
-    preemption and forks meet steps under way."""
+    forks, waits for room and ends meet steps under way."""
     stops = [[output[7]] if i % 3 == 0 else [] for i, output in enumerate(reference.outputs)]
     params = [
         SamplingParams(
@@ -128,7 +128,7 @@ def test_steps_that_overlap(reference: Reference, block_size: int) -> None:
         )
         for i, stop in enumerate(stops)
     ]
-    settings = {"kv_blocks": 768 // block_size, "token_budget": 48, "scheduler": SchedulerSettings(ahead=4)}
+    settings = {"kv_blocks": {8: 93, 16: 47}[block_size], "token_budget": 48, "scheduler": SchedulerSettings(ahead=4)}
     llm = engine(reference.folder, block_size=block_size, fuse=False, overlap=True, **settings)
     outputs = llm.generate(reference.prompts, params)
     for output, wanted, stop in zip(outputs, reference.outputs, stops, strict=True):
@@ -136,5 +136,4 @@ def test_steps_that_overlap(reference: Reference, block_size: int) -> None:
         for one in output.outputs:
             assert one.token_ids == wanted[:end]
             assert one.logprobs is not None and [list(at) for at in one.logprobs] == [[t] for t in wanted[:end]]
-    assert llm.load_stats()["preempted recompute"] > 0
     assert not llm._worker._ending and not llm._worker._drop_later
