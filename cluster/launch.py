@@ -29,7 +29,6 @@ from cluster.host_memory import create_host_pools
 from cluster.placing import CENTRE, START_S, create_worker, wait_until_ready
 from cluster.preflight import check_early, preflight
 from cluster.tracing import check_trace
-from worker import checkpoint
 
 if TYPE_CHECKING:
     import grpc
@@ -211,12 +210,6 @@ def up(settings: ClusterSettings, say: Say) -> Running:
     # Ports that are left to us are chosen once: an actor that is started again must come up where it was.
     settings = replace(settings, port=settings.port or free_port(), admin_port=settings.admin_port or free_port())
     settings = replace(settings, metrics_port=settings.metrics_port or free_port())
-    if not settings.address:
-        # What can be seen to be wrong without Ray is said before Ray is started.
-        for model in settings.model:
-            model_folder = checkpoint.find_folder(model)
-            checkpoint.check_config(model_folder)
-            checkpoint.check_weights(model_folder)
     began = time.monotonic()
     folder, token = ("", os.environ.get("RAY_AUTH_TOKEN", ""))
     if not settings.address:
