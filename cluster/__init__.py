@@ -11,10 +11,10 @@ __version__ = "0.1.0"
 
 # Public name -> the module that defines it. `CLIENT` needs only the base install, `SERVING` needs quire[serve].
 CLIENT: dict[str, str] = {
-    "Client": "cluster.client_sync",
-    "AsyncClient": "cluster.client",
-    "Options": "cluster.client_request",
-    "Tls": "cluster.client_connection",
+    "Client": "cluster.client.blocking",
+    "AsyncClient": "cluster.client.asynchronous",
+    "Options": "cluster.client.request",
+    "Tls": "cluster.client.connection",
     "SamplingParams": "cluster.sampling",
     "QuireError": "cluster.errors",
     "InvalidRequest": "cluster.errors",
@@ -29,19 +29,18 @@ CLIENT: dict[str, str] = {
     "ModelError": "cluster.errors",
 }
 SERVING: dict[str, str] = {
-    "LLM": "cluster.engine",
-    "RequestOutput": "cluster.outputs",
-    "CompletionOutput": "cluster.outputs",
-    "StreamOutput": "cluster.outputs",
-    "Logprob": "cluster.outputs",
+    "LLM": "cluster.offline.engine",
+    "RequestOutput": "cluster.offline.outputs",
+    "CompletionOutput": "cluster.offline.outputs",
+    "StreamOutput": "cluster.offline.outputs",
+    "Logprob": "cluster.offline.outputs",
 }
 
 if TYPE_CHECKING:
-    from cluster.client import AsyncClient as AsyncClient
-    from cluster.client_connection import Tls as Tls
-    from cluster.client_request import Options as Options
-    from cluster.client_sync import Client as Client
-    from cluster.engine import LLM as LLM
+    from cluster.client.asynchronous import AsyncClient as AsyncClient
+    from cluster.client.blocking import Client as Client
+    from cluster.client.connection import Tls as Tls
+    from cluster.client.request import Options as Options
     from cluster.errors import Aborted as Aborted
     from cluster.errors import AccessDenied as AccessDenied
     from cluster.errors import ConfigError as ConfigError
@@ -53,10 +52,11 @@ if TYPE_CHECKING:
     from cluster.errors import QueueFull as QueueFull
     from cluster.errors import QuireError as QuireError
     from cluster.errors import Unavailable as Unavailable
-    from cluster.outputs import CompletionOutput as CompletionOutput
-    from cluster.outputs import Logprob as Logprob
-    from cluster.outputs import RequestOutput as RequestOutput
-    from cluster.outputs import StreamOutput as StreamOutput
+    from cluster.offline.engine import LLM as LLM
+    from cluster.offline.outputs import CompletionOutput as CompletionOutput
+    from cluster.offline.outputs import Logprob as Logprob
+    from cluster.offline.outputs import RequestOutput as RequestOutput
+    from cluster.offline.outputs import StreamOutput as StreamOutput
     from cluster.sampling import SamplingParams as SamplingParams
 
 

@@ -2,7 +2,7 @@
 
 The scheduler takes events and gives orders; a worker takes plans and gives results and tokens. Everything
 here is a value: ints, bytes, tuples and flat int arrays, so that it can be written to a journal, sent as
-protobuf (`protos/quire/v1/control.proto` is the twin, `cluster/wire.py` converts) and replayed. This file
+protobuf (`protos/quire/v1/control.proto` is the twin, `cluster/wire/plans.py` converts) and replayed. This file
 decides nothing and imports nothing heavy.
 
 Words used by every message:

@@ -1,7 +1,7 @@
 """How large a pool of KV memory should be: the rule, and what a model's configuration says about bytes per token.
 
 `quire size` calls it. Pure arithmetic over a config.json that was read elsewhere: no torch, no device, no pool. What a
-worker really takes is decided in worker/budget.py from measured memory.
+worker really takes is decided in worker/model/budget.py from measured memory.
 """
 
 from __future__ import annotations

@@ -91,11 +91,11 @@ def backend(device: torch.device | str, name: str | None = None, *, debug: bool 
 
         return ReferenceBackend(device, debug=debug)
     if chosen == "cpu":
-        from kernels.cpu_backend import CpuBackend
+        from kernels.cpu.backend import CpuBackend
 
         return CpuBackend(device, debug=debug)
     if chosen == "triton":
-        from kernels.triton_backend import TritonBackend
+        from kernels.gpu.backend import TritonBackend
 
         return TritonBackend(device, debug=debug)
     raise ValueError(f"there are no kernels named {chosen!r}; use one of {', '.join(BACKEND_NAMES)}")

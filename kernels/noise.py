@@ -3,7 +3,7 @@
 A token is drawn by an exponential race, which is Gumbel-max with one logarithm less: every candidate gets an
 exponential variable e, and the smallest e / weight wins. e comes from a counter hash of (key, token id), the key from
 (seed, position); so a draw is the same alone, in any batch and after a restart. This file says what the noise is, for
-hosts (numpy) and in plain torch for any device; `cpu_noise.py` has the same arithmetic for the CPU kernels.
+hosts (numpy) and in plain torch for any device; `cpu/noise.py` has the same arithmetic for the CPU kernels.
 """
 
 from __future__ import annotations

@@ -14,11 +14,11 @@ ROOMS = ("cluster", "worker", "kernels", "protos")
 
 # From here everything is followed: what these files import, and what those import, must be able to decide alone.
 DECIDING = (
-    "cluster.scheduler",
+    "cluster.centre.scheduler",
     "cluster.batcher",
     "cluster.messages",
-    "cluster.ledger",
-    "cluster.prefix",
+    "cluster.centre.ledger",
+    "cluster.centre.prefix",
     "cluster.settings",
     "cluster.sampling",
     "cluster.errors",
@@ -134,9 +134,9 @@ def test_the_check_sees_a_forbidden_import(tmp_path: Path) -> None:
     path = ROOT / "kernels" / "probe_of_the_test.py"
     text = (
         "import torch\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import ray\n"
-        "def f():\n    from cluster.ledger import Ledger\n    return Ledger\n"
+        "def f():\n    from cluster.centre.ledger import Ledger\n    return Ledger\n"
     )
-    assert "cluster.ledger" in MODULES
+    assert "cluster.centre.ledger" in MODULES
 
     class Text:
         """Stands in for a path, so that nothing is written into the tree."""
@@ -149,4 +149,4 @@ def test_the_check_sees_a_forbidden_import(tmp_path: Path) -> None:
         def relative_to(self, other: Path) -> Path:
             return path.relative_to(other)
 
-    assert imports_of(Text()) == ["torch", "typing", "cluster.ledger"]  # type: ignore[arg-type]
+    assert imports_of(Text()) == ["torch", "typing", "cluster.centre.ledger"]  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Turns the batcher's choice into the tensors of one step, all rows at once, in buffers that are used again.
 
 The worker calls `StepBuilder.build` once per step. It reads the persistent state and writes nothing but the step's own
-tensors; the loops are compiled (`kernels/host_loops.py`), so no Python runs per token or per sequence.
+tensors; the loops are compiled (`kernels/cpu/host_loops.py`), so no Python runs per token or per sequence.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 from cluster.batcher import Batch
 from kernels.batch import AttentionBatch
-from kernels.host_loops import fill_step
+from kernels.cpu.host_loops import fill_step
 from worker.state import BatchState, Int32, Int64
 
 

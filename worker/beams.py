@@ -17,13 +17,13 @@ import torch
 from cluster.batcher import Batch, Batcher
 from cluster.messages import GroupTables, Ids, Logprobs, Reason, Start, ids
 from cluster.sampling import required
-from kernels.host_loops import NEVER
+from kernels.cpu.host_loops import NEVER
 from kernels.sampling import send
-from worker.beam_search import BeamSearch, Choice, Floats, Ints
-from worker.logprobs import token_logprobs
-from worker.row_slots import some
-from worker.sampler import Sampler
-from worker.startup import Started
+from worker.model.startup import Started
+from worker.sampling.beam_search import BeamSearch, Choice, Floats, Ints
+from worker.sampling.logprobs import token_logprobs
+from worker.sampling.row_slots import some
+from worker.sampling.sampler import Sampler
 from worker.state import BatchState, Int32
 
 

@@ -13,11 +13,11 @@ import numpy as np
 
 from cluster.batcher import Batch
 from worker.batch import StepBuilder
-from worker.lead import Lead
+from worker.ranks.lead import Lead
 from worker.state import BatchState
 
 if TYPE_CHECKING:
-    from worker.startup import Started
+    from worker.model.startup import Started
 
 
 class Canary:

@@ -13,7 +13,7 @@ import torch
 
 from kernels.batch import AttentionBatch
 from worker.batch import StepBuilder
-from worker.model import Model
+from worker.model.model import Model
 from worker.state import BatchState
 
 Say = Callable[[str], None]

@@ -24,15 +24,15 @@ import numpy as np
 from cluster.errors import ConfigError, QuireError
 from cluster.messages import HostPoolJoined, HostPoolSettled
 from cluster.sizes import format_bytes, parse_bytes
-from worker.transfer_blocks import COMMITTED, QUARANTINED, WRITING
-from worker.transfer_bytes import HostBytes
-from worker.transfer_copy import Copier
-from worker.transfer_end import PoolEnd
-from worker.transfer_memory import SharedMemory
-from worker.transfer_register import RegisterSettings, TransferRegister
-from worker.transfer_security import TlsFiles, TransferSecurity
-from worker.transfer_server import Listening, TransferServer
-from worker.transfer_states import Phase, layout_of
+from worker.transfer.blocks import COMMITTED, QUARANTINED, WRITING
+from worker.transfer.bytes import HostBytes
+from worker.transfer.copy import Copier
+from worker.transfer.end import PoolEnd
+from worker.transfer.memory import SharedMemory
+from worker.transfer.register import RegisterSettings, TransferRegister
+from worker.transfer.security import TlsFiles, TransferSecurity
+from worker.transfer.server import Listening, TransferServer
+from worker.transfer.states import Phase, layout_of
 
 _MEASURED_BYTES = 64 << 20
 _MAX_TOLD = 65_536

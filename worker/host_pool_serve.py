@@ -14,12 +14,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import grpc
 import grpc.aio
 
-from cluster.wire_state import fill_host_pool_joined, fill_host_pool_settled, give_up_from
+from cluster.wire.state import fill_host_pool_joined, fill_host_pool_settled, give_up_from
 from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
 from protos.quire.v1 import control_pb2 as pb
 from protos.quire.v1.control_pb2_grpc import ControlServiceAsyncStub
 from worker.host_pool import HostPool
-from worker.transfer_security import TransferSecurity
+from worker.transfer.security import TransferSecurity
 
 log = logging.getLogger(__name__)
 

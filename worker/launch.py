@@ -13,16 +13,16 @@ import numpy as np
 import torch
 
 from cluster.batcher import Batch, Batcher
-from kernels.cpu_decoder import Picked
+from kernels.cpu.decoder import Picked
 from kernels.sampling import send
 from worker.batch import Step, StepBuilder
 from worker.beams import BeamGroups, Ranked
 from worker.graphs import DecodeGraphs
-from worker.lead import Lead
-from worker.prompt_logprobs import Judged, PromptLogprobs, token_rows
+from worker.model.startup import Say, Started
+from worker.ranks.lead import Lead
 from worker.run_ahead import RunAhead
-from worker.sampler import Sampled, Sampler
-from worker.startup import Say, Started
+from worker.sampling.prompt_logprobs import Judged, PromptLogprobs, token_rows
+from worker.sampling.sampler import Sampled, Sampler
 from worker.state import BatchState, Int32, Int64
 
 

@@ -7,7 +7,7 @@ cost. Ended sequences leave their last message here before their row is given aw
 from __future__ import annotations
 
 from cluster.messages import Logprobs, Reason, Tokens, ids
-from worker.beam_search import Hypothesis
+from worker.sampling.beam_search import Hypothesis
 from worker.state import BatchState, Resident
 
 

@@ -18,7 +18,7 @@ from cluster.sizes import format_bytes
 from kernels.layout import BlockLayout, LayerCache
 from kernels.reference import write_kv
 from worker.host_memory import lines_of
-from worker.transfer_memory import SharedMemory
+from worker.transfer.memory import SharedMemory
 
 HUGE_PAGE_BYTES = 2 << 20
 # Up to here a pool of small pages is as fast as one of large pages: its translations fit into the processor.

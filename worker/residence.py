@@ -13,7 +13,7 @@ import numpy as np
 from cluster.batcher import Batch
 from cluster.hashing import BlockHasher
 from cluster.messages import Fork, Ids, Reason, Start, ids
-from worker.beam_search import Hypothesis
+from worker.sampling.beam_search import Hypothesis
 from worker.state import Resident
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 
 from cluster.batcher import Batch, Batcher
-from kernels.host_loops import most_steps
-from worker.model import Model
-from worker.sampler import Sampler
+from kernels.cpu.host_loops import most_steps
+from worker.model.model import Model
+from worker.sampling.sampler import Sampler
 from worker.state import BatchState
 
 

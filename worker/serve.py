@@ -24,16 +24,16 @@ import grpc
 import grpc.aio
 
 from cluster.messages import Plan, ReplicaState, Result, Tokens
-from cluster.wire import fill_result, plan_from
-from cluster.wire_state import fill_replica_joined, fill_replica_state
+from cluster.wire.plans import fill_result, plan_from
+from cluster.wire.state import fill_replica_joined, fill_replica_state
 from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
 from protos.quire.v1 import control_pb2 as pb
 from protos.quire.v1.control_pb2_grpc import ControlServiceAsyncStub
 from worker.spans import AttemptSpans
 from worker.swap import Swap
 from worker.token_push import TokenPusher
-from worker.transfer_security import TransferSecurity
-from worker.transfer_server import Listening
+from worker.transfer.security import TransferSecurity
+from worker.transfer.server import Listening
 from worker.worker import Worker
 
 log = logging.getLogger(__name__)

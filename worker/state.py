@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cluster.hashing import BlockHasher
 from cluster.messages import Ids, Logprobs, Start
 from cluster.sampling import SamplingParams
-from kernels.host_loops import NEVER
+from kernels.cpu.host_loops import NEVER
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 
 from worker.pool import DevicePool
-from worker.transfer import TransferAgent
-from worker.transfer_bytes import PoolBytes
-from worker.transfer_copy import Copier
-from worker.transfer_device import new_event, pool_bytes
-from worker.transfer_end import PoolEnd
-from worker.transfer_register import RegisterSettings, TransferRegister
-from worker.transfer_security import TransferSecurity
-from worker.transfer_server import Listening, TransferServer
-from worker.transfer_states import layout_of
+from worker.transfer.agent import TransferAgent
+from worker.transfer.bytes import PoolBytes
+from worker.transfer.copy import Copier
+from worker.transfer.device import new_event, pool_bytes
+from worker.transfer.end import PoolEnd
+from worker.transfer.register import RegisterSettings, TransferRegister
+from worker.transfer.security import TransferSecurity
+from worker.transfer.server import Listening, TransferServer
+from worker.transfer.states import layout_of
 from worker.worker import Worker
 
 _MEASURED_BYTES = 32 << 20

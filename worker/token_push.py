@@ -14,10 +14,10 @@ from collections.abc import AsyncIterator
 import grpc
 
 from cluster.messages import Tokens
-from cluster.wire_tokens import fill_tokens
+from cluster.wire.tokens import fill_tokens
 from protos.quire.v1 import front_pb2 as pb
 from protos.quire.v1.front_pb2_grpc import TokenServiceAsyncStub
-from worker.transfer_security import TransferSecurity
+from worker.transfer.security import TransferSecurity
 
 log = logging.getLogger(__name__)
 

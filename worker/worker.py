@@ -28,18 +28,18 @@ from cluster.messages import (
     Transferred,
 )
 from cluster.settings import WorkerSettings
-from kernels.host_loops import NEVER, append_tokens, find_reports, take_tokens
+from kernels.cpu.host_loops import NEVER, append_tokens, find_reports, take_tokens
 from worker.beams import BeamGroups, Ranked
 from worker.canary import Canary
 from worker.holdings import holdings
 from worker.launch import Flight, Launcher
+from worker.model.startup import Say, start
 from worker.outbox import Outbox
+from worker.ranks.team import Place, lost
 from worker.report import Reporter
 from worker.residence import Residence
-from worker.sampler import Sampler
-from worker.startup import Say, start
+from worker.sampling.sampler import Sampler
 from worker.state import BatchState, Int32
-from worker.team import Place, lost
 
 # What `take_tokens` says of a row that ends.
 _BROKEN = 3

@@ -13,9 +13,9 @@ import time
 from dataclasses import dataclass, field
 
 from cluster.bench.report import Report
+from cluster.centre.ledger import Clock, Ledger
+from cluster.centre.prefix import PrefixIndex
 from cluster.hashing import HASH_BYTES
-from cluster.ledger import Clock, Ledger
-from cluster.prefix import PrefixIndex
 from cluster.settings import AllocatorName
 
 POLICIES: tuple[AllocatorName, ...] = ("lru", "fifo", "buddy")

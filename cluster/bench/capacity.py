@@ -14,7 +14,7 @@ from statistics import median
 import torch
 
 from cluster.bench.report import Report
-from cluster.engine import LLM
+from cluster.offline.engine import LLM
 from cluster.sampling import SamplingParams
 from cluster.sim.costs import fit
 from cluster.sim.recorded import Record, record, repeat

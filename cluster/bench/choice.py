@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from cluster.bench.report import Report, Row
-from cluster.host import tune_collector
+from cluster.serving.host import tune_collector
 from cluster.settings import PreemptionName
 from cluster.sim.choice import BLOCK_SIZES, PROMPTS, ROADS, SECONDS, Measured, cells, measure
 from cluster.sim.plots import Plot, to_png, to_text

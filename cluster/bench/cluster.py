@@ -23,8 +23,8 @@ from cluster.bench.offline_engines import Ours
 from cluster.bench.offline_models import Workload, folder_of, workload
 from cluster.bench.processes import Processes
 from cluster.bench.report import Cell, Report
-from cluster.client_request import Options
-from cluster.client_sync import Client
+from cluster.client.blocking import Client
+from cluster.client.request import Options
 from cluster.sampling import SamplingParams
 from cluster.settings import SchedulerSettings, WorkerSettings
 

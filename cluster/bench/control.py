@@ -22,13 +22,13 @@ import numpy as np
 
 from cluster.bench.processes import Processes
 from cluster.bench.report import Cell, Report
-from cluster.control_server import ControlServer
-from cluster.host import SchedulerHost
 from cluster.messages import Event, Extends, Plan, ReplicaJoined, Result, Start, Stopped, ids
 from cluster.sampling import SamplingParams
-from cluster.scheduler_server import SERVER_OPTIONS
+from cluster.serving.control_server import ControlServer
+from cluster.serving.host import SchedulerHost
+from cluster.serving.scheduler_server import SERVER_OPTIONS
 from cluster.settings import SchedulerSettings, WorkerSettings
-from cluster.wire import fill_plan
+from cluster.wire.plans import fill_plan
 from protos.quire.v1 import control_pb2 as pb
 from protos.quire.v1.control_pb2_grpc import add_ControlServiceServicer_to_server
 

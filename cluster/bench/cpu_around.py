@@ -14,7 +14,7 @@ import torch
 from cluster.bench.gpu_batches import Built
 from cluster.bench.report import Cell, Report
 from kernels import reference
-from kernels.cpu_backend import CpuBackend
+from kernels.cpu.backend import CpuBackend
 from kernels.layout import BlockLayout, LayerCache, LayerShape
 
 Call = Callable[[], object]

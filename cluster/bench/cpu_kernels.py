@@ -29,8 +29,8 @@ from cluster.bench.gpu_batches import (
 from cluster.bench.gpu_peers import NotForThis
 from cluster.bench.report import Cell, Report
 from cluster.bench.timing import alternate
-from kernels.cpu_backend import CpuBackend
-from kernels.cpu_memory import new_pool
+from kernels.cpu.backend import CpuBackend
+from kernels.cpu.memory import new_pool
 from kernels.layout import BlockLayout, LayerCache, LayerShape
 from kernels.reference import gather_tokens
 

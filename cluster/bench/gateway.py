@@ -23,10 +23,10 @@ import numpy as np
 from cluster.bench.gateway_child import MODEL, SECURITY
 from cluster.bench.gateway_worker import MadeUpReplica, made_up
 from cluster.bench.report import Cell, Report
-from cluster.front import ServedModel
-from cluster.front_server import FrontServer
-from cluster.host import SchedulerHost
+from cluster.gateway.front import ServedModel
 from cluster.messages import ReplicaLost
+from cluster.serving.front_server import FrontServer
+from cluster.serving.host import SchedulerHost
 from cluster.settings import SchedulerSettings
 from protos.quire.v1 import common_pb2, front_pb2
 from protos.quire.v1 import inference_pb2 as pb

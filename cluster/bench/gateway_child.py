@@ -16,14 +16,14 @@ from pathlib import Path
 import grpc.aio
 
 import worker.demo
-from cluster.front_link import FrontLink, LinkSettings
-from cluster.front_tokens import TokenIntake
-from cluster.gateway import Gateway
-from cluster.gateway_models import TextModel
-from cluster.gateway_server import GatewayServer
-from cluster.gateway_settings import GatewaySettings
+from cluster.gateway.front_link import FrontLink, LinkSettings
+from cluster.gateway.front_tokens import TokenIntake
+from cluster.gateway.gateway import Gateway
+from cluster.gateway.models import TextModel
+from cluster.gateway.server import GatewayServer
+from cluster.gateway.settings import GatewaySettings
 from protos.quire.v1.front_pb2_grpc import add_TokenServiceServicer_to_server
-from worker.transfer_security import TransferSecurity
+from worker.transfer.security import TransferSecurity
 
 MODEL = "demo"
 SECURITY = TransferSecurity("a secret of this benchmark's own")

@@ -14,7 +14,7 @@ import torch
 from cluster.bench.gpu_batches import SHAPES, Built, HeadShape, Workload, build, scaled_down, worst_error
 from cluster.bench.gpu_clock import Ceilings, Clock, Work
 from cluster.bench.report import Cell, Report
-from kernels.triton_backend import TritonBackend
+from kernels.gpu.backend import TritonBackend
 
 
 @dataclass

@@ -13,7 +13,7 @@ from statistics import median
 
 import torch
 
-from kernels.triton_read import read
+from kernels.gpu.read import read
 
 Work = Callable[[], object]
 

@@ -24,9 +24,9 @@ from cluster.bench.gpu_batches import (
 from cluster.bench.gpu_bench import Bench
 from cluster.bench.gpu_kernels import LONG, SHORT
 from cluster.bench.report import Cell
-from kernels.triton_backend import TritonBackend
-from kernels.triton_choices import Choice, DeviceFacts, Schedule, choose, device_facts
-from kernels.triton_step import padded
+from kernels.gpu.backend import TritonBackend
+from kernels.gpu.choices import Choice, DeviceFacts, Schedule, choose, device_facts
+from kernels.gpu.step import padded
 
 SCHEDULES: tuple[Schedule, ...] = ("flat", "parts")
 FLAT_BATCHES = (

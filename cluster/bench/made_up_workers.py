@@ -15,7 +15,7 @@ import numpy as np
 from cluster.hashing import HASH_BYTES
 from cluster.messages import Advances, Plan, Reason, Result, Stopped, Submit
 from cluster.sampling import SamplingParams
-from cluster.wire import encode_result
+from cluster.wire.plans import encode_result
 
 MEAN_PROMPT, MEAN_OUTPUT = 161, 338
 

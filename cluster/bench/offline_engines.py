@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from cluster.bench.offline_models import Workload
-from cluster.engine import LLM
+from cluster.offline.engine import LLM
 from cluster.sampling import SamplingParams
-from worker.memory import peak_bytes
+from worker.model.memory import peak_bytes
 
 STATIC_BATCH = 32
 TIMEOUT_S = 900

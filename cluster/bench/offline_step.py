@@ -15,11 +15,11 @@ import torch
 
 from cluster.bench.offline_models import SHAPES, Workload, workload
 from cluster.bench.report import Row
-from cluster.embedded import Embedded
-from cluster.engine import LLM
+from cluster.offline.embedded import Embedded
+from cluster.offline.engine import LLM
 from cluster.sampling import SamplingParams
-from kernels import cpu_program
-from kernels.cpu_product import STORE, ProductShape, pack
+from kernels.cpu import program as cpu_program
+from kernels.cpu.product import STORE, ProductShape, pack
 
 WARM_STEPS, STEPS, REPEATS = 20, 60, 25
 _PARTS = {
@@ -123,8 +123,8 @@ def _inside(decoder: Any, model_seconds: float) -> dict[str, float]:
             times.append(time.perf_counter() - began)
         return min(times)
 
-    from kernels.cpu_call import COUNTER as cpu_counter
-    from kernels.cpu_call import TICKET as cpu_ticket
+    from kernels.cpu.call import COUNTER as cpu_counter
+    from kernels.cpu.call import TICKET as cpu_ticket
 
     # The last step once more: it writes the keys and values that it wrote before.
     residual = run(())
@@ -179,7 +179,7 @@ def _product_rate(shape: ProductShape, dtype: torch.dtype) -> float:
         x=x.data_ptr(), weights=weight.data_ptr(), bias=bias.data_ptr(), depth=depth, panels=weight.shape[0],
         mode=STORE, out=out.data_ptr(), out_stride=columns, next=0, next_stride=0,
     )  # fmt: skip
-    from kernels.cpu_rows import RowShape
+    from kernels.cpu.rows import RowShape
 
     program = cpu_program.Program(
         writer.table(), cpu_program.program_kernel(shape, RowShape(shape.kind, 16, 16, False))

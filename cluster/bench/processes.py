@@ -22,15 +22,15 @@ from typing import Any
 
 import grpc
 
-from cluster.door import Door
-from cluster.gateway_host import serve_gateway
-from cluster.gateway_settings import GatewaySettings
-from cluster.inside import Inside
-from cluster.scheduler_server import Doors, serve_scheduler
+from cluster.gateway.host import serve_gateway
+from cluster.gateway.settings import GatewaySettings
+from cluster.serving.door import Door
+from cluster.serving.inside import Inside
+from cluster.serving.scheduler_server import Doors, serve_scheduler
 from cluster.settings import SchedulerSettings, WorkerSettings
 from protos.quire.v1 import admin_pb2 as pb
 from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
-from worker.transfer_security import TransferSecurity
+from worker.transfer.security import TransferSecurity
 
 START_S = 120.0
 

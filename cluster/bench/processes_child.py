@@ -18,8 +18,8 @@ from typing import Any
 from cluster.settings import WorkerSettings
 from worker.host_pool import HostPool, HostPoolSettings
 from worker.host_pool_serve import serve_host_pool
-from worker.transfer_register import RegisterSettings
-from worker.transfer_security import TransferSecurity
+from worker.transfer.register import RegisterSettings
+from worker.transfer.security import TransferSecurity
 
 
 def serve(argv: list[str]) -> None:

@@ -18,13 +18,13 @@ import numpy as np
 
 from cluster.bench.made_up_workers import MEAN_OUTPUT, MEAN_PROMPT, MadeUpWorkers, submits
 from cluster.bench.report import Report
+from cluster.centre.scheduler import Scheduler
 from cluster.hashing import HASH_BYTES
-from cluster.host import tune_collector
 from cluster.messages import Closed, Done, Event, Plan, ReplicaJoined, Submit, ids
 from cluster.sampling import SamplingParams
-from cluster.scheduler import Scheduler
+from cluster.serving.host import tune_collector
 from cluster.settings import SchedulerSettings
-from cluster.wire import decode_result, encode_plan
+from cluster.wire.plans import decode_result, encode_plan
 
 BLOCK_SIZE = 16
 SMALL, LARGE = (4, 256), (400, 256)

@@ -103,7 +103,7 @@ def _gateway(args: argparse.Namespace) -> tuple[str, str | None]:
     """The address that was given, with its authority, or that of the cluster that this user has up."""
     if args.address:
         return args.address, args.authority or os.environ.get("QUIRE_TLS_AUTHORITY")
-    from cluster.launch import Running
+    from cluster.serving.launch import Running
 
     running = Running.load()
     if running is None:
@@ -114,7 +114,7 @@ def _gateway(args: argparse.Namespace) -> tuple[str, str | None]:
 def _model(address: str, args: argparse.Namespace) -> tuple[str, int, int]:
     """Name, vocabulary and longest sequence of the model that is asked."""
     from cluster import Client
-    from cluster.client_connection import Tls
+    from cluster.client.connection import Tls
 
     tls = None if args.authority is None else Tls(args.authority)
     with Client(address, token=args.token, tls=tls) as client:

@@ -17,9 +17,9 @@ from typing import Any
 import grpc.aio
 
 from cluster.bench.serve_load import LoadShape, Shot, shots
-from cluster.client_connection import Connection, Tls
-from cluster.client_errors import error_from_call, error_from_status
-from cluster.client_request import Options, generate_message
+from cluster.client.connection import Connection, Tls
+from cluster.client.errors import error_from_call, error_from_status
+from cluster.client.request import Options, generate_message
 from cluster.errors import QuireError
 from cluster.sampling import SamplingParams
 from protos.quire.v1 import inference_pb2 as pb

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from cluster.bench.report import Report, Row
-from cluster.host import tune_collector
+from cluster.serving.host import tune_collector
 from cluster.sim.storms import STORMS, weather
 
 MOST_PREEMPTIONS, LEAST_GOODPUT, LONGEST_PAUSE_S = 3, 0.9, 60.0

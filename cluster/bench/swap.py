@@ -21,7 +21,7 @@ from cluster import Client
 from cluster.bench.processes import Processes
 from cluster.bench.report import Report, Row
 from cluster.bench.transfer_pool import processor_seconds
-from cluster.outputs import RequestOutput
+from cluster.offline.outputs import RequestOutput
 from cluster.sampling import SamplingParams
 from cluster.settings import PreemptionName, SchedulerSettings, WorkerSettings
 

@@ -21,14 +21,14 @@ from cluster.bench.report import Report
 from cluster.bench.transfer_peers import ByteStream, ObjectStore, Pool, checked, memcpy
 from cluster.bench.transfer_pool import host_pool, processor_seconds
 from cluster.messages import Road, Transfer, ids
-from worker.transfer import AgentSettings, TransferAgent
-from worker.transfer_bytes import HostBytes
-from worker.transfer_checksum import checksummer
-from worker.transfer_copy import Copier, block_rows
-from worker.transfer_end import PoolEnd
-from worker.transfer_register import RegisterSettings, TransferRegister
-from worker.transfer_security import TransferSecurity
-from worker.transfer_states import Carrier, layout_of
+from worker.transfer.agent import AgentSettings, TransferAgent
+from worker.transfer.bytes import HostBytes
+from worker.transfer.checksum import checksummer
+from worker.transfer.copy import Copier, block_rows
+from worker.transfer.end import PoolEnd
+from worker.transfer.register import RegisterSettings, TransferRegister
+from worker.transfer.security import TransferSecurity
+from worker.transfer.states import Carrier, layout_of
 
 NAMES = {Carrier.SHARED_MEMORY: "shared memory", Carrier.SOCKET: "data socket", Carrier.STREAM: "gRPC stream"}
 MIB = 1 << 20

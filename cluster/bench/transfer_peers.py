@@ -17,7 +17,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from worker.transfer_checksum import Addresses, checksummer
+from worker.transfer.checksum import Addresses, checksummer
 
 Pool = npt.NDArray[np.uint8]
 MESSAGE_BYTES = 1 << 20

@@ -25,7 +25,7 @@ from cluster.sampling import SamplingParams
 from cluster.settings import WorkerSettings
 from worker.serve import Outbound, StepLoop
 from worker.swap import Swap
-from worker.transfer_security import TransferSecurity
+from worker.transfer.security import TransferSecurity
 from worker.worker import Worker
 
 BATCH, PROMPT, NUM_TOKENS = 16, 64, 240

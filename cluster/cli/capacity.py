@@ -53,7 +53,7 @@ def plan(question: Question) -> None:
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     from cluster.bench.report import render
-    from cluster.host import tune_collector
+    from cluster.serving.host import tune_collector
     from cluster.sim.capacity import Outcome
     from cluster.sim.capacity import plan as run
     from cluster.sim.figures import compared, speed

@@ -25,8 +25,8 @@ def certificates(
     days: Annotated[int, typer.Option(min=1, help="How long the certificates hold.")] = 825,
 ) -> None:
     """Make TLS certificates and tokens for a first set-up."""
-    from cluster.auth import Right, make_tokens
-    from cluster.auth_certificates import make_certificates
+    from cluster.serving.auth import Right, make_tokens
+    from cluster.serving.auth_certificates import make_certificates
 
     book = folder / "tokens.json"
     if book.exists():

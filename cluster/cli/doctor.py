@@ -25,7 +25,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check versions, memory, ports, the cluster and its model; say where logs are. Exit code 1: something is wrong."""
-    from cluster.doctor import examine, write_bundle
+    from cluster.watching.doctor import examine, write_bundle
 
     findings = examine()
     if as_json:

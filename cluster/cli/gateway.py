@@ -16,9 +16,9 @@ from typing import Annotated, Any
 import typer
 
 from cluster.cli.generate import show
-from cluster.client_connection import Tls
-from cluster.client_request import Options, Prompt
-from cluster.client_sync import Client
+from cluster.client.blocking import Client
+from cluster.client.connection import Tls
+from cluster.client.request import Options, Prompt
 from cluster.errors import InvalidRequest, QuireError, Unavailable
 from cluster.sampling import SamplingParams
 
@@ -35,7 +35,7 @@ def open_client(address: str | None, token: str | None) -> Client:
     if address:
         authority = os.environ.get("QUIRE_TLS_AUTHORITY")
         return Client(address, token=token, tls=Tls(authority) if authority else None)
-    from cluster.launch import Running
+    from cluster.serving.launch import Running
 
     running = Running.load()
     if running is None:

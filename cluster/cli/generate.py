@@ -17,7 +17,7 @@ import typer
 from cluster.errors import ConfigError, InvalidRequest
 
 if TYPE_CHECKING:
-    from cluster.outputs import StreamOutput
+    from cluster.offline.outputs import StreamOutput
 
 
 def register(app: typer.Typer) -> None:
@@ -76,7 +76,7 @@ def generate(
         return
     if file is not None:
         raise ConfigError("--file asks a cluster; leave --local out, or use cluster.LLM in a script")
-    from cluster.engine import LLM
+    from cluster.offline.engine import LLM
 
     llm = LLM(
         model, device=device, dtype=dtype, block_size=block_size, kv_blocks=kv_blocks, kv_memory=kv_memory, quiet=quiet

@@ -29,7 +29,7 @@ def logs(
     folder: Annotated[Path | None, typer.Option(help="Where the logs are. Default: this user's.")] = None,
 ) -> None:
     """Show what the cluster's processes logged on this machine; a failure's cause is one line of level error."""
-    from cluster.logs import log_files, read_lines, shown
+    from cluster.watching.logs import log_files, read_lines, shown
 
     place = folder or log_folder()
     if not log_files(place):
@@ -52,7 +52,7 @@ def logs(
 
 def log_folder() -> Path:
     """Where the cluster that this user has up, or had last, keeps its logs."""
-    from cluster.launch import Running, state_folder
+    from cluster.serving.launch import Running, state_folder
 
     running = Running.load()
     noted = "" if running is None else str(running.settings.get("log_dir", ""))

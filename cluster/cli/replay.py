@@ -20,8 +20,8 @@ def replay(
     events: Annotated[bool, typer.Option("--events", help="Also list what that turn was told.")] = False,
 ) -> None:
     """Replay a journal, prove that every decision is the same, and show tables and ledgers."""
-    from cluster import replay as player
-    from cluster.journal import read
+    from cluster.centre import replay as player
+    from cluster.centre.journal import read
 
     recorded = read(journal, allow_cut=at is not None)
     if at is not None and not 0 <= at <= len(recorded.turns):

@@ -76,7 +76,7 @@ def size(
 
 def read_config(model: str) -> dict[str, Any]:
     """The config.json of a model folder as a dict; raises ModelError with one line if there is none to read."""
-    from worker.checkpoint import DEMO, find_folder, read_json
+    from worker.model.checkpoint import DEMO, find_folder, read_json
 
     # A hub id is not looked up: for its configuration alone that would download the whole model.
     path = find_folder(model) if model == DEMO else Path(model).expanduser()

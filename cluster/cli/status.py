@@ -12,7 +12,7 @@ from cluster.bench.report import render
 from cluster.errors import NotFound, QuireError, Unavailable
 
 if TYPE_CHECKING:
-    from cluster.launch import Running
+    from cluster.serving.launch import Running
 
 AddressOption = Annotated[
     str | None,
@@ -33,7 +33,7 @@ class Admin:
     """Calls of the AdminService that end in one clear line when they cannot be answered."""
 
     def __init__(self, address: str | None) -> None:
-        from cluster.admin_channel import admin_channel
+        from cluster.serving.admin_channel import admin_channel
         from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
 
         if address:
@@ -64,7 +64,7 @@ class Admin:
 
 
 def _running() -> Running:
-    from cluster.launch import Running
+    from cluster.serving.launch import Running
 
     running = Running.load()
     if running is None or not running.admin:

@@ -19,9 +19,9 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster.centre.notes import Note
 from cluster.cli.status import AddressOption, Admin
 from cluster.cli.top_picture import PoolPicture, Scene, draw
-from cluster.notes import Note
 
 MAX_LISTED = 200
 _SUM = re.compile(r"^quire_(time_to_first_token|inter_token)_seconds_(sum|count)\{.*\} (\S+)$", re.MULTILINE)
@@ -165,8 +165,8 @@ class GatewaySums:
         self.gap_ms: float | None = None
 
     def read(self) -> GatewaySums | None:
-        from cluster.doctor import metrics_text
-        from cluster.launch import Running
+        from cluster.serving.launch import Running
+        from cluster.watching.doctor import metrics_text
 
         running = Running.load()
         text = metrics_text(running) if running is not None else ""

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from cluster.notes import Note
+from cluster.centre.notes import Note
 
 # BlockState -> a letter for plain output and a style for terminals. States run from 1.
 LETTERS = " .#SCmq"

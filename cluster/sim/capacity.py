@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from cluster.centre.scheduler import Scheduler
 from cluster.messages import Closed, Done, Event, HostPoolJoined, Plan, Refused, ReplicaJoined, Tick
-from cluster.scheduler import Scheduler
 from cluster.settings import SchedulerSettings
 from cluster.sim.costs import Machine
 from cluster.sim.fleet import Fleet

@@ -10,8 +10,8 @@ import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 
+from cluster.centre.scheduler import Scheduler
 from cluster.messages import Event, Order
-from cluster.scheduler import Scheduler
 from cluster.sim.client import Client, Violation
 from cluster.sim.coverage import Coverage
 from cluster.sim.faults import Fault, strike

@@ -7,8 +7,8 @@ settled. On the way no request may stand still while memory is free. It looks in
 
 from __future__ import annotations
 
+from cluster.centre.scheduler import Scheduler
 from cluster.messages import Event
-from cluster.scheduler import Scheduler
 from cluster.sim.client import Client, Violation
 from cluster.sim.progress import Progress
 from cluster.sim.world import World

@@ -12,9 +12,9 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cluster.front import LocalLink, ServedModel, ServedModels
-from cluster.host import SchedulerHost
+from cluster.gateway.front import LocalLink, ServedModel, ServedModels
 from cluster.messages import ReplicaLost, Result, Tokens
+from cluster.serving.host import SchedulerHost
 from cluster.settings import SchedulerSettings
 from cluster.sim.clock import Action, Clock
 from cluster.sim.worker import Outlets, SimWorker, WorkerShape

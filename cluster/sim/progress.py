@@ -6,9 +6,9 @@ bound, the scheduler has forgotten somebody. It reads the scheduler's figures af
 
 from __future__ import annotations
 
-from cluster.replica import Replica
-from cluster.scheduler import Scheduler
-from cluster.sequences import Request, Sequence, State
+from cluster.centre.replica import Replica
+from cluster.centre.scheduler import Scheduler
+from cluster.centre.sequences import Request, Sequence, State
 from cluster.sim.client import Violation
 
 BOUND_S = 2.0

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cluster.batcher import Batch
+from cluster.centre.scheduler import Scheduler
 from cluster.hashing import BlockHasher
 from cluster.messages import Closed, Done, Event, Ids, Order, Plan, Reason, ReplicaJoined, Result, Start, ids
-from cluster.scheduler import Scheduler
 from cluster.settings import SchedulerSettings
 from cluster.sim.costs import Machine, StepCost
 from cluster.sim.fleet import Fleet
 from cluster.sim.obeying import Obeying
 
 if TYPE_CHECKING:
-    from cluster.embedded import Embedded
+    from cluster.offline.embedded import Embedded
 
 
 @dataclass(slots=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from cluster.centre.scheduler import Scheduler
 from cluster.messages import Event, Order, Result, Tick
-from cluster.scheduler import Scheduler
 from cluster.settings import SchedulerSettings
 from cluster.sim.clock import Clock, Process
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from random import Random
 
+from cluster.centre.scheduler import Scheduler
 from cluster.messages import (
     EPOCH_BITS,
     Event,
@@ -22,7 +23,6 @@ from cluster.messages import (
     Tokens,
     Transfer,
 )
-from cluster.scheduler import Scheduler
 from cluster.settings import SchedulerSettings
 from cluster.sim.client import Violation
 from cluster.sim.clock import Clock

@@ -10,11 +10,11 @@ import grpc.aio
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from cluster.client import AsyncClient
-from cluster.gateway import Gateway
-from cluster.gateway_models import TextModel
-from cluster.gateway_server import GatewayServer
-from cluster.gateway_settings import GatewaySettings
+from cluster.client.asynchronous import AsyncClient
+from cluster.gateway.gateway import Gateway
+from cluster.gateway.models import TextModel
+from cluster.gateway.server import GatewayServer
+from cluster.gateway.settings import GatewaySettings
 from cluster.settings import SchedulerSettings
 from cluster.sim import model as sim_model
 from cluster.sim.live import SHAPE, LiveCluster

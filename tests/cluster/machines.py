@@ -11,9 +11,9 @@ from collections import Counter
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from cluster.centre.ledger import Clock, Ledger
+from cluster.centre.prefix import PrefixIndex
 from cluster.hashing import HASH_BYTES
-from cluster.ledger import Clock, Ledger
-from cluster.prefix import PrefixIndex
 
 STEPS: Counter[str] = Counter()
 """Steps taken, by machine."""

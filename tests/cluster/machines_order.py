@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from cluster.batcher import Batcher
-from cluster.fairness import Tenants, WaitingQueue
-from cluster.ledger import Clock
+from cluster.centre.fairness import Tenants, WaitingQueue
+from cluster.centre.ledger import Clock
+from cluster.centre.prefix import PrefixIndex
+from cluster.centre.replica import Replica
+from cluster.centre.sequences import Request, Sequence, State
 from cluster.messages import ReplicaJoined, Submit, ids
-from cluster.prefix import PrefixIndex
-from cluster.replica import Replica
 from cluster.sampling import SamplingParams
-from cluster.sequences import Request, Sequence, State
 from cluster.settings import SchedulerSettings
 from tests.cluster.machines import Counted
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
 import worker.demo
-from cluster.byte_level import _BYTE_OF, ByteTable, ByteWindow
 from cluster.errors import ProtocolError
-from cluster.gateway_models import TextModel
+from cluster.gateway.byte_level import _BYTE_OF, ByteTable, ByteWindow
+from cluster.gateway.models import TextModel
 from cluster.sampling import SamplingParams
 from tests.cluster.test_detokenizer import TEXT, byte_fallback, byte_level
 

@@ -11,14 +11,14 @@ import pytest
 
 import cluster.errors as errors
 from cluster import Client
-from cluster.client import AsyncClient
-from cluster.client_connection import Connection, Tls
-from cluster.client_errors import error_from_status
-from cluster.client_request import Options, Reception, generate_message, prompt_message
+from cluster.client.asynchronous import AsyncClient
+from cluster.client.connection import Connection, Tls
+from cluster.client.errors import error_from_status
+from cluster.client.request import Options, Reception, generate_message, prompt_message
 from cluster.errors import Aborted, ConfigError, InvalidRequest, ProtocolError, Unavailable
-from cluster.gateway_errors import status_of
-from cluster.gateway_settings import GatewaySettings
-from cluster.outputs import RequestOutput
+from cluster.gateway.errors import status_of
+from cluster.gateway.settings import GatewaySettings
+from cluster.offline.outputs import RequestOutput
 from cluster.sampling import SamplingParams
 from protos.quire.v1 import common_pb2
 from protos.quire.v1 import inference_pb2 as pb

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from cluster import SamplingParams, launch, ray_head
-from cluster.cluster_settings import ClusterSettings
+from cluster import SamplingParams
 from cluster.errors import ConfigError
+from cluster.serving import launch, ray_head
+from cluster.serving.cluster_settings import ClusterSettings
 from protos.quire.v1 import admin_pb2
 from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
 from tests.cluster.clusters import (

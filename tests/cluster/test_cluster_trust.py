@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster import Client, launch
-from cluster.cluster_settings import ClusterSettings
+from cluster import Client
+from cluster.serving import launch
+from cluster.serving.cluster_settings import ClusterSettings
 from tests.cluster.clusters import (
     BEAMS,
     GREEDY,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 import worker.demo
-from cluster.detokenizer import LONGEST_WINDOW, Detokenizer, TextWindow, detokenizers
+from cluster.gateway.detokenizer import LONGEST_WINDOW, Detokenizer, TextWindow, detokenizers
 from cluster.sampling import SamplingParams
 
 DEMO = Path(worker.demo.__file__).parent / "tokenizer.json"

@@ -1,4 +1,4 @@
-"""Who goes next: the bound on waiting that cluster/fairness.py states, and what tenants pay."""
+"""Who goes next: the bound on waiting that cluster/centre/fairness.py states, and what tenants pay."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.fairness import Tenants, WaitingQueue
+from cluster.centre.fairness import Tenants, WaitingQueue
+from cluster.centre.sequences import Request
 from cluster.messages import Submit, ids
 from cluster.sampling import SamplingParams
-from cluster.sequences import Request
 
 MOST = 100.0
 

@@ -10,19 +10,19 @@ import grpc
 import grpc.aio
 import pytest
 
-from cluster.client import AsyncClient
+from cluster.client.asynchronous import AsyncClient
 from cluster.errors import Unavailable
-from cluster.front import MAX_EVENTS
-from cluster.front_link import FrontLink, LinkSettings
-from cluster.front_server import FrontServer
-from cluster.front_tokens import TokenIntake
-from cluster.gateway import Gateway
-from cluster.gateway_server import GatewayServer
-from cluster.gateway_settings import GatewaySettings
+from cluster.gateway.front import MAX_EVENTS
+from cluster.gateway.front_link import FrontLink, LinkSettings
+from cluster.gateway.front_tokens import TokenIntake
+from cluster.gateway.gateway import Gateway
+from cluster.gateway.server import GatewayServer
+from cluster.gateway.settings import GatewaySettings
 from cluster.messages import Cancel, Submit, Tokens, ids
 from cluster.sampling import SamplingParams
+from cluster.serving.front_server import FrontServer
 from cluster.sim.live import LiveCluster
-from cluster.wire_tokens import fill_tokens
+from cluster.wire.tokens import fill_tokens
 from protos.quire.v1 import front_pb2 as pb
 from protos.quire.v1.front_pb2_grpc import (
     TokenServiceAsyncStub,
@@ -31,7 +31,7 @@ from protos.quire.v1.front_pb2_grpc import (
 )
 from tests.cluster.front_door import PROMPT, Proxy, expected, slow, text_model
 from worker.token_push import TokenPusher
-from worker.transfer_security import TransferSecurity
+from worker.transfer.security import TransferSecurity
 
 SILENCE_S = 0.8
 SECURITY = TransferSecurity("the secret of these tests")

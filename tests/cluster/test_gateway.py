@@ -6,10 +6,10 @@ from dataclasses import replace
 import grpc.aio
 import pytest
 
-from cluster.client_errors import error_from_call
+from cluster.client.errors import error_from_call
 from cluster.errors import AlreadyExists, InvalidRequest, NeverFits, NotFound, Unsupported
-from cluster.gateway_service import Pace
-from cluster.gateway_settings import GatewaySettings
+from cluster.gateway.service import Pace
+from cluster.gateway.settings import GatewaySettings
 from cluster.messages import Logprobs, Reason, Seal, Tokens, ids
 from cluster.sampling import SamplingParams
 from cluster.sim.live import SHAPE

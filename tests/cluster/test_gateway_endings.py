@@ -6,9 +6,9 @@ import grpc
 import grpc.aio
 import pytest
 
-from cluster.client import AsyncClient
+from cluster.client.asynchronous import AsyncClient
 from cluster.errors import Aborted, DeadlineExceeded, NotFound, QueueFull, Unavailable, WorkFailed
-from cluster.gateway_settings import GatewaySettings
+from cluster.gateway.settings import GatewaySettings
 from cluster.messages import GatewayLost, Tokens, ids
 from cluster.settings import SchedulerSettings
 from protos.quire.v1 import common_pb2

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import ProtocolError
-from cluster.gateway_log import Piece, RequestLog
+from cluster.gateway.log import Piece, RequestLog
 from cluster.messages import Logprobs, Reason, Tokens, ids
 
 

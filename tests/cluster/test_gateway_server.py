@@ -15,15 +15,15 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
 
-from cluster.auth import TokenBook, check_exposure, is_loopback, load_tokens, make_tokens
-from cluster.auth_certificates import make_certificates
 from cluster.cli import main as cli
-from cluster.client import AsyncClient
-from cluster.client_connection import Tls
-from cluster.door import TlsFiles
+from cluster.client.asynchronous import AsyncClient
+from cluster.client.connection import Tls
 from cluster.errors import AccessDenied, ConfigError, NotAuthenticated, Unavailable
-from cluster.front import Disconnected
-from cluster.gateway_settings import GatewaySettings
+from cluster.gateway.front import Disconnected
+from cluster.gateway.settings import GatewaySettings
+from cluster.serving.auth import TokenBook, check_exposure, is_loopback, load_tokens, make_tokens
+from cluster.serving.auth_certificates import make_certificates
+from cluster.serving.door import TlsFiles
 from cluster.sim.live import LiveCluster
 from protos.quire.v1 import inference_pb2 as pb
 from protos.quire.v1.inference_pb2_grpc import InferenceServiceAsyncStub
@@ -202,7 +202,7 @@ def test_tokens_are_tenants(tmp_path: Path):
 
 def test_every_token_of_the_book_is_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Neither the place of the right token nor how much of it is right can be told by the clock."""
-    import cluster.auth as auth
+    import cluster.serving.auth as auth
 
     tokens = make_tokens(tmp_path / "tokens.json", [(f"t{number}", ["inference"]) for number in range(5)])
     book = load_tokens(tmp_path / "tokens.json")

@@ -7,8 +7,6 @@ from collections.abc import Awaitable, Callable
 
 import grpc.aio
 
-from cluster.control_server import ControlServer
-from cluster.host import SchedulerHost
 from cluster.messages import (
     Drain,
     Event,
@@ -22,14 +20,16 @@ from cluster.messages import (
     Transfer,
     ids,
 )
-from cluster.scheduler_server import SERVER_OPTIONS
+from cluster.serving.control_server import ControlServer
+from cluster.serving.host import SchedulerHost
+from cluster.serving.scheduler_server import SERVER_OPTIONS
 from cluster.settings import SchedulerSettings
 from protos.quire.v1.control_pb2_grpc import add_ControlServiceServicer_to_server
 from tests.cluster.front_door import Proxy
 from tests.cluster.test_scheduler import submit
 from worker.host_pool import HostPool, HostPoolSettings
 from worker.host_pool_serve import serve_host_pool
-from worker.transfer_security import TransferSecurity
+from worker.transfer.security import TransferSecurity
 
 BLOCK_BYTES, NUM_BLOCKS = 4096, 16
 SILENCE_S = 4.0

@@ -9,11 +9,11 @@ import grpc
 import grpc.aio
 import pytest
 
-from cluster.auth_certificates import make_identity
-from cluster.control_server import ControlServer
-from cluster.front_server import FrontServer
-from cluster.front_tokens import TokenIntake
-from cluster.host import SchedulerHost
+from cluster.gateway.front_tokens import TokenIntake
+from cluster.serving.auth_certificates import make_identity
+from cluster.serving.control_server import ControlServer
+from cluster.serving.front_server import FrontServer
+from cluster.serving.host import SchedulerHost
 from cluster.settings import SchedulerSettings
 from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
 from protos.quire.v1 import control_pb2, front_pb2
@@ -24,7 +24,7 @@ from protos.quire.v1.front_pb2_grpc import (
     add_FrontServiceServicer_to_server,
     add_TokenServiceServicer_to_server,
 )
-from worker.transfer_security import PEER_NAME, TlsFiles, TransferSecurity
+from worker.transfer.security import PEER_NAME, TlsFiles, TransferSecurity
 
 SECRET = "the secret of these tests"
 

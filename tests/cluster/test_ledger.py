@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.centre.ledger import Clock, Ledger
+from cluster.centre.prefix import PrefixIndex
 from cluster.hashing import HASH_BYTES
-from cluster.ledger import Clock, Ledger
-from cluster.prefix import PrefixIndex
 from cluster.settings import AllocatorName
 
 NUM_BLOCKS = 24

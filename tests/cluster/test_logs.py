@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import main
-from cluster.cluster_settings import ClusterSettings
-from cluster.doctor import examine, write_bundle
-from cluster.launch import Running
-from cluster.logs import read_lines, shown
+from cluster.serving.cluster_settings import ClusterSettings
+from cluster.serving.launch import Running
+from cluster.watching.doctor import examine, write_bundle
+from cluster.watching.logs import read_lines, shown
 
 LIFE = """
 import logging, os, sys
 from pathlib import Path
-from cluster.logs import begin_logs, end_logs
+from cluster.watching.logs import begin_logs, end_logs
 folder, run, end = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 begin_logs("demo-0", folder, "info", run)
 log = logging.getLogger("worker.step")

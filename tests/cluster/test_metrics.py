@@ -11,9 +11,9 @@ from random import Random
 
 import pytest
 
-from cluster.metrics import PREFIX, Described, Families, Family, Histogram, merged, render, table_of
-from cluster.metrics_names import ALL, GATEWAY, SCHEDULER
-from cluster.metrics_serve import serve_metrics
+from cluster.watching.metrics import PREFIX, Described, Families, Family, Histogram, merged, render, table_of
+from cluster.watching.metrics_names import ALL, GATEWAY, SCHEDULER
+from cluster.watching.metrics_serve import serve_metrics
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 NAMES = {PREFIX + one.name: one for one in ALL}

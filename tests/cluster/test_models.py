@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from cluster.centre.scheduler import Scheduler
 from cluster.messages import Accepted, CloseModel, Done, Order, Plan, Refused, ReplicaJoined, ReplicaLost, Submit, ids
 from cluster.sampling import SamplingParams
-from cluster.scheduler import Scheduler
 from cluster.settings import SchedulerSettings
 
 

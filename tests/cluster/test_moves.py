@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from cluster.centre.scheduler import Scheduler
+from cluster.centre.sequences import State
 from cluster.messages import (
     Advances,
     Drain,
@@ -22,8 +24,6 @@ from cluster.messages import (
     Transferred,
     ids,
 )
-from cluster.scheduler import Scheduler
-from cluster.sequences import State
 from cluster.settings import SchedulerSettings
 from tests.cluster.test_scheduler import SIZE, joined, names_of, starts, submit
 

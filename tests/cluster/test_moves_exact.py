@@ -18,8 +18,8 @@ import pytest
 
 from cluster import Client, SamplingParams
 from cluster.bench.processes import Processes
-from cluster.journal import read
-from cluster.scheduler import Scheduler
+from cluster.centre.journal import read
+from cluster.centre.scheduler import Scheduler
 from cluster.settings import SchedulerSettings, WorkerSettings
 from protos.quire.v1 import admin_pb2
 from protos.quire.v1.admin_pb2_grpc import AdminServiceStub

@@ -18,10 +18,11 @@ import grpc
 import pytest
 
 import worker.demo
-from cluster import Client, fleet, launch
-from cluster.cluster_settings import ClusterSettings
+from cluster import Client
 from cluster.errors import NotFound
-from cluster.logs import read_lines
+from cluster.serving import fleet, launch
+from cluster.serving.cluster_settings import ClusterSettings
+from cluster.watching.logs import read_lines
 from protos.quire.v1 import inference_pb2
 from protos.quire.v1.inference_pb2_grpc import InferenceServiceStub
 from tests.cluster.clusters import GREEDY, MAX_TOKENS, PROMPTS, SAMPLED, Answers, ask_all, wait_for_workers

@@ -10,7 +10,7 @@ import pytest
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from cluster.bench.processes import Processes
-from cluster.client_sync import Client
+from cluster.client.blocking import Client
 from cluster.settings import SchedulerSettings, WorkerSettings
 from protos.quire.v1 import admin_pb2, common_pb2
 from protos.quire.v1 import inference_pb2 as pb

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import worker.demo
-from cluster.cluster_settings import ClusterSettings
 from cluster.errors import ConfigError
-from cluster.preflight import NodeReport, compare, look
+from cluster.serving.cluster_settings import ClusterSettings
+from cluster.serving.preflight import NodeReport, compare, look
 
 DEMO = Path(worker.demo.__file__).parent
 SETTINGS = ClusterSettings(device="cpu", workers=2)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from cluster.centre.scheduler import Scheduler
 from cluster.messages import Advances, Order, Plan, Reason, ReplicaState, Resident, Result, Revoked, Start, Stopped, ids
-from cluster.scheduler import Scheduler
 from cluster.settings import SchedulerSettings
 from tests.cluster.test_scheduler import Driver, joined, starts, submit
 

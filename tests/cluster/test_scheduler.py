@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from cluster.centre.journal import JournalWriter, read
+from cluster.centre.replay import describe, replay
+from cluster.centre.scheduler import Scheduler
 from cluster.errors import ConfigError, ProtocolError
 from cluster.hashing import BlockHasher
-from cluster.journal import JournalWriter, read
 from cluster.messages import (
     Accepted,
     Advances,
@@ -30,9 +32,7 @@ from cluster.messages import (
     Submit,
     ids,
 )
-from cluster.replay import describe, replay
 from cluster.sampling import SamplingParams
-from cluster.scheduler import Scheduler
 from cluster.settings import SchedulerSettings
 
 SIZE = 16

@@ -15,12 +15,12 @@ import pytest
 
 from cluster import Client, SamplingParams
 from cluster.bench.processes import Processes
-from cluster.journal import read
+from cluster.centre.journal import read
+from cluster.centre.scheduler import Scheduler
 from cluster.messages import Road
-from cluster.outputs import RequestOutput
-from cluster.scheduler import Scheduler
+from cluster.offline.outputs import RequestOutput
 from cluster.settings import SchedulerSettings, WorkerSettings
-from worker.checkpoint import find_folder
+from worker.model.checkpoint import find_folder
 
 SMALL, LARGE = "demo", str(find_folder("demo"))
 NUM_BLOCKS = 44

@@ -10,14 +10,14 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from cluster.admin import BLOCK_STATES
-from cluster.block_watch import BlockWatch
+from cluster.centre.notes import Note
+from cluster.centre.scheduler import Scheduler
 from cluster.cli.top import BlockMaps
 from cluster.cli.top_picture import LETTERS, PoolPicture, Scene, draw
 from cluster.messages import ReplicaJoined, Submit, ids
-from cluster.notes import Note
 from cluster.sampling import SamplingParams
-from cluster.scheduler import Scheduler
+from cluster.serving.admin import BLOCK_STATES
+from cluster.serving.block_watch import BlockWatch
 from cluster.settings import SchedulerSettings
 
 REASON = "needs 40 blocks on demo-0, 3 are free beside the reserve"

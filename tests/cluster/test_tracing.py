@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import ConfigError
-from cluster.tracing import check_trace, make_tracer
+from cluster.watching.tracing import check_trace, make_tracer
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -43,7 +43,8 @@ def test_an_exporter_that_is_not_there_is_named() -> None:
 
 def test_without_a_wish_nothing_of_opentelemetry_is_loaded(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from cluster.tracing import make_tracer; import cluster.gateway_watch;"
+        "import sys; import cluster.gateway.watch;"
+        "from pathlib import Path; from cluster.watching.tracing import make_tracer;"
         "assert make_tracer('', 'x', Path('/')) is None; assert 'opentelemetry' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -11,10 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster import messages as m
-from cluster import wire, wire_front, wire_sampling, wire_state, wire_tokens
 from cluster.errors import InvalidRequest, ProtocolError
 from cluster.hashing import HASH_BYTES
 from cluster.sampling import SamplingParams
+from cluster.wire import front as wire_front
+from cluster.wire import plans as wire
+from cluster.wire import sampling as wire_sampling
+from cluster.wire import state as wire_state
+from cluster.wire import tokens as wire_tokens
 from protos.quire.v1 import common_pb2, control_pb2, front_pb2
 
 EXAMPLES = settings(max_examples=60, deadline=None)
@@ -389,6 +393,6 @@ def test_plans_and_results_are_cheap():
 
 
 def test_the_wire_needs_no_grpc():
-    command = "import cluster.wire, cluster.wire_front, cluster.wire_state, sys; print('grpc' in sys.modules)"
+    command = "import cluster.wire.plans, cluster.wire.front, cluster.wire.state, sys; print('grpc' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "False"

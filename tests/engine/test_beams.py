@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster import LLM, SamplingParams
 from cluster.errors import InvalidRequest, QuireError
-from cluster.outputs import RequestOutput
+from cluster.offline.outputs import RequestOutput
 from tests.engine import models
 from worker.demo import PATH as DEMO
 

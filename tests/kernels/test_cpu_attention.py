@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from kernels import reference
-from kernels.cpu_backend import CpuBackend
-from kernels.cpu_jit import Target, host
-from kernels.cpu_plan import Plan
-from kernels.cpu_shapes import Tiling
+from kernels.cpu.backend import CpuBackend
+from kernels.cpu.jit import Target, host
+from kernels.cpu.plan import Plan
+from kernels.cpu.shapes import Tiling
 from kernels.layout import KeyOrder
 from tests.kernels.cases import RAGGED, Case, Geometry, assert_close, make_case
 

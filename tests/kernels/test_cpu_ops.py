@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import cpu_call, cpu_math, reference
-from kernels.cpu_backend import CpuBackend
-from kernels.cpu_call import ArgumentList, Call
-from kernels.cpu_ir import BF16, F32, Code
-from kernels.cpu_jit import compile_kernel, host
-from kernels.cpu_memory import advise_huge_pages, new_pool
+from kernels import reference
+from kernels.cpu import call as cpu_call
+from kernels.cpu import math as cpu_math
+from kernels.cpu.backend import CpuBackend
+from kernels.cpu.call import ArgumentList, Call
+from kernels.cpu.ir import BF16, F32, Code
+from kernels.cpu.jit import compile_kernel, host
+from kernels.cpu.memory import advise_huge_pages, new_pool
 from kernels.dispatch import Backend, backend
 from kernels.layout import BlockLayout, KeyOrder, LayerShape
 from tests.kernels.cases import Geometry, assert_close, make_case
@@ -154,7 +156,7 @@ def test_warm_up_leaves_nothing_to_compile(monkeypatch: pytest.MonkeyPatch, seed
     case = make_case(Geometry(num_heads=10, head_dim=40, keys="dim_slot"), (1, 9), (1200, 30), seed=seed)
     kernels = CpuBackend(CPU)
     kernels.warm_up(BlockLayout((LayerShape(2, 40),), 16, torch.float32, "dim_slot"), 10)
-    monkeypatch.setattr("kernels.cpu_backend.compile_kernel", lambda *_: pytest.fail("compiled after the warm-up"))
+    monkeypatch.setattr("kernels.cpu.backend.compile_kernel", lambda *_: pytest.fail("compiled after the warm-up"))
     kernels.attention(case.q, case.cache, case.batch, scale=0.2)
     new = torch.zeros(case.batch.num_tokens, 2, 40)
     kernels.write_kv(new, new, case.cache, case.batch.slots)

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kernels.cpu_ir import BF16, F32
-from kernels.cpu_jit import host
-from kernels.cpu_product import ADD, SILU_MUL, STORE, ProductShape, interleave, pack, supports
-from kernels.cpu_program import PRODUCT, Program, ProgramWriter, program_kernel
-from kernels.cpu_rows import RowShape
+from kernels.cpu.ir import BF16, F32
+from kernels.cpu.jit import host
+from kernels.cpu.product import ADD, SILU_MUL, STORE, ProductShape, interleave, pack, supports
+from kernels.cpu.program import PRODUCT, Program, ProgramWriter, program_kernel
+from kernels.cpu.rows import RowShape
 
 # At least the widest inputs and inner columns, as in a model.
 STRIDE = 400

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from kernels import sampling
-from kernels.cpu_sampling import CpuDraw
+from kernels.cpu.sampling import CpuDraw
 from kernels.noise import noise_keys, token_noise
 from kernels.sampling import DrawSettings
 

@@ -10,8 +10,8 @@ import torch
 
 from kernels import reference
 from kernels.batch import AttentionBatch
+from kernels.gpu.backend import TritonBackend
 from kernels.layout import BlockLayout, LayerShape
-from kernels.triton_backend import TritonBackend
 from tests.kernels.cases import RAGGED, Geometry, assert_close, make_case
 from tests.kernels.triton_device import DEVICE, DTYPES, GPU, NAN, facts_with, merges_of, plans, run, units_of
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.triton_attention import attention_kernel
-from kernels.triton_choices import DeviceFacts
-from kernels.triton_copy import copy_kernel
-from kernels.triton_merge import merge_kernel, merge_pieces_kernel
-from kernels.triton_plan import PLAN_SPAN, plan_kernel
-from kernels.triton_step import (
+from kernels.gpu.attention import attention_kernel
+from kernels.gpu.choices import DeviceFacts
+from kernels.gpu.copy import copy_kernel
+from kernels.gpu.merge import merge_kernel, merge_pieces_kernel
+from kernels.gpu.plan import PLAN_SPAN, plan_kernel
+from kernels.gpu.step import (
     PLAN_WARPS,
     PLAN_WAVES,
     AttentionShape,
@@ -22,7 +22,7 @@ from kernels.triton_step import (
     group_for,
     merge_constants,
 )
-from kernels.triton_write import rotary_write_kernel, write_kernel
+from kernels.gpu.write import rotary_write_kernel, write_kernel
 from tests.kernels.triton_aot import (
     MAX_SHARED_BYTES,
     SM_REGISTERS,

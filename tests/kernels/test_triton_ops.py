@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from kernels import reference
+from kernels.gpu.backend import TritonBackend
 from kernels.layout import BlockLayout, LayerCache, LayerShape
-from kernels.triton_backend import TritonBackend
 from tests.kernels.cases import Geometry, assert_close, make_case
 from tests.kernels.triton_device import DEVICE, DTYPES
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from kernels.batch import AttentionBatch
-from kernels.triton_backend import TritonBackend
-from kernels.triton_plan import MIN_PART_TILES, MIN_SHARE_TILES
-from kernels.triton_step import AttentionShape
+from kernels.gpu.backend import TritonBackend
+from kernels.gpu.plan import MIN_PART_TILES, MIN_SHARE_TILES
+from kernels.gpu.step import AttentionShape
 from tests.kernels.cases import Case, Geometry
 from tests.kernels.triton_device import DEVICE, facts_with, merges_of, units_of
 

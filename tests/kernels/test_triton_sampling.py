@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from kernels import sampling
+from kernels.gpu.sampling import draw
 from kernels.noise import noise_keys
 from kernels.sampling import DrawSettings
-from kernels.triton_sampling import draw
 from tests.kernels.triton_device import DEVICE, DTYPES, GPU
 
 FILTERS = [  # temperature, top_k, top_p, min_p

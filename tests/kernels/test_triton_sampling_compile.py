@@ -2,7 +2,7 @@
 
 import pytest
 
-from kernels.triton_sampling import BLOCK, WARPS, draw_kernel
+from kernels.gpu.sampling import BLOCK, WARPS, draw_kernel
 from tests.kernels.triton_aot import SM_REGISTERS, TARGETS, compile_kernel
 
 

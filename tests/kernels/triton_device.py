@@ -17,9 +17,9 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("runs in Triton's interpreter through test_triton_interpreted.py", allow_module_level=True)
 
 from kernels import reference
-from kernels.triton_backend import TritonBackend
-from kernels.triton_choices import DeviceFacts, choose, device_facts
-from kernels.triton_plan import HEADER_WORDS, MERGE_WORDS, UNIT_WORDS
+from kernels.gpu.backend import TritonBackend
+from kernels.gpu.choices import DeviceFacts, choose, device_facts
+from kernels.gpu.plan import HEADER_WORDS, MERGE_WORDS, UNIT_WORDS
 from tests.kernels.cases import Case, assert_close
 
 GPU = torch.cuda.is_available()

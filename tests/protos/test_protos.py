@@ -130,7 +130,7 @@ assert k.Plan.FromString(plan.SerializeToString()).starts[0].seq == 1 << 40
 assert k.StopReason.Name(1) == "STOP_REASON_STOP"
 import cluster
 if hasattr(cluster, "Client"):
-    import cluster.wire, cluster.client
+    import cluster.wire.plans, cluster.client.asynchronous
 print("fine")
 """
 

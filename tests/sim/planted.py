@@ -12,12 +12,20 @@ from typing import Any
 
 import pytest
 
-from cluster import admission, moves, swap
-from cluster.beginnings import Beginnings
-from cluster.fetch import Fetches
+from cluster.centre import admission, moves, swap
+from cluster.centre.beginnings import Beginnings
+from cluster.centre.fetch import Fetches
+from cluster.centre.host_cache import HostCache
+from cluster.centre.ledger import Ledger
+from cluster.centre.move import Move
+from cluster.centre.move import Phase as MovePhase
+from cluster.centre.moves import Moves
+from cluster.centre.recovery import Recovery
+from cluster.centre.replica import Replica
+from cluster.centre.scheduler import Scheduler
+from cluster.centre.sequences import Request, Sequence, State
+from cluster.centre.swap import HostPool
 from cluster.hashing import HASH_BYTES
-from cluster.host_cache import HostCache
-from cluster.ledger import Ledger
 from cluster.messages import (
     Copy,
     Drop,
@@ -35,20 +43,12 @@ from cluster.messages import (
     Transferred,
     ids,
 )
-from cluster.move import Move
-from cluster.move import Phase as MovePhase
-from cluster.moves import Moves
-from cluster.recovery import Recovery
-from cluster.replica import Replica
-from cluster.scheduler import Scheduler
-from cluster.sequences import Request, Sequence, State
 from cluster.sim.beams import BeamGroup
 from cluster.sim.gateway import SimGateway
 from cluster.sim.running import Running
 from cluster.sim.steps import Part, Steps
 from cluster.sim.transfers import Moving, Transfers
 from cluster.sim.worker import SimWorker
-from cluster.swap import HostPool
 
 Patch = pytest.MonkeyPatch
 

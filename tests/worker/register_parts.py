@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from worker.transfer_register import RegisterSettings, TransferRegister
-from worker.transfer_states import (
+from worker.transfer.register import RegisterSettings, TransferRegister
+from worker.transfer.states import (
     Carrier,
     Moving,
     PoolLayout,

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.gateway_log import RequestLog
+from cluster.centre.scheduler import Scheduler
+from cluster.gateway.log import RequestLog
 from cluster.messages import (
     Done,
     Event,
@@ -25,11 +26,10 @@ from cluster.messages import (
     ids,
 )
 from cluster.sampling import SamplingParams
-from cluster.scheduler import Scheduler
 from cluster.settings import SchedulerSettings, WorkerSettings
-from cluster.wire import decode_plan, decode_result, encode_plan, encode_result
-from cluster.wire_state import fill_replica_state, replica_state_from
-from cluster.wire_tokens import fill_tokens, tokens_from
+from cluster.wire.plans import decode_plan, decode_result, encode_plan, encode_result
+from cluster.wire.state import fill_replica_state, replica_state_from
+from cluster.wire.tokens import fill_tokens, tokens_from
 from protos.quire.v1 import control_pb2, front_pb2
 from tests.engine import models
 from worker.worker import Worker

@@ -32,9 +32,9 @@ from tests.worker.transfer_parts import (
     wait,
 )
 from worker.host_pool import HostPool, HostPoolSettings
-from worker.transfer_register import RegisterSettings
-from worker.transfer_security import TransferSecurity
-from worker.transfer_states import Carrier
+from worker.transfer.register import RegisterSettings
+from worker.transfer.security import TransferSecurity
+from worker.transfer.states import Carrier
 
 BLOCK_BYTES = 1 << 16
 

@@ -7,7 +7,7 @@ from cluster.errors import ConfigError
 from cluster.settings import WorkerSettings
 from cluster.sizes import format_bytes, parse_bytes
 from kernels.layout import BlockLayout, KeyOrder, LayerShape
-from worker import budget
+from worker.model import budget
 from worker.pool import DevicePool
 
 CPU = torch.device("cpu")

@@ -22,8 +22,8 @@ from cluster.messages import Logprobs
 from cluster.sampling import SamplingParams, sequence_seed
 from kernels import sampling
 from kernels.noise import noise_keys, token_noise
-from worker.logprobs import token_logprobs, topk_logprobs
-from worker.sampler import Sampler
+from worker.sampling.logprobs import token_logprobs, topk_logprobs
+from worker.sampling.sampler import Sampler
 
 VOCABULARY = 97
 EOS = (1, 2)

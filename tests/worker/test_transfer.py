@@ -20,12 +20,12 @@ from tests.worker.transfer_parts import (
     run,
     wait,
 )
-from worker.transfer import TransferAgent
-from worker.transfer_end import PoolEnd
-from worker.transfer_peer import PeerPool
-from worker.transfer_register import RegisterSettings, TransferRegister
-from worker.transfer_server import TransferServer
-from worker.transfer_states import Carrier, Reservation, TransferKey, TransferName, layout_of
+from worker.transfer.agent import TransferAgent
+from worker.transfer.end import PoolEnd
+from worker.transfer.peer import PeerPool
+from worker.transfer.register import RegisterSettings, TransferRegister
+from worker.transfer.server import TransferServer
+from worker.transfer.states import Carrier, Reservation, TransferKey, TransferName, layout_of
 
 BLOCK_BYTES = 3 << 18  # 768 KiB, so that no chunk is a power of two
 NUM_BLOCKS = 24

@@ -9,13 +9,13 @@ import torch
 
 from cluster.messages import Road
 from tests.worker.transfer_parts import FINGERPRINT, SECURITY, PoolProcess, host_pool, order, run
-from worker.transfer import AgentSettings, TransferAgent
-from worker.transfer_bytes import HostBytes
-from worker.transfer_copy import Copier
-from worker.transfer_device import pool_bytes, runs
-from worker.transfer_end import PoolEnd
-from worker.transfer_register import RegisterSettings, TransferRegister
-from worker.transfer_states import Carrier, layout_of
+from worker.transfer.agent import AgentSettings, TransferAgent
+from worker.transfer.bytes import HostBytes
+from worker.transfer.copy import Copier
+from worker.transfer.device import pool_bytes, runs
+from worker.transfer.end import PoolEnd
+from worker.transfer.register import RegisterSettings, TransferRegister
+from worker.transfer.states import Carrier, layout_of
 
 BLOCK_BYTES = (1 << 20) + 4096
 NUM_BLOCKS = 40

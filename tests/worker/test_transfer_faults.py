@@ -20,7 +20,7 @@ import pytest
 from cluster.messages import Road
 from tests.worker.transfer_faults import FAULTS, StreamFaults
 from tests.worker.transfer_parts import ROOT, PoolProcess, WorkerPool, host_pool, num_descriptors, order, run, wait
-from worker.transfer_states import Carrier
+from worker.transfer.states import Carrier
 
 RATE = 0.05
 LONG = [pytest.mark.trust, pytest.mark.timeout(1800)]

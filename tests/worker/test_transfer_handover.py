@@ -12,23 +12,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.auth_certificates import make_certificates
 from cluster.errors import ConfigError, TransferError
 from cluster.messages import Road, Transfer, ids
+from cluster.serving.auth_certificates import make_certificates
 from protos.quire.v1 import transfer_pb2 as pb
 from tests.worker.transfer_parts import ROOT, SECRET, SECURITY, WorkerPool, num_descriptors, run, wait
-from worker.transfer import AgentSettings, TransferAgent
-from worker.transfer_handover import HandoverServer, take_over
-from worker.transfer_memory import SharedMemory
-from worker.transfer_security import TlsFiles, TransferSecurity
-from worker.transfer_server import TransferServer
-from worker.transfer_states import Carrier
+from worker.transfer.agent import AgentSettings, TransferAgent
+from worker.transfer.handover import HandoverServer, take_over
+from worker.transfer.memory import SharedMemory
+from worker.transfer.security import TlsFiles, TransferSecurity
+from worker.transfer.server import TransferServer
+from worker.transfer.states import Carrier
 
 SIZE = 1 << 20
 CHILD = """
 import sys
 from protos.quire.v1 import transfer_pb2 as pb
-from worker.transfer_handover import take_over
+from worker.transfer.handover import take_over
 hello = pb.HandoverRequest(secret=sys.argv[2], caller="w", caller_incarnation=3, pool_incarnation=7, write=True)
 memory, session = take_over(sys.argv[1], hello, 5.0)
 memory.array()[:4] = (1, 2, 3, 4)

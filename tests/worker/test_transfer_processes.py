@@ -28,7 +28,7 @@ from tests.worker.transfer_parts import (
     run,
     wait,
 )
-from worker.transfer_states import Carrier
+from worker.transfer.states import Carrier
 
 BLOCK_BYTES = 1 << 16
 # How far a worker goes before it is killed or stopped, and how its transfer must end.

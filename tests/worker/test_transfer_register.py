@@ -3,8 +3,8 @@
 import numpy as np
 
 from tests.worker.register_parts import asked, fill, name, refused, register
-from worker.transfer_blocks import COMMITTED, EMPTY, QUARANTINED, WRITING
-from worker.transfer_states import (
+from worker.transfer.blocks import COMMITTED, EMPTY, QUARANTINED, WRITING
+from worker.transfer.states import (
     Carrier,
     Phase,
     PoolLayout,

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.worker.register_parts import NUM_BLOCKS, asked, name, register
-from worker.transfer_blocks import COMMITTED, EMPTY, QUARANTINED, WRITING
-from worker.transfer_states import (
+from worker.transfer.blocks import COMMITTED, EMPTY, QUARANTINED, WRITING
+from worker.transfer.states import (
     Carrier,
     Moving,
     Phase,

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from cluster.centre.scheduler import Scheduler
 from cluster.errors import ProtocolError
 from cluster.hashing import HASH_BYTES, BlockHasher
 from cluster.messages import Copy, Drop, Extends, Fork, Plan, Reason, Reroute, Result, Revoke, Start, Tokens, ids
 from cluster.sampling import SamplingParams
-from cluster.scheduler import Scheduler
 from cluster.settings import SchedulerSettings, WorkerSettings
 from tests.engine import models
 from worker.worker import Worker

@@ -15,11 +15,11 @@ import numpy as np
 from cluster.messages import Road, Transfer, ids
 from protos.quire.v1 import transfer_pb2 as pb
 from tests.worker.transfer_parts import SECURITY, WorkerPool, answers
-from worker.transfer_checksum import memory_at
-from worker.transfer_copy import block_rows
-from worker.transfer_peer import PeerPool
-from worker.transfer_states import Carrier, Reservation, TransferKey, TransferName
-from worker.transfer_wire import name_message
+from worker.transfer.checksum import memory_at
+from worker.transfer.copy import block_rows
+from worker.transfer.peer import PeerPool
+from worker.transfer.states import Carrier, Reservation, TransferKey, TransferName
+from worker.transfer.wire import name_message
 
 
 def content(transfer: int, block: int, block_bytes: int) -> np.ndarray:

@@ -18,8 +18,8 @@ from typing import BinaryIO
 
 import grpc
 
-from worker.transfer_frames import HEADER_BYTES
-from worker.transfer_socket import GREETING
+from worker.transfer.frames import HEADER_BYTES
+from worker.transfer.socket import GREETING
 
 FAULTS = ("drop", "corrupt", "truncate", "double", "reorder")
 _LENGTH_AT = HEADER_BYTES - 12

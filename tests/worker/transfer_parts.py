@@ -20,13 +20,13 @@ import numpy.typing as npt
 from cluster.messages import Road, Transfer, Transferred, ids
 from protos.quire.v1 import transfer_pb2 as pb
 from protos.quire.v1.transfer_pb2_grpc import TransferServiceStub
-from worker.transfer import AgentSettings, TransferAgent
-from worker.transfer_bytes import HostBytes
-from worker.transfer_copy import Copier
-from worker.transfer_end import PoolEnd
-from worker.transfer_register import RegisterSettings, TransferRegister
-from worker.transfer_security import TransferSecurity
-from worker.transfer_states import Carrier, layout_of
+from worker.transfer.agent import AgentSettings, TransferAgent
+from worker.transfer.bytes import HostBytes
+from worker.transfer.copy import Copier
+from worker.transfer.end import PoolEnd
+from worker.transfer.register import RegisterSettings, TransferRegister
+from worker.transfer.security import TransferSecurity
+from worker.transfer.states import Carrier, layout_of
 
 ROOT = Path(__file__).parents[2]
 SECRET = "the secret of these tests"

@@ -1,0 +1,145 @@
+"""Prefix fetch: full blocks that begin a prompt come from another pool where that is cheaper than computing them.
+
+Admission asks when it starts a request whose prompt is cached further elsewhere than where it goes. The target reads
+from the device pool of another replica, or from a host pool; the Start rides on that read. The source keeps its blocks
+as moving until the read has ended. A read that fails sends the request back to its queue, and it fetches no more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cluster.centre.replica import Replica
+from cluster.centre.sequences import Request
+from cluster.messages import Road, Transfer, Transferred, ids
+
+if TYPE_CHECKING:
+    from cluster.centre.scheduler import Scheduler
+    from cluster.centre.swap import HostPool
+
+
+@dataclass(slots=True)
+class Fetch:
+    """One read under way. `source` None: its pool was lost meanwhile."""
+
+    request: Request
+    replica: Replica
+    source: Replica | HostPool | None
+    theirs: list[int]
+
+
+class Fetches:
+    """All fetches under way, and whose pool each number in the prefix index is."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._settings = scheduler.settings
+        self.owners: dict[int, Replica | HostPool] = {}
+        self.under_way: dict[int, Fetch] = {}
+
+    def begin(self, request: Request, hits: dict[int, list[int]]) -> int:
+        """Its table stands: orders a read of what another pool has of it beyond. `hits`: cached blocks that begin it,
+        by pool. Returns the transfer; 0: nothing is fetched."""
+        replica, sequence = request.replica, request.live[0]
+        assert replica is not None
+        if not self._settings.fetch_prefixes or not request.may_fetch or not hits:
+            return 0
+        size = replica.block_size
+        first, last = sequence.position // size, (sequence.length - 1) // size
+        found = self._cheapest(replica, hits, first, last)
+        if found is None:
+            return 0
+        source, theirs = found
+        source.ledger.share(theirs, 0)
+        source.ledger.begin_moving(theirs)
+        source.ledger.release(theirs, 0)
+        if isinstance(source, Replica):
+            # Blocks that were at hand there are not, until they are read.
+            self._scheduler.admission.refresh(source)
+        number = self._scheduler.swapper.next_transfer()
+        self.under_way[number] = Fetch(request, replica, source, theirs)
+        sequence.saved = (first + len(theirs)) * size
+        replica.write().transfers.append(
+            Transfer(
+                number,
+                Road.READ,
+                source.name,
+                source.incarnation,
+                ids(sequence.table[first : first + len(theirs)]),
+                ids(theirs),
+                self._settings.transfer_timeout_s,
+            )
+        )
+        self._scheduler.counters["fetches begun"] += 1
+        return number
+
+    def _cheapest(
+        self, replica: Replica, hits: dict[int, list[int]], first: int, last: int
+    ) -> tuple[Replica | HostPool, list[int]] | None:
+        """The pool from which a fetch saves most time, if from any, and its blocks from number `first` on."""
+        rate, block_bytes = replica.prefill_tokens_per_s, replica.joined.block_bytes
+        best: tuple[float, Replica | HostPool, list[int]] | None = None
+        if not rate:
+            return None
+        for pool, blocks in hits.items():
+            source, theirs = self.owners.get(pool), blocks[first:last]
+            if source is None or source is replica or not theirs or not self._can_read(replica, source):
+                continue
+            road = self._scheduler.swapper.rates.between(replica.joined.node, source.joined.node)
+            if not road:
+                continue
+            fetch_s = len(theirs) * block_bytes / road * self._settings.swap_share
+            saved_s = len(theirs) * replica.block_size / rate - fetch_s
+            if saved_s > (best[0] if best is not None else 0.0):
+                best = (saved_s, source, theirs)
+        return best[1:] if best is not None else None
+
+    def _can_read(self, replica: Replica, source: Replica | HostPool) -> bool:
+        """Whether both pools are of one layout and can be reached."""
+        if source.joined.fingerprint != replica.joined.fingerprint:
+            return False
+        return bool(replica.joined.bytes_per_s and source.joined.bytes_per_s)
+
+    def on_transferred(self, replica: Replica, transferred: Transferred) -> bool:
+        """False: the transfer is no fetch."""
+        fetch = self.under_way.get(transferred.transfer)
+        if fetch is None or fetch.replica is not replica:
+            return False
+        del self.under_way[transferred.transfer]
+        scheduler, request = self._scheduler, fetch.request
+        if fetch.source is not None and transferred.ok:
+            nodes = replica.joined.node, fetch.source.joined.node
+            scheduler.swapper.rates.note(*nodes, transferred.size_bytes, transferred.seconds)
+        self._let_go(fetch)
+        scheduler.counters[f"fetches {'done' if transferred.ok else 'failed'}"] += 1
+        if transferred.ok:
+            scheduler.admission.restored(request)
+        else:
+            request.may_fetch = False
+            scheduler.swapper.give_up(request, replica)
+        return True
+
+    def _let_go(self, fetch: Fetch) -> None:
+        source, fetch.source = fetch.source, None
+        if source is not None:
+            source.ledger.end_moving(fetch.theirs)
+            if self._scheduler.replicas.get(source.name) is source:
+                # Whoever waits for blocks there looks again in this turn.
+                source.write()
+
+    def abort(self, request: Request) -> None:
+        """Nobody wants the request any more; the read still ends with Transferred."""
+        for number, fetch in self.under_way.items():
+            if fetch.request is request:
+                fetch.replica.write().aborts.append(number)
+
+    def lose(self, pool: Replica | HostPool) -> None:
+        """This pool is gone: reads into it with it; reads from it succeed or fail by themselves."""
+        self.owners.pop(pool.ledger.pool, None)
+        for number, fetch in list(self.under_way.items()):
+            if fetch.replica is pool:
+                del self.under_way[number]
+                self._let_go(fetch)
+            elif fetch.source is pool:
+                self._let_go(fetch)

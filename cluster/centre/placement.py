@@ -1,0 +1,148 @@
+"""Which replica a request goes to: one scored rule, and two plain ones to compare it with.
+
+The score is the time that a replica would need to bring the request to its first token, in tokens to compute: what its
+residents still have to prefill, what of this prompt is not cached there, and one token per resident and step for as
+many steps as that takes. A replica whose pool is fuller loses a tie; ties go to the one that joined first.
+
+All replicas of a model stand on one board of arrays, so that a choice among a thousand is a few array operations. Only
+replicas that hold a part of the prompt are looked at one by one, because only there the need differs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.centre.replica import Replica
+from cluster.settings import PlacementName, SchedulerSettings
+
+# A prefill chunk of this many tokens takes a step, and each resident takes one token of it.
+TOKENS_PER_STEP = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a request needs before anything cached is counted."""
+
+    num_tokens: int
+    num_blocks: int
+    num_places: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A replica that has room now, and the cached blocks that begin the table there."""
+
+    replica: Replica
+    hit: list[int]
+
+
+class Board:
+    """The replicas of one model as arrays. `refresh` takes over a replica's figures; `choose` reads them all."""
+
+    def __init__(self, settings: SchedulerSettings) -> None:
+        self.replicas: list[Replica] = []
+        # The most that any replica ever had, those included that are away for the moment.
+        self.largest_pool = 0
+        self.longest = 0
+        self.most_seats = 0
+        # Slots of a block, the same on all replicas of a model; 1 while none has joined.
+        self.block_size = 1
+        self._settings = settings
+        self._turn = 0
+        self._row: dict[str, int] = {}
+        self._row_of_pool: dict[int, int] = {}
+        self._free = np.zeros(0, np.int64)
+        self._seats = np.zeros(0, np.int64)
+        self._residents = np.zeros(0, np.float64)
+        self._prefill = np.zeros(0, np.float64)
+        self._fullness = np.zeros(0, np.float64)
+
+    def add(self, replica: Replica) -> None:
+        self._resize([*self.replicas, replica])
+
+    def remove(self, replica: Replica) -> None:
+        self._resize([other for other in self.replicas if other is not replica])
+
+    def _resize(self, replicas: list[Replica]) -> None:
+        self.replicas = replicas
+        self._row = {replica.name: row for row, replica in enumerate(replicas)}
+        self._row_of_pool = {replica.ledger.pool: row for row, replica in enumerate(replicas)}
+        for replica in replicas:
+            self.block_size = replica.block_size
+            self.largest_pool = max(self.largest_pool, replica.ledger.num_blocks)
+            self.longest = max(self.longest, replica.joined.max_model_len)
+            self.most_seats = max(self.most_seats, replica.joined.max_batch)
+        count = len(replicas)
+        self._free, self._seats = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        self._residents, self._prefill, self._fullness = np.zeros(count), np.zeros(count), np.zeros(count)
+        for replica in replicas:
+            self.refresh(replica)
+
+    def refresh(self, replica: Replica) -> None:
+        """A replica that takes nothing new (it drains, or its residents must grow first) has no free seats."""
+        row, ledger = self._row[replica.name], replica.ledger
+        is_open = not replica.is_draining and not replica.wanting
+        self._free[row] = ledger.num_available - self._reserve(replica)
+        self._seats[row] = replica.joined.max_batch - replica.num_places if is_open else 0
+        self._residents[row] = replica.num_places
+        self._prefill[row] = replica.prefill_waiting
+        self._fullness[row] = 1 - ledger.num_available / ledger.num_blocks
+
+    def _reserve(self, replica: Replica) -> int:
+        """Blocks that stay free for those that run, so that they can grow; an empty replica needs none."""
+        return int(replica.ledger.num_blocks * self._settings.admit_reserve) if replica.requests else 0
+
+    def choose(self, need: Need, hits: dict[int, list[int]]) -> Place | None:
+        """The best replica with room for all of `need`; `hits` are cached blocks by pool. None: nobody has room."""
+        if not self.replicas:
+            return None
+        scores = self._scores(need.num_tokens)
+        scores[(self._free < need.num_blocks) | (self._seats < need.num_places)] = np.inf
+        found: dict[int, list[int]] = {}
+        for pool, hit in hits.items():
+            row = self._row_of_pool.get(pool)
+            if row is None:
+                continue  # a pool in host memory
+            replica = self.replicas[row]
+            num_shared = min(len(hit), (need.num_tokens - 1) // replica.block_size)
+            idle = sum(1 for block in hit if not replica.ledger.holders(block))
+            if self._free[row] - idle >= need.num_blocks - num_shared and self._seats[row] >= need.num_places:
+                found[row] = hit
+                scores[row] = self._scores(need.num_tokens - num_shared * replica.block_size)[row]
+        row = self._pick(scores, self._settings.placement)
+        if scores[row] == np.inf:
+            return None
+        return Place(self.replicas[row], found.get(row, []))
+
+    def _scores(self, num_tokens: int) -> NDArray[np.float64]:
+        to_compute = self._prefill + num_tokens
+        return to_compute + (1 + to_compute / TOKENS_PER_STEP) * self._residents + self._fullness
+
+    def _pick(self, scores: NDArray[np.float64], policy: PlacementName) -> int:
+        if policy == "scored":
+            return int(np.argmin(scores))
+        open_rows = np.flatnonzero(scores < np.inf)
+        if not len(open_rows):
+            return 0
+        if policy == "least_loaded":
+            return int(open_rows[np.argmin(self._residents[open_rows])])
+        self._turn += 1
+        return int(open_rows[self._turn % len(open_rows)])
+
+    def why_none(self, need: Need) -> str:
+        """Why the roomiest replica cannot take it now, with the figures."""
+        if not self.replicas:
+            return "no replica of its model is here"
+        if ((self._free >= need.num_blocks) & (self._seats >= need.num_places)).any():
+            return "requests that go before it wait for room"
+        row = int(np.argmax(np.where(self._seats > 0, self._free, -1)))
+        replica = self.replicas[row]
+        if self._seats[row] <= 0:
+            draining = sum(replica.is_draining for replica in self.replicas)
+            return f"{len(self.replicas)} replicas: {draining} drain, the others are full or grow first"
+        if self._seats[row] < need.num_places:
+            return f"needs {need.num_places} places in the batch of {replica.name}, {self._seats[row]} are free"
+        return f"needs {need.num_blocks} blocks on {replica.name}, {self._free[row]} are free beside the reserve"

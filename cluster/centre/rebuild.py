@@ -1,0 +1,284 @@
+"""How a new scheduler learns what its dead predecessor knew: from what replicas hold and gateways have.
+
+Replicas list their residents (ReplicaState), gateways their open requests (GatewayState), in any order. A resident goes
+on where it is: its table, position and lease are taken over as they stand, so streams never notice. When both sides had
+`rebuild_s` to report, what nobody runs is sealed and starts again as a new attempt, what no gateway knows is dropped
+after the grace of an orphan, and every block that no table names is free. What lay in host memory is computed again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cluster.centre.replica import Replica
+from cluster.centre.sequences import Request, Sequence, State
+from cluster.messages import (
+    Drop,
+    GatewayState,
+    Ids,
+    OpenRequest,
+    Reason,
+    ReplicaState,
+    Reroute,
+    Resident,
+    Submit,
+    ids,
+)
+
+if TYPE_CHECKING:
+    from cluster.centre.scheduler import Scheduler
+
+ARRIVAL_MASK = (1 << 40) - 1
+
+
+class Rebuild:
+    """Takes over residents and open requests. Active from the first turn of a later epoch, or from a late report,
+    until `rebuild_s` later; meanwhile nothing is refused for what is not known yet."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._is_due = scheduler.epoch > 1
+        self._ends_at: float | None = None
+        # Requests that a gateway knows and no replica has claimed yet, and those of which only a replica has told.
+        self._unplaced: dict[str, Request] = {}
+        self._unconfirmed: dict[str, Request] = {}
+
+    @property
+    def ends_at(self) -> float | None:
+        return self._ends_at
+
+    def begin_if_due(self) -> None:
+        """Called in every turn, before its events: the first one of a scheduler that has a predecessor begins it."""
+        if self._is_due:
+            self._begin()
+
+    def _begin(self) -> None:
+        self._is_due = False
+        if self._ends_at is None:
+            self._ends_at = self._scheduler.now + self._scheduler.settings.rebuild_s
+
+    # -- what replicas hold
+
+    def on_replica_state(self, state: ReplicaState) -> None:
+        self._begin()
+        scheduler = self._scheduler
+        scheduler.recovery.on_replica_joined(state.joined)
+        replica = scheduler.replicas[state.joined.replica]
+        if replica.incarnation != state.joined.incarnation or replica.residents:
+            scheduler.counters["stale states"] += 1
+            return
+        moving = [block for transfer in state.transfers for block in dict.fromkeys(transfer.mine)]
+        holders: dict[int, int] = {}
+        unwritten = set(moving)
+        for resident in state.residents:
+            for block in resident.table:
+                holders[block] = holders.get(block, 0) + 1
+            written = resident.position if resident.start.beams is None else resident.start.num_prompt
+            unwritten.update(resident.table[min(resident.position, written) // replica.block_size :])
+        # A worker knows a block by what was last written there; its new holder may be about to write something else.
+        names = {block: name for block, name in state.cached if block not in unwritten}
+        replica.ledger.restore(holders, moving, names if scheduler.settings.prefix_caching else {})
+        for transfer in state.transfers:
+            scheduler.swapper.take_over(replica, transfer)
+        by_request: dict[str, list[Resident]] = {}
+        for resident in state.residents:
+            by_request.setdefault(resident.start.request_id, []).append(resident)
+        for request_id, residents in by_request.items():
+            self._claim(replica, request_id, residents)
+
+    def _claim(self, replica: Replica, request_id: str, residents: list[Resident]) -> None:
+        """The residents of one request go on, unless a later attempt of it is known: then they are dropped."""
+        scheduler = self._scheduler
+        start = residents[0].start
+        request = self._unplaced.pop(request_id, None)
+        if request is not None and request.attempt > start.attempt:
+            self._unplaced[request_id] = request
+            request = None
+        if request is not None and request.state in (State.QUEUED, State.PARKED):
+            # Its gateway died after it had told of it, so that it was not sealed any more.
+            scheduler.admission.withdraw(request)
+        elif request is not None and request.state is not State.SEALING:
+            request = None  # ended, or started anew meanwhile
+        older = scheduler.requests.get(request_id) if request is None else None
+        if older is not None and (older.state is not State.RUNNING or older.attempt >= start.attempt):
+            older = None
+        if older is not None:
+            self._disown(older)
+        known = request is None and (request_id in scheduler.requests or request_id in scheduler.unclosed)
+        if request is None:
+            request = self._from_start(residents[0], replica.joined.model)
+            if older is not None:
+                self._succeed(older, request)
+            elif known:
+                # It may share a replica with the attempt that goes on.
+                request.request_id += f" (attempt {start.attempt}, given up)"
+            else:
+                scheduler.requests[request_id] = request
+                self._unconfirmed[request_id] = request
+        request.state, request.replica, request.last_replica = State.RUNNING, replica, replica
+        request.attempt = start.attempt
+        request.is_partial = len(residents) < len(request.sequences)
+        for resident in residents:
+            self._settle(request.sequences[resident.index], resident)
+            replica.enter(request.sequences[resident.index])
+            if not known and not request.width:
+                # It may have told the old scheduler that its lease runs out, and says so once.
+                replica.renew(request.sequences[resident.index])
+        if not known:
+            self._reroute(request, start.gateway, start.route)
+        if request.width and not known:
+            # What the beams are is known to the worker only: the group starts again from its prompt.
+            request.sequences[0].outputs = ids()
+            scheduler.drop(request)
+        if known:
+            request.is_cancelled = True
+            replica.num_stopping += 1
+            request.state = State.STOPPING
+            replica.write().drops.extend(Drop(resident.seq) for resident in residents)
+            scheduler.counters["stale residents"] += 1
+
+    def _disown(self, request: Request) -> None:
+        """A replica that was given up before told of it, and there is a later attempt: this one is dropped."""
+        replica = request.replica
+        assert replica is not None
+        del self._scheduler.requests[request.request_id], replica.requests[request.request_id]
+        request.request_id += f" (attempt {request.attempt}, given up)"
+        replica.requests[request.request_id] = request
+        request.is_cancelled = True
+        self._scheduler.drop(request)
+        self._scheduler.counters["stale residents"] += 1
+
+    def _succeed(self, older: Request, request: Request) -> None:
+        """The later attempt of a request takes over what was known of it."""
+        scheduler, request_id = self._scheduler, request.request_id
+        scheduler.requests[request_id] = request
+        if self._unconfirmed.pop(request_id, None) is not None:
+            self._unconfirmed[request_id] = request
+            return
+        scheduler.tenants.leave(request.tenant)
+        request.tenant = older.tenant
+        scheduler.tenants.enter(request.tenant)
+        request.model, request.deadline = older.model, older.deadline
+        request.gateway, request.route = older.gateway, older.route
+
+    def _from_start(self, resident: Resident, model: str) -> Request:
+        """A request as far as a Start tells of it; its gateway will tell the rest."""
+        scheduler, start = self._scheduler, resident.start
+        submit = Submit(
+            start.request_id,
+            start.gateway,
+            start.route,
+            model,
+            "",
+            ids(start.tokens[: start.num_prompt]),
+            (),
+            start.sampling,
+            start.precedence >> 40,
+            start.salt,
+        )
+        request = Request(submit, start.precedence & ARRIVAL_MASK, scheduler.tenants.get(""), scheduler.now)
+        scheduler.tenants.enter(request.tenant)
+        return request
+
+    def _settle(self, sequence: Sequence, resident: Resident) -> None:
+        sequence.seq = resident.seq
+        sequence.table = ids(resident.table)
+        sequence.position = resident.position
+        sequence.lease_end = resident.lease_end
+        sequence.outputs = ids(resident.tokens[resident.start.num_prompt :])
+
+    # -- what gateways have
+
+    def on_gateway_state(self, state: GatewayState) -> None:
+        self._begin()
+        for open_request in state.requests:
+            submit = open_request.submit
+            request = self._unconfirmed.pop(submit.request_id, None)
+            ended = self._scheduler.unclosed.get(submit.request_id)
+            if ended is not None:
+                self._tell_end(ended, submit)
+            elif request is not None and request.state is State.RUNNING and request.attempt < open_request.attempt:
+                self._disown(request)
+                self._unplaced[submit.request_id] = self._from_gateway(open_request)
+            elif request is not None:
+                self._confirm(request, open_request)
+            elif submit.request_id not in self._scheduler.requests:
+                self._unplaced[submit.request_id] = self._from_gateway(open_request)
+
+    def _tell_end(self, request: Request, submit: Submit) -> None:
+        """It ended before its gateway was heard of, which may not have heard of the end."""
+        request.gateway, request.route = submit.gateway, submit.route
+        for sequence in request.sequences:
+            self._scheduler.recovery.replay(request, sequence)
+        self._scheduler.tell_done(request)
+
+    def _confirm(self, request: Request, open_request: OpenRequest) -> None:
+        """A running request is known to its gateway: the two reports are of one."""
+        scheduler, submit = self._scheduler, open_request.submit
+        scheduler.tenants.leave(request.tenant)
+        request.tenant = scheduler.tenants.get(submit.tenant)
+        scheduler.tenants.enter(request.tenant)
+        request.model = submit.model
+        known = request.gateway, request.route
+        request.gateway, request.route = submit.gateway, submit.route
+        self._reroute(request, *known)
+        request.deadline = submit.deadline
+        if submit.deadline is not None:
+            scheduler.deadlines.wake_at(submit.deadline, request)
+        self._take_outputs(request, open_request)
+        if request.state is State.SEALING:
+            scheduler.recovery.ask_seal(request)
+        elif request.state in (State.QUEUED, State.PARKED) and not request.live:
+            # It left its replica before its gateway was heard of, which had ended it.
+            scheduler.admission.withdraw(request)
+            scheduler.finish(request)
+
+    def _reroute(self, request: Request, gateway: str, route: int) -> None:
+        """The client may have come back through another gateway while nobody could tell its replica."""
+        if request.replica is None or (request.gateway, request.route) == (gateway, route):
+            return
+        request.is_adopted = True
+        for sequence in request.sequences:
+            if sequence.seq:
+                request.replica.write().reroutes.append(Reroute(sequence.seq, request.gateway, request.route))
+
+    def _from_gateway(self, open_request: OpenRequest) -> Request:
+        request = self._scheduler.enter(open_request.submit)
+        request.state = State.SEALING
+        request.attempt = open_request.attempt
+        request.is_cacheable = False
+        self._take_outputs(request, open_request)
+        return request
+
+    def _take_outputs(self, request: Request, open_request: OpenRequest) -> None:
+        known: tuple[Ids, ...] = open_request.outputs
+        if request.width:
+            # Beams come whole or not at all.
+            if Reason.NONE not in open_request.finished and not request.sequences[0].seq:
+                request.sequences[0].reason = open_request.finished[0]
+            return
+        for sequence, outputs, reason in zip(request.sequences, known, open_request.finished, strict=True):
+            if sequence.seq or sequence.is_ended:
+                continue
+            # What a replica has told meanwhile may be on its way to the gateway.
+            if len(outputs) > len(sequence.outputs):
+                sequence.outputs = ids(outputs)
+            sequence.reason = reason
+
+    # -- the end
+
+    def expire(self, now: float) -> None:
+        """Everybody had time to report: what nobody runs starts again, what no gateway knows is an orphan."""
+        if self._ends_at is None or now < self._ends_at:
+            return
+        self._ends_at = None
+        scheduler = self._scheduler
+        scheduler.admission.refuse_unheard()
+        unplaced, self._unplaced = list(self._unplaced.values()), {}
+        for request in unplaced:
+            if request.state is State.SEALING:
+                scheduler.recovery.ask_seal(request)
+        unconfirmed, self._unconfirmed = list(self._unconfirmed.values()), {}
+        for request in unconfirmed:
+            request.orphaned_until = now + scheduler.settings.orphan_grace_s
+            scheduler.deadlines.wake_at(request.orphaned_until, request)

@@ -1,0 +1,215 @@
+"""What happens when a process dies: replicas that are lost, gateways that are asked or lost, clients that come back.
+
+Nothing that was accepted is lost and nothing that was sent changes. What ran on a lost replica is sealed: its gateway
+says what it has of every sequence and is deaf to older attempts from then on, and the request starts again from there.
+Ended requests are kept until their gateway says Closed, because their last tokens may have died with their worker.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cluster.centre.replica import Replica
+from cluster.centre.sequences import Request, Sequence, State
+from cluster.messages import (
+    Accepted,
+    Adopt,
+    GatewayLost,
+    Ids,
+    Reason,
+    Refused,
+    Replay,
+    ReplicaJoined,
+    ReplicaLost,
+    Reroute,
+    Seal,
+    Sealed,
+    Tokens,
+    ids,
+)
+
+if TYPE_CHECKING:
+    from cluster.centre.scheduler import Scheduler
+
+
+class Recovery:
+    """The part of the scheduler that deals with the loss of replicas and gateways."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+
+    # -- replicas come and go
+
+    def on_replica_joined(self, joined: ReplicaJoined) -> None:
+        scheduler = self._scheduler
+        known = scheduler.replicas.get(joined.replica)
+        if known is not None:
+            if known.incarnation >= joined.incarnation:
+                scheduler.counters["stale joins"] += 1
+                return
+            self.lose(known)
+        scheduler.num_pools += 1
+        replica = Replica(
+            joined,
+            scheduler.num_pools,
+            scheduler.settings,
+            scheduler.index,
+            scheduler.clock,
+            scheduler.touched,
+        )
+        scheduler.replicas[joined.replica] = replica
+        scheduler.fetches.owners[replica.ledger.pool] = replica
+        scheduler.swapper.rates.at_start(joined.node, joined.bytes_per_s)
+        scheduler.admission.add(replica)
+        replica.write()
+
+    def on_replica_lost(self, lost: ReplicaLost) -> None:
+        replica = self._scheduler.replicas.get(lost.replica)
+        if replica is not None and replica.incarnation == lost.incarnation:
+            detail = f"{lost.detail}; {len(replica.requests)} requests go on elsewhere"
+            self._scheduler.notes.add(self._scheduler.now, "lost", lost.replica, detail)
+            self.lose(replica)
+            model = replica.joined.model
+            if model in self._scheduler.admission.closed and not self._scheduler.admission.replicas_of(model):
+                self._scheduler.unload(model)
+
+    def lose(self, replica: Replica) -> None:
+        """Its memory is gone. What ran there starts again from what the gateways have."""
+        scheduler = self._scheduler
+        scheduler.counters["replicas lost"] += 1
+        del scheduler.replicas[replica.name]
+        scheduler.admission.remove(replica)
+        scheduler.moves.lose_replica(replica)
+        scheduler.fetches.lose(replica)
+        scheduler.host_cache.lose_replica(replica)
+        kept = scheduler.swapper.lose_replica(replica)
+        scheduler.pins.release_all(replica)
+        for sequence in list(replica.residents.values()):
+            scheduler.detach(replica, sequence)
+        replica.close()
+        scheduler.touched.pop(replica.name, None)
+        for request in list(replica.requests.values()):
+            request.replica = None
+            if request in kept:
+                scheduler.admission.queue(request)
+            else:
+                scheduler.swapper.forget(request)
+                self.seal(request)
+        # The tokens of requests that ended there may have died with it: their gateways are asked as well.
+        for request in scheduler.unclosed.values():
+            if request.last_replica is replica or any(one.ended_on is replica for one in request.sequences):
+                self.ask_seal(request)
+        # So may those of single sequences, whose siblings went on elsewhere: to ask would stop these.
+        for request in scheduler.requests.values():
+            if request.state is not State.SEALING and len(request.sequences) > 1:
+                for sequence in request.sequences:
+                    if sequence.ended_on is replica:
+                        self.replay(request, sequence)
+
+    def seal(self, request: Request) -> None:
+        """Its gateway is asked what it has of the request, which starts again from there."""
+        request.state = State.SEALING
+        if request.is_cancelled or request.pin_until is not None:
+            for sequence in request.live:
+                sequence.reason = Reason.DROPPED
+            self._scheduler.finish(request)
+            return
+        self.ask_seal(request)
+
+    def ask_seal(self, request: Request) -> None:
+        request.seal_deadline = self._scheduler.now + self._scheduler.settings.seal_timeout_s
+        self._scheduler.deadlines.wake_at(request.seal_deadline, request)
+        self._scheduler.tell(Seal(request.gateway, request.route, request.request_id, request.attempt))
+
+    def on_sealed(self, sealed: Sealed) -> None:
+        scheduler = self._scheduler
+        request = scheduler.requests.get(sealed.request_id) or scheduler.unclosed.get(sealed.request_id)
+        if request is None or sealed.attempt != request.attempt:
+            scheduler.counters["stale seals"] += 1
+            return
+        if request.width:
+            self._seal_group(request, sealed)
+        else:
+            self._take_outputs(request, sealed)
+        if request.state is State.SEALING:
+            request.is_partial = False
+            if request.live:
+                scheduler.admission.queue(request)
+            else:
+                scheduler.finish(request)
+
+    def _take_outputs(self, request: Request, sealed: Sealed) -> None:
+        for sequence, known, finished in zip(request.sequences, sealed.outputs, sealed.finished, strict=True):
+            if len(known) > len(sequence.outputs) and not sequence.is_ended:
+                sequence.outputs = ids(known)
+            if finished is not Reason.NONE and not sequence.is_ended:
+                sequence.reason = finished
+            if sequence.is_ended and finished is Reason.NONE:
+                self.replay(request, sequence)
+
+    def _seal_group(self, request: Request, sealed: Sealed) -> None:
+        """Beams go out whole at the end: the gateway has all of them, or the search is made again."""
+        group = request.sequences[0]
+        if all(reason is not Reason.NONE for reason in sealed.finished):
+            group.reason = sealed.finished[0]
+        elif group.is_ended and not request.is_cancelled and request.state is State.ENDED:
+            group.reason = Reason.NONE
+            group.outputs = ids()
+            self._scheduler.revive(request)
+
+    def replay(self, request: Request, sequence: Sequence) -> None:
+        if request.width:
+            # Nobody but the worker had its beams: if they have not arrived, the search is made again.
+            if sequence.is_ended:
+                self.ask_seal(request)
+            return
+        # An attempt that runs is not sealed; of one that does not, the gateway may have been told to take no more.
+        attempt = request.attempt + (request.state is not State.RUNNING)
+        tokens = Tokens(request.route, sequence.index, attempt, 0, sequence.outputs, reason=sequence.reason)
+        self._scheduler.tell(Replay(request.gateway, tokens))
+
+    # -- gateways come and go
+
+    def on_adopt(self, adopt: Adopt) -> None:
+        """A client came back through another gateway: tokens go there from now on."""
+        scheduler = self._scheduler
+        request = scheduler.requests.get(adopt.request_id) or scheduler.unclosed.get(adopt.request_id)
+        if request is None or request.tenant.name != adopt.tenant:
+            detail = f"no request {adopt.request_id} of this tenant is under way"
+            scheduler.tell(Refused(adopt.gateway, adopt.route, adopt.request_id, "NOT_FOUND", detail))
+            return
+        request.gateway, request.route = adopt.gateway, adopt.route
+        request.orphaned_until = None
+        request.is_adopted = True
+        if request.refusal is not None:
+            code, detail = request.refusal
+            scheduler.tell(Refused(request.gateway, request.route, request.request_id, code, detail))
+            if request.state is State.ENDED:
+                scheduler.tell_done(request)
+            return
+        scheduler.tell(Accepted(request.gateway, request.route, request.request_id, 0, "resumed"))
+        for sequence in request.sequences:
+            if sequence.seq and request.replica is not None:
+                request.replica.write().reroutes.append(Reroute(sequence.seq, adopt.gateway, adopt.route))
+            elif sequence.outputs or sequence.is_ended:
+                self.replay(request, sequence)
+        if request.state is State.ENDED:
+            # Its first gateway may have died before it could pass this on.
+            scheduler.tell_done(request)
+
+    def on_gateway_lost(self, lost: GatewayLost) -> None:
+        """Its requests run on for a grace in which their clients can come back through another gateway."""
+        scheduler = self._scheduler
+        until = scheduler.now + scheduler.settings.orphan_grace_s
+        for request in [*scheduler.requests.values(), *scheduler.unclosed.values()]:
+            if request.gateway == lost.gateway and request.pin_until is None:
+                request.orphaned_until = until
+                scheduler.deadlines.wake_at(until, request)
+                if request.state is State.SEALING:
+                    # Nobody is left to say what was sent; what the workers reported is a prefix of it, and the same
+                    # draws give the same tokens again.
+                    self.on_sealed(self._own_word(request))
+
+    def _own_word(self, request: Request) -> Sealed:
+        outputs: tuple[Ids, ...] = tuple(sequence.outputs for sequence in request.sequences)
+        return Sealed(request.request_id, request.attempt, outputs, tuple(s.reason for s in request.sequences))

@@ -1,0 +1,253 @@
+"""Requests and their sequences, as the scheduler knows them: tables, positions, outputs, names.
+
+Plain objects that the scheduler and its replicas change. A sequence's table is the truth about where its tokens lie;
+the ledgers count its appearances. Nothing here decides or allocates.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from cluster.messages import Ids, Pin, Reason, Submit, ids
+
+if TYPE_CHECKING:
+    from cluster.centre.fairness import Tenant
+    from cluster.centre.replica import Replica
+    from cluster.centre.swap import HostPool
+
+
+class State(IntEnum):
+    """Where a request stands. Its sequences go together: all are on one replica, or none is."""
+
+    QUEUED = 0  # waits for blocks
+    PARKED = 1  # waits for another request to fill a prefix that both need
+    RUNNING = 2  # its sequences are on a replica
+    STOPPING = 3  # dropped there; their blocks are still held until the worker has answered
+    SWAPPING = 4  # its blocks are on the way to host memory
+    RESTORING = 5  # its tables stand on a replica; their content is on the way there
+    SEALING = 6  # its replica is lost; the gateway is asked what it has
+    ENDED = 7
+
+
+class Sequence:
+    """One stream of tokens. `seq` names its attempt on a replica; 0 while it is on none."""
+
+    __slots__ = (
+        "ended_on",
+        "group",
+        "has_stopped",
+        "host_table",
+        "index",
+        "is_revoking",
+        "lease_end",
+        "limit",
+        "names",
+        "num_computing",
+        "outputs",
+        "paid",
+        "position",
+        "purse",
+        "reason",
+        "request",
+        "saved",
+        "seq",
+        "table",
+        "waiters",
+    )
+
+    def __init__(self, request: Request, index: int, outputs: Ids) -> None:
+        self.request = request
+        self.index = index
+        self.seq = 0
+        self.outputs = outputs
+        self.table = ids()
+        self.position = 0
+        self.lease_end = 0
+        # The last sampled token is never written, so this is the end of what it can ever write.
+        self.limit = len(request.prompt) + request.max_tokens - 1
+        # Names of its full blocks, HASH_BYTES each: flat, so that the garbage collector has nothing to walk.
+        self.names = request.names
+        self.reason = Reason.NONE
+        # The replica whose worker ended it: its last tokens may be on their way from there long after.
+        self.ended_on: Replica | None = None
+        # A beam group: how many of its blocks no beam's table has or is about to need, as its worker last told.
+        self.purse = 0
+        # Its worker was told to give back what it leases ahead, and has not answered: its lease is not renewed.
+        self.is_revoking = False
+        # What the blocks of the table had cost when they came into it (see `Ledger`).
+        self.paid = 0.0
+        # While it is swapped out: its blocks in host memory. And up to which position its blocks are good there, or
+        # where they are on their way to.
+        self.host_table: list[int] = []
+        self.saved = 0
+        # It was dropped to be swapped out or moved and its worker has answered; its blocks are still held.
+        self.has_stopped = False
+        # How many of its names are listed as being computed by it (see `PrefixIndex.begin_computing`).
+        self.num_computing = 0
+        # A beam group that stopped to be moved: how far it was, the tables of its beams, and its search.
+        self.group: tuple[int, tuple[Ids, ...], bytes] | None = None
+        # Requests that wait until this sequence has filled a prefix, and up to which position.
+        self.waiters: list[tuple[int, Request]] | tuple[()] = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens known, prompt and output."""
+        return len(self.request.prompt) + len(self.outputs)
+
+    @property
+    def is_ended(self) -> bool:
+        return self.reason != Reason.NONE
+
+    @property
+    def num_places(self) -> int:
+        """Places in a worker's batch: one, or one for each beam of a group."""
+        return self.request.width or 1
+
+    def translate(self, position: int, block_size: int) -> tuple[int, int]:
+        """Logical to physical: the block and the slot that hold this token position."""
+        assert 0 <= position < len(self.table) * block_size, f"position {position} is behind the table of {self}"
+        return self.table[position // block_size], position % block_size
+
+    def __repr__(self) -> str:
+        return f"{self.request.request_id}[{self.index}] seq {self.seq:#x} at {self.position}/{self.lease_end}"
+
+
+class Request:
+    """What a client asked, and how it goes."""
+
+    __slots__ = (
+        "arrival",
+        "attempt",
+        "block_seconds",
+        "cached_tokens",
+        "deadline",
+        "gateway",
+        "host",
+        "host_block_seconds",
+        "host_paid",
+        "is_adopted",
+        "is_cacheable",
+        "is_cancelled",
+        "is_measured",
+        "is_partial",
+        "last_replica",
+        "max_tokens",
+        "may_fetch",
+        "model",
+        "moved_at",
+        "names",
+        "orphaned_until",
+        "parked_on",
+        "pin_until",
+        "preemptions",
+        "priority",
+        "prompt",
+        "queue_seconds",
+        "queued_at",
+        "refusal",
+        "replica",
+        "request_id",
+        "reserved",
+        "route",
+        "salt",
+        "sampling",
+        "seal_deadline",
+        "sequences",
+        "state",
+        "tenant",
+        "trace",
+        "why_preempted",
+        "width",
+    )
+
+    def __init__(self, submit: Submit | Pin, arrival: int, tenant: Tenant, now: float) -> None:
+        self.request_id = submit.request_id
+        self.gateway = submit.gateway
+        self.route = submit.route
+        self.model = submit.model
+        self.tenant = tenant
+        self.prompt = submit.prompt
+        self.names = b"".join(submit.hashes)
+        self.salt = submit.salt
+        self.trace = "" if isinstance(submit, Pin) else submit.trace
+        self.arrival = arrival
+        self.state = State.QUEUED
+        self.replica: Replica | None = None
+        self.last_replica: Replica | None = None
+        self.attempt = 0
+        self.parked_on: Sequence | None = None
+        self.is_cancelled = False
+        # A replica of its model could hold it: known since it came, or since the first of them has joined.
+        self.is_measured = False
+        # Its blocks are named and can be shared: prefix caching is on and its prompt came with names.
+        self.is_cacheable = False
+        self.queued_at = now
+        self.queue_seconds = 0.0
+        self.why_preempted = ""
+        self.cached_tokens = 0
+        self.preemptions = 0
+        self.block_seconds = 0.0
+        # Where its blocks are in host memory, the room reserved there, and what that has cost.
+        self.host: HostPool | None = None
+        self.reserved: list[int] = []
+        self.host_paid = 0.0
+        self.host_block_seconds = 0.0
+        self.seal_deadline = 0.0
+        # Its prefix may come from another pool; no more once that went wrong.
+        self.may_fetch = True
+        # When it last came to another replica alive.
+        self.moved_at = -1e9
+        self.pin_until: float | None = None
+        # Its gateway died; its client has until then to come back through another one.
+        self.orphaned_until: float | None = None
+        # A reroute may have come too late for its worker, so what ends is told from here as well.
+        self.is_adopted = False
+        # A new scheduler found only some of its sequences on a replica: what the others sent, its gateway alone knows.
+        self.is_partial = False
+        # Why it was broken off: the code and the detail of its Refused.
+        self.refusal: tuple[str, str] | None = None
+        # Beam search: its beams are one sequence for the scheduler, whose table is all the blocks of the group.
+        self.width = 0
+        outputs: tuple[Ids, ...] = ()
+        if isinstance(submit, Pin):
+            self.pin_until = submit.until
+            self.sampling = None
+            self.priority = 0
+            self.deadline = None
+            self.max_tokens = 1
+            count = 1
+        else:
+            self.sampling = submit.sampling
+            self.priority = submit.priority
+            self.deadline = submit.deadline
+            self.max_tokens = submit.sampling.max_tokens or 1
+            self.width = submit.sampling.width
+            count = 1 if self.width else submit.sampling.n or 1
+            outputs = () if self.width else submit.outputs
+        known = [ids(output) for output in outputs] or [ids() for _ in range(count)]
+        self.sequences = [Sequence(self, index, known[index]) for index in range(count)]
+
+    @property
+    def precedence(self) -> int:
+        """Lower goes first: priority, then arrival. A request that comes back keeps its place."""
+        return self.priority << 40 | self.arrival
+
+    @property
+    def live(self) -> list[Sequence]:
+        return [sequence for sequence in self.sequences if not sequence.reason]
+
+    def num_blocks(self, block_size: int, lengths: list[int]) -> int:
+        """Blocks that its sequences need together at these lengths, the full prompt blocks shared."""
+        if len(lengths) == 1:
+            return self.num_group_blocks(block_size, lengths[0]) if self.width else -(-lengths[0] // block_size)
+        shared = len(self.prompt) // block_size
+        return shared + sum(max(0, -(-length // block_size) - shared) for length in lengths)
+
+    def num_group_blocks(self, block_size: int, end: int) -> int:
+        """Blocks with which every beam can write up to `end` whatever the others do: full prompt blocks shared."""
+        shared = len(self.prompt) // block_size
+        return shared + self.width * (-(-end // block_size) - shared)
+
+    def __repr__(self) -> str:
+        return f"request {self.request_id} ({self.state.name.lower()}, attempt {self.attempt})"

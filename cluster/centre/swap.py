@@ -1,0 +1,371 @@
+"""Preemption into host memory: which way out is cheapest, and the two transfers that take a request there and back.
+
+Owns the host pools' ledgers and every transfer under way. A request goes out whole (blocks that its sequences share go
+once) and comes back whole. Host room is reserved before anything is dropped. A table names the new place only after
+its transfer has committed; until then the source is kept, and whatever goes wrong ends in recompute.
+
+What a way costs is time that the replica loses: recomputing costs `tokens / prefill rate`, swapping `2 * bytes / road`
+of which the copy engine takes most, so that only `swap_share` of it stalls the others. Rates are measured at start and
+while running; a way whose rate is not known is not taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cluster.centre.ledger import Ledger
+from cluster.centre.rates import Rates
+from cluster.centre.replica import Replica
+from cluster.centre.sequences import Request, State
+from cluster.messages import EPOCH_BITS, GiveUp, HostPoolJoined, HostPoolSettled, Road, Transfer, Transferred, ids
+
+if TYPE_CHECKING:
+    from cluster.centre.scheduler import Scheduler
+
+
+class HostPool:
+    """One node's host memory as the scheduler sees it."""
+
+    def __init__(self, joined: HostPoolJoined, ledger: Ledger) -> None:
+        self.name = joined.pool
+        self.incarnation = joined.incarnation
+        self.joined = joined
+        self.ledger = ledger
+        # Requests whose blocks lie here or are on the way.
+        self.requests: dict[str, Request] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way out for a request and what it was estimated to cost. `host` None: recompute. `lacks`: it would rather have
+    gone to host memory, and why it could not."""
+
+    host: HostPool | None
+    seconds: float
+    lacks: str = ""
+
+
+@dataclass(slots=True)
+class Moving:
+    """One transfer under way. `blocks` are the device's, `host_blocks` the host's, pair by pair."""
+
+    request: Request
+    replica: Replica
+    host: HostPool
+    road: Road
+    blocks: list[int]
+    host_blocks: list[int]
+
+
+class Swapper:
+    """The host side of the scheduler. The scheduler says whom to preempt; this says how, and sees it through."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._settings = scheduler.settings
+        self.pools: dict[str, HostPool] = {}
+        self.transfers: dict[int, Moving] = {}
+        self.rates = Rates(scheduler.settings.network_bytes_per_s)
+        # By pool and transfer: blocks that a writer could still touch, until the pool says that it cannot.
+        self.quarantined: dict[tuple[str, int], list[int]] = {}
+        self.inherited: dict[tuple[str, int], list[int]] = {}
+        # Numbers are not used twice, whatever an earlier scheduler gave.
+        self._num_transfers = scheduler.epoch << EPOCH_BITS
+
+    # -- pools come and go
+
+    def add(self, joined: HostPoolJoined, ledger: Ledger) -> None:
+        known = self.pools.get(joined.pool)
+        if known is not None:
+            if known.incarnation >= joined.incarnation:
+                self._scheduler.counters["stale joins"] += 1
+                return
+            self.lose(known)
+        self.pools[joined.pool] = self._scheduler.fetches.owners[ledger.pool] = HostPool(joined, ledger)
+        self.rates.at_start(joined.node, joined.bytes_per_s)
+
+    def lose(self, host: HostPool) -> None:
+        """Its memory is gone: what lay there is computed again; what is on the way is given up at once, because its
+        worker would look for the pool for seconds more while the blocks wait."""
+        del self.pools[host.name]
+        self._scheduler.counters["host pools lost"] += 1
+        for key in [key for key in self.quarantined if key[0] == host.name]:
+            del self.quarantined[key]
+        for request in list(host.requests.values()):
+            if request.state is State.QUEUED:
+                self.forget(request)
+        self._scheduler.fetches.lose(host)
+        host.ledger.forget_cache()
+        for number, moving in self.transfers.items():
+            if moving.host is host:
+                moving.replica.write().aborts.append(number)
+
+    # -- the choice
+
+    def way_out(self, request: Request, replica: Replica) -> Way:
+        """The cheapest way for this request to leave its replica now, by the policy of the settings."""
+        policy = self._settings.preemption
+        rate = replica.prefill_tokens_per_s
+        tokens = sum(sequence.position for sequence in request.live)
+        recompute = Way(None, tokens / rate if rate else 0.0)
+        if policy == "recompute" or request.pin_until is not None or request.width or request.is_partial:
+            return recompute
+        if self._is_cleared(request):
+            return recompute
+        blocks = self.blocks_of(request, whole=True)
+        host = self._host_for(replica, len(blocks))
+        if host is None:
+            return Way(None, recompute.seconds, self._what_lacks(replica, len(blocks)))
+        size_bytes = len(blocks) * replica.joined.block_bytes
+        road = self.rates.between(replica.joined.node, host.joined.node)
+        seconds = 2 * size_bytes / road * self._settings.swap_share if road else 0.0
+        if policy == "swap" or (rate and road and seconds < recompute.seconds):
+            return Way(host, seconds)
+        return recompute
+
+    def _is_cleared(self, request: Request) -> bool:
+        """Its tenant wants nothing of it to stay anywhere: host memory is not cleared, so it does not go there."""
+        return request.tenant.name in self._settings.clear_tenants
+
+    def _host_for(self, replica: Replica, num_blocks: int) -> HostPool | None:
+        """The pool of the same node if it has room, else the roomiest; only pools of the same layout count."""
+        fits = [
+            host
+            for host in self.pools.values()
+            if host.joined.fingerprint == replica.joined.fingerprint and host.ledger.num_available >= num_blocks
+        ]
+        return min(
+            fits,
+            key=lambda host: (host.joined.node != replica.joined.node, -host.ledger.num_available),
+            default=None,
+        )
+
+    def _what_lacks(self, replica: Replica, num_blocks: int) -> str:
+        """Out of host memory, with the figures; empty where there is no host memory for this replica at all."""
+        left = [
+            f"{host.name} has {host.ledger.num_available:,} of {host.ledger.num_blocks:,} left"
+            for host in self.pools.values()
+            if host.joined.fingerprint == replica.joined.fingerprint
+        ]
+        return f"out of host memory: {num_blocks:,} blocks are needed, {', '.join(left)}" if left else ""
+
+    def blocks_of(self, request: Request, whole: bool) -> list[int]:
+        """The distinct device blocks of a request in order: those with content, or (`whole`) all of its tables."""
+        replica = request.replica
+        assert replica is not None
+        blocks: dict[int, None] = {}
+        for sequence in request.live:
+            count = len(sequence.table) if whole else -(-sequence.position // replica.block_size)
+            blocks.update(dict.fromkeys(sequence.table[:count]))
+        return list(blocks)
+
+    # -- out
+
+    def reserve(self, request: Request, host: HostPool) -> None:
+        """Takes the room in host memory before the request is dropped."""
+        num_blocks = len(self.blocks_of(request, whole=True))
+        reserved = host.ledger.allocate(num_blocks, 0)
+        assert reserved is not None, f"{request} was to go to {host.name}, which has no room"
+        request.host, request.reserved = host, reserved
+        host.requests[request.request_id] = request
+
+    def write_out(self, request: Request) -> None:
+        """All its sequences have stopped: their blocks go to the reserved room, in one transfer."""
+        replica, host = request.replica, request.host
+        assert replica is not None and host is not None
+        live = request.live
+        waits = len(live) > 1 and live[0].position < len(request.prompt)
+        if not live or request.is_cancelled or waits or any(one.position >= one.length for one in live):
+            # Nobody wants it. Or its forks still wait for the prompt and their blocks mean nothing, or one of them has
+            # not begun: it would have no token to go on with.
+            self.give_up(request, replica)
+            return
+        blocks = self.blocks_of(request, whole=False)
+        reserved, request.reserved = request.reserved, []
+        targets, excess = reserved[: len(blocks)], reserved[len(blocks) :]
+        host.ledger.release(excess, 0)
+        place_of = dict(zip(blocks, targets, strict=True))
+        seen: set[int] = set()
+        for sequence in request.live:
+            count = -(-sequence.position // replica.block_size)
+            sequence.host_table = [place_of[block] for block in sequence.table[:count]]
+            request.host_paid += host.ledger.share([block for block in sequence.host_table if block in seen], 0)
+            seen.update(sequence.host_table)
+            sequence.saved = sequence.position
+        replica.ledger.begin_moving(blocks)
+        self._detach_all(request, replica)
+        request.state = State.SWAPPING
+        self._order(Moving(request, replica, host, Road.WRITE, blocks, targets))
+
+    def give_up(self, request: Request, replica: Replica) -> None:
+        self.forget(request)
+        self._detach_all(request, replica)
+        self._scheduler.off_replica(replica, request)
+
+    def _detach_all(self, request: Request, replica: Replica) -> None:
+        for sequence in request.sequences:
+            if sequence.seq:
+                self._scheduler.detach(replica, sequence)
+
+    def next_transfer(self) -> int:
+        """A number for a transfer, never given before, in no epoch."""
+        self._num_transfers += 1
+        return self._num_transfers
+
+    def _order(self, moving: Moving) -> int:
+        number = self.next_transfer()
+        self.transfers[number] = moving
+        moving.replica.write().transfers.append(
+            Transfer(
+                number,
+                moving.road,
+                moving.host.name,
+                moving.host.incarnation,
+                ids(moving.blocks),
+                ids(moving.host_blocks),
+                self._settings.transfer_timeout_s,
+            )
+        )
+        return number
+
+    # -- back
+
+    def read_back(self, request: Request) -> int:
+        """Its new tables stand: what is not cached there is read from the host, by the transfer of this number. 0:
+        nothing has to be read."""
+        replica, host = request.replica, request.host
+        assert replica is not None and host is not None
+        pairs: dict[int, int] = {}
+        for sequence in request.live:
+            first = sequence.position // replica.block_size
+            targets = sequence.table[first : len(sequence.host_table)]
+            pairs.update(zip(targets, sequence.host_table[first:], strict=True))
+        if not pairs:
+            return 0
+        return self._order(Moving(request, replica, host, Road.READ, list(pairs), list(pairs.values())))
+
+    def forget(self, request: Request) -> None:
+        """Releases what the request has in host memory, room or content; it would be computed again."""
+        host = request.host
+        for sequence in request.sequences:
+            sequence.saved = 0
+        if host is None:
+            return
+        cost = host.ledger.release(request.reserved, 0)
+        for sequence in request.sequences:
+            cost += host.ledger.release(sequence.host_table, 0)
+            sequence.host_table = []
+        request.host_block_seconds += cost - request.host_paid
+        request.host_paid = 0.0
+        request.reserved = []
+        request.host = None
+        del host.requests[request.request_id]
+
+    # -- how a transfer ended
+
+    def on_transferred(self, replica: Replica, transferred: Transferred) -> None:
+        inherited = self.inherited.pop((replica.name, transferred.transfer), None)
+        if inherited is not None:
+            replica.ledger.end_moving(inherited)
+            return
+        moving = self.transfers.pop(transferred.transfer, None)
+        if moving is None or moving.replica is not replica:
+            self._scheduler.counters["stale transfers"] += 1
+            return
+        outcome = "done" if transferred.ok else "failed"
+        self._scheduler.counters[f"transfer {moving.road.name.lower()} {outcome}"] += 1
+        if transferred.ok:
+            nodes = replica.joined.node, moving.host.joined.node
+            self.rates.note(*nodes, transferred.size_bytes, transferred.seconds)
+            way = "out" if moving.road is Road.WRITE else "in"
+            self._scheduler.counters[f"swapped {way} bytes"] += transferred.size_bytes
+            self._scheduler.counters[f"swapped {way} microseconds"] += int(transferred.seconds * 1e6)
+        else:
+            subject = moving.request.request_id
+            self._scheduler.notes.add(self._scheduler.now, "transfer failed", subject, transferred.detail)
+        if moving.road is Road.WRITE:
+            self._written(transferred.transfer, moving, transferred.ok)
+        else:
+            self._read(moving, transferred.ok)
+
+    def _written(self, number: int, moving: Moving, ok: bool) -> None:
+        request = moving.request
+        moving.replica.ledger.end_moving(moving.blocks)
+        if not ok and self.pools.get(moving.host.name) is moving.host:
+            # The worker writes no more, but the pool may not have heard so yet, and would refuse the next writer.
+            self._quarantine(number, moving)
+        elif not ok or moving.host.name not in self.pools or request.is_cancelled:
+            self.forget(request)
+        self._scheduler.off_replica(moving.replica, request)
+
+    def take_over(self, replica: Replica, transfer: Transfer) -> None:
+        """A transfer of a scheduler before this one: it is given up, and its blocks are free when it has ended."""
+        self.inherited[replica.name, transfer.transfer] = list(dict.fromkeys(transfer.mine))
+        replica.write().aborts.append(transfer.transfer)
+
+    def _read(self, moving: Moving, ok: bool) -> None:
+        if ok:
+            self._scheduler.admission.restored(moving.request)
+        else:
+            self.give_up(moving.request, moving.replica)
+
+    def on_settled(self, settled: HostPoolSettled) -> None:
+        host = self.pools.get(settled.pool)
+        if host is None or host.incarnation != settled.incarnation:
+            return
+        # It may be told twice, and of transfers that a scheduler before this one gave up.
+        blocks = self.quarantined.pop((settled.pool, settled.transfer), None)
+        if blocks is not None:
+            host.ledger.end_quarantine(blocks)
+
+    def abort(self, request: Request) -> None:
+        """Nobody needs the request's transfer any more; it still ends with Transferred."""
+        for number, moving in self.transfers.items():
+            if moving.request is request:
+                moving.replica.write().aborts.append(number)
+
+    def lose_replica(self, replica: Replica) -> list[Request]:
+        """Transfers with a lost replica: targets in host memory are quarantined, sources there stay good.
+
+        Returns the requests that keep their content in host memory and need nothing of the lost replica.
+        """
+        kept = []
+        for key in [key for key in self.inherited if key[0] == replica.name]:
+            del self.inherited[key]
+        for number, moving in [item for item in self.transfers.items() if item[1].replica is replica]:
+            del self.transfers[number]
+            if moving.road is Road.WRITE:
+                self._quarantine(number, moving)
+                replica.ledger.end_moving(moving.blocks)
+            elif not moving.request.is_cancelled:
+                kept.append(moving.request)
+        return kept
+
+    def _quarantine(self, number: int, moving: Moving) -> None:
+        """The request gives up what was being written for it, and nobody gets the room until its pool says so."""
+        host, blocks = moving.host, moving.host_blocks
+        host.ledger.begin_moving(blocks)
+        self.forget(moving.request)
+        self.end_in_quarantine(host, number, blocks)
+
+    def end_in_quarantine(self, host: HostPool, number: int, blocks: list[int]) -> None:
+        """These moving blocks, which nobody holds, are for nobody until their pool has settled the transfer."""
+        host.ledger.end_moving(blocks, quarantine=True)
+        if self.pools.get(host.name) is host:
+            self.quarantined[host.name, number] = blocks
+            self._scheduler.tell(GiveUp(host.name, host.incarnation, self._scheduler.epoch, (number,)))
+
+    def unsettled(self, pool: str) -> GiveUp | None:
+        """All that a host pool has yet to settle, for one whose stream broke; None: nothing."""
+        numbers = tuple([number for name, number in self.quarantined if name == pool])
+        return GiveUp(pool, self.pools[pool].incarnation, self._scheduler.epoch, numbers) if numbers else None
+
+    def check(self) -> None:
+        for host in self.pools.values():
+            tables = self._scheduler.host_cache.held(host)
+            for request in host.requests.values():
+                assert request.host is host
+                tables.append(request.reserved)
+                tables += [sequence.host_table for sequence in request.sequences]
+            host.ledger.check(tables)

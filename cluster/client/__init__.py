@@ -1,0 +1,1 @@
+"""The client of the front door. The base install is enough for it."""

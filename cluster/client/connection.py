@@ -1,0 +1,125 @@
+"""A client's connection to one or several gateways: channels, TLS, token, retries. Needs the base install only.
+
+Both faces of the client share it. gRPC itself retries what is safe to repeat (the service config below); what has to be
+resumed by position is done in `cluster/client/stream.py`. It knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import grpc.aio
+
+from cluster.errors import ConfigError
+from protos.quire.v1.inference_pb2_grpc import InferenceServiceAsyncStub
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+MAX_MESSAGE_BYTES = 64 << 20
+KEEPALIVE_S = 30.0
+
+_RETRY = {
+    "maxAttempts": 4,
+    "initialBackoff": "0.1s",
+    "maxBackoff": "1s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+SERVICE_CONFIG = {
+    "methodConfig": [
+        # Each of these may be made twice. Streams are resumed by position instead.
+        {
+            "name": [
+                {"service": "quire.v1.InferenceService", "method": method}
+                for method in ("Cancel", "ListModels", "Tokenize", "Detokenize", "CachePrefix")
+            ],
+            "retryPolicy": _RETRY,
+        }
+    ]
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """How a client checks the gateway, and shows itself where mutual TLS is asked for. PEM files.
+
+    Without `authority` the system's own are trusted. `name` overrides the host name that the certificate must have.
+    """
+
+    authority: str | Path | None = None
+    certificate: str | Path | None = None
+    key: str | Path | None = None
+    name: str | None = None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        if (self.certificate is None) != (self.key is None):
+            raise ConfigError("TLS: certificate and key go together; give both, or neither")
+        try:
+            parts = [
+                None if path is None else Path(path).read_bytes()
+                for path in (self.authority, self.key, self.certificate)
+            ]
+        except OSError as error:
+            raise ConfigError(f"TLS: {error}") from error
+        return grpc.ssl_channel_credentials(*parts)
+
+
+class Connection:
+    """Gateways by address, tried in turn. Belongs to one event loop."""
+
+    def __init__(self, addresses: str | Sequence[str], token: str | None, tls: Tls | None) -> None:
+        listed = [addresses] if isinstance(addresses, str) else list(addresses)
+        if not listed or not all(listed):
+            raise ConfigError("name the address of at least one gateway, such as 127.0.0.1:50051")
+        self.addresses = [address if ":" in address else f"{address}:50051" for address in listed]
+        self.metadata: tuple[tuple[str, str], ...] = () if token is None else (("authorization", f"Bearer {token}"),)
+        self._tls = tls
+        self._current = 0
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    @property
+    def address(self) -> str:
+        return self.addresses[self._current]
+
+    def stub(self) -> InferenceServiceAsyncStub:
+        """Of the gateway that answered last."""
+        return InferenceServiceAsyncStub(self.channel())
+
+    def channel(self) -> grpc.aio.Channel:
+        channel = self._channels.get(self.address)
+        if channel is None:
+            channel = self._channels[self.address] = self._open(self.address)
+        return channel
+
+    def turn_to_next(self) -> None:
+        """The current gateway does not answer."""
+        self._current = (self._current + 1) % len(self.addresses)
+
+    def _open(self, address: str) -> grpc.aio.Channel:
+        options: list[tuple[str, int | str]] = [
+            ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+            ("grpc.enable_retries", 1),
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            # A gateway that died without a word is found out; a silent one lives as long as it answers.
+            ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1000)),
+            ("grpc.keepalive_timeout_ms", int(KEEPALIVE_S * 1000)),
+            ("grpc.http2.max_pings_without_data", 0),
+            # A gateway that starts again is found soon.
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1_000),
+        ]
+        if self._tls is None:
+            return grpc.aio.insecure_channel(address, options=options)
+        if self._tls.name is not None:
+            options.append(("grpc.ssl_target_name_override", self._tls.name))
+        return grpc.aio.secure_channel(address, self._tls.credentials(), options=options)
+
+    async def close(self) -> None:
+        channels, self._channels = list(self._channels.values()), {}
+        for channel in channels:
+            await channel.close(None)

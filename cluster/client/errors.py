@@ -1,0 +1,88 @@
+"""From a gRPC status back to the error that the gateway raised. Needs the base install only.
+
+`cluster/gateway/errors.py` is the other end. A status without our details (a broken connection, a proxy's own words)
+becomes the error that its code stands for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from cluster.errors import (
+    Aborted,
+    AccessDenied,
+    DeadlineExceeded,
+    InvalidRequest,
+    NeverFits,
+    NotAuthenticated,
+    NotFound,
+    QueueFull,
+    QuireError,
+    Unavailable,
+)
+from protos.quire.v1 import common_pb2 as pb
+
+DETAILS_KEY = "grpc-status-details-bin"
+
+
+def _tree(root: type[QuireError]) -> Iterator[type[QuireError]]:
+    yield root
+    for kind in root.__subclasses__():
+        yield from _tree(kind)
+
+
+def error_from_call(error: grpc.aio.AioRpcError) -> QuireError:
+    """The error behind a failed call."""
+    trailers: Any = error.trailing_metadata() or ()
+    for key, value in trailers:
+        if key == DETAILS_KEY and isinstance(value, bytes):
+            try:
+                return error_from_status(pb.Status.FromString(value))
+            except DecodeError:
+                break
+    return _plain(error.code().name, error.details() or error.code().name)
+
+
+def error_from_status(status: pb.Status) -> QuireError:
+    """The error in a google.rpc.Status, by the reason in its ErrorInfo."""
+    for detail in status.details:
+        if detail.type_url.endswith("/google.rpc.ErrorInfo"):
+            info = pb.ErrorInfo.FromString(detail.value)
+            if info.domain == "quire":
+                return _rebuilt(info.reason, status.message, info.metadata)
+    names = {code.value[0]: code.name for code in grpc.StatusCode}
+    return _plain(names.get(status.code, "UNKNOWN"), status.message)
+
+
+def _rebuilt(reason: str, message: str, figures: Mapping[str, str]) -> QuireError:
+    kind = next((kind for kind in _tree(QuireError) if kind.reason() == reason), QuireError)
+    try:
+        if issubclass(kind, NeverFits):
+            numbers = int(figures["needed"]), int(figures["available"])
+            return kind(figures["field"], *numbers, figures["unit"], figures["remedy"])
+        if issubclass(kind, InvalidRequest):
+            return kind(figures["field"], figures["problem"], figures.get("remedy", ""))
+        if issubclass(kind, QueueFull):
+            return kind(figures["message"], float(figures["retry_after_s"]))
+        if issubclass(kind, Unavailable):
+            retry = figures.get("retry_after_s")
+            return kind(figures["message"], None if retry is None else float(retry))
+    except (KeyError, ValueError):
+        # A gateway of another version says it with other figures; its line still stands.
+        return _plain(kind.grpc_status, message)
+    return kind(message)
+
+
+def _plain(code: str, message: str) -> QuireError:
+    if code == "UNAVAILABLE":
+        return Unavailable(message)
+    if code in ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"):
+        # Without our words a resource is exhausted only by a message that is larger than the gateway takes.
+        return InvalidRequest("request", message)
+    kinds = (NotFound, DeadlineExceeded, Aborted, AccessDenied, NotAuthenticated)
+    return {kind.grpc_status: kind for kind in kinds}.get(code, QuireError)(message)

@@ -1,0 +1,1 @@
+"""The front door: what a gateway validates, tokenizes, logs, cuts and streams."""

@@ -1,0 +1,140 @@
+"""The models that a gateway can ask for, and the making of Submit and Pin for them.
+
+It joins what the scheduler says is served with the tokenizers that were loaded here, and owns the hashers that name
+blocks: one key per cluster, one salt per tenant. The gateway asks it once per request; it keeps no request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from cluster.errors import InvalidRequest, NotFound, Unavailable
+from cluster.gateway.front import ServedModel, ServedModels
+from cluster.gateway.intake import Question, check_length, read_prompt
+from cluster.gateway.models import TextModel
+from cluster.hashing import BlockHasher
+from cluster.messages import Pin, Submit
+from protos.quire.v1 import inference_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+LoadText: TypeAlias = Callable[[str], TextModel]
+
+
+class Catalogue:
+    """Models by name. Deadlines that it writes are on this process's monotonic clock."""
+
+    def __init__(
+        self, gateway: str, first_route: int, models: Mapping[str, TextModel], load: LoadText | None = None
+    ) -> None:
+        self.models = dict(models)
+        self._load = load
+        self._loading: dict[str, asyncio.Task[None]] = {}
+        self.served: dict[str, ServedModel] = {}
+        self._gateway = gateway
+        self._route = first_route
+        self._hash_key = b""
+        self._hashers: dict[tuple[str, int], BlockHasher] = {}
+
+    def take_served(self, served: ServedModels) -> None:
+        """The scheduler's word on what is served. A model that was loaded meanwhile gets its tokenizer here too."""
+        self.served = {model.name: model for model in served.models}
+        for name in self.served.keys() - self.models.keys() - self._loading.keys() if self._load is not None else ():
+            self._loading[name] = asyncio.create_task(self._load_text(name))
+
+    async def _load_text(self, name: str) -> None:
+        assert self._load is not None
+        try:
+            self.models[name] = await asyncio.to_thread(self._load, name)
+            log.info("model %s is served from now on", name)
+        except Exception as error:
+            log.error("the tokenizer of model %s cannot be loaded: %s: %s", name, type(error).__name__, error)
+        finally:
+            del self._loading[name]
+
+    def take_key(self, hash_key: bytes) -> None:
+        if hash_key != self._hash_key:
+            self._hash_key = hash_key
+            self._hashers.clear()
+
+    def find(self, name: str) -> tuple[ServedModel, TextModel]:
+        """The model of this name, or the only one. Raises `NotFound`, or `Unavailable` while none is served."""
+        if not self.served:
+            raise Unavailable("no model is served yet: the scheduler has not been heard of, or has no worker", 1.0)
+        if not name and len(self.served) == 1:
+            (name,) = self.served
+        if not name:
+            raise NotFound(f"{len(self.served)} models are served here: {', '.join(sorted(self.served))}; name one")
+        served, model = self.served.get(name), self.models.get(name)
+        if name in self._loading:
+            raise Unavailable(f"model {name} has just been loaded, and its tokenizer is being read", 0.5)
+        if served is None or model is None:
+            known = ", ".join(sorted(self.served.keys() & self.models.keys()))
+            raise NotFound(f"no model {name!r} is served here; there is {known or 'none'}")
+        return served, model
+
+    async def submit(self, tenant: str, client_id: str, question: Question) -> Submit:
+        """The request as the scheduler wants it. Raises `QuireError` for what can be known to be wrong here."""
+        served, model = self.find(question.model)
+        prompt = await read_prompt(question.prompt, model)
+        longest = _longest(served, model)
+        check_length(prompt, longest)
+        return Submit(
+            request_id=cluster_id(tenant, client_id),
+            gateway=self._gateway,
+            route=self._next_route(),
+            model=served.name,
+            tenant=tenant,
+            prompt=prompt,
+            hashes=self._hasher(tenant, served.block_size).prompt(prompt),
+            sampling=model.resolve(question.params, len(prompt), longest, seed=secrets.randbits(63)),
+            priority=question.priority,
+            salt=tenant.encode(),
+            deadline=None if question.timeout_s is None else time.monotonic() + question.timeout_s,
+        )
+
+    async def pin(self, tenant: str, model_name: str, prompt: pb.Prompt, ttl_s: float) -> tuple[Pin, int]:
+        """A prefix to be kept, and how many of its tokens fill whole blocks."""
+        served, model = self.find(model_name)
+        tokens = await read_prompt(prompt, model)
+        check_length(tokens, _longest(served, model))
+        hashes = self._hasher(tenant, served.block_size).prompt(tokens)
+        if not hashes:
+            problem = f"has {len(tokens)} tokens, and only full blocks of {served.block_size} can be kept"
+            raise InvalidRequest("prompt", problem, "give a longer prefix")
+        pin = Pin(
+            request_id=cluster_id(tenant, f"pin-{secrets.token_hex(8)}"),
+            gateway=self._gateway,
+            route=self._next_route(),
+            model=served.name,
+            tenant=tenant,
+            prompt=tokens,
+            hashes=hashes,
+            until=time.monotonic() + ttl_s,
+            salt=tenant.encode(),
+        )
+        return pin, len(hashes) * served.block_size
+
+    def _next_route(self) -> int:
+        self._route += 1
+        return self._route
+
+    def _hasher(self, tenant: str, block_size: int) -> BlockHasher:
+        key = (tenant, block_size)
+        if key not in self._hashers:
+            self._hashers[key] = BlockHasher(self._hash_key, tenant.encode(), block_size)
+        return self._hashers[key]
+
+
+def cluster_id(tenant: str, client_id: str) -> str:
+    """Ids are unique within a tenant; tenants have no slash in their names."""
+    return f"{tenant}/{client_id}"
+
+
+def _longest(served: ServedModel, model: TextModel) -> int:
+    return min(served.max_model_len or model.max_model_len, model.max_model_len)

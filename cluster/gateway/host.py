@@ -1,0 +1,68 @@
+"""A gateway's process: its models' texts, its link to the scheduler, the intake of tokens, and its public port.
+
+Hosted by a Ray actor (`cluster/serving/actors.py`). The intake listens on a port of its own on the internal side;
+workers are told where through the scheduler's directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import grpc.aio
+
+from cluster.gateway.front_link import FrontLink, LinkSettings
+from cluster.gateway.front_tokens import TokenIntake
+from cluster.gateway.gateway import Gateway
+from cluster.gateway.models import TextModel
+from cluster.gateway.server import GatewayServer
+from cluster.gateway.settings import GatewaySettings
+from cluster.serving.inside import Inside
+from cluster.watching.metrics import Family
+from cluster.watching.metrics_serve import FiguresService
+from cluster.watching.tracing import Tracer
+from protos.quire.v1.front_pb2_grpc import add_FiguresServiceServicer_to_server, add_TokenServiceServicer_to_server
+from worker.model.checkpoint import find_folder
+
+INTERNAL_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.so_reuseport", 0),
+]
+
+
+def load_text(model: str) -> TextModel:
+    return TextModel.load(model, find_folder(model))
+
+
+async def serve_gateway(
+    settings: GatewaySettings,
+    models: Sequence[str],
+    find: Callable[[], Awaitable[str]],
+    on_address: Callable[[str], None],
+    inside: Inside,
+    tracer: Tracer | None = None,
+) -> None:
+    """Serves until cancelled. `find` gives the scheduler's address; `on_address` gets the public one."""
+    texts = {model: load_text(model) for model in models}
+    security = inside.security
+    intake_server = grpc.aio.server(options=INTERNAL_OPTIONS, interceptors=[security.aio_interceptor()])
+    token_address = inside.address(security.serve(intake_server, inside.address(0)))
+    link = FrontLink(LinkSettings(settings.name, settings.incarnation, token_address, find, security))
+    gateway = Gateway(settings, link, texts, tracer, load_text)
+
+    def families() -> list[Family]:
+        num_open = gateway.num_open
+        return gateway.watch.metrics.families(num_open, gateway.is_connected, gateway.num_stale)
+
+    add_FiguresServiceServicer_to_server(FiguresService(families), intake_server)
+    add_TokenServiceServicer_to_server(TokenIntake(gateway.feed), intake_server)
+    await intake_server.start()
+    server = GatewayServer(gateway)
+    await server.start()
+    on_address(inside.reachable(settings.host, server.port))
+    try:
+        await server.wait()
+    finally:
+        await server.stop()
+        await intake_server.stop(None)

@@ -1,0 +1,144 @@
+"""From a client's message to a question that the scheduler can be asked: checked, tokenized, resolved.
+
+The gateway's services call `read_generate` and its siblings once per request. Everything a client can say wrong is an
+`InvalidRequest` here with the path of the field; the sampling settings themselves are judged by their one validator.
+Long texts are tokenized in a thread, so that streams under way do not wait. Nothing here holds state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from cluster.errors import InvalidRequest, NeverFits, Unsupported
+from cluster.gateway.models import TextModel
+from cluster.gateway.settings import MAX_PIN_S, MAX_PRIORITY, MAX_REQUEST_ID_CHARS, MAX_RESUME_GRACE_S
+from cluster.messages import Ids, ids
+from cluster.sampling import SamplingParams
+from cluster.wire.sampling import sampling_from
+from protos.quire.v1 import inference_pb2 as pb
+
+Request = TypeVar("Request", bound=Message)
+
+INLINE_CHARS = 2_000
+"""Texts up to this length are tokenized at once: that takes less time than handing them to a thread."""
+
+MAX_CHAT_MESSAGES = 10_000
+
+_UNSUPPORTED = ("json_schema", "regex", "grammar", "lora", "images", "tools")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A request that is good in itself. `params` are the client's own, not resolved yet."""
+
+    client_id: str
+    model: str
+    prompt: pb.Prompt
+    params: SamplingParams
+    priority: int
+    grace_s: float
+    positions: tuple[int, ...] | None
+    timeout_s: float | None
+    trace: str = ""
+
+
+def parse(kind: type[Request], raw: bytes) -> Request:
+    """The message that a client sent. Undecodable bytes are its mistake, not ours."""
+    try:
+        return kind.FromString(raw)
+    except DecodeError as error:
+        name = kind.DESCRIPTOR.full_name
+        raise InvalidRequest("message", f"{len(raw):,} bytes are no {name}", "generate code from our .proto") from error
+
+
+def read_generate(request: pb.GenerateRequest, timeout_s: float | None, trace: str = "") -> Question:
+    """`trace`: the W3C traceparent that came with the call."""
+    for name in _UNSUPPORTED:
+        if getattr(request, name):
+            raise Unsupported(name, "is asked for, and Quire does not do it", "leave it out")
+    if len(request.request_id) > MAX_REQUEST_ID_CHARS:
+        problem = f"has {len(request.request_id)} characters"
+        raise InvalidRequest("request_id", problem, f"give at most {MAX_REQUEST_ID_CHARS}")
+    if not request.request_id.isprintable():
+        raise InvalidRequest("request_id", "holds characters that cannot be printed", "give letters and digits")
+    if abs(request.priority) > MAX_PRIORITY:
+        raise InvalidRequest("priority", f"is {request.priority:,}", f"give -{MAX_PRIORITY:,} to {MAX_PRIORITY:,}")
+    grace_s = request.resume_grace_s
+    if not 0.0 <= grace_s <= MAX_RESUME_GRACE_S:  # NaN fails this too.
+        raise InvalidRequest("resume_grace_s", f"is {grace_s:g}", f"give 0 to {MAX_RESUME_GRACE_S:g} seconds")
+    if timeout_s is not None and math.isnan(timeout_s):
+        raise InvalidRequest("timeout_s", "is not a number", "give seconds")
+    params = sampling_from(request.sampling)
+    return Question(
+        client_id=request.request_id,
+        model=request.model,
+        prompt=request.prompt,
+        params=params,
+        priority=request.priority,
+        grace_s=grace_s,
+        positions=_positions(request, params) if request.HasField("resume") else None,
+        timeout_s=timeout_s,
+        trace=trace,
+    )
+
+
+def _positions(request: pb.GenerateRequest, params: SamplingParams) -> tuple[int, ...]:
+    if not request.request_id:
+        raise InvalidRequest("request_id", "is empty, and resume is set", "give the id of the request to go on with")
+    positions = tuple(request.resume.positions)
+    if len(positions) != params.n:
+        problem = f"has {len(positions)} entries, and the request {params.n} sequences"
+        raise InvalidRequest("resume.positions", problem, "give one for each sequence")
+    if min(positions) < 0:
+        raise InvalidRequest("resume.positions", f"holds {min(positions)}", "give how many tokens you have")
+    return positions
+
+
+async def read_prompt(prompt: pb.Prompt, model: TextModel) -> Ids:
+    """The prompt's token ids. Raises `InvalidRequest`."""
+    kind = prompt.WhichOneof("prompt")
+    if kind == "token_ids":
+        tokens = ids(prompt.token_ids.ids)
+        model.check_ids("prompt.token_ids", tokens)
+    elif kind == "text":
+        text = prompt.text
+        tokens = model.encode(text) if len(text) <= INLINE_CHARS else await asyncio.to_thread(model.encode, text)
+    elif kind == "chat":
+        tokens = await _read_chat(prompt.chat, model)
+    else:
+        raise InvalidRequest("prompt", "is empty", "give text, token_ids or chat")
+    if not tokens:
+        raise InvalidRequest(f"prompt.{kind}", "has no tokens", "give at least one")
+    return tokens
+
+
+async def _read_chat(chat: pb.Chat, model: TextModel) -> Ids:
+    if not chat.messages:
+        raise InvalidRequest("prompt.chat.messages", "is empty", "give at least one message")
+    if len(chat.messages) > MAX_CHAT_MESSAGES:
+        problem = f"has {len(chat.messages):,} messages"
+        raise InvalidRequest("prompt.chat.messages", problem, f"give at most {MAX_CHAT_MESSAGES:,}")
+    messages = [{"role": message.role, "content": message.content} for message in chat.messages]
+    for at, message in enumerate(messages):
+        if not message["role"]:
+            raise InvalidRequest(f"prompt.chat.messages[{at}].role", "is empty", 'give "user", or another role')
+    add = chat.add_generation_prompt if chat.HasField("add_generation_prompt") else True
+    # Templates are programs of the model's makers: always in a thread.
+    return await asyncio.to_thread(model.encode_chat, messages, add)
+
+
+def check_length(tokens: Sequence[int], max_model_len: int) -> None:
+    if len(tokens) >= max_model_len:
+        raise NeverFits("prompt", len(tokens) + 1, max_model_len, "tokens", "shorten the prompt")
+
+
+def read_ttl(ttl_s: float) -> float:
+    if not 0.0 < ttl_s <= MAX_PIN_S:
+        raise InvalidRequest("ttl_s", f"is {ttl_s:g}", f"give more than 0 and at most {MAX_PIN_S:,.0f} seconds")
+    return ttl_s

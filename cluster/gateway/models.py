@@ -1,0 +1,171 @@
+"""What a gateway knows of a model: its tokenizer, chat template, default settings and limits. No weights, no torch.
+
+The gateway loads one `TextModel` per served model at start and asks it to turn prompts into token ids and settings into
+resolved ones. `transformers` is imported only here, and only for the tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import InvalidRequest, ModelError, NeverFits
+from cluster.gateway.byte_level import ByteTable, ByteWindow
+from cluster.gateway.detokenizer import detokenizers
+from cluster.gateway.log import TextCutter
+from cluster.messages import Ids, ids
+from cluster.sampling import SamplingParams
+
+PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")  # all of them is in tokenizer.json
+CHARS_PER_TOKEN = 64
+"""No tokenizer in use packs more characters than this into each token of a long text: such a text is not even tried."""
+
+
+class TextModel:
+    """The text side of one model. All calls are pure and may run in threads."""
+
+    def __init__(
+        self,
+        name: str,
+        tokenizer: Any,
+        *,
+        vocab_size: int,
+        max_model_len: int,
+        defaults: Mapping[str, object],
+    ) -> None:
+        self.name = name
+        self.tokenizer = tokenizer
+        self.vocab_size = vocab_size
+        self.max_model_len = max_model_len
+        self.defaults = defaults
+        self._tables: dict[bool, ByteTable] = {}
+        self.has_chat_template = bool(getattr(tokenizer, "chat_template", None))
+
+    @classmethod
+    def load(cls, name: str, folder: Path) -> TextModel:
+        """Reads config, generation config and tokenizer of a model folder. Raises `ModelError`."""
+        config = _read(folder / "config.json")
+        if config is None:
+            raise ModelError(f"{folder} has no config.json; give the folder of a model")
+        text_config = config.get("text_config")
+        inner = text_config if isinstance(text_config, dict) else config
+        try:
+            tokenizer = _load_tokenizer(folder)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
+        defaults = _read(folder / "generation_config.json") or {}
+        if defaults.get("eos_token_id") is None:
+            defaults["eos_token_id"] = config.get("eos_token_id")
+        return cls(
+            name,
+            tokenizer,
+            vocab_size=int(inner["vocab_size"]),
+            max_model_len=int(inner.get("max_position_embeddings", 2048)),
+            defaults=defaults,
+        )
+
+    def encode(self, text: str) -> Ids:
+        """Token ids of a text, with the special tokens that the model wants. Raises `InvalidRequest`."""
+        self._check_chars(len(text))
+        # transformers would log that a text is too long; that is ours to say.
+        return ids(self.tokenizer.encode(text, verbose=False))
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> Ids:
+        """Token ids of a conversation by the model's chat template. Raises `InvalidRequest`."""
+        if not self.has_chat_template:
+            raise InvalidRequest("prompt.chat", f"model {self.name} has no chat template", "send text or token_ids")
+        self._check_chars(sum(len(message["content"]) for message in messages))
+        from jinja2 import TemplateError
+
+        try:
+            text = self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except (TemplateError, TypeError) as error:
+            # Templates refuse roles in a wrong order, and other things that only they know.
+            raise InvalidRequest("prompt.chat", f"the model's chat template refuses it: {error}") from error
+        # The template writes the special tokens itself.
+        return ids(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+    def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
+        self.check_ids("ids", tokens)
+        return self._decoder(skip_special_tokens)(list(tokens))
+
+    def cutters(self, params: SamplingParams) -> Callable[[], TextCutter | None]:
+        """Makes what cuts the text of each sequence of a request; None where its client wants no text."""
+        if not params.detokenize:
+            return _no_cutter
+        return detokenizers(params, self._decoder(params.skip_special_tokens), self._windows(params))
+
+    def _windows(self, params: SamplingParams) -> Callable[[], ByteWindow] | None:
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if not ByteTable.fits(backend) or getattr(self.tokenizer, "clean_up_tokenization_spaces", False):
+            return None
+        skips = params.skip_special_tokens
+        if skips not in self._tables:
+            self._tables[skips] = ByteTable(backend, self.vocab_size, skips)
+        return partial(ByteWindow, self._tables[skips])
+
+    def _decoder(self, skip_special_tokens: bool) -> Callable[[list[int]], str]:
+        # The tokenizer behind transformers' own is ten times as fast and gives the same text.
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None and not getattr(self.tokenizer, "clean_up_tokenization_spaces", False):
+            return partial(backend.decode, skip_special_tokens=skip_special_tokens)
+        return partial(self.tokenizer.decode, skip_special_tokens=skip_special_tokens)
+
+    def check_ids(self, field: str, tokens: Sequence[int]) -> None:
+        """Raises `InvalidRequest` for ids that the model does not have."""
+        wrong = min(tokens, default=0) if min(tokens, default=0) < 0 else max(tokens, default=0)
+        if not 0 <= wrong < self.vocab_size:
+            last = self.vocab_size - 1
+            raise InvalidRequest(field, f"holds token id {wrong:,}", f"ids of this model are 0 to {last:,}")
+
+    def resolve(self, params: SamplingParams, num_prompt: int, max_model_len: int, seed: int) -> SamplingParams:
+        """The settings with every figure filled in. Raises `InvalidRequest`, or `ConfigError` for a broken model."""
+        return params.with_bad_word_ids(self._encode_word).resolve(
+            self.defaults,
+            vocab_size=self.vocab_size,
+            max_model_len=max_model_len,
+            num_prompt_tokens=num_prompt,
+            seed=seed,
+        )
+
+    def _encode_word(self, word: str) -> Sequence[int]:
+        return list(self.tokenizer.encode(word, add_special_tokens=False))
+
+    def _check_chars(self, num_chars: int) -> None:
+        bound = self.max_model_len * CHARS_PER_TOKEN
+        if num_chars > bound:
+            raise NeverFits("prompt", num_chars, bound, "characters", "shorten the prompt")
+
+
+def _no_cutter() -> None:
+    return None
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    """As transformers would choose it. Where the folder says that tokenizer.json is all there is, the choosing is left
+    out: it imports torch, seconds of work for a process that has no use for it."""
+    named = str((_read(folder / "tokenizer_config.json") or {}).get("tokenizer_class", ""))
+    if named in PLAIN_CLASSES and (folder / "tokenizer.json").is_file():
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} holds no settings by name")
+    return content

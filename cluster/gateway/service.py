@@ -1,0 +1,273 @@
+"""InferenceService: each method of the front door as a thin layer of gRPC over the gateway.
+
+A stream waits at its Outlet, fills messages from its cursors, and writes them; while one write is under way, what
+arrives is merged into the next message. A stream that breaks leaves its requests to the gateway, which aborts them or
+keeps them for their grace. Nothing here keeps a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator
+
+from cluster.errors import InvalidRequest, QuireError
+from cluster.gateway.answer import MAX_FILL_BYTES, Answer, Cursor, Outlet
+from cluster.gateway.calls import Call, Method, resumed_elsewhere
+from cluster.gateway.errors import status_of
+from cluster.gateway.gateway import Gateway
+from cluster.gateway.intake import Question, read_generate, read_prompt, read_ttl
+from protos.quire.v1 import inference_pb2 as pb
+
+MAX_GAP_S = 0.025
+
+MAX_RESPONSES = 1_024
+"""Responses in one message of GenerateMany; more are written in the next."""
+
+
+class Pace:
+    """How soon a stream may write again, so that all streams together write no more than `rate` messages a second.
+
+    What arrives before that is merged into the next message. The wait is never longer than `MAX_GAP_S`, however many
+    streams there are, and a lone stream does not notice it.
+    """
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self.num_streams = 0
+
+    @property
+    def gap_s(self) -> float:
+        """The least time between two messages of one stream."""
+        return min(MAX_GAP_S, self.num_streams / self._rate)
+
+    async def wait(self, wrote_at: float) -> None:
+        left_s = wrote_at + self.gap_s - time.monotonic()
+        if left_s > 0:
+            await asyncio.sleep(left_s)
+
+
+class InferenceService:
+    """The methods of quire.v1.InferenceService. Messages come parsed, callers checked (`cluster/gateway/calls.py`)."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._pace = Pace(gateway.settings.max_messages_per_s)
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        return {
+            "Generate": self.generate,
+            "GenerateMany": self.generate_many,
+            "Cancel": self.cancel,
+            "ListModels": self.list_models,
+            "Tokenize": self.tokenize,
+            "Detokenize": self.detokenize,
+            "CachePrefix": self.cache_prefix,
+        }
+
+    async def generate(self, request: pb.GenerateRequest, call: Call) -> None:
+        outlet = Outlet()
+        question = read_generate(request, call.time_left_s, call.traceparent)
+        answer = await _begin(self._gateway, call.caller.tenant, question, outlet, 0)
+        cursor = answer.cursor
+        assert cursor is not None
+        messages: list[pb.GenerateResponse] = []
+
+        def add() -> pb.GenerateResponse:
+            messages.append(pb.GenerateResponse())
+            return messages[-1]
+
+        wrote_at = 0.0
+        self._pace.num_streams += 1
+        try:
+            while not cursor.is_told:
+                if not cursor.has_more:
+                    await outlet.news()
+                    if not answer.is_over:
+                        await self._pace.wait(wrote_at)
+                    outlet.take()
+                if answer.cursor is not cursor:
+                    raise resumed_elsewhere()
+                if cursor.fill(add):
+                    wrote_at = time.monotonic()
+                for message in messages:
+                    await call.write(message)
+                messages.clear()
+            if answer.failure is not None:
+                raise answer.failure
+        finally:
+            self._pace.num_streams -= 1
+            self._gateway.leave(answer, cursor, is_final=call.is_past_deadline)
+
+    async def generate_many(self, requests: AsyncIterator[pb.GenerateManyRequest], call: Call) -> None:
+        self._pace.num_streams += 1
+        try:
+            await ManyStream(self._gateway, call, self._pace).run(requests)
+        finally:
+            self._pace.num_streams -= 1
+
+    async def cancel(self, request: pb.CancelRequest, call: Call) -> pb.CancelResponse:
+        if not request.request_id:
+            raise InvalidRequest("request_id", "is empty", "name the request to cancel")
+        was_running = self._gateway.cancel(call.caller.tenant, request.request_id)
+        return pb.CancelResponse(found=pb.FOUND_RUNNING if was_running else pb.FOUND_NOTHING)
+
+    async def list_models(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
+        response = pb.ListModelsResponse()
+        catalogue = self._gateway.catalogue
+        for name, served in catalogue.served.items():
+            model = catalogue.models.get(name)
+            if model is not None:
+                response.models.add(
+                    name=name,
+                    ready=served.is_ready and self._gateway.is_connected,
+                    max_model_len=served.max_model_len or model.max_model_len,
+                    vocab_size=model.vocab_size,
+                    has_chat_template=model.has_chat_template,
+                    num_replicas=served.num_replicas,
+                    detail=served.detail,
+                )
+        return response
+
+    async def tokenize(self, request: pb.TokenizeRequest, call: Call) -> pb.TokenizeResponse:
+        served, model = self._gateway.catalogue.find(request.model)
+        tokens = await read_prompt(request.prompt, model)
+        return pb.TokenizeResponse(ids=tokens, max_model_len=served.max_model_len or model.max_model_len)
+
+    async def detokenize(self, request: pb.DetokenizeRequest, call: Call) -> pb.DetokenizeResponse:
+        _, model = self._gateway.catalogue.find(request.model)
+        skips = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
+        return pb.DetokenizeResponse(text=await asyncio.to_thread(model.decode, list(request.ids), skips))
+
+    async def cache_prefix(self, request: pb.CachePrefixRequest, call: Call) -> pb.CachePrefixResponse:
+        ttl_s = read_ttl(request.ttl_s)
+        num_prompt, num_kept = await self._gateway.pin(call.caller.tenant, request.model, request.prompt, ttl_s)
+        return pb.CachePrefixResponse(prompt_tokens=num_prompt, pinned_tokens=num_kept)
+
+
+class ManyStream:
+    """One GenerateMany stream: a task that reads questions, and a loop that writes what is new of all of them."""
+
+    def __init__(self, gateway: Gateway, call: Call, pace: Pace) -> None:
+        self._gateway = gateway
+        self._call = call
+        self._pace = pace
+        self._outlet = Outlet()
+        self._answers: dict[int, tuple[Answer, Cursor]] = {}
+        self._refused: list[tuple[int, QuireError]] = []
+        self._has_room = asyncio.Event()
+        self._has_room.set()
+
+    async def run(self, requests: AsyncIterator[pb.GenerateManyRequest]) -> None:
+        reader = asyncio.create_task(self._read(requests))
+        reader.add_done_callback(lambda task: self._outlet.nudge())
+        wrote_at = 0.0
+        try:
+            while not (reader.done() and not self._answers and not self._refused):
+                await self._outlet.news()
+                await self._pace.wait(wrote_at)
+                ready = self._outlet.take()
+                wrote_at = time.monotonic()
+                if reader.done() and not reader.cancelled() and reader.exception() is not None:
+                    reader.result()
+                await self._write(ready)
+        finally:
+            reader.cancel()
+            for answer, cursor in self._answers.values():
+                self._gateway.leave(answer, cursor, is_final=self._call.is_past_deadline)
+
+    async def _read(self, requests: AsyncIterator[pb.GenerateManyRequest]) -> None:
+        bound = self._gateway.settings.max_open_per_stream
+        async for request in requests:
+            if len(self._answers) >= bound:
+                self._has_room.clear()
+                await self._has_room.wait()
+            action = request.WhichOneof("action")
+            if action == "generate":
+                await self._ask(request)
+            elif action == "cancel":
+                if request.tag in self._answers:
+                    self._gateway.abort(self._answers[request.tag][0])
+            else:
+                self._refuse(request.tag, InvalidRequest("action", "is missing", "give generate or cancel"))
+
+    async def _ask(self, request: pb.GenerateManyRequest) -> None:
+        tag = request.tag
+        try:
+            if tag in self._answers:
+                raise InvalidRequest("tag", f"{tag} is under way on this stream", "give each request its own")
+            question = read_generate(request.generate, self._timeout_s(request), self._call.traceparent)
+            answer = await _begin(self._gateway, self._call.caller.tenant, question, self._outlet, tag)
+        except QuireError as error:
+            self._refuse(tag, error)
+            return
+        assert answer.cursor is not None
+        self._answers[tag] = (answer, answer.cursor)
+
+    def _timeout_s(self, request: pb.GenerateManyRequest) -> float | None:
+        left_s = self._call.time_left_s
+        if not request.HasField("timeout_s"):
+            return left_s
+        if math.isnan(request.timeout_s):
+            raise InvalidRequest("timeout_s", "is not a number", "give seconds")
+        return request.timeout_s if left_s is None else min(left_s, request.timeout_s)
+
+    def _refuse(self, tag: int, error: QuireError) -> None:
+        self._refused.append((tag, error))
+        self._outlet.nudge()
+
+    async def _write(self, ready: list[Answer]) -> None:
+        """Everything new, in as few messages as the bounds allow."""
+        message = pb.GenerateManyResponse()
+        refused, self._refused = self._refused, []
+        for tag, error in refused:
+            _fill_failed(message.responses.add(), tag, error)
+        told: list[Cursor] = []
+        size = 0
+        for answer in ready:
+            cursor = answer.cursor
+            held = self._answers.get(cursor.tag) if cursor is not None else None
+            if cursor is None or held is None or held[1] is not cursor:
+                self._lose(answer, message)
+                continue
+            size += cursor.fill(message.responses.add)
+            if cursor.has_more:
+                self._outlet.wake(answer)
+            elif cursor.is_told:
+                if answer.failure is not None:
+                    _fill_failed(message.responses.add(), cursor.tag, answer.failure)
+                told.append(cursor)
+            if len(message.responses) >= MAX_RESPONSES or size >= MAX_FILL_BYTES:
+                await self._call.write(message)
+                message, size = pb.GenerateManyResponse(), 0
+        if message.responses:
+            await self._call.write(message)
+        for cursor in told:
+            answer, _ = self._answers.pop(cursor.tag)
+            self._gateway.leave(answer, cursor, is_final=False)
+            self._has_room.set()
+
+    def _lose(self, answer: Answer, message: pb.GenerateManyResponse) -> None:
+        """Another stream has resumed it."""
+        for tag, (held, _) in self._answers.items():
+            if held is answer:
+                _fill_failed(message.responses.add(), tag, resumed_elsewhere())
+                del self._answers[tag]
+                self._has_room.set()
+                return
+
+
+async def _begin(gateway: Gateway, tenant: str, question: Question, outlet: Outlet, tag: int) -> Answer:
+    ask = gateway.ask if question.positions is None else gateway.resume
+    try:
+        return await ask(tenant, question, outlet, tag)
+    except QuireError as error:
+        gateway.watch.refused(question, question.model in gateway.catalogue.served, error)
+        raise
+
+
+def _fill_failed(message: pb.GenerateResponse, tag: int, error: QuireError) -> None:
+    message.tag = tag
+    message.failed.ParseFromString(status_of(error).SerializeToString())

@@ -1,0 +1,61 @@
+"""Settings of a gateway: where it listens, whom it trusts, and every bound it holds. The figures are documented here.
+
+The command line builds one object; the gateway, its server and its tests read it. Nothing here reads the world but the
+certificate files, when a server is built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cluster.errors import ConfigError
+from cluster.serving.auth import TokenBook
+from cluster.serving.door import Door, TlsFiles
+
+MAX_RESUME_GRACE_S = 60.0
+MAX_REQUEST_ID_CHARS = 128
+MAX_PRIORITY = 1_000_000
+MAX_PIN_S = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    """One gateway. Times in seconds."""
+
+    name: str = "gateway-0"
+    # One number per start; higher is later.
+    incarnation: int = 1
+    host: str = "127.0.0.1"
+    # 0: any free port.
+    port: int = 50051
+    tls: TlsFiles | None = None
+    tokens: TokenBook = field(default_factory=TokenBook)
+    # Lists our services to tools such as grpcurl.
+    reflection: bool = True
+
+    # Largest message that a client may send; a prompt of a million token ids takes 3 to 5 MB.
+    max_message_bytes: int = 16 << 20
+    # Requests under way here, over all clients; one more is refused with a time to try again.
+    max_open: int = 20_000
+    # Requests under way on one GenerateMany stream; the gateway reads no further until one has ended.
+    max_open_per_stream: int = 4_096
+    # Tokens that are kept for a client whose connection broke, in its grace; one more aborts the request.
+    max_detached_tokens: int = 1 << 18
+    # Messages that all streams together may write in a second; beyond it tokens merge, by at most 25 ms each.
+    max_messages_per_s: int = 10_000
+    # A request that the scheduler has not taken by then is answered UNAVAILABLE.
+    accept_timeout_s: float = 30.0
+    # Seconds between pings on a silent connection: a dead peer is found out in twice that, a silent one lives.
+    keepalive_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not self.name or len(self.name) > 128:
+            raise ConfigError(f"gateway name {self.name!r}: give 1 to 128 characters")
+        if not 0 <= self.port < 65536:
+            raise ConfigError(f"gateway port is {self.port}; give 0 (any) to 65535")
+        if self.max_message_bytes < 1 << 16:
+            raise ConfigError(f"max_message_bytes is {self.max_message_bytes:,}; give at least 65,536")
+
+    @property
+    def door(self) -> Door:
+        return Door(self.host, self.port, self.tls, self.tokens)

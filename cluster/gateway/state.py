@@ -1,0 +1,79 @@
+"""What a gateway tells a scheduler beside single requests: all that is under way, when it must; and what has ended.
+
+The first is for a scheduler that knows nothing of this gateway, or no longer: pure functions from answers to events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from cluster.gateway.answer import Answer
+from cluster.gateway.front import SchedulerLink
+from cluster.messages import Adopt, Cancel, Closed, GatewayState, OpenRequest, StopAt, Submit
+from cluster.wire.front import FrontEvent
+
+
+def adopt(submit: Submit) -> Adopt:
+    return Adopt(submit.request_id, submit.tenant, submit.gateway, submit.route)
+
+
+def state_events(gateway: str, answers: Iterable[Answer]) -> list[FrontEvent]:
+    """For a new scheduler: all that is under way, then what was asked of the old one and not answered."""
+    under_way = [answer for answer in answers if answer.ended is None]
+    adopting = [answer for answer in under_way if answer.is_adopted and answer.accepted is None]
+    requests = tuple(
+        OpenRequest(answer.submit, answer.log.next_attempt, answer.log.outputs, answer.log.reasons)
+        for answer in under_way
+        if answer not in adopting
+    )
+    events: list[FrontEvent] = [GatewayState(gateway, requests)]
+    for answer in under_way:
+        if answer.is_cancelled or answer.failure is not None:
+            # A state cannot say that a client has gone.
+            events.append(Cancel(answer.request_id))
+        elif answer in adopting:
+            events.append(adopt(answer.submit))
+    return events
+
+
+def ask_again_events(answers: Iterable[Answer]) -> list[FrontEvent]:
+    """For a scheduler that had given this gateway up: each request is taken up again, or ended."""
+    events: list[FrontEvent] = []
+    for answer in answers:
+        if answer.ended is not None:
+            continue
+        if answer.is_cancelled or answer.failure is not None:
+            events.append(Cancel(answer.request_id))
+            continue
+        answer.is_asked_again = True
+        events.append(adopt(answer.submit))
+        for sequence in answer.log.sequences:
+            if sequence.stop_string is not None:
+                events.append(StopAt(answer.request_id, sequence.index, len(sequence.ids)))
+    return events
+
+
+CLOSE_AFTER_S = 1.0
+
+
+class Closing:
+    """Requests that have ended, until the scheduler is told that it may forget them.
+
+    That is a little later than here: what was written last may die with this process on its way to the client, who then
+    asks another gateway for it.
+    """
+
+    def __init__(self, link: SchedulerLink) -> None:
+        self._link = link
+        self._waiting: list[str] = []
+
+    def add(self, request_id: str) -> None:
+        self._waiting.append(request_id)
+        if len(self._waiting) == 1:
+            asyncio.get_running_loop().call_later(CLOSE_AFTER_S, self._tell)
+
+    def _tell(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for request_id in waiting:
+            self._link.send(Closed(request_id))

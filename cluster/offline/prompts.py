@@ -1,0 +1,86 @@
+"""The forms in which the embedded engine takes prompts, brought to one: token ids, with the text where there was one.
+
+The forms are vLLM's: text, token ids, {"prompt": text}, {"prompt_token_ids": ids}, one of them or a list. What is none
+of these is an InvalidRequest that names the place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cluster.errors import InvalidRequest
+from cluster.gateway.models import TextModel
+from cluster.sampling import SamplingParams
+
+_FORMS = 'give text, a list of token ids, {"prompt": text} or {"prompt_token_ids": ids}'
+
+
+def listed(prompts: Any) -> list[Any]:
+    """One prompt or many, as a list. A bare list of numbers is one prompt."""
+    if isinstance(prompts, str | Mapping) or _is_ids(prompts):
+        return [prompts]
+    if not isinstance(prompts, Sequence) or isinstance(prompts, bytes):
+        raise InvalidRequest("prompts", f"is of type {type(prompts).__name__}", _FORMS + ", or a list of them")
+    return list(prompts)
+
+
+def one_each(params: Any, count: int) -> list[SamplingParams]:
+    """Settings for each of `count` prompts: one for all, one each, or None for the model's own."""
+    if params is None:
+        params = SamplingParams()
+    if isinstance(params, SamplingParams):
+        return [params] * count
+    if not isinstance(params, Sequence) or not all(isinstance(one, SamplingParams) for one in params):
+        raise InvalidRequest("sampling_params", f"is {params!r:.80}", "give SamplingParams(...), or a list of them")
+    found = list(params)
+    if len(found) != count:
+        raise InvalidRequest(
+            "sampling_params", f"has {len(found)} entries for {count} prompts", "give one, or one each"
+        )
+    return found
+
+
+def tokens_of(prompt: Any, field: str, text: TextModel) -> tuple[str | None, list[int]]:
+    """The text of a prompt, if it came as text, and its token ids."""
+    if isinstance(prompt, Mapping):
+        if "prompt_token_ids" in prompt:
+            return prompt.get("prompt"), _ids(prompt["prompt_token_ids"], f"{field}.prompt_token_ids")
+        prompt = prompt.get("prompt")
+    if isinstance(prompt, str):
+        if text.tokenizer is None:
+            raise InvalidRequest(field, "is text, and the model's folder has no tokenizer", "give token ids")
+        return prompt, list(text.encode(prompt))
+    return None, _ids(prompt, field)
+
+
+def conversations(messages: Any) -> list[Sequence[Mapping[str, str]]]:
+    """One conversation or many, as a list."""
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise InvalidRequest("messages", "is no conversation", 'give a list of {"role": ..., "content": ...}')
+    found = [messages] if isinstance(messages[0], Mapping) else list(messages)
+    for i, conversation in enumerate(found):
+        for message in conversation:
+            if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+                raise InvalidRequest(f"messages[{i}]", "holds a message without role and content", "give both")
+    return found
+
+
+def _is_ids(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.ndim == 1 and bool(np.issubdtype(value.dtype, np.integer))
+    # An empty list is one empty prompt: nobody asks for no prompts at all.
+    is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    return is_list and all(_is_id(token) for token in value)
+
+
+def _is_id(token: Any) -> bool:
+    return isinstance(token, int | np.integer) and not isinstance(token, bool)
+
+
+def _ids(value: Any, field: str) -> list[int]:
+    if not _is_ids(value):
+        raise InvalidRequest(field, "is neither text nor a list of whole numbers", _FORMS)
+    return [int(token) for token in value]

@@ -1,0 +1,1 @@
+"""The processes of a cluster on Ray: actors, streams, addresses, start and stop."""

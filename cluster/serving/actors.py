@@ -1,0 +1,356 @@
+"""The Ray actors: one scheduler, workers, gateways and host pools, each a process that serves by gRPC.
+
+Ray starts them, places them and starts them again when they die; nothing else passes through it. Every actor runs its
+server on a thread with an event loop of its own and answers `ready()` once it serves. An actor that Ray has started
+again comes up by itself: whom to talk to is kept in `RayState`, and its incarnation is the time, so it only grows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.serving.cluster_settings import ClusterSettings
+from cluster.serving.meeting import Meeting
+
+if TYPE_CHECKING:
+    from cluster.serving.ray_state import RayState
+    from cluster.watching.tracing import Tracer
+
+log = logging.getLogger(__name__)
+
+CHANNEL_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", 64 << 20),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+]
+
+
+def incarnation() -> int:
+    """A number that is higher each time a process starts."""
+    return time.time_ns() // 1_000_000
+
+
+def node_and_pid() -> tuple[str, int]:
+    """Where this process is, for whoever has to see that it is gone."""
+    import ray
+
+    return ray.get_runtime_context().get_node_id(), os.getpid()
+
+
+def bound_threads(settings: ClusterSettings) -> None:
+    """As many as Ray booked CPUs. Read when torch and numba are imported, which is later."""
+    os.environ["OMP_NUM_THREADS"] = str(max(1, int(settings.cpus_per_worker)))
+
+
+class Serving:
+    """A server on a thread of its own. When it ends, the process ends, so that Ray starts it again."""
+
+    def __init__(self, serve: Callable[[Callable[[str], None]], Coroutine[Any, Any, None]]) -> None:
+        self._address = ""
+        self._is_ready = threading.Event()
+        self._error = ""
+        self._serve = serve
+        self._thread = threading.Thread(target=self._run, name="quire-serve", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve(self._ready))
+        except BaseException as error:
+            self._error = f"{type(error).__name__}: {error}"
+            log.critical("the process ends: %s", self._error, exc_info=error)
+            self._is_ready.set()
+            # Long enough for `ready` to tell why, if somebody asks.
+            time.sleep(2.0)
+        os._exit(73)
+
+    def _ready(self, address: str) -> None:
+        self._address = address
+        self._is_ready.set()
+
+    def wait(self, timeout_s: float) -> str:
+        """The address once it serves; raises RuntimeError with the cause when it does not come up."""
+        if not self._is_ready.wait(timeout_s):
+            raise RuntimeError(f"not ready after {timeout_s:g} s")
+        if self._error:
+            raise RuntimeError(self._error)
+        return self._address
+
+
+class Observed:
+    """What every actor does for whoever watches it: logs, and a tracer where spans are wanted."""
+
+    def __init__(self, settings: ClusterSettings, state: RayState, process: str) -> None:
+        from cluster.watching.logs import begin_logs
+
+        self._settings, self._process, self._run = settings, process, state.key("run").hex()[:8]
+        begin_logs(process, Path(settings.log_dir), settings.log_level, self._run)
+
+    def tracer(self) -> Tracer | None:
+        from cluster.watching.tracing import make_tracer
+
+        return make_tracer(self._settings.trace, self._process, Path(self._settings.log_dir))
+
+    def end(self) -> None:
+        """The process is about to be ended by order."""
+        from cluster.watching.logs import end_logs
+
+        end_logs(self._process, Path(self._settings.log_dir), self._run)
+
+
+async def find_scheduler(state: RayState) -> str:
+    """Where the scheduler is now; OSError while there is none."""
+    address = await asyncio.to_thread(state.get, "scheduler")
+    if not address:
+        raise OSError("no scheduler has said where it is")
+    return address
+
+
+class SchedulerActor:
+    """The one owner of all tables."""
+
+    def __init__(self, settings: ClusterSettings, namespace: str) -> None:
+        from cluster.serving.ray_state import RayState
+
+        self._settings = settings
+        self._namespace = namespace
+        self._state = RayState(namespace)
+        self._observed = Observed(settings, self._state, "scheduler")
+        self._serving = Serving(self._serve)
+
+    async def _serve(self, ready: Callable[[str], None]) -> None:
+        from cluster.serving.inside import inside_of
+        from cluster.serving.scheduler_server import Doors, serve_scheduler
+        from cluster.watching.metrics_ray import mirror_to_ray
+
+        settings, state = self._settings, self._state
+        journal = Path(settings.journal) if settings.journal else None
+        epoch = state.next_epoch()
+        inside = inside_of(state)
+
+        def publish(address: str, admin: str) -> None:
+            state.put("scheduler", address)
+            ready(admin)
+
+        await serve_scheduler(
+            settings.scheduler(),
+            epoch,
+            doors=Doors(inside, settings.admin_door(inside.security.secret), settings.host, settings.metrics_port),
+            hash_key=state.key("hash key"),
+            silence_s=settings.silence_s,
+            journal=journal,
+            on_address=publish,
+            mirror=mirror_to_ray,
+        )
+
+    def ready(self, timeout_s: float) -> str:
+        return self._serving.wait(timeout_s)
+
+    def where(self) -> tuple[str, int]:
+        return node_and_pid()
+
+
+class WorkerActor:
+    """One replica on one accelerator, or on some cores; of a tensor-parallel one its rank 0."""
+
+    def __init__(self, settings: ClusterSettings, namespace: str, name: str, model: str) -> None:
+        from cluster.serving.ray_state import RayState
+
+        bound_threads(settings)
+        self._settings = settings
+        self._state = RayState(namespace)
+        self._name = name
+        self._model = model
+        self._observed = Observed(settings, self._state, name)
+        self.lines: list[str] = []
+        self._serving = Serving(self._serve)
+
+    async def _serve(self, ready: Callable[[str], None]) -> None:
+        import ray
+
+        from cluster.serving.inside import inside_of
+        from worker.serve import WorkerServer
+        from worker.spans import AttemptSpans
+        from worker.transfer.server import Listening
+        from worker.worker import Worker
+
+        hash_key = self._state.key("hash key")
+        node = ray.get_runtime_context().get_node_id()[:12]
+        number, tp = incarnation(), self._settings.tp
+        self._worker = worker = Worker(
+            self._settings.worker(self._model, hash_key),
+            replica=self._name,
+            incarnation=number,
+            node=node,
+            say=self.lines.append,
+            place=Meeting(self._state, self._name, tp).call(number) if tp > 1 else None,
+        )
+        inside = inside_of(self._state)
+        tracer = self._observed.tracer()
+        spans = None if tracer is None else AttemptSpans(tracer.begin, self._name)
+        server = WorkerServer(
+            worker,
+            self._find,
+            inside.security,
+            channel_options=CHANNEL_OPTIONS,
+            spans=spans,
+            hang_s=self._settings.hang_s,
+            listening=Listening(inside.host),
+        )
+        ready(self._name)
+        await server.run()
+
+    async def _find(self) -> str:
+        return await find_scheduler(self._state)
+
+    def ready(self, timeout_s: float) -> str:
+        return self._serving.wait(timeout_s)
+
+    def layout(self) -> tuple[str, int, str]:
+        """The node it is on, and the bytes and the layout of its blocks: what a host pool beside it must have."""
+        import ray
+
+        layout = self._worker.parts.layout
+        return ray.get_runtime_context().get_node_id(), layout.block_bytes, layout.fingerprint()
+
+    def end(self) -> None:
+        """It has drained, and is about to be ended."""
+        self._observed.end()
+
+    def report(self) -> list[str]:
+        """What the start said, line by line."""
+        return self.lines
+
+    def where(self) -> tuple[str, int]:
+        return node_and_pid()
+
+
+class GatewayActor:
+    """One front door."""
+
+    def __init__(self, settings: ClusterSettings, namespace: str, name: str, port: int) -> None:
+        from cluster.serving.ray_state import RayState
+
+        self._settings = settings
+        self._state = RayState(namespace)
+        self._name = name
+        self._port = port
+        self._observed = Observed(settings, self._state, name)
+        self._serving = Serving(self._serve)
+
+    async def _serve(self, ready: Callable[[str], None]) -> None:
+        from cluster.gateway.host import serve_gateway
+        from cluster.gateway.settings import GatewaySettings
+        from cluster.serving.inside import inside_of
+
+        door = self._settings.gateway_door(self._port)
+        settings = GatewaySettings(self._name, incarnation(), door.host, door.port, door.tls, door.tokens)
+        inside = inside_of(self._state)
+        await serve_gateway(settings, self._settings.model, self._find, ready, inside, self._observed.tracer())
+
+    async def _find(self) -> str:
+        return await find_scheduler(self._state)
+
+    def ready(self, timeout_s: float) -> str:
+        return self._serving.wait(timeout_s)
+
+    def where(self) -> tuple[str, int]:
+        return node_and_pid()
+
+
+class HostPoolActor:
+    """The host memory of one node that blocks are swapped to."""
+
+    def __init__(
+        self, settings: ClusterSettings, namespace: str, name: str, block_bytes: int, fingerprint: str
+    ) -> None:
+        from cluster.serving.ray_state import RayState
+
+        self._settings = settings
+        self._state = RayState(namespace)
+        self._name = name
+        self._block_bytes = block_bytes
+        self._fingerprint = fingerprint
+        self._observed = Observed(settings, self._state, name)
+        self._serving = Serving(self._serve)
+
+    async def _serve(self, ready: Callable[[str], None]) -> None:
+        import ray
+
+        from cluster.serving.inside import inside_of
+        from worker.host_pool import HostPool, HostPoolSettings
+        from worker.host_pool_serve import serve_host_pool
+        from worker.transfer.server import Listening
+
+        inside = inside_of(self._state)
+        settings = HostPoolSettings(
+            name=self._name,
+            node=ray.get_runtime_context().get_node_id()[:12],
+            size=self._settings.host_memory,
+            block_bytes=self._block_bytes,
+            fingerprint=self._fingerprint,
+            listening=Listening(inside.host),
+        )
+        pool = HostPool(settings, inside.security)
+        ready(f"{pool.num_blocks} blocks")
+        try:
+            await serve_host_pool(pool, self._find, inside.security, CHANNEL_OPTIONS)
+        finally:
+            pool.close()
+
+    async def _find(self) -> str:
+        return await find_scheduler(self._state)
+
+    def ready(self, timeout_s: float) -> str:
+        return self._serving.wait(timeout_s)
+
+    def where(self) -> tuple[str, int]:
+        return node_and_pid()
+
+
+class ScalerActor:
+    """Adds and drains workers by pressure, where that is wanted."""
+
+    def __init__(self, settings: ClusterSettings, namespace: str, admin: str) -> None:
+        from cluster.serving.ray_state import RayState
+
+        self._settings, self._namespace, self._admin = settings, namespace, admin
+        self._state = RayState(namespace)
+        self._observed = Observed(settings, self._state, "scaler")
+        self._stop = threading.Event()
+        threading.Thread(target=self._run, name="quire-scale", daemon=True).start()
+
+    def _run(self) -> None:
+        from cluster.serving.admin_channel import admin_channel
+        from cluster.serving.autoscale import Bounds
+        from cluster.serving.autoscale_loop import ScaleLoop
+        from cluster.serving.fleet import Fleet
+        from cluster.serving.inside import SECRET
+
+        settings = self._settings
+        bounds = Bounds.read(settings.autoscale)
+        assert bounds is not None
+        token = self._state.key(SECRET).hex() if settings.tokens else ""
+        channel = admin_channel(self._admin, token, settings.tls_authority, tls=bool(settings.tls_certificate))
+        with Fleet(channel, self._namespace, settings, log.info) as fleet:
+            ScaleLoop(fleet, bounds, self._stop.wait).run()
+
+    def ready(self, timeout_s: float) -> str:
+        return self._settings.autoscale
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def where(self) -> tuple[str, int]:
+        return node_and_pid()

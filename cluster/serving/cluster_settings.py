@@ -1,0 +1,234 @@
+"""What a cluster is made of: the settings of `quire up`, from the command line, the environment and a file.
+
+The only place where the three are read. Names are the same in all: `--kv-blocks`, QUIRE_KV_BLOCKS, kv_blocks in the
+TOML file. The command line wins over the environment, which wins over the file. Values are checked here once.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ConfigError
+from cluster.serving.auth import Caller, Entry, TokenBook, digest_of, load_tokens
+from cluster.serving.autoscale import Bounds
+from cluster.serving.door import Door, TlsFiles
+from cluster.settings import SchedulerSettings, WorkerSettings
+from cluster.sizes import parse_bytes
+from cluster.watching.logs import LEVELS
+
+ENVIRONMENT = "QUIRE_"
+OPERATOR = "operator"
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """One cluster. Every field is an option of `quire up`."""
+
+    model: tuple[str, ...] = ("demo",)
+    workers: int = 2
+    tp: int = 1
+    device: str = "auto"
+    dtype: str = "auto"
+    kv_blocks: int | None = None
+    kv_memory: str | None = None
+    block_size: int = 16
+    max_batch: int = 256
+    token_budget: int | None = None
+    host_memory: str = "256MiB"
+    host: str = "127.0.0.1"
+    port: int = 50051
+    admin_port: int = 50052
+    # Prometheus reads the whole cluster there.
+    metrics_port: int = 50053
+    gateways: int = 1
+    # PEM files of the doors, at the same path on every node that has one, and those of the tokens that they take.
+    tls_certificate: str = ""
+    tls_key: str = ""
+    # With it gateways let only clients in whose certificate it signed (mutual TLS).
+    client_authority: str = ""
+    # The authority that signed `tls_certificate`, for this machine's own commands; empty: one that the system knows.
+    tls_authority: str = ""
+    tokens: str = ""
+    # An existing Ray cluster ("auto" or HOST:PORT); empty: one of our own is started.
+    address: str = ""
+    # LEAST:MOST workers of each model, by queue and pool pressure; empty: their number is yours to change.
+    autoscale: str = ""
+    # CPUs that Ray books for one worker.
+    cpus_per_worker: float = 1.0
+    preemption: str = "cheapest"
+    allocator: str = "lru"
+    placement: str = "scored"
+    journal: str = ""
+    # Log lines of this level and above; where they go (empty: the state folder); where spans go (empty: nowhere).
+    log_level: str = "info"
+    log_dir: str = ""
+    trace: str = ""
+    # Seconds of silence after which a worker is taken for dead.
+    silence_s: float = 2.0
+    # Seconds after which a step that has not ended is taken for hung, and its worker ends.
+    hang_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        bounds: tuple[tuple[str, float, float, float], ...] = (
+            ("workers", self.workers, 1, 4096),
+            ("tp", self.tp, 1, 64),
+            ("gateways", self.gateways, 1, 256),
+            ("port", self.port, 0, 65535),
+            ("admin_port", self.admin_port, 0, 65535),
+            ("metrics_port", self.metrics_port, 0, 65535),
+            ("cpus_per_worker", self.cpus_per_worker, 0, 1024),
+            ("silence_s", self.silence_s, 0.5, 600),
+            ("hang_s", self.hang_s, 1, 3600),
+        )
+        for name, value, low, high in bounds:
+            if not low <= value <= high:
+                raise ConfigError(f"{name} is {value}; give {low:g} to {high:g}")
+        if not self.model:
+            raise ConfigError("no model is given; name at least one")
+        check_names(self.model)
+        if self.kv_memory is not None:
+            parse_bytes(self.kv_memory, "kv_memory")
+        scaled = Bounds.read(self.autoscale)
+        if scaled is not None and not scaled.least <= self.workers <= scaled.most:
+            raise ConfigError(f"workers is {self.workers}, outside of autoscale {self.autoscale}; give one within it")
+        choices = (
+            ("device", self.device, ("auto", "cpu", "cuda")),
+            ("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16", "float", "half")),
+            ("preemption", self.preemption, ("cheapest", "recompute", "swap")),
+            ("allocator", self.allocator, ("fifo", "lru", "buddy")),
+            ("placement", self.placement, ("scored", "round_robin", "least_loaded")),
+            ("log_level", self.log_level, LEVELS),
+        )
+        for name, chosen, known in choices:
+            if chosen not in known:
+                raise ConfigError(f"{name} is {chosen!r}; give one of {', '.join(known)}")
+        if self.host_memory != "0":
+            parse_bytes(self.host_memory, "host_memory")
+        if self.kv_memory is not None:
+            parse_bytes(self.kv_memory, "kv_memory")
+        # What a worker would only find out once everything else has started.
+        self.worker(self.model[0], b"")
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ConfigError("tls_certificate and tls_key go together; give both, or neither")
+
+    def gateway_door(self, port: int) -> Door:
+        """Where clients come in. Reads the token file."""
+        authority = Path(self.client_authority) if self.client_authority else None
+        tls = TlsFiles(Path(self.tls_certificate), Path(self.tls_key), authority) if self.tls_certificate else None
+        return Door(self.host, port, tls, load_tokens(Path(self.tokens)) if self.tokens else TokenBook())
+
+    def admin_door(self, secret: str) -> Door:
+        """Where operators come in: by a token with that right, or by the secret that our own commands show."""
+        door = self.gateway_door(self.admin_port)
+        if not door.tokens:
+            return door
+        tls = replace(door.tls, client_authority=None) if door.tls is not None else None
+        own = Entry(digest_of(secret), Caller(OPERATOR, frozenset({"admin"})))
+        return replace(door, tls=tls, tokens=door.tokens.with_entry(own))
+
+    @property
+    def most_workers(self) -> int:
+        """Processes of workers that may run at once, all ranks of all models that are named here."""
+        bounds = Bounds.read(self.autoscale)
+        return len(self.model) * self.tp * (self.workers if bounds is None else bounds.most)
+
+    def scheduler(self) -> SchedulerSettings:
+        return SchedulerSettings(
+            allocator=self.allocator,  # type: ignore[arg-type]
+            preemption=self.preemption,  # type: ignore[arg-type]
+            placement=self.placement,  # type: ignore[arg-type]
+        )
+
+    def worker(self, model: str, hash_key: bytes) -> WorkerSettings:
+        return WorkerSettings(
+            model=model,
+            dtype=self.dtype,
+            device=self.device,
+            block_size=self.block_size,
+            kv_blocks=self.kv_blocks,
+            kv_memory=self.kv_memory,
+            max_batch=self.max_batch,
+            token_budget=self.token_budget,
+            hash_key=hash_key,
+            share_pool=True,
+            show_progress=False,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def check_names(models: Sequence[str]) -> None:
+    """Workers are named after the last part of a model's path, so no two models may have it in common."""
+    names = [Path(model).name for model in models]
+    for model, name in zip(models, names, strict=True):
+        if not name or names.count(name) > 1:
+            raise ConfigError(f"models {', '.join(models)}: {name or model!r} is there twice; give folders other names")
+
+
+def gather(
+    given: Mapping[str, Any], file: Path | None = None, environment: Mapping[str, str] | None = None
+) -> ClusterSettings:
+    """Settings from a file, the environment, and what was given on the command line (None: not given)."""
+    known = {field.name: field for field in fields(ClusterSettings)}
+    values: dict[str, Any] = {}
+    if file is not None:
+        values |= _from_file(file, known)
+    for name, text in (os.environ if environment is None else environment).items():
+        key = name.removeprefix(ENVIRONMENT).lower()
+        if name.startswith(ENVIRONMENT) and key in known:
+            values[key] = _typed(key, text, str(known[key].type))
+    values |= {name: value for name, value in given.items() if value is not None and value != ()}
+    if isinstance(values.get("model"), str):
+        values["model"] = (values["model"],)
+    if "model" in values:
+        values["model"] = tuple(values["model"])
+    return ClusterSettings(**values)
+
+
+def _from_file(file: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        read = tomllib.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"the settings file {file} cannot be read: {error}") from error
+    for name, value in read.items():
+        if name not in known:
+            raise ConfigError(f"{file} has a setting {name!r} that there is not; there are {', '.join(known)}")
+        _check_kind(file, name, value, str(known[name].type))
+    return read
+
+
+def _check_kind(file: Path, name: str, value: Any, kind: str) -> None:
+    """A value of the file is of the kind that its setting has."""
+    if name == "model":
+        fits, wanted = isinstance(value, str) or _are_texts(value), "a text or a list of texts"
+    elif kind.startswith("int"):
+        fits, wanted = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+    elif kind.startswith("float"):
+        fits, wanted = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+    elif kind.startswith("bool"):
+        fits, wanted = isinstance(value, bool), "true or false"
+    else:
+        fits, wanted = isinstance(value, str), "a text in quotes"
+    if not fits:
+        raise ConfigError(f"{file}: {name} is {value!r}; give {wanted}")
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _typed(name: str, text: str, kind: str) -> Any:
+    try:
+        if name == "model":
+            return tuple(part for part in text.split(",") if part)
+        if kind.startswith("int"):
+            return int(text)
+        return float(text) if kind == "float" else text
+    except ValueError as error:
+        raise ConfigError(f"{ENVIRONMENT}{name.upper()} is {text!r}, which is no number") from error

@@ -1,0 +1,257 @@
+"""The scheduler's end of the control streams: one long-lived stream per replica or host pool.
+
+A stream that breaks is resumed within `silence_s`: plans that the worker has not obeyed are sent again. One that stays
+silent for longer has lost its incarnation, and with it its whole pool: the scheduler is told, and the incarnation is
+refused for ever after. Nothing here decides; events go to the host, plans come from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import grpc
+
+from cluster.messages import GiveUp, HostPoolLost, Plan, ReplicaLost
+from cluster.serving.host import SchedulerHost
+from cluster.wire.plans import fill_plan, result_from
+from cluster.wire.state import (
+    fill_give_up,
+    host_pool_joined_from,
+    host_pool_settled_from,
+    replica_joined_from,
+    replica_state_from,
+)
+from protos import NEWEST_PROTOCOL
+from protos.quire.v1 import control_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING = 10_000
+# A broken stream is opened again within a fraction of a second by a process that lives.
+BROKEN_SHARE = 0.25
+
+
+@dataclass
+class Peer:
+    """One incarnation of a replica or host pool, over all its streams."""
+
+    name: str
+    incarnation: int
+    is_replica: bool
+    heard_at: float
+    address: str = ""
+    # Plans that it has not obeyed yet, oldest first, as they went out.
+    unobeyed: deque[tuple[int, pb.ConnectResponse]] = field(default_factory=deque)
+    outgoing: asyncio.Queue[pb.ConnectResponse | None] | None = None
+    # Its stream broke then and has not come back: a process that died is found out before it has been silent long.
+    broken_at: float | None = None
+    result: int = 0
+    step: int = 0
+    # When it was last heard that it had finished a step; joining follows one that tries the whole model.
+    stepped_at: float = 0.0
+    step_seconds: float = 0.0
+
+
+class ControlServer:
+    """All control streams of the cluster."""
+
+    def __init__(self, host: SchedulerHost, silence_s: float = 3.0) -> None:
+        self._host = host
+        self._silence_s = silence_s
+        self.peers: dict[str, Peer] = {}
+        self._lost: dict[str, int] = {}
+        self._directory: dict[str, str] = {}
+
+    # -- the directory: who is where
+
+    def announce(self, name: str, address: str) -> None:
+        """Tells everybody where a gateway takes tokens or a pool takes transfers; an empty address takes it back."""
+        if address:
+            self._directory[name] = address
+        else:
+            self._directory.pop(name, None)
+        for peer in self.peers.values():
+            if peer.outgoing is not None:
+                peer.outgoing.put_nowait(self._directory_message())
+
+    def _directory_message(self) -> pb.ConnectResponse:
+        message = pb.ConnectResponse()
+        for name, address in self._directory.items():
+            message.directory.entries.add(name=name, address=address)
+        return message
+
+    # -- streams
+
+    async def Connect(
+        self,
+        request_iterator: AsyncIterator[pb.ConnectRequest],
+        context: grpc.aio.ServicerContext[pb.ConnectRequest, pb.ConnectResponse],
+    ) -> AsyncIterator[pb.ConnectResponse]:
+        first = await anext(aiter(request_iterator), None)
+        if first is None or first.WhichOneof("message") != "hello":
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a hello")
+        assert first is not None
+        hello = first.hello
+        if not hello.oldest_protocol <= NEWEST_PROTOCOL <= hello.newest_protocol:
+            spoken = f"{hello.oldest_protocol} to {hello.newest_protocol}"
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"the scheduler speaks protocol {NEWEST_PROTOCOL}, the worker {spoken}; install the same Quire on both",
+            )
+        name, incarnation = _who(hello)
+        if incarnation <= self._lost.get(name, 0):
+            detail = f"incarnation {incarnation} of {name} was declared lost; join with a higher one"
+            await context.abort(grpc.StatusCode.ABORTED, detail)
+        peer, welcome = self._meet(hello, name, incarnation)
+        outgoing: asyncio.Queue[pb.ConnectResponse | None] = asyncio.Queue(MAX_WAITING)
+        if peer.outgoing is not None:
+            peer.outgoing.put_nowait(None)
+        peer.outgoing, peer.broken_at = outgoing, None
+        yield welcome
+        yield self._directory_message()
+        for number, message in list(peer.unobeyed):
+            if number > hello.plan or hello.epoch != self._host.scheduler.epoch:
+                yield message
+        reader = asyncio.create_task(self._read(peer, request_iterator, outgoing))
+        try:
+            while True:
+                waiting = await outgoing.get()
+                if waiting is None:
+                    return
+                yield waiting
+        finally:
+            reader.cancel()
+            if peer.outgoing is outgoing:
+                peer.outgoing, peer.broken_at = None, self._host.now
+
+    def _meet(self, hello: pb.Hello, name: str, incarnation: int) -> tuple[Peer, pb.ConnectResponse]:
+        """The peer of this hello and what it is told first. A new incarnation joins; a known one goes on."""
+        host, epoch = self._host, self._host.scheduler.epoch
+        peer = self.peers.get(name)
+        is_known = peer is not None and peer.incarnation == incarnation
+        wants_state = not is_known and hello.epoch != 0 and hello.WhichOneof("joined") == "replica"
+        if peer is None or not is_known:
+            is_replica = hello.WhichOneof("joined") == "replica"
+            peer = Peer(name, incarnation, is_replica, host.now, hello.transfer_address, stepped_at=host.now)
+            self.peers[name] = peer
+            if is_replica:
+                host.replica_links[name] = lambda plan, peer=peer: self._send(peer, plan)  # type: ignore[misc]
+                if not wants_state:
+                    host.post(replica_joined_from(hello.replica))
+            else:
+                host.pool_links[name] = lambda order, peer=peer: self._tell(peer, order)  # type: ignore[misc]
+                host.post(host_pool_joined_from(hello.host_pool))
+            if hello.transfer_address:
+                self.announce(name, hello.transfer_address)
+            log.info("%s joined, incarnation %d", name, incarnation)
+        peer.heard_at = host.now
+        while peer.unobeyed and hello.epoch == epoch and peer.unobeyed[0][0] <= hello.plan:
+            peer.unobeyed.popleft()
+        welcome = pb.Welcome(
+            epoch=epoch,
+            result=peer.result,
+            wants_state=wants_state,
+            protocol=NEWEST_PROTOCOL,
+            silence_s=self._silence_s,
+        )
+        return peer, pb.ConnectResponse(welcome=welcome)
+
+    def _send(self, peer: Peer, plan: Plan) -> None:
+        if plan.incarnation != peer.incarnation:
+            return
+        message = pb.ConnectResponse()
+        fill_plan(message.plan, plan)
+        peer.unobeyed.append((plan.number, message))
+        if peer.outgoing is not None:
+            peer.outgoing.put_nowait(message)
+
+    def _tell(self, peer: Peer, order: GiveUp) -> None:
+        """To a host pool. What is lost with a broken stream, either way, is made good by `watch`."""
+        if order.incarnation == peer.incarnation and peer.outgoing is not None:
+            peer.outgoing.put_nowait(_give_up_message(order))
+
+    async def _read(
+        self,
+        peer: Peer,
+        messages: AsyncIterator[pb.ConnectRequest],
+        outgoing: asyncio.Queue[pb.ConnectResponse | None],
+    ) -> None:
+        try:
+            async for message in messages:
+                peer.heard_at = self._host.now
+                self._take(peer, message)
+        except grpc.RpcError as error:
+            log.info("the stream of %s broke: %s", peer.name, error)
+        finally:
+            outgoing.put_nowait(None)
+
+    def _take(self, peer: Peer, message: pb.ConnectRequest) -> None:
+        kind = message.WhichOneof("message")
+        if kind == "result":
+            result = result_from(message.result)
+            if result.number != peer.result + 1 or result.epoch != self._host.scheduler.epoch:
+                return
+            peer.result, peer.step_seconds = result.number, result.step_seconds
+            self._note_step(peer, result.step)
+            while peer.unobeyed and peer.unobeyed[0][0] <= result.plan:
+                peer.unobeyed.popleft()
+            self._host.post(result)
+        elif kind == "state":
+            self._host.post(replica_state_from(message.state))
+        elif kind == "settled":
+            self._host.post(host_pool_settled_from(message.settled))
+        elif kind == "pulse":
+            self._note_step(peer, message.pulse.step)
+
+    def _note_step(self, peer: Peer, step: int) -> None:
+        if step > peer.step:
+            peer.step, peer.stepped_at = step, self._host.now
+
+    # -- silence
+
+    async def watch(self) -> None:
+        """Declares lost whoever has been silent for too long; also tells the quiet ones that we live, and host pools
+        what they have not settled yet."""
+        while True:
+            await asyncio.sleep(self._silence_s / 8)
+            now = self._host.now
+            for peer in list(self.peers.values()):
+                unsettled = None if peer.is_replica else self._host.scheduler.swapper.unsettled(peer.name)
+                if unsettled is not None:
+                    self._tell(peer, unsettled)
+                if now - peer.heard_at > self._silence_s:
+                    self.lose(peer, f"nothing was heard of it for {now - peer.heard_at:.1f} s")
+                elif peer.broken_at is not None and now - peer.broken_at > self._silence_s * BROKEN_SHARE:
+                    self.lose(peer, f"its stream broke and has not come back for {now - peer.broken_at:.1f} s")
+                elif peer.outgoing is not None and peer.outgoing.empty():
+                    peer.outgoing.put_nowait(pb.ConnectResponse(pulse=pb.Pulse()))
+
+    def lose(self, peer: Peer, detail: str) -> None:
+        if self.peers.get(peer.name) is not peer:
+            return
+        log.warning("%s is lost: %s", peer.name, detail)
+        del self.peers[peer.name]
+        self._lost[peer.name] = peer.incarnation
+        self._host.replica_links.pop(peer.name, None)
+        self._host.pool_links.pop(peer.name, None)
+        if peer.outgoing is not None:
+            peer.outgoing.put_nowait(None)
+        self.announce(peer.name, "")
+        lost = ReplicaLost if peer.is_replica else HostPoolLost
+        self._host.post(lost(peer.name, peer.incarnation, detail))
+
+
+def _give_up_message(order: GiveUp) -> pb.ConnectResponse:
+    message = pb.ConnectResponse()
+    fill_give_up(message.give_up, order)
+    return message
+
+
+def _who(hello: pb.Hello) -> tuple[str, int]:
+    if hello.WhichOneof("joined") == "replica":
+        return hello.replica.replica, hello.replica.incarnation
+    return hello.host_pool.pool, hello.host_pool.incarnation

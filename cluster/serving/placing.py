@@ -1,0 +1,97 @@
+"""Puts the actors of a cluster where they belong: placement groups, resources, and the wait until each serves.
+
+`cluster/serving/launch.py` and `cluster/serving/fleet.py` call it in a process that is connected to Ray. Whatever does
+not come up within its time is one line that says what it waited for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import Unavailable
+from cluster.serving.cluster_settings import ClusterSettings
+from cluster.serving.ray_head import free_mib
+
+START_S = 120.0
+
+Say = Callable[[str], None]
+
+# What the processes of the centre are started with: they take no CPU that Ray books, and come back for ever.
+CENTRE: dict[str, Any] = {"lifetime": "detached", "max_restarts": -1, "num_cpus": 0, "max_concurrency": 4}
+
+
+def worker_name(model: str, number: int) -> str:
+    return f"{Path(model).name}-{number}"
+
+
+def bundle(settings: ClusterSettings) -> dict[str, float]:
+    """What Ray books for one rank."""
+    return {"CPU": settings.cpus_per_worker} | ({"GPU": 1.0} if settings.device == "cuda" else {})
+
+
+def create_worker(settings: ClusterSettings, namespace: str, model: str, number: int) -> Any:
+    """A replica: its worker actor and, tensor parallel, those of its further ranks, in a placement group of its own on
+    one machine. Its name says what it serves and which one it is. Returns the actor that serves."""
+    import ray
+    from ray.util.placement_group import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    from cluster.serving.actors import WorkerActor
+    from cluster.serving.member_actor import MemberActor
+
+    name, needs = worker_name(model, number), bundle(settings)
+    group = placement_group([needs] * settings.tp, strategy="STRICT_PACK", name=name, lifetime="detached")
+
+    def place(actor: type, name: str, rank: int) -> Any:
+        return ray.remote(actor).options(
+            name=name,
+            lifetime="detached",
+            max_restarts=-1,
+            num_cpus=needs["CPU"],
+            num_gpus=needs.get("GPU", 0.0),
+            max_concurrency=4,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                placement_group=group, placement_group_bundle_index=rank
+            ),
+        )
+
+    worker = place(WorkerActor, name, 0).remote(settings, namespace, name, model)
+    for rank in range(1, settings.tp):
+        place(MemberActor, f"{name}.{rank}", rank).remote(settings, namespace, name, model, rank)
+    return worker
+
+
+def end_worker(namespace: str, name: str) -> None:
+    """Ends a replica, all ranks of it, and gives back what was booked."""
+    import ray
+    from ray.util import list_named_actors, remove_placement_group
+    from ray.util.placement_group import get_placement_group
+
+    there = [entry["name"] for entry in list_named_actors(all_namespaces=True) if entry["namespace"] == namespace]
+    for one in there:
+        if one == name or one.startswith(f"{name}."):
+            ray.kill(ray.get_actor(one, namespace=namespace), no_restart=True)
+    remove_placement_group(get_placement_group(name))
+
+
+def wait_until_ready(actor: Any, what: str) -> str:
+    """The actor's address. Raises `Unavailable` with the cause."""
+    import ray
+
+    try:
+        return str(ray.get(actor.ready.remote(START_S), timeout=START_S + 5))
+    except ray.exceptions.RayTaskError as error:
+        raise Unavailable(f"{what} did not start: {' '.join(str(error.cause).split())[:500]}") from error
+    except ray.exceptions.GetTimeoutError as error:
+        free = ", ".join(f"{amount:g} {name}" for name, amount in sorted(ray.available_resources().items()) if amount)
+        detail = f"{what} was not placed or did not answer within {START_S:g} s; Ray has free: {free or 'nothing'}"
+        raise Unavailable(detail) from error
+    except ray.exceptions.RayActorError as error:
+        # Ray gives a traceback of the actor with colours; what matters is how it ends.
+        line = re.sub(r"\x1b\[[0-9;]*m", "", str(error).strip().splitlines()[-1]).strip()
+        raise Unavailable(
+            f"{what} did not start: {line[:500]} ({free_mib():,} MiB of memory are free here; `quire logs` has more)"
+        ) from error

@@ -1,0 +1,182 @@
+"""What `quire up` checks before it starts anything: each thing that cannot work is one line, and nothing waits.
+
+Called in a process that is connected to Ray. On a Ray of our own everything is looked at here; where there may be other
+machines each node looks for itself, in a task with a deadline, and all must agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster import __version__
+from cluster.errors import ConfigError, QuireError, Unavailable
+from cluster.serving.cluster_settings import ClusterSettings
+from cluster.serving.placing import bundle
+from cluster.sizes import format_bytes, parse_bytes
+from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
+
+NODE_S = 60.0
+# Files that say which model a folder holds; the weights themselves are too large to be read here.
+NAMES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """What one node is. `problem`: why it cannot take part; then the rest says nothing."""
+
+    problem: str
+    version: str
+    protocols: tuple[int, int]
+    models: dict[str, str]
+    weights_bytes: int
+    free_bytes: int
+
+
+def look(models: Sequence[str], files: Sequence[str]) -> NodeReport:
+    """Looks at the node that it runs on: can it read the models and the files of the doors, and which are they?"""
+    from worker.model import checkpoint
+
+    hashes: dict[str, str] = {}
+    problem, weights_bytes = "", 0
+    try:
+        for model in models:
+            folder = checkpoint.find_folder(model)
+            checkpoint.check_config(folder)
+            paths = checkpoint.check_weights(folder)
+            weights_bytes += sum(path.stat().st_size for path in paths)
+            hashes[model] = _hash(folder, paths)
+        for file in files:
+            with Path(file).open("rb"):
+                pass
+    except (QuireError, OSError) as error:
+        problem = str(error)
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else ():
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    return NodeReport(problem, __version__, (OLDEST_PROTOCOL, NEWEST_PROTOCOL), hashes, weights_bytes, free)
+
+
+def _hash(folder: Path, weights: Sequence[Path]) -> str:
+    """Names a model by its configuration and index, and by the sizes of its weight files."""
+    digest = hashlib.sha256()
+    for name in NAMES:
+        if (folder / name).is_file():
+            digest.update(name.encode() + b"\0" + hashlib.sha256((folder / name).read_bytes()).digest())
+    for path in weights:
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def check_early(settings: ClusterSettings) -> None:
+    """What this machine can know to be wrong before Ray is started. Raises `ConfigError` or `ModelError`."""
+    if settings.address:
+        return
+    from worker.model import checkpoint
+
+    for model in settings.model:
+        # A hub id is not looked up here: that would download it before anything else is checked.
+        if model == checkpoint.DEMO or "/" not in model or model.startswith((".", "/", "~")) or Path(model).exists():
+            checkpoint.check_config(checkpoint.find_folder(model))
+    if settings.device == "cuda" and not list(Path("/dev").glob("nvidia[0-9]*")):
+        raise ConfigError("device is cuda, and this machine shows no NVIDIA device; give --device cpu, or auto")
+
+
+def preflight(settings: ClusterSettings) -> None:
+    """Raises `ConfigError`, `ModelError` or `Unavailable`; returns if nothing speaks against starting."""
+    if settings.tp > 1:
+        from worker.model.loading import check_slices
+
+        for model in settings.model:
+            check_slices(model, settings.tp)
+    check_resources(settings)
+    files = [path for path in (settings.tls_certificate, settings.tls_key, settings.client_authority) if path]
+    if not settings.address:
+        compare(settings, {"this machine": look(settings.model, files)})
+    else:
+        compare(settings, _ask_nodes(settings, files))
+
+
+def check_resources(settings: ClusterSettings) -> None:
+    """What Ray can never place is named at once, with the figures."""
+    import ray
+
+    have, num_replicas = ray.cluster_resources(), settings.workers * len(settings.model)
+    for resource, each in bundle(settings).items():
+        needed = num_replicas * settings.tp * each
+        if have.get(resource, 0.0) < needed:
+            raise ConfigError(
+                f"{num_replicas} workers{_of(settings.tp)} need {needed:g} {resource}, and Ray has "
+                f"{have.get(resource, 0.0):g}; give fewer --workers, lower --cpus-per-worker, or join more nodes"
+            )
+        most = max((node["Resources"].get(resource, 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+        if most < settings.tp * each:
+            raise ConfigError(
+                f"the {settings.tp} ranks of a worker need {settings.tp * each:g} {resource} on one node, and none has "
+                f"more than {most:g}; give a smaller --tp"
+            )
+
+
+def _of(tp: int) -> str:
+    return f" of {tp} ranks" if tp > 1 else ""
+
+
+def _ask_nodes(settings: ClusterSettings, files: Sequence[str]) -> dict[str, NodeReport]:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asked = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            where = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
+            task = ray.remote(look).options(num_cpus=0, max_retries=0, scheduling_strategy=where)
+            asked[f"node {node['NodeManagerAddress']} ({node['NodeID'][:8]})"] = task.remote(settings.model, files)
+    done, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=NODE_S)
+    found = {}
+    for name, reference in asked.items():
+        if reference not in done:
+            raise Unavailable(f"{name} has not answered for {NODE_S:g} s; end it, or look at its raylet's log")
+        try:
+            found[name] = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            line = " ".join(str(getattr(error, "cause", None) or error).split())[-300:]
+            raise ConfigError(f"{name} cannot run Quire {__version__}: {line}; install the same there") from error
+    return found
+
+
+def compare(settings: ClusterSettings, reports: dict[str, NodeReport]) -> None:
+    """Every node must be able to serve, and serve the same."""
+    (first_name, first), *others = reports.items()
+    for name, report in reports.items():
+        if report.problem:
+            raise ConfigError(f"{name}: {report.problem}")
+    for name, report in others:
+        pairs: list[tuple[str, Any, Any]] = [
+            ("Quire", first.version, report.version),
+            ("the protocol", first.protocols, report.protocols),
+        ]
+        pairs += [(f"model {model}", first.models[model][:12], report.models[model][:12]) for model in first.models]
+        for what, here, there in pairs:
+            if here != there:
+                raise ConfigError(f"{what} is {here} on {first_name} and {there} on {name}; make them the same")
+    if settings.device == "cpu" and len(reports) == 1:
+        # The pools come on top; each worker measures for itself what is left for its own.
+        needed = first.weights_bytes * settings.workers
+        if settings.host_memory != "0":
+            needed += parse_bytes(settings.host_memory, "host_memory")
+        if needed > first.free_bytes:
+            raise ConfigError(
+                f"weights and host memory of {settings.workers} workers need {format_bytes(needed)}, and "
+                f"{first_name} has {format_bytes(first.free_bytes)} free; give fewer --workers or less --host-memory"
+            )

@@ -1,0 +1,1 @@
+"""Figures, logs and traces of a cluster, and the doctor who reads them."""

@@ -1,0 +1,294 @@
+"""Looks at this machine and at the cluster that its user has up, and says what is wrong and what to do.
+
+`quire doctor` prints the findings; `write_bundle` packs them with logs and figures for somebody who helps, without
+tokens or keys. It changes nothing and needs no cluster to run.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+import shutil
+import tarfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cluster import __version__
+from cluster.errors import QuireError
+from cluster.serving.launch import Running, state_folder
+from cluster.serving.ray_head import alive
+from cluster.sizes import format_bytes
+from cluster.watching.logs import log_files, read_lines, shown
+
+MIN_SHM, MIN_MEMORY = 512 << 20, 2 << 30
+SCRAPE_S = 3.0
+CAUSES_SHOWN = 3
+MAX_LOG_BYTES = 4 << 20
+_SECRET = ("token", "secret", "key")
+
+State = Literal["ok", "note", "wrong"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. `wrong` findings say what to do."""
+
+    state: State
+    what: str
+    detail: str
+
+
+def examine() -> list[Finding]:
+    """Everything, in the order in which a person would ask."""
+    running = Running.load()
+    found: list[Finding] = []
+    for look in (_versions, _memory, _shared_memory, _accelerator):
+        found += look()
+    for look_at in (_cluster, _ports, _models, _certificates, _logs):
+        found += look_at(running)
+    return found
+
+
+# -- this machine
+
+
+def _versions() -> Iterator[Finding]:
+    from cluster.bench.report import versions
+
+    listed = ", ".join(f"{name} {version}" for name, version in versions().items())
+    yield Finding("ok", "versions", f"quire {__version__}, {listed}, {platform.system()} {platform.machine()}")
+    missing = [name for name in ("ray", "torch", "transformers") if name not in versions()]
+    if missing:
+        detail = (
+            f"{', '.join(missing)} not installed: this machine can be a client; to serve: pip install 'quire[serve]'"
+        )
+        yield Finding("note", "serving side", detail)
+
+
+def _memory() -> Iterator[Finding]:
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free, total = (int(lines[name].split()[0]) << 10 for name in ("MemAvailable", "MemTotal"))
+    except (OSError, ValueError, KeyError):
+        return
+    detail = f"{format_bytes(free)} of {format_bytes(total)} available"
+    if free < MIN_MEMORY:
+        yield Finding("wrong", "memory", f"{detail}; end other programs, or give a small --kv-memory and --host-memory")
+    else:
+        yield Finding("ok", "memory", detail)
+
+
+def _shared_memory() -> Iterator[Finding]:
+    try:
+        usage = shutil.disk_usage("/dev/shm")
+    except OSError:
+        yield Finding("note", "shared memory", "/dev/shm is not there; Ray then keeps its objects on disk")
+        return
+    detail = f"{format_bytes(usage.free)} of {format_bytes(usage.total)} free in /dev/shm"
+    if usage.free < MIN_SHM:
+        yield Finding(
+            "wrong", "shared memory", f"{detail}; in a container give --shm-size=2g, or remove what lies there"
+        )
+    else:
+        yield Finding("ok", "shared memory", detail)
+
+
+def _accelerator() -> Iterator[Finding]:
+    devices = sorted(Path("/dev").glob("nvidia[0-9]*"))
+    detail = f"{len(devices)} NVIDIA devices" if devices else "no NVIDIA device; workers run on the CPU (--device cpu)"
+    yield Finding("ok", "accelerators", detail)
+
+
+# -- the cluster
+
+
+def _cluster(running: Running | None) -> Iterator[Finding]:
+    if running is None:
+        yield Finding("note", "cluster", f"none is noted in {state_folder()}; start one with `quire up`")
+        return
+    if running.ray_pids:
+        dead = [pid for pid in running.ray_pids if not alive(pid)]
+        if dead:
+            detail = f"{len(dead)} of {len(running.ray_pids)} processes are gone; `quire down`, then `quire up`"
+            yield Finding("wrong", "ray", detail)
+        else:
+            yield Finding("ok", "ray", f"{len(running.ray_pids)} processes live, head at {running.ray_address}")
+    else:
+        yield Finding("note", "ray", f"a cluster that was there before us, at {running.ray_address}")
+    yield from _admin()
+
+
+def _admin() -> Iterator[Finding]:
+    from cluster.cli.status import Admin
+    from protos.quire.v1 import admin_pb2 as pb
+
+    try:
+        admin = Admin(None)
+        cluster = admin.call("GetCluster", pb.GetClusterRequest())
+        workers = admin.call("ListWorkers", pb.ListWorkersRequest()).workers
+    except QuireError as error:
+        yield Finding("wrong", "scheduler", f"{error}; `quire logs --causes` says why, `quire down` clears up")
+        return
+    detail = (
+        f"epoch {cluster.epoch}, up {cluster.uptime_s:.0f} s, {cluster.num_running} run, {cluster.num_waiting} wait"
+    )
+    yield Finding("ok", "scheduler", detail)
+    silent = [worker.name for worker in workers if worker.silent_s > 2.0]
+    if not workers:
+        yield Finding("wrong", "workers", "none has joined; `quire logs --causes` says why")
+    elif silent:
+        yield Finding("wrong", "workers", f"{', '.join(silent)} silent; `quire logs --process {silent[0]}`")
+    else:
+        yield Finding("ok", "workers", f"{len(workers)} serve: {', '.join(worker.name for worker in workers)}")
+
+
+def _ports(running: Running | None) -> Iterator[Finding]:
+    from cluster.errors import ConfigError
+    from cluster.serving.cluster_settings import ClusterSettings
+    from cluster.serving.launch import check_port
+
+    if running is not None:
+        settings = running.settings
+        doors = {"gateway": running.gateway, "admin": running.admin}
+        doors["metrics"] = f"{settings.get('host')}:{settings.get('metrics_port')}"
+        yield Finding("ok", "ports", ", ".join(f"{name} {address}" for name, address in doors.items()))
+        text = metrics_text(running)
+        if text:
+            yield Finding("ok", "metrics", f"{text.count(chr(10)):,} lines at http://{doors['metrics']}/metrics")
+        else:
+            yield Finding("wrong", "metrics", f"http://{doors['metrics']}/metrics does not answer")
+        return
+    plain = ClusterSettings()
+    for name in ("port", "admin_port", "metrics_port"):
+        try:
+            check_port(plain.host, getattr(plain, name), name)
+        except ConfigError as error:
+            yield Finding("wrong", name, str(error))
+        else:
+            yield Finding("ok", name, f"{getattr(plain, name)} is free")
+
+
+def _models(running: Running | None) -> Iterator[Finding]:
+    from cluster.cli.size import read_config
+
+    for model in running.settings["model"] if running is not None else ("demo",):
+        try:
+            config = read_config(model)
+        except (QuireError, ModuleNotFoundError) as error:
+            yield Finding("note", f"model {model}", f"its configuration is not readable here: {error}")
+        else:
+            yield Finding("ok", f"model {model}", f"{config.get('architectures', ['?'])[0]}")
+
+
+def _certificates(running: Running | None) -> Iterator[Finding]:
+    settings = {} if running is None else running.settings
+    paths = [
+        Path(value) for name, value in settings.items() if name.startswith("tls") and isinstance(value, str) and value
+    ]
+    if not paths:
+        yield Finding("note", "certificates", "none in use: the doors listen without TLS, on loopback only")
+        return
+    from cryptography import x509
+
+    for path in paths:
+        try:
+            raw = path.read_bytes()
+            if b"BEGIN CERTIFICATE" not in raw:
+                continue
+            left_s = x509.load_pem_x509_certificate(raw).not_valid_after_utc.timestamp() - time.time()
+        except (OSError, ValueError) as error:
+            yield Finding("wrong", "certificate", f"{path}: {error}; `quire certificates FOLDER` makes a set")
+            continue
+        state: State = "ok" if left_s > 14 * 86_400 else "wrong"
+        yield Finding(state, "certificate", f"{path} holds for {left_s / 86_400:.0f} days")
+
+
+def _logs(running: Running | None) -> Iterator[Finding]:
+    from cluster.cli.logs import log_folder
+
+    folder = log_folder()
+    files = log_files(folder)
+    level = running.settings.get("log_level", "info") if running is not None else "info"
+    raising = "more: --log-level debug or QUIRE_LOG_LEVEL=debug at `quire up`"
+    yield Finding("ok", "logs", f"{len(files)} files of JSON lines in {folder}, level {level}; {raising}")
+    if running is not None and running.ray_temp:
+        yield Finding("ok", "ray's logs", f"{running.ray_temp}/session_latest/logs")
+    for line in read_lines(folder, level="error")[-CAUSES_SHOWN:] if files else ():
+        yield Finding("note", "latest cause", shown(line))
+
+
+def metrics_text(running: Running) -> str:
+    """What the metrics port says now; empty if nobody answers."""
+    url = f"http://{running.settings.get('host')}:{running.settings.get('metrics_port')}/metrics"
+    try:
+        with urllib.request.urlopen(url, timeout=SCRAPE_S) as answer:
+            return str(answer.read().decode())
+    except (OSError, urllib.error.URLError, ValueError):
+        return ""
+
+
+# -- the bundle
+
+
+def write_bundle(path: Path, findings: list[Finding]) -> list[str]:
+    """A tar of findings, settings, figures, state and logs; returns the names in it. No token or key is in it."""
+    running = Running.load()
+    parts: dict[str, Callable[[], str]] = {
+        "findings.json": lambda: json.dumps([asdict(one) for one in findings], indent=1),
+        "environment.json": lambda: json.dumps(_without_secrets(_environment()), indent=1),
+    }
+    if running is not None:
+        known = running
+        parts["cluster.json"] = lambda: json.dumps(_without_secrets(asdict(known)), indent=1)
+        parts["metrics.txt"] = lambda: metrics_text(known)
+        parts["status.json"] = _status
+    for file in log_files(_folder()):
+        parts[f"logs/{file.name}"] = lambda file=file: _tail(file)  # type: ignore[misc]
+    names = []
+    with tarfile.open(path, "w:gz") as bundle:
+        for name, make in parts.items():
+            raw = make().encode()
+            entry = tarfile.TarInfo(f"quire-bundle/{name}")
+            entry.size, entry.mtime = len(raw), int(time.time())
+            bundle.addfile(entry, io.BytesIO(raw))
+            names.append(name)
+    return names
+
+
+def _folder() -> Path:
+    from cluster.cli.logs import log_folder
+
+    return log_folder()
+
+
+def _environment() -> dict[str, Any]:
+    return {name: value for name, value in os.environ.items() if name.startswith(("QUIRE_", "RAY_", "OMP_", "CUDA_"))}
+
+
+def _without_secrets(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: "(left out)" if value and any(part in name.lower() for part in _SECRET) else value
+        for name, value in values.items()
+    }
+
+
+def _status() -> str:
+    from cluster.cli.status import status_of
+
+    try:
+        return json.dumps(status_of(None), indent=1)
+    except QuireError as error:
+        return json.dumps({"error": str(error)})
+
+
+def _tail(file: Path) -> str:
+    with file.open("rb") as read:
+        read.seek(max(0, file.stat().st_size - MAX_LOG_BYTES))
+        return read.read().decode(errors="replace")

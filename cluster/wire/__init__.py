@@ -1,0 +1,1 @@
+"""Between the dataclasses of `cluster/messages.py` and protobuf."""

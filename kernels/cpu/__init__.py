@@ -1,0 +1,1 @@
+"""The CPU path: kernels as LLVM text, compiled here without a compiler."""

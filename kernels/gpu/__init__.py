@@ -1,0 +1,1 @@
+"""The Triton path: one file per kernel with its host wrapper."""

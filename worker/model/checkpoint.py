@@ -1,0 +1,157 @@
+"""Finds a model's folder and checks what lies in it before anything is loaded: configuration, weights, what we can run.
+
+`worker/model/loading.py` and the tokenizer's owners call it. Each thing that is wrong becomes one ModelError that says
+what, where and what to change. It reads headers only, never a weight.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ModelError
+
+DEMO = "demo"
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_OTHER_LAYOUTS = ["original/*", "consolidated*", "metal/*"]
+# Layers whose state is keys and values of all tokens or of a window; all others keep something that blocks can't hold.
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+
+
+def find_folder(model: str) -> Path:
+    """The folder of a local path, of the demo model, or of a hub id (downloaded if it is not there yet)."""
+    if model == DEMO:
+        return Path(__file__).parent.parent / "demo"
+    if not model.strip():
+        raise ModelError(f"the name of the model is empty; give a folder, a hub id (owner/name) or {DEMO!r}")
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ModelError(f"model {model} is a file; give the folder that it lies in")
+    if not _HUB_ID.fullmatch(model) or model.startswith("."):
+        raise ModelError(f"there is no model folder {model}; give a folder, a hub id (owner/name) or {DEMO!r}")
+    return _download(model)
+
+
+def _download(model: str) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=_PATTERNS, ignore_patterns=_OTHER_LAYOUTS))
+    except errors.GatedRepoError as error:
+        raise ModelError(
+            f"model {model} is gated: accept its terms on its hub page and set HF_TOKEN to a token that may read it"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelError(
+            f"there is no folder {model} here and no model {model} on the hub (or it is private: set HF_TOKEN)"
+        ) from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
+        raise ModelError(
+            f"there is no folder {model} here, it is not in the hub's cache, and the hub can't be reached "
+            f"({_first_line(error)}); give a local folder or connect"
+        ) from error
+    except errors.HfHubHTTPError as error:
+        raise ModelError(f"the hub refused model {model}: {_first_line(error)}") from error
+    except errors.HFValidationError as error:
+        raise ModelError(f"{model} is neither a folder nor a hub id (owner/name)") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of the model; ModelError if it is none."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{path} can't be read as JSON: {_first_line(error)}; fetch the model again") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} holds no JSON object; fetch the model again")
+    return found
+
+
+def check_config(folder: Path) -> Mapping[str, Any]:
+    """The configuration as it stands in the file, if it is one that we can run."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} has no config.json, so it is no model folder; give one that has")
+    config = read_json(path)
+    name = config.get("model_type")
+    if not name:
+        raise ModelError(f"{path} names no model_type; fetch the model again")
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "unknown")
+        raise ModelError(
+            f"{folder} has weights quantised with {method}, which are not supported; give a checkpoint in "
+            "float32, bfloat16 or float16"
+        )
+    if config.get("is_encoder_decoder"):
+        raise ModelError(f"{name} is an encoder-decoder; only decoders are supported")
+    layers = config.get("layer_types") or ()
+    odd = [kind for kind in layers if kind not in _LAYER_TYPES]
+    if odd:
+        raise ModelError(
+            f"{name} has {len(odd)} of {len(layers)} layers of type {odd[0]}, which keep a state that blocks of keys "
+            "and values can't hold; only full and sliding attention are supported"
+        )
+    return config
+
+
+def check_weights(folder: Path) -> tuple[Path, ...]:
+    """The weight files, all there and whole as far as their headers tell."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        files = tuple(folder / name for name in names)
+        lacking = [file.name for file in files if not file.is_file()]
+        if lacking or not files:
+            raise ModelError(
+                f"{folder} lacks {len(lacking)} of {len(files)} weight files that its index names, "
+                f"such as {lacking[0] if lacking else 'any'}; fetch the model again"
+            )
+    else:
+        files = tuple(sorted(folder.glob("model*.safetensors")))
+    if not files:
+        pickled = sorted(path.name for kind in ("*.bin", "*.pt", "*.pth") for path in folder.glob(kind))
+        why = f"only pickled ones ({pickled[0]})" if pickled else "none at all"
+        raise ModelError(f"{folder} has no safetensors weights, {why}; give a folder with model.safetensors")
+    for file in files:
+        _check_header(file)
+    return files
+
+
+def _check_header(file: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{file} ({file.stat().st_size:,} bytes) is broken or cut short: {_first_line(error)}; fetch it again"
+        ) from error
+
+
+def generation_defaults(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's generation settings; end tokens fall back to those of its configuration."""
+    path = folder / "generation_config.json"
+    defaults = read_json(path) if path.is_file() else {}
+    if defaults.get("eos_token_id") is None and config.get("eos_token_id") is not None:
+        defaults["eos_token_id"] = config["eos_token_id"]
+    return defaults
+
+
+def eos_token_ids(defaults: Mapping[str, Any]) -> tuple[int, ...]:
+    """All end tokens; models write none, one or a list."""
+    found = defaults.get("eos_token_id")
+    if found is None:
+        return ()
+    return tuple(int(token) for token in found) if isinstance(found, list) else (int(found),)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

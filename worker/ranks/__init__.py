@@ -1,0 +1,1 @@
+"""The processes of one tensor-parallel replica: rank 0 decides, the others follow."""

@@ -1,0 +1,158 @@
+"""The ranks of one tensor-parallel replica: how they find each other, and what rank 0 tells the others.
+
+Rank 0 is the Worker and decides; every other rank is a member (`worker/ranks/member.py`) that does the same to its own
+slice of the weights and its own heads of the same blocks. Words are arrays of integers over `torch.distributed` (gloo;
+the sums inside a step go over NCCL on GPUs): no pickle. A rank that dies breaks its connections, so that the others
+learn of it at their next word or sum.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from cluster.errors import ConfigError, WorkFailed
+
+Words = NDArray[np.int64]
+
+# What rank 0 says. Each is followed by arrays whose meaning the two ends know.
+END, STEP, COPY, CLEAR = range(4)
+
+# A word of up to this many integers goes out in one piece: a step of 256 decodes has about 2,000.
+_HEAD = 4096
+# A rank that computes makes the others wait, also while it compiles; one that waits for work does so for ever.
+_COMPUTE_LIMIT = timedelta(minutes=10)
+_IDLE_LIMIT = timedelta(days=3650)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which rank of how many, and where they meet: file:///PATH on one machine (a path that does not exist yet), or
+    tcp://HOST:PORT where rank 0 listens, for a network that only the cluster can reach."""
+
+    rank: int
+    size: int
+    meeting: str
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.size:
+            raise ConfigError(f"rank is {self.rank} of {self.size}; give 0 to {self.size - 1}")
+        if not self.meeting.startswith(("file:///", "tcp://")):
+            raise ConfigError(f"the ranks' meeting place is {self.meeting!r}; give file:///PATH or tcp://HOST:PORT")
+
+
+class Team:
+    """This process among its ranks. One per process: torch.distributed has one world."""
+
+    def __init__(self, place: Place, device: torch.device) -> None:
+        """Returns when all ranks have come."""
+        self.rank, self.size = place.rank, place.size
+        if dist.is_initialized():
+            raise ConfigError("this process is a rank of another tensor-parallel replica; close that one first")
+        if place.meeting.startswith("file:"):
+            _stay_on_this_machine()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            # Where transformers puts this rank's slice.
+            os.environ["LOCAL_RANK"] = str(device.index or 0)
+        try:
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                init_method=place.meeting,
+                rank=place.rank,
+                world_size=place.size,
+                timeout=_COMPUTE_LIMIT,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(f"rank {place.rank} of {place.size} met nobody at {place.meeting}: {error}") from error
+        self._words: Any = dist.new_group(backend="gloo", timeout=_IDLE_LIMIT)
+        self._head = torch.zeros(_HEAD, dtype=torch.int64)
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def say(self, kind: int, *parts: Sequence[int] | NDArray[Any]) -> None:
+        """Rank 0 tells all others. WorkFailed when one of them is gone."""
+        assert self.leads
+        arrays = [np.asarray(part, np.int64).reshape(-1) for part in parts]
+        flat = np.concatenate([np.array([kind, len(arrays), *map(len, arrays)], np.int64), *arrays])
+        rest = max(0, len(flat) + 1 - _HEAD)
+        head = self._head.numpy()
+        head[0] = rest
+        head[1 : 1 + len(flat) - rest] = flat[: len(flat) - rest]
+        try:
+            dist.broadcast(self._head, 0, group=self._words)
+            if rest:
+                dist.broadcast(torch.from_numpy(flat[len(flat) - rest :].copy()), 0, group=self._words)
+        except RuntimeError as error:
+            raise lost(error) from error
+
+    def hear(self) -> tuple[int, list[Words]]:
+        """Any other rank waits for the next word. RuntimeError when rank 0 is gone."""
+        assert not self.leads
+        dist.broadcast(self._head, 0, group=self._words)
+        flat = self._head.numpy()[1:].copy()
+        rest = int(self._head[0])
+        if rest:
+            more = torch.zeros(rest, dtype=torch.int64)
+            dist.broadcast(more, 0, group=self._words)
+            flat = np.concatenate([flat, more.numpy()])
+        kind, count = int(flat[0]), int(flat[1])
+        ends = 2 + count + np.cumsum(flat[2 : 2 + count])
+        return kind, np.split(flat[: int(ends[-1]) if count else 2], [2 + count, *ends[:-1]])[1:] if count else []
+
+    def least(self, number: int) -> int:
+        """The smallest of all ranks' numbers; every rank asks at the same point."""
+        found = torch.tensor([number], dtype=torch.int64)
+        dist.all_reduce(found, op=dist.ReduceOp.MIN, group=self._words)
+        return int(found)
+
+    def close(self) -> None:
+        """Leaves the world; rank 0 first tells the others to go."""
+        if not dist.is_initialized():
+            return
+        if self.leads:
+            try:
+                self.say(END)
+            except WorkFailed:
+                # They are gone already.
+                pass
+        dist.destroy_process_group()
+
+
+def lost(error: RuntimeError) -> WorkFailed:
+    """What a broken word or sum means."""
+    why = " ".join(str(error).split()).partition(" This is")[0]
+    return WorkFailed(f"a rank is lost, and with it the replica ({why}); start it again")
+
+
+def check_heads(config: Any, size: int, name: str) -> None:
+    """Every rank has whole heads, queries and their keys together."""
+    heads = int(config.num_attention_heads)
+    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    if heads % size or kv_heads % size:
+        fits = [str(count) for count in range(1, kv_heads + 1) if heads % count == 0 and kv_heads % count == 0]
+        raise ConfigError(
+            f"tensor_parallel_size is {size}, and {name} has {heads} query heads and {kv_heads} KV heads, which "
+            f"{size} ranks can't share evenly; give {' or '.join(fits)}"
+        )
+
+
+def _stay_on_this_machine() -> None:
+    """Ranks that meet in a file talk over the loopback device only."""
+    names = {name for _, name in socket.if_nameindex()}
+    for name in ("lo", "lo0"):
+        if name in names and sys.platform != "win32":
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+            return

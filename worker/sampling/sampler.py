@@ -1,0 +1,281 @@
+"""Chooses the next tokens of a batch: edits of the logits, filters, draw, logprobs.
+
+The worker enters a sequence once, with all that is known of it, and calls `sample` in each step with the rows that get
+a token. Settings lie in arrays by batch row, so that no Python runs per sequence in a step, and what nobody in the
+batch asks for costs nothing. The sampler never waits for the device; `Sampled` does, when its numbers are asked for.
+
+Order of operations, that of transformers' `generate`: bias, allowed and banned ids; repetition, presence, frequency;
+stop ids before `min_tokens`, banned runs; then temperature, top-k, top-p, min-p and the draw; forced tokens last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cluster.messages import Logprobs
+from cluster.sampling import SamplingParams, required, sequence_seed
+from kernels import sampling
+from kernels.noise import noise_keys
+from kernels.sampling import DrawSettings, send
+from worker.sampling.bans import BannedRuns, Biases, EarlyStops, ForcedTokens
+from worker.sampling.logprobs import TokenLogprobs, token_logprobs, topk_logprobs
+from worker.sampling.penalties import Penalties
+from worker.sampling.row_slots import Ints, some
+
+if TYPE_CHECKING:
+    from kernels.cpu.sampling import CpuDraw
+
+# What a row asks for beyond temperature and filters.
+_BIAS: Final = 1
+_PENALTIES: Final = 2
+_RUNS: Final = 4
+_EARLY: Final = 8
+_FORCED: Final = 16
+_LOGPROBS: Final = 32
+_DRAWN: Final = 64  # it is not greedy
+_EDITS: Final = _BIAS | _PENALTIES | _RUNS | _EARLY
+
+Draw = Callable[[torch.Tensor, DrawSettings], tuple[torch.Tensor, torch.Tensor]]
+
+
+class TakesLogprobs(Protocol):
+    """Whoever collects the logprobs of a sequence; None where nobody asked for them."""
+
+    logprobs: list[Logprobs] | None
+
+
+class Sampled:
+    """The tokens of one step, which may still be under way on the device."""
+
+    def __init__(
+        self,
+        ids: torch.Tensor,
+        broken: torch.Tensor,
+        logprobs: TokenLogprobs | None = None,
+        logprob_rows: Ints | None = None,
+        num_top: Ints | None = None,
+    ) -> None:
+        self.device_ids = ids  # int64 [rows]: what the next step can take without the host
+        self._ids, self._broken = ids, broken
+        self._done: torch.cuda.Event | None = None
+        if ids.is_cuda:
+            # On their way at once: whoever asks later must not wait for the steps that were issued meanwhile.
+            self._ids, self._broken = (_to_host(tensor) for tensor in (ids, broken))
+            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._done.record()
+        self._logprobs = logprobs
+        self._logprob_rows = logprob_rows
+        self._num_top = num_top
+
+    def ids(self) -> NDArray[np.int64]:
+        """The tokens, in the order of the rows. Waits for the device."""
+        self._wait()
+        ids: NDArray[np.int64] = self._ids.numpy()
+        return ids
+
+    def _wait(self) -> None:
+        if self._done is not None:
+            self._done.synchronize()
+
+    def broken(self) -> NDArray[np.bool_]:
+        """True where the logits were NaN or infinite: the token means nothing. Waits for the device."""
+        self._wait()
+        broken: NDArray[np.bool_] = self._broken.numpy()
+        return broken
+
+    def note_logprobs(self, residents: Sequence[TakesLogprobs | None], skipped: Container[int] = ()) -> None:
+        """Hands each row's logprobs to whoever lives there, but for the skipped ones. Waits for the device."""
+        if self._logprobs is None:
+            return
+        assert self._logprob_rows is not None and self._num_top is not None
+        messages = self._logprobs.messages(self._num_top.tolist())
+        for row, message in zip(self._logprob_rows.tolist(), messages, strict=True):
+            resident = residents[row]
+            if resident is not None and resident.logprobs is not None and row not in skipped:
+                resident.logprobs.append(message)
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+class Sampler:
+    """The sampling state of all batch rows of one worker."""
+
+    def __init__(self, max_batch: int, vocab_size: int, device: torch.device, draw: Draw | None = None) -> None:
+        """`draw` replaces the device's own way to draw, which gives the same tokens."""
+        self._vocab_size = vocab_size
+        self._device = device
+        # The compilers behind them are loaded only where they are used.
+        self._cpu: CpuDraw | None = None
+        if draw is None and device.type == "cpu":
+            from kernels.cpu.sampling import CpuDraw
+
+            self._cpu = CpuDraw(max_batch, vocab_size)
+            draw = self._cpu.draw
+        elif draw is None and device.type == "cuda":
+            from kernels.gpu.sampling import draw as triton_draw
+
+            draw = triton_draw
+        self._draw: Draw = draw or sampling.draw
+        self._resident = np.zeros(max_batch, np.bool_)
+        # Tokens known of each row, those in flight included; the next one stands at this position.
+        self._length = np.zeros(max_batch, np.int64)
+        self._num_prompt = np.zeros(max_batch, np.int64)
+        self._temperature = np.zeros(max_batch, np.float32)
+        self._top_k = np.zeros(max_batch, np.int32)
+        self._top_p = np.ones(max_batch, np.float32)
+        self._min_p = np.zeros(max_batch, np.float32)
+        self._seed = np.zeros(max_batch, np.uint64)
+        self._num_top = np.zeros(max_batch, np.int64)
+        self._asks = np.zeros(max_batch, np.uint8)
+        self._biases = Biases(max_batch, vocab_size, device)
+        self._penalties = Penalties(max_batch, vocab_size, device, fused=self._cpu is not None)
+        self._runs = BannedRuns(max_batch, device)
+        self._early = EarlyStops(max_batch)
+        self._forced = ForcedTokens(max_batch)
+
+    def warm_up(self, dtype: torch.dtype) -> None:
+        """Compiles what logits of this type need, so that no request waits for it."""
+        if self._cpu:
+            self._cpu.warm_up(dtype)
+            self._penalties.warm_up()
+
+    def enter(self, row: int, params: SamplingParams, index: int, tokens: Ints, num_prompt: int) -> None:
+        """Sequence `index` of a request moves in, its settings resolved; `tokens`: prompt, then outputs so far."""
+        assert not self._resident[row], f"batch row {row} is taken"
+        assert params.is_greedy or params.seed is not None, "a draw needs a seed, and the door gave none"
+        self._resident[row] = True
+        self._length[row] = len(tokens)
+        self._num_prompt[row] = num_prompt
+        self._temperature[row] = 0.0 if params.is_greedy else required(params.temperature)
+        self._top_k[row] = max(0, min(required(params.top_k), self._vocab_size))
+        self._top_p[row] = required(params.top_p)
+        self._min_p[row] = required(params.min_p)
+        self._seed[row] = sequence_seed(params.seed or 0, index)
+        self._num_top[row] = params.logprobs or 0
+        asks = _LOGPROBS if params.logprobs is not None else 0
+        if not params.is_greedy:
+            asks |= _DRAWN
+        if self._biases.asked(params):
+            self._biases.enter(row, params)
+            asks |= _BIAS
+        if self._penalties.asked(params):
+            self._penalties.enter(row, params, tokens, num_prompt)
+            asks |= _PENALTIES
+        if self._runs.asked(params):
+            self._runs.enter(row, params, tokens)
+            asks |= _RUNS
+        if self._early.asked(params):
+            self._early.enter(row, params)
+            asks |= _EARLY
+        if self._forced.asked(params):
+            self._forced.enter(row, params)
+            asks |= _FORCED
+        self._asks[row] = asks
+
+    def leave(self, row: int) -> None:
+        assert self._resident[row], f"batch row {row} is free already"
+        self._resident[row] = False
+        self._asks[row] = 0
+        self._biases.leave(row)
+        self._penalties.leave(row)
+        self._runs.leave(row)
+        self._forced.leave(row)
+
+    def takes_best(self, rows: Ints) -> bool:
+        """Whether these rows ask for nothing but their likeliest token."""
+        return not self._asks[rows].any()
+
+    def took_best(self, rows: Ints, num_steps: int) -> None:
+        """They got so many tokens, picked elsewhere."""
+        self._length[rows] += num_steps
+
+    def sample(self, logits: torch.Tensor, rows: Ints) -> Sampled:
+        """The next token of each row from its `logits` [rows, vocabulary], which are not changed."""
+        asks = self._asks[rows]
+        asked = int(np.bitwise_or.reduce(asks)) if asks.size else 0
+        if not asked:
+            self._length[rows] += 1
+            return Sampled(*self._best(logits))
+        ids, broken = self._draw(self.edited(logits, rows) if asked & _EDITS else logits, self._settings(rows))
+        if asked & _FORCED:
+            which, tokens = self._forced.due(rows, self._length[rows] - self._num_prompt[rows])
+            if which.size:
+                ids[send(which, ids.device)] = send(tokens, ids.device)
+        self._length[rows] += 1
+        for ask, group in ((_PENALTIES, self._penalties), (_RUNS, self._runs)):
+            if asked & ask:
+                which = np.flatnonzero(asks & ask)
+                group.observe(rows[which], some(ids, which))
+        if not asked & _LOGPROBS:
+            return Sampled(ids, broken)
+        which = np.flatnonzero(asks & _LOGPROBS)
+        num_top = self._num_top[rows[which]]
+        logprobs = token_logprobs(some(logits, which), some(ids, which), int(num_top.max()))
+        return Sampled(ids, broken, logprobs, rows[which], num_top)
+
+    def rank(self, logits: torch.Tensor, rows: Ints, num: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """For beams: the `num` likeliest next tokens of each row, best first, as log-probabilities fp32 and ids int64.
+        As in transformers it is log-probabilities that are edited here; afterwards they need not add up to one."""
+        asks = self._asks[rows]
+        asked = int(np.bitwise_or.reduce(asks))
+        if not asked & (_EDITS | _FORCED):
+            return topk_logprobs(logits, num)
+        values = self.edited(logits.float().log_softmax(-1), rows)
+        if asked & _FORCED:
+            which, tokens = self._forced.due(rows, self._length[rows] - self._num_prompt[rows])
+            at = send(which, values.device)
+            values[at] = -torch.inf
+            values[at, send(tokens, values.device)] = 0.0
+        best, ids = values.topk(num, dim=-1)
+        return best, ids
+
+    def go_on(self, rows: Ints, parents: Ints, ids: Ints) -> None:
+        """For beams, instead of `sample`: each row goes on from what its parent's row knew, with one more token."""
+        self._length[rows] = self._length[parents] + 1
+        asks = self._asks[rows]
+        asked = int(np.bitwise_or.reduce(asks))
+        for ask, group in ((_PENALTIES, self._penalties), (_RUNS, self._runs)):
+            if asked & ask:
+                which = np.flatnonzero(asks & ask)
+                group.inherit(rows[which], parents[which])
+                group.observe(rows[which], send(ids[which], self._device))
+
+    def _best(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where nobody asks for anything but the likeliest token."""
+        if self._cpu:
+            return self._cpu.best(logits)
+        top, ids = logits.max(-1)
+        broken = ~top.isfinite()
+        return ids.masked_fill(broken, 0), broken
+
+    def _settings(self, rows: Ints) -> DrawSettings:
+        return DrawSettings(
+            temperature=self._temperature[rows],
+            top_k=self._top_k[rows],
+            top_p=self._top_p[rows],
+            min_p=self._min_p[rows],
+            keys=noise_keys(self._seed[rows], self._length[rows]),
+        )
+
+    def edited(self, logits: torch.Tensor, rows: Ints) -> torch.Tensor:
+        """fp32 logits as the temperature finds them: after bias, penalties and bans, for the rows that ask for any."""
+        values = logits.to(torch.float32, copy=True)
+        asks = self._asks[rows]
+        # Runs come last, because they give way where nothing else would be left.
+        edits = ((_BIAS, self._biases), (_PENALTIES, self._penalties), (_EARLY, self._early), (_RUNS, self._runs))
+        for ask, edit in edits:
+            which = np.flatnonzero(asks & ask)
+            if ask == _EARLY:
+                due = self._early.due(rows[which], self._length[rows[which]] - self._num_prompt[rows[which]])
+                which = which[due]
+            if which.size:
+                edit.apply(values, which, rows[which])
+        return values

@@ -1,0 +1,1 @@
+"""Blocks between pools: the protocol, its two ends and its roads."""

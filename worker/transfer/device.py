@@ -1,0 +1,170 @@
+"""The pool of a GPU as transfers see it: copies on streams of their own, beside the steps.
+
+Blocks go straight between the device and memory that is pinned for CUDA (a host pool that is mapped here, or staging
+memory for carriers that go chunk by chunk). A copy is handed to its stream a piece at a time; while the device moves
+one piece the agent's thread sums another. Whoever calls waits for events here, on the agent's thread, so that the step
+loop never does; a block counts as restored only after its event. What may be copied is decided by the pool's register.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from worker.transfer.bytes import HostBytes, PoolBytes, Rows, Stop
+from worker.transfer.checksum import Addresses, Sums, memory_at
+from worker.transfer.copy import Copier, Stopped, chunk_pieces
+from worker.transfer.memory import SharedMemory
+from worker.transfer.states import Blocks, PoolLayout
+
+# What is handed to a stream at once, and how many such pieces may be on their way.
+_PIECE_BYTES = 16 << 20
+_AHEAD = 4
+# A run of neighbouring blocks is one copy.
+Run = tuple[int, int, int]
+
+
+def pool_bytes(layout: PoolLayout, pool: torch.Tensor, copier: Copier, shared: SharedMemory | None = None) -> PoolBytes:
+    """The bytes of a worker's pool, uint8 [num_blocks, block_bytes], wherever they are."""
+    if pool.device.type == "cuda":
+        return DeviceBytes(layout, pool, copier)
+    return HostBytes(layout, len(pool), pool.data_ptr(), copier, shared=shared, keep=pool)
+
+
+class DeviceBytes:
+    """A pool on a CUDA device."""
+
+    def __init__(self, layout: PoolLayout, pool: torch.Tensor, copier: Copier) -> None:
+        assert pool.is_cuda and pool.dtype == torch.uint8 and pool.is_contiguous(), (pool.device, pool.dtype)
+        assert tuple(pool.shape) == (len(pool), layout.block_bytes), (tuple(pool.shape), layout.block_bytes)
+        self.layout = layout
+        self.num_blocks = len(pool)
+        self.shared: SharedMemory | None = None
+        self.pins = True
+        self._pool = pool
+        self._copier = copier
+        # Both ways at once: a GPU has an engine for each.
+        self._out = _new_stream(pool.device)
+        self._in = _new_stream(pool.device)
+
+    def copy_out(self, blocks: Blocks, rows: Addresses, stop: Stop | None) -> Sums:
+        """The device writes a piece while the one before it is summed."""
+        sums = np.empty(len(blocks) * self.layout.chunks_per_block, np.uint32)
+        # A peer that reads has ordered nothing here: copies of blocks that steps have issued come first.
+        self._out.wait_stream(torch.cuda.default_stream(self._pool.device))
+        moving: deque[tuple[int, int, torch.cuda.Event]] = deque()
+        try:
+            for first, end in self._pieces(len(blocks)):
+                if stop is not None and stop():
+                    raise Stopped
+                moving.append((first, end, self._issue(self._out, blocks[first:end], rows[first:end], out=True)))
+                if len(moving) >= _AHEAD:
+                    self._sum_one(moving, rows, sums)
+            while moving:
+                self._sum_one(moving, rows, sums)
+        except BaseException:
+            # Nothing may still write to the rows once this is out of here.
+            self._out.synchronize()
+            raise
+        return sums
+
+    def copy_in(self, blocks: Blocks, rows: Addresses, stop: Stop | None) -> Sums:
+        """A piece is summed and then read by the device, while the next one is summed."""
+        sums = np.empty(len(blocks) * self.layout.chunks_per_block, np.uint32)
+        per_block = self.layout.chunks_per_block
+        moving: deque[torch.cuda.Event] = deque()
+        try:
+            for first, end in self._pieces(len(blocks)):
+                if stop is not None and stop():
+                    raise Stopped
+                sums[first * per_block : end * per_block] = self._sums_at(rows[first:end])
+                moving.append(self._issue(self._in, blocks[first:end], rows[first:end], out=False))
+                if len(moving) >= _AHEAD:
+                    moving.popleft().synchronize()
+            while moving:
+                moving.popleft().synchronize()
+        except BaseException:
+            self._in.synchronize()
+            raise
+        return sums
+
+    def checksums(self, blocks: Blocks) -> Sums:
+        staging = _Staging(self, blocks)
+        return self.copy_out(blocks, staging.addresses, None)
+
+    def clear(self, blocks: Blocks) -> None:
+        with torch.cuda.stream(self._in):
+            self._pool[torch.from_numpy(blocks.astype(np.int64)).to(self._pool.device)] = 0
+        self._in.synchronize()
+
+    def rows(self, blocks: Blocks, write: bool) -> Rows:
+        staging = _Staging(self, blocks)
+        if not write:
+            self.copy_out(blocks, staging.addresses, None)
+        return staging
+
+    # -- inside
+
+    def _pieces(self, count: int) -> Iterator[tuple[int, int]]:
+        step = max(1, _PIECE_BYTES // self.layout.block_bytes)
+        return ((first, min(first + step, count)) for first in range(0, count, step))
+
+    def _issue(self, stream: torch.cuda.Stream, blocks: Blocks, rows: Addresses, *, out: bool) -> torch.cuda.Event:
+        """Hands the copies of a piece to `stream`; the event is over when they are."""
+        size = self.layout.block_bytes
+        event = new_event()
+        with torch.cuda.stream(stream):
+            for block, address, count in runs(blocks, rows, size):
+                there = self._pool[block : block + count].view(-1)
+                here = torch.from_numpy(memory_at(address, count * size))
+                if out:
+                    here.copy_(there, non_blocking=True)
+                else:
+                    there.copy_(here, non_blocking=True)
+            event.record(stream)
+        return event
+
+    def _sum_one(self, moving: deque[tuple[int, int, torch.cuda.Event]], rows: Addresses, sums: Sums) -> None:
+        first, end, event = moving[0]
+        event.synchronize()
+        moving.popleft()
+        per_block = self.layout.chunks_per_block
+        sums[first * per_block : end * per_block] = self._sums_at(rows[first:end])
+
+    def _sums_at(self, rows: Addresses) -> Sums:
+        addresses, lengths = chunk_pieces(self.layout, rows)
+        return self._copier.copy(None, addresses, lengths)
+
+
+class _Staging:
+    """Pinned memory for the blocks of one transfer, in their order."""
+
+    def __init__(self, device: DeviceBytes, blocks: Blocks) -> None:
+        size = device.layout.block_bytes
+        self._device = device
+        self._blocks = blocks
+        self._memory = torch.empty(len(blocks) * size, dtype=torch.uint8, pin_memory=True)
+        self.addresses = self._memory.data_ptr() + np.arange(len(blocks), dtype=np.int64) * size
+
+    def finish(self) -> None:
+        self._device.copy_in(self._blocks, self.addresses, None)
+
+
+def new_event() -> torch.cuda.Event:
+    """An event whose `synchronize` sleeps instead of spinning."""
+    return torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+
+
+def _new_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def runs(blocks: Blocks, rows: Addresses, block_bytes: int) -> list[Run]:
+    """Neighbours on both sides together: first block, address of its row, and how many."""
+    breaks = (np.diff(blocks) != 1) | (np.diff(rows) != block_bytes)
+    starts = np.concatenate(([0], np.flatnonzero(breaks) + 1))
+    counts = np.diff(np.append(starts, len(blocks)))
+    return list(zip(blocks[starts].tolist(), rows[starts].tolist(), counts.tolist(), strict=True))

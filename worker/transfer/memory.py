@@ -1,0 +1,118 @@
+"""Memory that several processes of a machine see: made here, mapped here, gone with the last process that has it.
+
+It is an unnamed file in memory (memfd), not a file in /dev/shm: containers give that little room, and a name outlives a
+process that is killed. The file is sealed against a change of size, so that no peer can make another one fault. A pool
+hands its descriptor on through `worker/transfer/handover.py`; who may write where is decided by its register.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.errors import ConfigError
+from cluster.sizes import format_bytes
+from worker.host_memory import available_bytes
+
+_POPULATE_READ, _POPULATE_WRITE = 22, 23  # of madvise; neither mmap nor os knows them
+_PORTABLE = 1  # of cudaHostRegister: pinned for every device of this process
+_POPULATE_BYTES = 256 << 20
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_madvise = _libc.madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+class SharedMemory:
+    """One mapping of a memory file. `address` is where it begins in this process."""
+
+    def __init__(self, descriptor: int, size: int, *, writable: bool) -> None:
+        """Takes `descriptor` over and maps it; raises OSError if its size is another one."""
+        actual = os.fstat(descriptor).st_size
+        if actual != size:
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, f"the memory file has {actual:,} bytes, {size:,} were announced")
+        self.descriptor = descriptor
+        self.size = size
+        self.writable = writable
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        self._map = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED, prot=protection)
+        for advice in ("MADV_DONTFORK", "MADV_HUGEPAGE"):
+            # A child must not be able to write after its parent was proven dead. Large pages are only faster.
+            try:
+                self._map.madvise(getattr(mmap, advice))
+            except OSError:
+                pass
+        self._array: npt.NDArray[np.uint8] | None = np.frombuffer(self._map, np.uint8)
+        self.address = int(self._array.ctypes.data)
+        self._unpin: Callable[[], None] | None = None
+
+    @classmethod
+    def create(cls, name: str, size: int) -> SharedMemory:
+        """A new memory file, all of it taken from the system now rather than in the middle of a copy."""
+        # The system would give more than it has, and then end processes.
+        available = available_bytes()
+        if size > available:
+            raise ConfigError(
+                f"{format_bytes(size)} of shared memory for {name}, and {format_bytes(available)} are available; "
+                "set a smaller pool"
+            )
+        descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(descriptor, size)
+            os.posix_fallocate(descriptor, 0, size)
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        except OSError as error:
+            os.close(descriptor)
+            raise ConfigError(
+                f"the system refused {format_bytes(size)} of shared memory for {name} ({error.strerror}); "
+                "set a smaller pool"
+            ) from error
+        return cls(descriptor, size, writable=True)
+
+    def array(self) -> npt.NDArray[np.uint8]:
+        """uint8 [size], a view."""
+        assert self._array is not None, "the memory was closed"
+        return self._array
+
+    def read_only(self) -> int:
+        """A new descriptor of the same memory through which nobody can write."""
+        return os.open(f"/proc/self/fd/{self.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def populate(self) -> None:
+        """Sets up the page tables of this process, so that copies do not stop for it (Linux 5.14)."""
+        advice = _POPULATE_WRITE if self.writable else _POPULATE_READ
+        for offset in range(0, self.size, _POPULATE_BYTES):
+            if _madvise(self.address + offset, min(_POPULATE_BYTES, self.size - offset), advice) != 0:
+                return
+
+    def pin(self) -> bool:
+        """Registers the mapping with CUDA, once, so that copies to and from a GPU run by themselves. False: no GPU."""
+        torch = sys.modules.get("torch")
+        if torch is None or not torch.cuda.is_available() or not self.writable:
+            return False
+        if self._unpin is None:
+            runtime, address = torch.cuda.cudart(), self.address
+            status = int(runtime.cudaHostRegister(address, self.size, _PORTABLE))
+            if status != 0:
+                raise ConfigError(f"CUDA refused to pin {format_bytes(self.size)} of shared memory (error {status})")
+            self._unpin = lambda: runtime.cudaHostUnregister(address)
+        return True
+
+    def close(self) -> None:
+        """Unmaps and closes. Nothing may use the memory any more."""
+        if self._array is None:
+            return
+        if self._unpin is not None:
+            self._unpin()
+        self._array = None
+        self._map.close()
+        os.close(self.descriptor)

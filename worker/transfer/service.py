@@ -1,0 +1,250 @@
+"""Answers `quire.v1.TransferService` for one pool: what peers and the scheduler may ask of it over gRPC.
+
+Each call is checked and carried out through the pool's `PoolEnd`, on a thread of the gRPC server; bytes go through
+`Write` and `Read` only where no better carrier was reserved. Every call must have a deadline, so that a caller that
+stands still holds nothing for ever. Listening and the other carriers are the business of `worker/transfer/server.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import grpc
+
+from cluster.errors import TransferError
+from protos.quire.v1 import transfer_pb2 as pb
+from worker.transfer.chunks import sums_from, sums_message
+from worker.transfer.end import PoolEnd
+from worker.transfer.handover import HandoverServer, boot_id
+from worker.transfer.states import Carrier, Moving, Refusal, Refused
+from worker.transfer.wire import (
+    MAX_RANGES,
+    STREAM_BYTES,
+    abort_call,
+    blocks_from,
+    blocks_message,
+    chunk_messages,
+    layout_from,
+    layout_message,
+    name_from,
+    name_message,
+    ranges_from,
+    ranges_message,
+    reservation_from,
+)
+
+Context = grpc.ServicerContext
+Part = TypeVar("Part")
+
+# Checksums of memory that another process copies at the same time are sent in pieces of this size.
+SUMS_BYTES = 16 << 20
+# A read of so little gets its sums with the reservation.
+SMALL_BYTES = 1 << 20
+_LONGEST_CALL_S = 3600.0
+# A chunk that is refused for one of these says nothing about the others of its call.
+_OF_A_CHUNK = {Refusal.DOUBLED, Refusal.CORRUPT, Refusal.TRUNCATED, Refusal.OUTSIDE}
+
+
+class TransferService:
+    """`data_port` and `handover` are the other carriers that this pool offers; 0 and None: not these."""
+
+    def __init__(self, end: PoolEnd, data_port: int, handover: HandoverServer | None) -> None:
+        self._end = end
+        self._data_port = data_port
+        self._handover = handover
+        self._boot_id = boot_id()
+
+    def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:
+        end = self._end
+        with _Answer(context):
+            difference = end.layout.differs(layout_from(request.layout))
+            if difference:
+                raise end.refuse(
+                    Refusal.LAYOUT,
+                    f"{request.caller} has {difference} in {end.name}: they cannot exchange blocks; "
+                    "start both with the same model, dtype and block size",
+                )
+        return pb.JoinResponse(
+            pool=end.name,
+            pool_incarnation=end.incarnation,
+            layout=layout_message(end.layout),
+            num_blocks=end.pool.num_blocks,
+            data_port=self._data_port,
+            handover=self._handover.name if self._handover else "",
+            boot_id=self._boot_id,
+        )
+
+    def Reserve(self, request: pb.ReserveRequest, context: Context) -> pb.ReserveResponse:
+        with _Answer(context):
+            asked = reservation_from(request)
+            if asked.carrier is Carrier.SHARED_MEMORY:
+                name, handover = asked.name, self._handover
+                if not (
+                    handover
+                    and handover.allows(asked.session, name.key.caller, name.caller_incarnation, write=asked.write)
+                ):
+                    raise self._end.refuse(Refusal.STALE, f"{name.key}: session {asked.session} does not hold")
+            moving = self._end.reserve(asked)
+        answer = pb.ReserveResponse(phase=_phase(moving), token=moving.token)
+        if asked.write:
+            answer.missing.extend(ranges_message(moving.missing(MAX_RANGES)))
+        elif asked.carrier is Carrier.SHARED_MEMORY:
+            sums = self._end.stored_sums(moving)
+            if sums is None and moving.live and moving.size_bytes <= SMALL_BYTES:
+                # Somebody stands still until a little has been read: that is not worth another call.
+                sums = self._end.computed_sums(moving, 0, len(asked.blocks))
+            answer.crc32c = sums_message(sums)
+        return answer
+
+    def Write(self, request_iterator: Iterator[pb.WriteRequest], context: Context) -> pb.WriteResponse:
+        num_refused, name = 0, None
+        with _Answer(context):
+            for request in request_iterator:
+                if request.HasField("sums"):
+                    name = name_from(request.sums.name)
+                    num_refused += self._refused(self._take_sums, request.sums)
+                for chunk in request.chunks:
+                    name = name_from(chunk.name)
+                    num_refused += self._refused(self._take_chunk, chunk)
+            if name is None:
+                raise self._end.refuse(Refusal.UNKNOWN, "nothing came that names a transfer")
+            moving = self._end.find(name)
+        return pb.WriteResponse(
+            phase=_phase(moving), missing=ranges_message(moving.missing(MAX_RANGES)), num_refused=num_refused
+        )
+
+    def _refused(self, take: Callable[[Part], None], part: Part) -> int:
+        """1 if what is wrong is wrong with this part alone."""
+        try:
+            take(part)
+        except Refused as refused:
+            if refused.refusal not in _OF_A_CHUNK:
+                raise
+            return 1
+        return 0
+
+    def _take_sums(self, sums: pb.ChunkSums) -> None:
+        name = name_from(sums.name)
+        if self._end.find(name).reservation.carrier is not Carrier.SHARED_MEMORY:
+            raise self._end.refuse(Refusal.CONFLICT, f"{name.key} does not go through shared memory")
+        self._end.take_sums(name, sums.first, sums_from(sums.crc32c))
+
+    def _take_chunk(self, chunk: pb.TransferChunk) -> None:
+        name = name_from(chunk.name)
+        self._end.receive(name, chunk.block, chunk.offset, chunk.length, chunk.crc32c, chunk.data)
+
+    def Read(self, request: pb.ReadRequest, context: Context) -> Iterator[pb.ReadResponse]:
+        with _Answer(context):
+            name = name_from(request.name)
+            moving = self._end.live(name)
+            if moving.reservation.write:
+                raise self._end.refuse(Refusal.CONFLICT, f"{name.key} was reserved to be written")
+            if moving.reservation.carrier is Carrier.SHARED_MEMORY:
+                yield from self._read_sums(moving, request.name)
+            else:
+                yield from self._read_chunks(moving, request)
+
+    def _read_sums(self, moving: Moving, name: pb.TransferName) -> Iterator[pb.ReadResponse]:
+        end = self._end
+        per_block = end.layout.chunks_per_block
+        step = max(1, SUMS_BYTES // end.layout.block_bytes)
+        for first in range(0, len(moving.reservation.blocks), step):
+            packed = sums_message(end.computed_sums(moving, first, step))
+            self._check_live(moving)
+            yield pb.ReadResponse(sums=pb.ChunkSums(name=name, first=first * per_block, crc32c=packed))
+
+    def _read_chunks(self, moving: Moving, request: pb.ReadRequest) -> Iterator[pb.ReadResponse]:
+        chunks = self._end.chunks(moving)
+        ranges = ranges_from(request.chunks) or [(0, len(chunks))]
+        for first, end in chunks.batches(ranges, STREAM_BYTES):
+            messages = chunk_messages(request.name, chunks.outgoing(first, end))
+            self._check_live(moving)
+            yield pb.ReadResponse(chunks=messages)
+
+    def _check_live(self, moving: Moving) -> None:
+        """What was read and summed before this was still the transfer's."""
+        if not self._end.touch(moving):
+            raise self._end.refuse(Refusal.LATE, f"{moving.key} has ended: {moving.reason}")
+
+    def Commit(self, request: pb.CommitRequest, context: Context) -> pb.CommitResponse:
+        with _Answer(context):
+            name = name_from(request.name)
+            if request.HasField("sums") and self._end.find(name).live:
+                self._refused(self._take_sums, request.sums)
+            moving = self._end.commit(name)
+        return pb.CommitResponse(phase=_phase(moving), missing=ranges_message(moving.missing(MAX_RANGES)))
+
+    def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
+        with _Answer(context):
+            moving = self._end.abort(name_from(request.name), request.reason, stopped=request.stopped)
+        if moving is None:
+            return pb.AbortResponse(phase=pb.TRANSFER_PHASE_ABORTED)
+        quarantined = len(moving.reservation.blocks) if moving.quarantined else 0
+        return pb.AbortResponse(phase=_phase(moving), num_quarantined=quarantined)
+
+    def Release(self, request: pb.ReleaseRequest, context: Context) -> pb.ReleaseResponse:
+        end = self._end
+        with _Answer(context):
+            if request.pool_incarnation != end.incarnation:
+                raise end.refuse(Refusal.STALE, f"incarnation {end.incarnation} of {end.name} holds")
+            released = end.release(request.epoch, blocks_from(request.blocks), clear=request.clear)
+        return pb.ReleaseResponse(num_released=len(released))
+
+    def List(self, request: pb.ListRequest, context: Context) -> pb.ListResponse:
+        end = self._end
+        with _Answer(context):
+            end.adopt_epoch(request.epoch)
+        blocks, transfers, epochs = end.committed()
+        return pb.ListResponse(
+            pool=end.name,
+            pool_incarnation=end.incarnation,
+            epoch=end.epoch,
+            num_blocks=end.pool.num_blocks,
+            layout=layout_message(end.layout),
+            transfers=[_listed(moving, end.now()) for moving in end.listed()],
+            committed_blocks=blocks_message(blocks),
+            committed_transfers=transfers.astype("<i8").tobytes(),
+            committed_epochs=epochs.astype("<i8").tobytes(),
+            quarantined_blocks=blocks_message(end.quarantined()),
+            refused={refusal.value: count for refusal, count in end.refused.items()},
+        )
+
+
+def _listed(moving: Moving, now: float) -> pb.ListedTransfer:
+    asked = moving.reservation
+    return pb.ListedTransfer(
+        name=name_message(asked.name),
+        write=asked.write,
+        phase=_phase(moving),
+        carrier=pb.Carrier.Name(asked.carrier.value),
+        blocks=blocks_message(asked.blocks),
+        num_blocks_of_transfer=asked.num_blocks_of_transfer,
+        num_missing=moving.num_missing,
+        reason=moving.reason,
+        seconds_left=max(0.0, moving.deadline - now) if moving.live else 0.0,
+        quarantined=moving.quarantined,
+    )
+
+
+def _phase(moving: Moving) -> str:
+    return pb.TransferPhase.Name(moving.phase.value)
+
+
+class _Answer:
+    """Around the work of a call: it needs a deadline, must still be wanted, and errors become statuses."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def __enter__(self) -> None:
+        # gRPC says "none" as one of some centuries.
+        if (self._context.time_remaining() or 0.0) > _LONGEST_CALL_S:
+            self._context.abort(grpc.StatusCode.INVALID_ARGUMENT, "every call of the transfer service needs a deadline")
+        if not self._context.is_active():
+            # It lay here while this process stood still; its caller has gone on without an answer.
+            self._context.abort(grpc.StatusCode.CANCELLED, "the caller has gone")
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, TransferError):
+            abort_call(self._context, error)

@@ -1,0 +1,262 @@
+"""Chunks of one transfer over a data socket: the receiver says what it wants, the sender sends it, until all is there.
+
+Both ends prove that they know the token which Reserve gave out, without saying it. Then the receiver asks in rounds for
+what is missing; a chunk that is lost, garbled, late or doubled is refused by the register of the receiving pool and
+asked for again. A worker and a host pool run the same two loops, each in whichever role the order gives it. Ends with
+all chunks arrived, or with an error; committing is the service's business.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import socket
+import struct
+import time
+from collections.abc import Callable
+
+from cluster.errors import TransferError
+from protos.quire.v1 import transfer_pb2 as pb
+from worker.transfer.chunks import Came
+from worker.transfer.end import PoolEnd
+from worker.transfer.frames import (
+    MARKER_BYTES,
+    MAX_RANGES,
+    NOTHING_YET,
+    Frame,
+    FrameReader,
+    FrameWriter,
+    Kind,
+    Lost,
+    pack_name,
+    pack_ranges,
+    unpack_ranges,
+)
+from worker.transfer.states import Moving, Phase, Range, Refusal, Refused, TransferName
+
+GREETING = b"QTX1"
+_NONCE_BYTES = 16
+_PROOF_BYTES = 32
+_MAX_NAME_BYTES = 1024
+HANDSHAKE_S = 5.0
+# Silence after which the receiver asks again; it doubles with each time.
+_STALL_S, _MAX_STALL_S = 0.1, 2.0
+# For bytes that must already be on their way.
+_SOON_S = 2.0
+_BATCH_BYTES = 1 << 20
+
+GoOn = Callable[[], None]
+"""Raises if the transfer is to be given up."""
+
+
+# -- handshake
+
+
+def greet(connection: socket.socket, name: pb.TransferName, token: bytes) -> bytes:
+    """The end that connects; returns the marker of the connection. Raises Lost."""
+    nonce, packed = secrets.token_bytes(_NONCE_BYTES), name.SerializeToString()
+    deadline = time.monotonic() + HANDSHAKE_S
+    _send(connection, GREETING + struct.pack("<H", len(packed)) + packed + nonce)
+    answer = _exactly(connection, _NONCE_BYTES + _PROOF_BYTES, deadline)
+    nonces = nonce + answer[:_NONCE_BYTES]
+    if not hmac.compare_digest(answer[_NONCE_BYTES:], _proof(token, b"server", nonces)):
+        raise Lost("the other end of the data socket does not know this transfer's token")
+    _send(connection, _proof(token, b"client", nonces))
+    return _proof(token, b"marker", nonces)[:MARKER_BYTES]
+
+
+def welcome(
+    connection: socket.socket, find: Callable[[pb.TransferName], tuple[Moving, TransferName]]
+) -> tuple[Moving, TransferName, bytes]:
+    """The end that listens: which transfer the peer is here for, and the marker. Raises Lost or Refused."""
+    deadline = time.monotonic() + HANDSHAKE_S
+    head = _exactly(connection, len(GREETING) + 2, deadline)
+    size = struct.unpack_from("<H", head, len(GREETING))[0]
+    if not head.startswith(GREETING) or size > _MAX_NAME_BYTES:
+        raise Lost("the greeting of a data socket was not understood")
+    rest = _exactly(connection, size + _NONCE_BYTES, deadline)
+    try:
+        named = pb.TransferName.FromString(rest[:size])
+    except ValueError as error:
+        raise Lost("the greeting of a data socket was not understood") from error
+    moving, name = find(named)
+    answer = secrets.token_bytes(_NONCE_BYTES)
+    nonces = rest[size:] + answer
+    _send(connection, answer + _proof(moving.token, b"server", nonces))
+    proof = _exactly(connection, _PROOF_BYTES, deadline)
+    if not hmac.compare_digest(proof, _proof(moving.token, b"client", nonces)):
+        raise Lost("a peer on the data socket does not know its transfer's token")
+    return moving, name, _proof(moving.token, b"marker", nonces)[:MARKER_BYTES]
+
+
+def _proof(token: bytes, role: bytes, nonces: bytes) -> bytes:
+    return hmac.digest(token, role + nonces, "sha256")
+
+
+def _send(connection: socket.socket, message: bytes) -> None:
+    try:
+        connection.sendall(message)
+    except OSError as error:
+        raise Lost(f"the connection broke while sending: {error}") from error
+
+
+def _exactly(connection: socket.socket, size: int, deadline: float) -> bytes:
+    held = bytearray()
+    while len(held) < size:
+        try:
+            came = connection.recv(size - len(held))
+        except NOTHING_YET:
+            if time.monotonic() >= deadline:
+                raise Lost("the other end of the data socket does not answer") from None
+            continue
+        except OSError as error:
+            raise Lost(f"the connection broke while receiving: {error}") from error
+        if not came:
+            raise Lost("the other end closed the connection")
+        held += came
+    return bytes(held)
+
+
+# -- the two roles
+
+
+class Receiver:
+    """Takes the chunks of `moving` into the pool of `end`. `run` returns once all have arrived."""
+
+    def __init__(
+        self, connection: socket.socket, marker: bytes, end: PoolEnd, moving: Moving, wire: TransferName, go_on: GoOn
+    ) -> None:
+        self._end = end
+        self._moving = moving
+        self._name = pack_name(wire)
+        self._go_on = go_on
+        self._reader = FrameReader(connection, marker, end.layout.chunk_bytes)
+        self._writer = FrameWriter(connection, marker, self._name, go_on)
+        self._chunks = end.chunks(moving)
+        self._round = 0
+
+    def run(self) -> None:
+        """Raises Lost, Refused if the transfer has ended, or what `go_on` raises."""
+        stall_s = _STALL_S
+        self._ask()
+        while True:
+            self._go_on()
+            if self._moving.num_missing == 0:
+                self._writer.control(Kind.DONE)
+                return
+            if not self._moving.live:
+                self._writer.control(Kind.GONE, payload=self._moving.reason.encode())
+                raise Refused(Refusal.LATE, f"{self._moving.key} was given up: {self._moving.reason}")
+            frame = self._reader.next(stall_s)
+            self._count_lost()
+            if frame is None:
+                stall_s = min(2 * stall_s, _MAX_STALL_S)
+                self._ask()
+                continue
+            stall_s = _STALL_S
+            if frame.transfer != self._name:
+                self._reader.skip(frame.length, _SOON_S)
+                self._end.refuse(Refusal.STALE, "a chunk of another transfer")
+            elif frame.kind is Kind.CHUNK:
+                self._take(frame)
+            elif frame.kind is Kind.END and frame.block == self._round and self._moving.num_missing:
+                self._ask()
+            elif frame.kind is Kind.GONE:
+                reason = self._reader.text(frame, _SOON_S) or b""
+                raise TransferError(f"the other end gave the transfer up: {reason.decode(errors='replace')}")
+
+    def _ask(self) -> None:
+        self._round += 1
+        self._writer.control(Kind.WANT, self._round, pack_ranges(self._moving.missing(MAX_RANGES)))
+
+    def _take(self, frame: Frame) -> None:
+        """One chunk. Whatever is wrong with it is counted, and it stays missing."""
+        reader, length = self._reader, frame.length
+        source = reader.peek(length, _SOON_S) if reader.gathers(length) else None
+        if source is not None:
+            try:
+                self._end.take(self._moving, self._chunks, Came(frame.block, frame.offset, length, frame.crc, source))
+            except Refused:
+                pass  # if the transfer has ended, the loop sees it
+            reader.skip(length, _SOON_S)
+            return
+        try:
+            number = self._end.begin(self._moving, frame.block, frame.offset, length)
+        except Refused:
+            # Its bytes must not touch the pool: a good chunk may lie there.
+            reader.skip(length, _SOON_S)
+            return
+        came: int | None = None
+        try:
+            came = reader.payload(self._chunks.place(number), length, _SOON_S)
+        finally:
+            try:
+                self._end.end(self._moving, number, came if came == frame.crc else None)
+            except Refused:
+                pass
+        if came != frame.crc:
+            refusal = Refusal.TRUNCATED if came is None else Refusal.CORRUPT
+            self._end.refuse(refusal, f"chunk {number} of {self._moving.key}")
+
+    def _count_lost(self) -> None:
+        for _ in range(self._reader.num_lost):
+            self._end.refuse(Refusal.TRUNCATED, f"a frame of {self._moving.key} was cut short or garbled")
+        self._reader.num_lost = 0
+
+
+class Sender:
+    """Sends chunks of `moving` out of the pool of `end` as the receiver asks. `run` returns when it has them all."""
+
+    def __init__(
+        self, connection: socket.socket, marker: bytes, end: PoolEnd, moving: Moving, wire: TransferName, go_on: GoOn
+    ) -> None:
+        self._end = end
+        self._moving = moving
+        self._name = pack_name(wire)
+        self._go_on = go_on
+        self._reader = FrameReader(connection, marker, 1)
+        self._writer = FrameWriter(connection, marker, self._name, go_on)
+        self._chunks = end.chunks(moving)
+
+    def run(self) -> None:
+        """Raises Lost, Refused if the transfer has ended, or what `go_on` raises."""
+        done_round = 0
+        while True:
+            self._go_on()
+            frame = self._reader.next(_STALL_S)
+            if frame is None:
+                self._check_live()
+                continue
+            if frame.transfer != self._name:
+                continue
+            if frame.kind is Kind.DONE:
+                return
+            packed = self._reader.text(frame, _SOON_S)
+            if packed is None:
+                continue
+            if frame.kind is Kind.GONE:
+                raise TransferError(f"the other end gave the transfer up: {packed.decode(errors='replace')}")
+            if frame.kind is Kind.WANT and frame.block > done_round:
+                done_round = frame.block
+                self._send(unpack_ranges(packed))
+                self._writer.control(Kind.END, done_round)
+
+    def _send(self, ranges: list[Range]) -> None:
+        """The chunks in batches, so that small ones share a system call."""
+        for first, end in self._chunks.batches(ranges, _BATCH_BYTES):
+            buffers: list[bytes | memoryview] = []
+            for chunk in self._chunks.outgoing(first, end):
+                buffers.append(self._writer.header(Kind.CHUNK, chunk.block, chunk.offset, chunk.length, chunk.crc))
+                buffers.append(chunk.view())
+            # The blocks were still ours after they were summed: if others get them from here on, the sums do not fit.
+            self._check_live()
+            self._go_on()
+            self._writer.send(buffers)
+
+    def _check_live(self) -> None:
+        if self._end.touch(self._moving):
+            return
+        if self._moving.phase is Phase.COMMITTED:
+            raise Lost(f"{self._moving.key} is committed; nothing more to send")
+        self._writer.control(Kind.GONE, payload=self._moving.reason.encode())
+        raise Refused(Refusal.LATE, f"{self._moving.key} was given up: {self._moving.reason}")
