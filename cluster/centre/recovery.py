@@ -90,11 +90,10 @@ class Recovery:
         scheduler.touched.pop(replica.name, None)
         for request in list(replica.requests.values()):
             request.replica = None
-            if request in kept:
-                scheduler.admission.queue(request)
-            else:
+            if request not in kept:
                 scheduler.swapper.forget(request)
-                self.seal(request)
+            # Also what was only coming back from host memory: it may have been there, and gone on, unheard of.
+            self.seal(request)
         # The tokens of requests that ended there may have died with it: their gateways are asked as well.
         for request in scheduler.unclosed.values():
             if request.last_replica is replica or any(one.ended_on is replica for one in request.sequences):

@@ -93,7 +93,7 @@ class Swapper:
         for key in [key for key in self.quarantined if key[0] == host.name]:
             del self.quarantined[key]
         for request in list(host.requests.values()):
-            if request.state is State.QUEUED:
+            if request.state in (State.QUEUED, State.SEALING):
                 self.forget(request)
         self._scheduler.fetches.lose(host)
         host.ledger.forget_cache()
@@ -328,7 +328,7 @@ class Swapper:
     def lose_replica(self, replica: Replica) -> list[Request]:
         """Transfers with a lost replica: targets in host memory are quarantined, sources there stay good.
 
-        Returns the requests that keep their content in host memory and need nothing of the lost replica.
+        Returns the requests that were coming back from host memory: their content there is still whole.
         """
         kept = []
         for key in [key for key in self.inherited if key[0] == replica.name]:

@@ -85,6 +85,7 @@ FOUND = {
     2022306904: "a new scheduler refused a model before any replica could report it",
     646: "a sequence's last tokens died with its worker while its siblings went on elsewhere",
     1624: "a request that can never fit was started after a rebuild",
+    303638: "a request that was coming back from host memory had gone on, unheard of, when its replica was lost",
     8: "a move changed what a replica had free, and admission counted on more",
     67: "a move gave its source's blocks back, and those that waited for them were not looked at",
     92: "a new scheduler counted a block once that two transfers of the old one touched",
