@@ -5,6 +5,8 @@ import random
 
 import pytest
 
+SEED = pytest.StashKey[int]()
+
 # The test machines have two cores; several test processes with a pool of threads each only wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -38,8 +40,7 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 
 def _seed(config: pytest.Config) -> int:
-    given = config.getoption("--seed")
-    if given is None:
-        given = random.SystemRandom().randrange(1 << 31)
-        config.option.seed = given
-    return int(given)
+    if SEED not in config.stash:
+        given = config.getoption("--seed")
+        config.stash[SEED] = random.SystemRandom().randrange(1 << 31) if given is None else int(given)
+    return config.stash[SEED]

@@ -199,7 +199,7 @@ class Capacity:
             fleet.finish(due)
             if obeying.late:
                 for worker in due.tolist():
-                    obeying.drop_late(worker)
+                    obeying.obey_late(worker)
             fleet.launch(due, ends)
         self._launch_idle(obeying.settle(self.now))
 

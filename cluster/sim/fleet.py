@@ -156,7 +156,7 @@ class Fleet:
                 self.move_out(worker, row, self.reasons[worker][row])
             rows = np.flatnonzero(report[index])
             if len(rows):
-                self._advance(worker, rows if order is None else order[report[index, order]])
+                self.advance(worker, rows if order is None else order[report[index, order]])
         if self._order:
             for worker in workers.tolist():
                 self._order.pop(worker, None)
@@ -201,7 +201,7 @@ class Fleet:
         first, end = max(reported, start.num_prompt) // size, position // size
         return self.tokens.names(start, first, end) if end > first else b""
 
-    def _advance(self, worker: int, rows: Int64) -> None:
+    def advance(self, worker: int, rows: Int64) -> None:
         news = self.tell(worker)
         advances = news.advances
         positions = self.position[worker, rows]

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import heapq
 
+import numpy as np
+
 from cluster.errors import ConfigError
 from cluster.messages import Plan, Reason, Revoke, Revoked, Road, Start, Transfer, Transferred
 from cluster.sim.fleet import NEVER, Fleet
@@ -28,6 +30,7 @@ class Obeying:
         self._under_way: list[tuple[float, int, int]] = []
         self._copies: dict[int, tuple[Transfer, float, float]] = {}  # by number: began, seconds
         self._drop_later: dict[int, list[int]] = {}
+        self._revoke_later: dict[int, list[Revoke]] = {}
         # Starts that wait for the blocks of a transfer, by its number.
         self._waiting: dict[int, list[Start]] = {}
         # By request: when it was asked, and when its last token came, for those that move in again.
@@ -98,23 +101,34 @@ class Obeying:
         self._last_at[start.request_id] = float(fleet.last_at[worker, row])
         fleet.move_out(worker, row, Reason.DROPPED)
 
-    def drop_late(self, worker: int) -> None:
-        """A step of this worker is over: those go whose drop came while it ran."""
+    def obey_late(self, worker: int) -> None:
+        """A step of this worker is over: those drops and revokes are done that came while it ran."""
         for seq in self._drop_later.pop(worker, ()):
             self._drop(worker, seq)
+        for revoke in self._revoke_later.pop(worker, ()):
+            self._revoke(worker, revoke)
 
     @property
     def late(self) -> bool:
-        return bool(self._drop_later)
+        return bool(self._drop_later or self._revoke_later)
 
     def _revoke(self, worker: int, revoke: Revoke) -> None:
+        """As a worker does it: what is written stays, and how far the sequence is goes with the answer."""
         fleet = self._fleet
         row = fleet.row_of[worker].get(revoke.seq)
         if row is None:
             return
-        held = max(revoke.lease_end, int(fleet.position[worker, row]))
-        end = min(held, int(fleet.lease_end[worker, row]))
+        if fleet.busy[worker] and fleet.in_step[worker, row]:
+            self._revoke_later.setdefault(worker, []).append(revoke)
+            fleet.paused[worker, row] = True
+            return
+        size = fleet.machine.block_size
+        block_end = -(-int(fleet.position[worker, row]) // size) * size
+        end = min(max(revoke.lease_end, block_end), int(fleet.lease_end[worker, row]))
         fleet.lease_end[worker, row] = end
+        fleet.asked[worker, row] = NEVER
+        fleet.paused[worker, row] = False
+        fleet.advance(worker, np.array([row]))
         fleet.tell(worker).revoked.append(Revoked(revoke.seq, end))
 
     # -- copies

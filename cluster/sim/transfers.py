@@ -62,6 +62,9 @@ class Roads(Protocol):
     @property
     def landed(self) -> Callable[[Transfer, int], None]: ...
 
+    @property
+    def refusal(self) -> Callable[[Transfer], str]: ...
+
 
 class Moving:
     """One transfer under way."""
@@ -142,6 +145,8 @@ class Transfers:
         if not problem and peer is not None and order.road is Road.READ and peer.epoch > order.transfer >> EPOCH_BITS:
             # Its blocks are another scheduler's now, and may hold anything: it sends no sums for them.
             problem = f"pool {order.peer} obeys a scheduler of epoch {peer.epoch}"
+        if not problem and not moving.at and order.road is Road.WRITE:
+            problem = self._roads.refusal(order)
         if not problem and moving.at == moving.fail_at:
             problem = "the road broke"
         if problem:

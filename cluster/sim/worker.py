@@ -54,6 +54,7 @@ class Outlets:
     pool: Callable[[str], Pool | None]
     reaches: Callable[[str, str], bool]  # nodes that can talk to each other now
     landed: Callable[[Transfer, int], None] = lambda transfer, block: None  # a block was written into a peer's pool
+    refusal: Callable[[Transfer], str] = lambda transfer: ""  # why a peer's pool does not let a write begin
 
 
 class SimWorker(Process):

@@ -20,6 +20,7 @@ from cluster.messages import (
     Order,
     Plan,
     Result,
+    Road,
     Tokens,
     Transfer,
 )
@@ -123,6 +124,7 @@ class World:
             pool=self.pool,
             reaches=self.reaches,
             landed=self._landed,
+            refusal=self._refusal,
         )
         worker = SimWorker(name, self._incarnation(name), self.shape.workers[number], self.clock, self.seed, outlets)
         self.workers[name] = worker
@@ -166,6 +168,19 @@ class World:
 
     def reaches(self, node: str, other: str) -> bool:
         return node == other or not (node in self.cut_nodes or other in self.cut_nodes)
+
+    def _refusal(self, transfer: Transfer) -> str:
+        """A pool knows what is being written in it: where a writer of an earlier scheduler could still come, it lets
+        nobody else begin. Of its own epoch the scheduler has to know itself."""
+        blocks = set(transfer.theirs)
+        for worker in self.workers.values():
+            for number, moving in worker.transfers.under_way.items() if worker.alive else ():
+                other = moving.order
+                if other.road is Road.WRITE and number >> EPOCH_BITS < transfer.transfer >> EPOCH_BITS:
+                    place = other.peer, other.peer_incarnation
+                    if place == (transfer.peer, transfer.peer_incarnation) and not blocks.isdisjoint(other.theirs):
+                        return f"transfer {number:#x} may still write to blocks of {transfer.peer}"
+        return ""
 
     def _landed(self, transfer: Transfer, block: int) -> None:
         """A write that the scheduler no longer counts on must find its target in quarantine.

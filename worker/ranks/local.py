@@ -9,12 +9,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, WorkFailed
 from cluster.settings import WorkerSettings
 from worker.model import loading
 from worker.model.startup import Say
@@ -47,6 +48,7 @@ class Ranks:
         for rank in range(1, self._size):
             self.children.append(member.spawn(self._on_rank(rank), Place(rank, self._size, meeting)))
         try:
+            self._await_children(meeting)
             worker = Worker(self._on_rank(0), say=say, place=Place(0, self._size, meeting))
         except RuntimeError as error:
             _end(None, self.children, self._folder)
@@ -57,6 +59,14 @@ class Ranks:
         # Also when nobody calls `close`: at the end of the process, or when the engine is forgotten.
         self._end = weakref.finalize(self, partial(_end, worker, self.children, self._folder))
         return worker
+
+    def _await_children(self, meeting: str) -> None:
+        for rank, child in enumerate(self.children, 1):
+            while not member.came_file(meeting, rank).exists():
+                if child.poll() is not None:
+                    detail = f"rank {rank} ended with exit code {child.returncode} while it started"
+                    raise WorkFailed(f"{detail}; memory may be short, `quire doctor` says what else is wrong")
+                time.sleep(0.02)
 
     def _on_rank(self, rank: int) -> WorkerSettings:
         """Each rank has a GPU of its own, or its part of the CPU."""

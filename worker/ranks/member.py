@@ -18,6 +18,7 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -96,7 +97,7 @@ def _step(parts: Started, tables: torch.Tensor, words: list[Words]) -> None:
 def spawn(settings: WorkerSettings, place: Place) -> subprocess.Popen[bytes]:
     """A member as a child of this process, for an engine without a cluster."""
     child = subprocess.Popen(
-        [sys.executable, "-m", "worker.ranks.local.member", str(place.rank), str(place.size), place.meeting],
+        [sys.executable, "-m", "worker.ranks.member", str(place.rank), str(place.size), place.meeting],
         stdin=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
@@ -113,7 +114,14 @@ def main() -> None:
     fields = json.loads(sys.stdin.buffer.read())
     fields["hash_key"] = bytes.fromhex(fields["hash_key"])
     rank, size, meeting = sys.argv[1:4]
+    came_file(meeting, int(rank)).touch()
     run(WorkerSettings(**fields), Place(int(rank), int(size), meeting))
+
+
+def came_file(meeting: str, rank: int) -> Path:
+    """Made beside the meeting place by a child that is about to come: until then its parent watches it, and does not
+    wait where nothing can wake it."""
+    return Path(f"{meeting.removeprefix('file://')}.{rank}")
 
 
 if __name__ == "__main__":
