@@ -287,6 +287,11 @@ def test_a_journal_that_is_cut_or_of_another_version_or_decides_otherwise_is_ref
     path.write_text("no journal at all")
     with pytest.raises(ConfigError, match="is not a journal"):
         read(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cluster.centre.journal.VERSION", 0)
+        JournalWriter(path, settings, 1).close()
+    with pytest.raises(ConfigError, match="a journal of version 0; this Quire reads version"):
+        read(path)
     writer = JournalWriter(path, settings, 1)
     writer.turn((joined(),), 0.0, [])
     writer.turn((submit("a", range(40), 9),), 1.0, [])
