@@ -30,7 +30,7 @@ VERSION = 1
 _CLASSES: dict[str, type[Any]] = {
     name: kind
     for name, kind in vars(messages).items()
-    if isinstance(kind, type) and kind.__module__ == messages.__name__ and dataclasses.is_dataclass(kind)
+    if isinstance(kind, type) and kind.__module__.startswith(messages.__name__) and dataclasses.is_dataclass(kind)
 } | {"SamplingParams": SamplingParams, "SchedulerSettings": SchedulerSettings}
 _ENUMS: dict[str, type[IntEnum]] = {
     name: kind for name, kind in vars(messages).items() if isinstance(kind, type) and issubclass(kind, IntEnum)

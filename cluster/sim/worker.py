@@ -2,7 +2,7 @@
 
 It never decides anything that the protocol leaves to the scheduler, and touches no block that no plan named.
 
-What it takes the protocol to say, beyond the words of cluster/messages.py:
+What it takes the protocol to say, beyond the words of cluster/messages/:
 - A sequence reports once when it comes near the end of a lease, and once more when it stands still at that end; then
   it is silent until the lease is extended. A beam group reports its tables instead, from its first beams on.
 - A plan of an older epoch or another incarnation, or one seen before, is refused; one behind a gap is sent again.

@@ -1,1 +1,1 @@
-"""Between the dataclasses of `cluster/messages.py` and protobuf."""
+"""Between the dataclasses of `cluster/messages/` and protobuf."""

@@ -1,4 +1,4 @@
-"""Events and notices between the dataclasses of `cluster/messages.py` and protobuf, for gateways and the scheduler.
+"""Events and notices between the dataclasses of `cluster/messages/` and protobuf, for gateways and the scheduler.
 
 `cluster/wire/plans.py` (plans and results) has the rules. Clocks never travel: a deadline goes over as the seconds that
 are left, and each side passes its own `now`. What a peer sent wrong raises `ProtocolError`. Nothing here imports grpc.

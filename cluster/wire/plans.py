@@ -1,4 +1,4 @@
-"""Plans and results between the dataclasses of `cluster/messages.py` and protobuf, for scheduler and workers.
+"""Plans and results between the dataclasses of `cluster/messages/` and protobuf, for scheduler and workers.
 
 `fill_X(message, value)` writes into a fresh message (often a part of a larger one, which spares a copy), and
 `X_from(message)` reads. What a peer sent wrong raises `ProtocolError`. Ids travel as bytes, see

@@ -1,4 +1,4 @@
-"""Tokens and logprobs between the dataclasses of `cluster/messages.py` and protobuf, for workers and gateways.
+"""Tokens and logprobs between the dataclasses of `cluster/messages/` and protobuf, for workers and gateways.
 
 A batch holds the tokens of many sequences as columns: a step of a worker is one message to each gateway. What a peer
 sent wrong raises `ProtocolError`. Nothing here imports grpc.

@@ -1,0 +1,230 @@
+"""The world to the scheduler: all that one turn can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from cluster.messages.plans import Start, Transfer
+from cluster.messages.results import Result
+from cluster.messages.values import Ids, Reason
+from cluster.sampling import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """A validated request. `hashes` are those of the prompt's full blocks, HASH_BYTES each, by the gateway."""
+
+    request_id: str
+    gateway: str
+    route: int
+    model: str
+    tenant: str
+    prompt: Ids
+    hashes: tuple[bytes, ...]
+    sampling: SamplingParams  # resolved: every field has its value
+    priority: int = 0  # lower goes first
+    salt: bytes = b""
+    deadline: float | None = None  # on the scheduler's clock
+    outputs: tuple[Ids, ...] = ()  # a gateway submits anew what it has already sent (scheduler rebuilt, resume)
+    trace: str = ""  # W3C traceparent of the gateway's span; empty: nobody traces
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopAt:
+    """A gateway cut a sequence at a stop string: its first `num_outputs` tokens are all that it ever had."""
+
+    request_id: str
+    index: int
+    num_outputs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A gateway's answer to Seal: all output tokens that it holds of each sequence; older attempts are deaf now."""
+
+    request_id: str
+    attempt: int
+    outputs: tuple[Ids, ...]
+    finished: tuple[Reason, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The gateway has every token of the request: nothing of it need be kept any longer."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """A client resumes a request through this gateway, also after its first gateway died."""
+
+    request_id: str
+    tenant: str
+    gateway: str
+    route: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaJoined:
+    replica: str
+    incarnation: int
+    node: str
+    model: str
+    num_blocks: int
+    block_size: int
+    block_bytes: int
+    fingerprint: str  # of the block layout; pools of different layouts never exchange blocks
+    max_batch: int
+    max_model_len: int
+    prefill_tokens_per_s: float = 0.0  # measured at start; 0 = not known
+    bytes_per_s: float = 0.0  # of copies out of its pool within its node, measured at start; 0 = it serves no peers
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaLost:
+    replica: str
+    incarnation: int
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HostPoolJoined:
+    pool: str
+    incarnation: int
+    node: str
+    num_blocks: int
+    block_bytes: int
+    fingerprint: str
+    bytes_per_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class HostPoolLost:
+    pool: str
+    incarnation: int
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HostPoolSettled:
+    """Nothing of this transfer can touch the pool any more: its quarantined blocks are free."""
+
+    pool: str
+    incarnation: int
+    transfer: int
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayLost:
+    gateway: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """An attempt that a replica holds: as it was started (a fork by its parent's Start), and how far it is."""
+
+    seq: int
+    index: int
+    start: Start
+    tokens: Ids
+    position: int
+    table: Ids
+    lease_end: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """A replica tells a new scheduler (a higher epoch) all that it holds.
+
+    The state counts as a report: later Advances tell what came after it. `transfers` are those under way; they are
+    aborted by the new scheduler, and their blocks stay unused until Transferred. Plans and results start again from 1.
+    """
+
+    joined: ReplicaJoined
+    residents: tuple[Resident, ...]
+    cached: tuple[tuple[int, bytes], ...]  # block, name
+    transfers: tuple[Transfer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRequest:
+    """A request that a gateway has not closed: as it was submitted, its last attempt, what came of each sequence."""
+
+    submit: Submit
+    attempt: int
+    outputs: tuple[Ids, ...]
+    finished: tuple[Reason, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayState:
+    """A gateway tells a new scheduler which requests are under way and what it has of them."""
+
+    gateway: str
+    requests: tuple[OpenRequest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Take no new work on this replica and move what runs there elsewhere (or take it back, on=False)."""
+
+    replica: str
+    on: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class CloseModel:
+    """Take no new requests for this model; with its last replica it is forgotten (or take them again, on=False)."""
+
+    model: str
+    on: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Warm a prefix and keep it until `until` on the scheduler's clock (CachePrefix)."""
+
+    request_id: str
+    gateway: str
+    route: int
+    model: str
+    tenant: str
+    prompt: Ids
+    hashes: tuple[bytes, ...]
+    until: float
+    salt: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Nothing happened but time."""
+
+
+Event: TypeAlias = (
+    Submit
+    | Cancel
+    | StopAt
+    | Sealed
+    | Closed
+    | Adopt
+    | Pin
+    | Result
+    | ReplicaJoined
+    | ReplicaLost
+    | ReplicaState
+    | HostPoolJoined
+    | HostPoolLost
+    | HostPoolSettled
+    | GatewayState
+    | GatewayLost
+    | Drain
+    | CloseModel
+    | Tick
+)

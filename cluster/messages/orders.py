@@ -1,0 +1,88 @@
+"""The scheduler to the world: all that one turn can order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from cluster.messages.plans import Plan
+from cluster.messages.results import Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The request is ours from here on. `place` requests of its model wait before it; `reason`: why it waits itself,
+    empty if it starts at once."""
+
+    gateway: str
+    route: int
+    request_id: str
+    place: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    gateway: str
+    route: int
+    request_id: str
+    cached_tokens: int
+    replica: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """`code` is a gRPC status name: INVALID_ARGUMENT, RESOURCE_EXHAUSTED, NOT_FOUND, DEADLINE_EXCEEDED, ..."""
+
+    gateway: str
+    route: int
+    request_id: str
+    code: str
+    detail: str
+    retry_after_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """Take no more tokens of attempts up to and including `attempt`, and tell what you hold (Sealed)."""
+
+    gateway: str
+    route: int
+    request_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """All sequences of a request have ended; what it used."""
+
+    gateway: str
+    route: int
+    request_id: str
+    cached_tokens: int
+    preemptions: int
+    queue_seconds: float
+    device_block_seconds: float
+    host_block_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Tokens that a dead worker may not have delivered, from the scheduler's own record."""
+
+    gateway: str
+    tokens: Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """To a host pool: nobody wants these transfers any more, whether they came there or not. It answers with
+    HostPoolSettled for each once nothing can touch the pool for it; until then their blocks are in quarantine."""
+
+    pool: str
+    incarnation: int
+    epoch: int
+    transfers: tuple[int, ...]
+
+
+Order: TypeAlias = Plan | GiveUp | Accepted | Started | Refused | Seal | Replay | Done
