@@ -10,15 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# Files of this folder that are no benchmarks.
-PARTS = {"__init__", "__main__", "report", "timing", "processes_child"}
-
 
 def names() -> list[str]:
     """The benchmarks that there are: files of this folder whose text defines `main`."""
     found = []
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.stem not in PARTS and "\ndef main(" in path.read_text():
+        if "\ndef main(" in path.read_text():
             found.append(path.stem)
     return found
 

@@ -17,7 +17,7 @@ from cluster.bench.report import Report
 from cluster.offline.engine import LLM
 from cluster.sampling import SamplingParams
 from cluster.sim.costs import fit
-from cluster.sim.recorded import Record, record, repeat
+from cluster.sim.recorded import Divergence, Record, record, repeat
 
 CLOSE = 0.05
 
@@ -75,7 +75,12 @@ def main(argv: list[str]) -> int:
         ],
     )
     second = run_recorded(arguments.blocks, seed=2, count=arguments.requests, model=arguments.model)
-    repeated = repeat(second, cost)
+    try:
+        repeated = repeat(second, cost)
+    except Divergence as error:
+        report.check("the same decisions", False, str(error))
+        return report.finish(arguments.json)
+    report.check("the same decisions", True)
     ratio = repeated.modelled_s / repeated.seen_s
     report.table(
         "another run, repeated in the simulator",
@@ -84,7 +89,6 @@ def main(argv: list[str]) -> int:
                 "turns": repeated.num_turns,
                 "orders": repeated.num_orders,
                 "steps": repeated.num_steps,
-                "divergences": 0,
                 "seen s": repeated.seen_s,
                 "modelled s": repeated.modelled_s,
                 "modelled / seen": ratio,

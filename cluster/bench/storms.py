@@ -14,7 +14,7 @@ MOST_PREEMPTIONS, LEAST_GOODPUT, LONGEST_PAUSE_S = 3, 0.9, 60.0
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="quire bench storms", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="simulated, of each storm")
-    parser.add_argument("--only", help="the storm of this name alone")
+    parser.add_argument("--only", choices=[storm.name for storm in STORMS], help="the storm of this name alone")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json")
     arguments = parser.parse_args(argv)

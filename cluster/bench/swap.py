@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -283,13 +282,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", metavar="FILE", help="also write everything to this file")
     options = parser.parse_args(argv)
+    if not options.choice and not options.storm:
+        parser.error("--choice 0 and --storm 0 leave nothing to measure; give one of them")
     report = Report("swap", argv)
     if options.choice:
         choice(report, options.choice, options.seed)
     if options.storm:
         report_storm(report, storm(options.storm, options.seed))
     return report.finish(options.json)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
-import sys
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
@@ -83,7 +82,7 @@ def _object_store(size_bytes: int, report: Report) -> ObjectStore | None:
     try:
         return ObjectStore(size_bytes)
     except Exception as error:
-        report.note(f"Ray's object store is left out: {type(error).__name__}: {str(error).splitlines()[0]}")
+        report.note(f"Ray's object store is left out: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
         return None
 
 
@@ -221,7 +220,3 @@ class _Ends:
             return answers[0].seconds
 
         return run
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,6 @@
 """Every metric that there is: name, kind, labels and meaning. Collected in `metrics_gateway` and `metrics_scheduler`.
 
-`deploy/METRICS.md` and the dashboard are held against this list by a test; nothing else may invent a name.
+`deploy/WATCHING.md` and the dashboard are held against this list by a test; nothing else may invent a name.
 """
 
 from __future__ import annotations

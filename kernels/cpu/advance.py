@@ -1,6 +1,6 @@
 """From one step of decodes to the next without the host: the likeliest tokens, and what the next step reads of them.
 
-`cpu_program` calls these for its last op and between two steps. A run of steps ends after the step in which a sequence
+`program` calls these for its last op and between two steps. A run of steps ends after the step in which a sequence
 gets one of its stop ids, or logits that are no numbers; lengths, leases and cuts of the attention plan bound a run
 beforehand (`worker/run_ahead.py`), so that nothing else can end inside it.
 """

@@ -1,9 +1,9 @@
 """Paged attention on a CPU: one kernel per head shape, written here, for prefill chunks and decodes alike.
 
-A task is one key/value head of one item of the plan (see `cpu_plan`): the query heads of its group times a run of query
+A task is one key/value head of one item of the plan (see `plan`): the query heads of its group times a run of query
 tokens, over a run of keys. Threads take tasks from a shared counter until none is left. Nothing is gathered: keys and
 values are read in their blocks. An item that covers all keys writes the output, any other writes a partial that
-`cpu_merge` finishes. What a task computes depends on its own sequence alone, so a sequence's result never depends on
+`merge` finishes. What a task computes depends on its own sequence alone, so a sequence's result never depends on
 what else is in the batch, nor on the number of threads.
 """
 

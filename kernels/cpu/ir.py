@@ -1,6 +1,6 @@
 """A small language for CPU kernels: Python expressions that write LLVM IR, with vectors and loops as plain objects.
 
-The files `cpu_*` that emit kernels use it; `cpu_jit` turns what it wrote into machine code. Loops over Python ranges
+The files of this folder that emit kernels use it; `jit` turns what it wrote into machine code. Loops over Python ranges
 are unrolled in the emitted code, loops over `Code.range` are loops there. It knows nothing of attention.
 """
 

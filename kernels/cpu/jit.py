@@ -1,4 +1,4 @@
-"""Turns what `cpu_ir` wrote into machine code of this processor, without a compiler on the user's machine.
+"""Turns what `ir` wrote into machine code of this processor, without a compiler on the user's machine.
 
 LLVM comes with llvmlite, a plain wheel. A kernel is compiled once per process and shape, in a quarter of a second.
 `Target` says what the code may use; `Kernel` is what can be called. Nothing is written to disk.

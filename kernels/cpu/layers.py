@@ -1,6 +1,6 @@
 """The attention of all layers of a decoder as argument arrays that lie ready, so that a program can call it by address.
 
-`cpu_decoder` makes one of these when the pool is known. What is the same in every step (caches, windows, where queries
+`decoder` makes one of these when the pool is known. What is the same in every step (caches, windows, where queries
 and outputs lie) is written once; `prepare` writes the rest for all layers at a time.
 """
 

@@ -2,7 +2,7 @@
 
 A panel is two vectors of output columns over the whole depth, so that a tile of rows keeps its sums in registers and
 each weight is read once, in the order in which it lies. What a row comes to depends on that row alone: the terms are
-added in the order of the depth, whatever else is in the batch. `cpu_program` calls `emit_product` for its product ops.
+added in the order of the depth, whatever else is in the batch. `program` calls `emit_product` for its product ops.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A decoder's whole step as one call: a table of ops that threads of one team walk through together.
 
-`cpu_decoder` writes the table once per model and runs it once per step, or for several steps of decodes in which each
-step's tokens are the next one's inputs (`cpu_advance`). After each op the threads wait for one another; nothing returns
+`decoder` writes the table once per model and runs it once per step, or for several steps of decodes in which each
+step's tokens are the next one's inputs (`advance`). After each op the threads wait for one another; nothing returns
 to Python in between. An op is a product, something done to rows, or a call of another kernel such as attention. A
 program knows addresses only; who owns the memory keeps it alive.
 """
@@ -95,7 +95,7 @@ class Program:
         )
 
     def run(self, num_rows: int, num_logit_rows: int, num_threads: int, num_steps: int = 1, advance: int = 0) -> None:
-        """One step; or up to `num_steps` of them, with the address of what `cpu_advance` needs."""
+        """One step; or up to `num_steps` of them, with the address of what `advance` needs."""
         self.counts[ALL_ROWS] = num_rows
         self.counts[LOGIT_ROWS] = num_logit_rows
         self._sync[:] = 0

@@ -1,6 +1,6 @@
 """What a decoder does to each row between its products, on a CPU: embedding, norms, rotation, writing keys and values.
 
-`cpu_program` calls these for its ops; rows are shared out to the threads in equal runs. Inputs and residuals are
+`program` calls these for its ops; rows are shared out to the threads in equal runs. Inputs and residuals are
 float32, outputs of the kind that the products read.
 """
 

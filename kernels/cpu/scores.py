@@ -1,7 +1,7 @@
 """Scores of a panel of query rows against a tile of keys, written so that all sums stay in registers.
 
 Each key is read once for all rows, in its block, through the table; 16-bit elements are widened on the way. One vector
-holds the scores of neighbouring slots, so no sum goes across a register. `cpu_attention` calls this while it writes its
+holds the scores of neighbouring slots, so no sum goes across a register. `attention` calls this while it writes its
 kernel; masks and softmax are its business.
 """
 

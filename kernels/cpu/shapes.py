@@ -1,6 +1,6 @@
 """What the CPU's attention is specialised for, and how its emitted code finds blocks and reads bf16 pairs.
 
-`cpu_scores` and `cpu_values` write the two inner products over these; `cpu_attention` puts them together.
+`scores` and `values` write the two inner products over these; `attention` puts them together.
 """
 
 from __future__ import annotations

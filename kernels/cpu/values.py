@@ -1,7 +1,7 @@
 """Weighted values of a panel of query rows over a tile of slots, written so that all sums stay in registers.
 
 Each value is read once for all rows, in its block, through the table; 16-bit elements are widened on the way. One
-vector holds neighbouring dims. `cpu_attention` calls this while it writes its kernel.
+vector holds neighbouring dims. `attention` calls this while it writes its kernel.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Paged attention in Triton: any mix of prefill chunks and decodes, read straight from the blocks of a pool.
 
 One tile of rows holds all query heads of a KV group for a run of query tokens, so that a group reads each key once.
-Which program works on which keys comes from a plan that `triton_plan` built on the device; a piece that covers all keys
-of its unit writes the output, any other piece writes a partial that `triton_merge` finishes. `triton_step` is the only
+Which program works on which keys comes from a plan that `plan` built on the device; a piece that covers all keys
+of its unit writes the output, any other piece writes a partial that `merge` finishes. `step` is the only
 caller. Nothing here decides sizes or allocates.
 """
 
@@ -15,7 +15,7 @@ import triton.language as tl
 FLOOR = tl.constexpr(-3.0e38)
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-# Words of a plan's header and of a unit's record in it; see triton_plan.
+# Words of a plan's header and of a unit's record in it; see `plan.py`.
 HEADER_WORDS = tl.constexpr(8)
 UNIT_WORDS = tl.constexpr(16)
 
@@ -255,7 +255,7 @@ def attention_kernel(
     k_ptr,  # [blocks, kv heads, slot, dim]
     v_ptr,  # [blocks, kv heads, slot, value dim]
     tables_ptr,  # int32 [rows, max blocks]
-    plan_ptr,  # int32, see triton_plan
+    plan_ptr,  # int32, see `plan.py`
     sinks_ptr,  # [heads]
     out_ptr,  # [tokens, heads, value dim]
     lse_ptr,  # float32 [tokens, heads]

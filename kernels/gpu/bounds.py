@@ -1,6 +1,6 @@
 """Checks on the device what a batch says of the tables: rows and blocks that exist, lengths that fit.
 
-`triton_backend` launches it in debug mode before attention; the answer is the first fault, or nothing. It reads only
+`backend` launches it in debug mode before attention; the answer is the first fault, or nothing. It reads only
 what it has found to lie inside the tables, so that a wrong batch is reported and not followed.
 """
 

@@ -1,6 +1,6 @@
 """How the Triton kernels are cut for a device: tiles, warps, pipeline stages and programs, in one table.
 
-`triton_backend` asks once per shape; nothing is tuned while serving. To find better figures on a device, run
+`backend` asks once per shape; nothing is tuned while serving. To find better figures on a device, run
 `quire bench kernels --tune` there and write them down here. Compiled resource use of every row is held by tests for
 sm_80, sm_90, sm_100 and gfx942.
 """

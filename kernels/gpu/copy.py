@@ -1,6 +1,6 @@
 """Copying whole blocks inside a pool, any number in one launch.
 
-The worker calls it through `triton_backend` for forks and copy-on-write. It sees bytes and knows nothing of layers,
+The worker calls it through `backend` for forks and copy-on-write. It sees bytes and knows nothing of layers,
 and moves them in the widest words that the block size allows.
 """
 

@@ -1,6 +1,6 @@
 """Merging partial attention results over disjoint keys, each weighed by the sum of weights that it saw.
 
-`triton_backend` launches `merge_pieces_kernel` behind every attention whose plan may split units; it works on the
+`backend` launches `merge_pieces_kernel` behind every attention whose plan may split units; it works on the
 partials of that call. `merge_kernel` is the op of the same name on finished outputs with their log-sum-exps. Neither
 decides what is split.
 """
@@ -12,13 +12,13 @@ import triton.language as tl
 
 from kernels.gpu.attention import FLOOR, LN_2, LOG2_E
 
-# Words of a merge in a plan; see triton_plan.
+# Words of a merge in a plan; see `plan.py`.
 MERGE_WORDS = tl.constexpr(8)
 
 
 @triton.jit(do_not_specialize=["merges_at"])
 def merge_pieces_kernel(
-    plan_ptr,  # int32, see triton_plan
+    plan_ptr,  # int32, see `plan.py`
     part_ptr,  # float32 [slots, BLOCK_M, VALUE_PAD]
     part_sums_ptr,  # float32 [slots, BLOCK_M, 2]
     out_ptr,  # [tokens, heads, value dim]

@@ -1,6 +1,6 @@
 """The task map of one step: which program attends to which keys, built on the device by one small kernel.
 
-`triton_backend` launches it once per step and window; every layer's attention reads the same map. A unit is the query
+`backend` launches it once per step and window; every layer's attention reads the same map. A unit is the query
 tile of one sequence (up to BLOCK_Q tokens, all heads of a group); its work is the key tiles that its rows can see, once
 per key/value head. Two schedules:
 

@@ -1,6 +1,6 @@
 """The host side of one attention call: which sequences share a schedule, how their plan lies, what is launched.
 
-`triton_backend` makes one `Launch` per group of sequences, shape and window and keeps it in the batch for all layers.
+`backend` makes one `Launch` per group of sequences, shape and window and keeps it in the batch for all layers.
 Everything here follows from counts that the host knows (sequences, tokens, the longest query) and never from context
 lengths, so that a captured step stays right while its sequences grow. Nothing here waits for the device.
 """

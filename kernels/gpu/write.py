@@ -1,6 +1,6 @@
 """Writing keys and values into the blocks of a pool, alone or with the rotary embedding of queries and keys on the way.
 
-The worker calls it once per layer and step through `triton_backend`, before attention. A token whose slot is -1 is
+The worker calls it once per layer and step through `backend`, before attention. A token whose slot is -1 is
 rotated but not written. Nothing here knows which sequence a token belongs to.
 """
 

@@ -72,7 +72,7 @@ def test_a_family_that_is_not_described_is_a_mistake_of_ours() -> None:
 def test_every_metric_is_documented_as_it_is() -> None:
     text = (DEPLOY / "WATCHING.md").read_text()
     for described in (GATEWAY, SCHEDULER):
-        assert table_of(described) in text, "run cluster.metrics.table_of and put it into deploy/WATCHING.md"
+        assert table_of(described) in text, "run cluster.watching.metrics.table_of and put it into deploy/WATCHING.md"
 
 
 def _expressions(value: object) -> Iterable[str]:

@@ -49,10 +49,6 @@ class Settler:
         if refused:
             self._let_go(peer)
 
-    @property
-    def num_unheard(self) -> int:
-        return len(self._unheard)
-
     def close(self) -> None:
         self._closing.set()
         if self._thread is not None:
