@@ -1,10 +1,16 @@
-"""Settings that every test shares: torch's threads, a seed that is printed, and no way out to a model hub."""
+"""Settings that every test shares: torch's threads, a seed that is printed, and no way out to a model hub.
+
+An everyday run draws the same every time, so that what it says of a commit depends on the commit alone. `--trust`
+draws anew, and `--seed N` draws what N gives: that is how new failures are looked for, and found again.
+"""
 
 import os
 import random
 
+import hypothesis
 import pytest
 
+EVERYDAY_SEED = 20
 SEED = pytest.StashKey[int]()
 
 # The test machines have two cores; several test processes with a pool of threads each only wait for one another.
@@ -18,6 +24,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--trust", action="store_true", help="also run the tests that take longer than an everyday run")
     parser.addoption("--seed", type=int, default=None, help="seed of the tests that draw at random")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    drawn = config.getoption("--trust") or config.getoption("--seed") is not None
+    hypothesis.settings.register_profile("quire", derandomize=not drawn, database=None)
+    hypothesis.settings.load_profile("quire")
+    if config.getoption("--seed") is not None and not config.getoption("--hypothesis-seed"):
+        config.option.hypothesis_seed = str(_seed(config))
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -42,5 +56,7 @@ def seed(request: pytest.FixtureRequest) -> int:
 def _seed(config: pytest.Config) -> int:
     if SEED not in config.stash:
         given = config.getoption("--seed")
-        config.stash[SEED] = random.SystemRandom().randrange(1 << 31) if given is None else int(given)
+        if given is None:
+            given = random.SystemRandom().randrange(1 << 31) if config.getoption("--trust") else EVERYDAY_SEED
+        config.stash[SEED] = int(given)
     return config.stash[SEED]

@@ -23,7 +23,7 @@ from worker.model.startup import Started
 from worker.sampling.beam_search import BeamSearch, Choice, Floats, Ints
 from worker.sampling.logprobs import token_logprobs
 from worker.sampling.row_slots import some
-from worker.sampling.sampler import Sampler
+from worker.sampling.sampler import NOT_NUMBERS, Sampler
 from worker.state import BatchState, Int32
 
 
@@ -258,7 +258,7 @@ class BeamGroups:
             leader, search = int(group.rows[0]), group.search
             alive = [first + slot for slot in range(end - first) if search.lives(slot)]
             if np.isnan(best[alive, 0]).any() or np.isposinf(best[alive, 0]).any():
-                over.append((leader, Reason.FAILED, "the model's logits are not numbers; try another dtype"))
+                over.append((leader, Reason.FAILED, NOT_NUMBERS))
                 continue
             choice = search.choose(best[first:end], tokens[first:end])
             search.take(choice, self._logprobs(group, ranked.logits[first:end], choice))

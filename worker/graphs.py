@@ -7,7 +7,7 @@ its own. What can't be captured (a model that asks the device a question in the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left
 
 import torch
 
@@ -15,8 +15,6 @@ from kernels.batch import AttentionBatch
 from worker.batch import StepBuilder
 from worker.model.model import Model
 from worker.state import BatchState
-
-Say = Callable[[str], None]
 
 
 def sizes_up_to(most: int) -> list[int]:
@@ -63,7 +61,8 @@ class DecodeGraphs:
 
     def padded(self, rows: int) -> int:
         """The captured number of rows for a batch of so many decodes; 0 if there is none."""
-        return next((size for size in self._sizes if size >= rows), 0)
+        at = bisect_left(self._sizes, rows)
+        return self._sizes[at] if at < len(self._sizes) else 0
 
     def replay(self, size: int, rows: int) -> torch.Tensor:
         """The step that the builder has laid out, padded to `size`. Logits of its first rows, until the next replay."""

@@ -38,7 +38,7 @@ from worker.outbox import Outbox
 from worker.ranks.team import Place, lost
 from worker.report import Reporter
 from worker.residence import Residence
-from worker.sampling.sampler import Sampler
+from worker.sampling.sampler import NOT_NUMBERS, Sampler
 from worker.state import BatchState, Int32
 
 # What `take_tokens` says of a row that ends.
@@ -323,7 +323,7 @@ class Worker:
             self._reasons,
         )
         for row, reason in zip(self._ended[:num_ended].tolist(), self._reasons[:num_ended].tolist(), strict=True):
-            detail = "the model's logits are not numbers; try another dtype" if reason == _BROKEN else ""
+            detail = NOT_NUMBERS if reason == _BROKEN else ""
             self._end(row, _REASONS[reason], detail)
         for row in [row for row in self._ending if not self._is_under_way(row)]:
             self.residence.move_out(row, *self._ending.pop(row))

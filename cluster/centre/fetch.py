@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cluster.centre.replica import Replica
 from cluster.centre.sequences import Request
-from cluster.messages import Road, Transfer, Transferred, ids
+from cluster.messages import Road, Transferred
 
 if TYPE_CHECKING:
     from cluster.centre.scheduler import Scheduler
@@ -57,20 +57,10 @@ class Fetches:
         if isinstance(source, Replica):
             # Blocks that were at hand there are not, until they are read.
             self._scheduler.admission.refresh(source)
-        number = self._scheduler.swapper.next_transfer()
+        mine = sequence.table[first : first + len(theirs)]
+        number = self._scheduler.swapper.order(replica, Road.READ, source, mine, theirs)
         self.under_way[number] = Fetch(request, replica, source, theirs)
         sequence.saved = (first + len(theirs)) * size
-        replica.write().transfers.append(
-            Transfer(
-                number,
-                Road.READ,
-                source.name,
-                source.incarnation,
-                ids(sequence.table[first : first + len(theirs)]),
-                ids(theirs),
-                self._settings.transfer_timeout_s,
-            )
-        )
         self._scheduler.counters["fetches begun"] += 1
         return number
 

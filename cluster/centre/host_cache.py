@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cluster.centre.replica import Replica
-from cluster.messages import Road, Transfer, Transferred, ids
+from cluster.messages import Road, Transferred
 
 if TYPE_CHECKING:
     from cluster.centre.scheduler import Scheduler
@@ -64,14 +64,8 @@ class HostCache:
         places = host.ledger.allocate(len(chosen), 0)
         assert places is not None
         ledger.watched.update(chosen)
-        number = scheduler.swapper.next_transfer()
+        number = scheduler.swapper.order(replica, Road.WRITE, host, list(chosen), places)
         self.under_way[number] = Write(replica, host, chosen, places)
-        replica.write().transfers.append(
-            Transfer(
-                number, Road.WRITE, host.name, host.incarnation, ids(chosen), ids(places),
-                self._settings.transfer_timeout_s,
-            )
-        )  # fmt: skip
 
     def _host_of(self, replica: Replica) -> HostPool | None:
         """The host pool of its own node, if their blocks are alike."""

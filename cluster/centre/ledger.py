@@ -200,10 +200,6 @@ class Ledger:
         self._paid_at[block] = self._clock.now
         return paid
 
-    def cost_so_far(self, blocks: Iterable[int]) -> float:
-        """The block-seconds of `blocks`, shared ones split, since each was allocated."""
-        return sum(map(self._settle, blocks))
-
     # -- names: what a prefix hit may find
 
     def set_names(self, blocks: Sequence[int], flat: bytes) -> None:

@@ -19,7 +19,7 @@ from cluster.centre.move import Held, Move, Phase, can_go_on
 from cluster.centre.replica import Replica
 from cluster.centre.sequences import Request, Sequence, State
 from cluster.hashing import HASH_BYTES
-from cluster.messages import Road, Transfer, Transferred, ids
+from cluster.messages import Road, Transferred, ids
 
 if TYPE_CHECKING:
     from cluster.centre.scheduler import Scheduler
@@ -183,19 +183,8 @@ class Moves:
     def _order(self, move: Move, theirs: list[int], mine: list[int]) -> None:
         move.target.ledger.begin_moving(mine)
         move.landing = mine
-        move.transfer = self._scheduler.swapper.next_transfer()
+        move.transfer = self._scheduler.swapper.order(move.target, Road.READ, move.source, mine, theirs)
         self.reads[move.transfer] = move
-        move.target.write().transfers.append(
-            Transfer(
-                move.transfer,
-                Road.READ,
-                move.source.name,
-                move.source.incarnation,
-                ids(mine),
-                ids(theirs),
-                self._settings.transfer_timeout_s,
-            )
-        )
 
     # -- the second phase
 

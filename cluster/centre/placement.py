@@ -111,15 +111,15 @@ class Board:
             idle = sum(1 for block in hit if not replica.ledger.holders(block))
             if self._free[row] - idle >= need.num_blocks - num_shared and self._seats[row] >= need.num_places:
                 found[row] = hit
-                scores[row] = self._scores(need.num_tokens - num_shared * replica.block_size)[row]
+                (scores[row],) = self._scores(need.num_tokens - num_shared * replica.block_size, slice(row, row + 1))
         row = self._pick(scores, self._settings.placement)
         if scores[row] == np.inf:
             return None
         return Place(self.replicas[row], found.get(row, []))
 
-    def _scores(self, num_tokens: int) -> NDArray[np.float64]:
-        to_compute = self._prefill + num_tokens
-        return to_compute + (1 + to_compute / TOKENS_PER_STEP) * self._residents + self._fullness
+    def _scores(self, num_tokens: int, rows: slice = slice(None)) -> NDArray[np.float64]:
+        to_compute = self._prefill[rows] + num_tokens
+        return to_compute + (1 + to_compute / TOKENS_PER_STEP) * self._residents[rows] + self._fullness[rows]
 
     def _pick(self, scores: NDArray[np.float64], policy: PlacementName) -> int:
         if policy == "scored":

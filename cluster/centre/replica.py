@@ -270,11 +270,8 @@ class Replica:
 
     def first_lease(self, sequence: Sequence) -> int:
         """The lease of a sequence that starts: as far as `renew` would have it; of a beam group one block at least."""
-        length, limit = sequence.length, sequence.limit
-        if sequence.request.width:
-            return min(limit, -(-(length + 1) // self.block_size) * self.block_size)
-        wanted = length + self._ahead + 1
-        return min(limit, -(-wanted // self.block_size) * self.block_size)
+        wanted = sequence.length + 1 + (0 if sequence.request.width else self._ahead)
+        return min(sequence.limit, -(-wanted // self.block_size) * self.block_size)
 
     def enter(self, sequence: Sequence) -> None:
         self.residents[sequence.seq] = sequence

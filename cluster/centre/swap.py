@@ -11,6 +11,7 @@ while running; a way whose rate is not known is not taken.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -208,25 +209,20 @@ class Swapper:
             if sequence.seq:
                 self._scheduler.detach(replica, sequence)
 
-    def next_transfer(self) -> int:
-        """A number for a transfer, never given before, in no epoch."""
+    def order(
+        self, replica: Replica, road: Road, peer: Replica | HostPool, mine: Sequence[int], theirs: Sequence[int]
+    ) -> int:
+        """Writes a transfer into the replica's plan of this turn; returns its number, never given before, in no epoch.
+        Who orders it keeps it under that number until it is told as Transferred."""
         self._num_transfers += 1
-        return self._num_transfers
+        number, timeout_s = self._num_transfers, self._settings.transfer_timeout_s
+        transfer = Transfer(number, road, peer.name, peer.incarnation, ids(mine), ids(theirs), timeout_s)
+        replica.write().transfers.append(transfer)
+        return number
 
     def _order(self, moving: Moving) -> int:
-        number = self.next_transfer()
+        number = self.order(moving.replica, moving.road, moving.host, moving.blocks, moving.host_blocks)
         self.transfers[number] = moving
-        moving.replica.write().transfers.append(
-            Transfer(
-                number,
-                moving.road,
-                moving.host.name,
-                moving.host.incarnation,
-                ids(moving.blocks),
-                ids(moving.host_blocks),
-                self._settings.transfer_timeout_s,
-            )
-        )
         return number
 
     # -- back

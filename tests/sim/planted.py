@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cluster.centre import admission, moves, swap
+from cluster.centre import admission, swap
 from cluster.centre.beginnings import Beginnings
 from cluster.centre.fetch import Fetches
 from cluster.centre.host_cache import HostCache
@@ -284,13 +284,12 @@ def _target_starts_before_its_last_block_came(patch: Patch) -> None:
 
 
 def _moved_without_its_part_filled_block(patch: Patch) -> None:
-    def short(number: int, road: Road, *fields: Any) -> Transfer:
-        peer, incarnation, mine, theirs, limit = fields
-        if len(mine) > 1:
-            theirs = theirs[:-1] + theirs[:1]
-        return Transfer(number, road, peer, incarnation, mine, theirs, limit)
+    order = Moves._order
 
-    patch.setattr(moves, "Transfer", short)
+    def short(self: Moves, move: Any, theirs: list[int], mine: list[int]) -> None:
+        order(self, move, theirs[:-1] + theirs[:1], mine)
+
+    patch.setattr(Moves, "_order", short)
 
 
 def _revoked_block_still_written(patch: Patch) -> None:

@@ -4,12 +4,12 @@
 sequences, samples nothing and talks to nobody else.
 
 How a cluster starts one: for each replica of K ranks, K actors in one placement group (one accelerator each, on one
-machine). All get the same `WorkerSettings` and a `Place(rank, K, meeting)` with a meeting
-place that is new for every start of the replica, such as file:///tmp/quire-REPLICA-INCARNATION. Rank 0 makes
+machine). All get the same `WorkerSettings` and a `Place(rank, K, meeting)` with a meeting place that is new for every
+start of the replica, such as file:///tmp/quire-REPLICA-INCARNATION. Rank 0 makes
 `Worker(settings, place=place)` and serves it as ever; every other rank calls `member.run(settings, place)` on a thread
 and ends its process when that returns or raises. All K must start within ten minutes of each other, and when one of
 them has died all others must be started again too: rank 0 raises at its next step. A tensor-parallel replica has no
-transfers (`WorkerServer(security=None)`) and needs no host pool: what it preempts is computed again.
+transfers (`WorkerServer` makes no `Swap` for one) and needs no host pool: what it preempts is computed again.
 """
 
 from __future__ import annotations

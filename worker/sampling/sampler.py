@@ -43,6 +43,10 @@ _EDITS: Final = _BIAS | _PENALTIES | _RUNS | _EARLY
 Draw = Callable[[torch.Tensor, DrawSettings], tuple[torch.Tensor, torch.Tensor]]
 
 
+# Why a sequence fails whose logits cannot be compared.
+NOT_NUMBERS: Final = "the model's logits are not numbers; try another dtype"
+
+
 class TakesLogprobs(Protocol):
     """Whoever collects the logprobs of a sequence; None where nobody asked for them."""
 
