@@ -210,7 +210,7 @@ class Admission:
                     queue.pop(request)
                     self._park(request, *owner)
                     continue
-                too_large = "" if request.is_measured or request.attempt else self._never_fits(request, board)
+                too_large = "" if request.is_measured else self._never_fits(request, board)
                 if too_large and self._scheduler.rebuild.ends_at is not None:
                     break  # a replica that could hold it may not have reported yet
                 if too_large:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cluster.centre.replica import Replica
 from cluster.centre.sequences import Request, Sequence, State
 from cluster.messages import (
+    ATTEMPT_BITS,
     Drop,
     GatewayState,
     Ids,
@@ -117,6 +118,7 @@ class Rebuild:
                 self._unconfirmed[request_id] = request
         request.state, request.replica, request.last_replica = State.RUNNING, replica, replica
         request.attempt = start.attempt
+        request.is_measured = True
         request.is_partial = len(residents) < len(request.sequences)
         for resident in residents:
             self._settle(request.sequences[resident.index], resident)
@@ -246,6 +248,7 @@ class Rebuild:
         request = self._scheduler.enter(open_request.submit)
         request.state = State.SEALING
         request.attempt = open_request.attempt
+        request.is_measured = request.attempt > 0
         request.is_cacheable = False
         self._take_outputs(request, open_request)
         return request
@@ -275,8 +278,11 @@ class Rebuild:
         scheduler = self._scheduler
         scheduler.admission.refuse_unheard()
         unplaced, self._unplaced = list(self._unplaced.values()), {}
+        before = (scheduler.epoch - 1) << ATTEMPT_BITS
         for request in unplaced:
             if request.state is State.SEALING:
+                # The old scheduler may have started it where nobody has reported yet, under a number nobody knows.
+                request.attempt = max(request.attempt, before)
                 scheduler.recovery.ask_seal(request)
         unconfirmed, self._unconfirmed = list(self._unconfirmed.values()), {}
         for request in unconfirmed:

@@ -41,7 +41,7 @@ from cluster.messages.events import (
 from cluster.messages.orders import Accepted, Done, GiveUp, Order, Refused, Replay, Seal, Started
 from cluster.messages.plans import Beams, Copy, Drop, Extends, Fork, Plan, Reroute, Revoke, Road, Start, Transfer
 from cluster.messages.results import Advances, GroupTables, Logprobs, Result, Revoked, Stopped, Tokens, Transferred
-from cluster.messages.values import EPOCH_BITS, Ids, Reason, ids
+from cluster.messages.values import ATTEMPT_BITS, EPOCH_BITS, Ids, Reason, ids
 
 __all__ = [
     "Accepted",
@@ -55,6 +55,7 @@ __all__ = [
     "Done",
     "Drain",
     "Drop",
+    "ATTEMPT_BITS",
     "EPOCH_BITS",
     "Event",
     "Extends",

@@ -13,6 +13,10 @@ Ids: TypeAlias = "array[int]"
 EPOCH_BITS = 40
 """A seq is `epoch << EPOCH_BITS | number`: a scheduler that takes over never gives a number that was given before."""
 
+ATTEMPT_BITS = 16
+"""What a scheduler restarts for want of news it numbers from `(epoch - 1) << ATTEMPT_BITS` on: behind every attempt
+that one before it may have ordered without anybody hearing of it."""
+
 
 def ids(values: Iterable[int] = ()) -> Ids:
     return array("i", values)

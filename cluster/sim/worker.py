@@ -240,6 +240,10 @@ class SimWorker(Process):
         del self.residents[running.seq]
         self.steps.leave(running)
         self._report.stop(running, running.reason)
+        for fork in running.forks:
+            # Nobody will write their prompt any more.
+            fork.reason = running.reason
+            self._leave_if_quiet(fork)
 
     def _on_transferred(self, transferred: Transferred) -> None:
         self._report.transferred.append(transferred)

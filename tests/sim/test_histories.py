@@ -90,6 +90,8 @@ FOUND = {
     67: "a move gave its source's blocks back, and those that waited for them were not looked at",
     92: "a new scheduler counted a block once that two transfers of the old one touched",
     335: "a worker read for a dead scheduler what a new one had given away, and began with it",
+    20585: "a new scheduler gave an attempt a number that the old one had given where nobody had heard of it",
+    20976: "an attempt that nobody had heard of went on sending; forks stood still behind a parent that was dropped",
     308: "a peer read a block before the copy into it that had been issued",
 }
 
