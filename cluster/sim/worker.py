@@ -242,7 +242,7 @@ class SimWorker(Process):
         self._report.stop(running, running.reason)
         for fork in running.forks:
             # Nobody will write their prompt any more.
-            fork.reason = running.reason
+            self.steps.end(fork, running.reason)
             self._leave_if_quiet(fork)
 
     def _on_transferred(self, transferred: Transferred) -> None:
