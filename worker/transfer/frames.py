@@ -18,6 +18,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from cluster.errors import TransferError
+from worker.handshake import NOTHING_YET
 from worker.transfer.checksum import address_of, checksummer
 from worker.transfer.states import Range, TransferName
 
@@ -36,8 +37,6 @@ _CHECKED = _NAME_END + _CHUNK.size
 HEADER_BYTES = _CHECKED + _CHECK.size
 # How long one wait on the socket lasts before `go_on` is asked again.
 _TICK_S = 0.05
-# What a wait on a prepared connection raises when its time is over.
-NOTHING_YET = (TimeoutError, BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Kind(IntEnum):

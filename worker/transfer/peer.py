@@ -17,12 +17,13 @@ import grpc
 from cluster.errors import TransferError
 from protos.quire.v1 import transfer_pb2 as pb
 from protos.quire.v1.transfer_pb2_grpc import TransferServiceStub
+from worker.handshake import HANDSHAKE_S
 from worker.transfer.end import PoolEnd
 from worker.transfer.frames import Lost, prepare
 from worker.transfer.handover import boot_id, take_over
 from worker.transfer.memory import SharedMemory
 from worker.transfer.security import TransferSecurity
-from worker.transfer.socket import HANDSHAKE_S, greet
+from worker.transfer.socket import greet
 from worker.transfer.states import Carrier, Refusal, Refused, Reservation, TransferName
 from worker.transfer.wire import error_from, layout_message, name_message, reservation_message
 

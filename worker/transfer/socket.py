@@ -8,21 +8,17 @@ all chunks arrived, or with an error; committing is the service's business.
 
 from __future__ import annotations
 
-import hmac
-import secrets
 import socket
-import struct
-import time
 from collections.abc import Callable
 
-from cluster.errors import TransferError
+from cluster.errors import NotAuthenticated, ProtocolError, TransferError
 from protos.quire.v1 import transfer_pb2 as pb
+from worker import handshake
 from worker.transfer.chunks import Came
 from worker.transfer.end import PoolEnd
 from worker.transfer.frames import (
     MARKER_BYTES,
     MAX_RANGES,
-    NOTHING_YET,
     Frame,
     FrameReader,
     FrameWriter,
@@ -35,10 +31,6 @@ from worker.transfer.frames import (
 from worker.transfer.states import Moving, Phase, Range, Refusal, Refused, TransferName
 
 GREETING = b"QTX1"
-_NONCE_BYTES = 16
-_PROOF_BYTES = 32
-_MAX_NAME_BYTES = 1024
-HANDSHAKE_S = 5.0
 # Silence after which the receiver asks again; it doubles with each time.
 _STALL_S, _MAX_STALL_S = 0.1, 2.0
 # For bytes that must already be on their way.
@@ -54,67 +46,31 @@ GoOn = Callable[[], None]
 
 def greet(connection: socket.socket, name: pb.TransferName, token: bytes) -> bytes:
     """The end that connects; returns the marker of the connection. Raises Lost."""
-    nonce, packed = secrets.token_bytes(_NONCE_BYTES), name.SerializeToString()
-    deadline = time.monotonic() + HANDSHAKE_S
-    _send(connection, GREETING + struct.pack("<H", len(packed)) + packed + nonce)
-    answer = _exactly(connection, _NONCE_BYTES + _PROOF_BYTES, deadline)
-    nonces = nonce + answer[:_NONCE_BYTES]
-    if not hmac.compare_digest(answer[_NONCE_BYTES:], _proof(token, b"server", nonces)):
-        raise Lost("the other end of the data socket does not know this transfer's token")
-    _send(connection, _proof(token, b"client", nonces))
-    return _proof(token, b"marker", nonces)[:MARKER_BYTES]
+    return _agreed(connection, handshake.greet(GREETING, name.SerializeToString(), token))
 
 
 def welcome(
     connection: socket.socket, find: Callable[[pb.TransferName], tuple[Moving, TransferName]]
 ) -> tuple[Moving, TransferName, bytes]:
     """The end that listens: which transfer the peer is here for, and the marker. Raises Lost or Refused."""
-    deadline = time.monotonic() + HANDSHAKE_S
-    head = _exactly(connection, len(GREETING) + 2, deadline)
-    size = struct.unpack_from("<H", head, len(GREETING))[0]
-    if not head.startswith(GREETING) or size > _MAX_NAME_BYTES:
-        raise Lost("the greeting of a data socket was not understood")
-    rest = _exactly(connection, size + _NONCE_BYTES, deadline)
-    try:
-        named = pb.TransferName.FromString(rest[:size])
-    except ValueError as error:
-        raise Lost("the greeting of a data socket was not understood") from error
-    moving, name = find(named)
-    answer = secrets.token_bytes(_NONCE_BYTES)
-    nonces = rest[size:] + answer
-    _send(connection, answer + _proof(moving.token, b"server", nonces))
-    proof = _exactly(connection, _PROOF_BYTES, deadline)
-    if not hmac.compare_digest(proof, _proof(moving.token, b"client", nonces)):
-        raise Lost("a peer on the data socket does not know its transfer's token")
-    return moving, name, _proof(moving.token, b"marker", nonces)[:MARKER_BYTES]
+    found: list[tuple[Moving, TransferName]] = []
 
-
-def _proof(token: bytes, role: bytes, nonces: bytes) -> bytes:
-    return hmac.digest(token, role + nonces, "sha256")
-
-
-def _send(connection: socket.socket, message: bytes) -> None:
-    try:
-        connection.sendall(message)
-    except OSError as error:
-        raise Lost(f"the connection broke while sending: {error}") from error
-
-
-def _exactly(connection: socket.socket, size: int, deadline: float) -> bytes:
-    held = bytearray()
-    while len(held) < size:
+    def token_of(named: bytes) -> bytes:
         try:
-            came = connection.recv(size - len(held))
-        except NOTHING_YET:
-            if time.monotonic() >= deadline:
-                raise Lost("the other end of the data socket does not answer") from None
-            continue
-        except OSError as error:
-            raise Lost(f"the connection broke while receiving: {error}") from error
-        if not came:
-            raise Lost("the other end closed the connection")
-        held += came
-    return bytes(held)
+            found.append(find(pb.TransferName.FromString(named)))
+        except ValueError as error:
+            raise Lost("the greeting of a data socket was not understood") from error
+        return found[0][0].token
+
+    marker = _agreed(connection, handshake.welcome(GREETING, token_of))
+    return *found[0], marker
+
+
+def _agreed(connection: socket.socket, steps: handshake.Steps[bytes]) -> bytes:
+    try:
+        return handshake.drive(connection, steps)[:MARKER_BYTES]
+    except (NotAuthenticated, ProtocolError, OSError) as error:
+        raise Lost(f"no handshake on a data socket: {error}") from error
 
 
 # -- the two roles
