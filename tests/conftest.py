@@ -6,6 +6,7 @@ draws anew, and `--seed N` draws what N gives: that is how new failures are look
 
 import os
 import random
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -51,6 +52,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def seed(request: pytest.FixtureRequest) -> int:
     """The seed of this run; a test that draws at random draws from it."""
     return _seed(request.config)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Torch computes on one thread: the tiny models of tests only wait for a second one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def _seed(config: pytest.Config) -> int:

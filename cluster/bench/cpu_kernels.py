@@ -27,7 +27,7 @@ from cluster.bench.gpu_batches import (
     worst_error,
 )
 from cluster.bench.gpu_peers import NotForThis
-from cluster.bench.report import Cell, Report
+from cluster.bench.report import Cell, Report, Row, target_row
 from cluster.bench.timing import alternate
 from kernels.cpu.backend import CpuBackend
 from kernels.cpu.memory import new_pool
@@ -60,7 +60,7 @@ class CpuBench:
     budget_s: float
     seed: int
     backend: CpuBackend = field(default_factory=lambda: CpuBackend(CPU))
-    targets: list[dict[str, Cell]] = field(default_factory=list)
+    targets: list[Row] = field(default_factory=list)
     noted: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -85,9 +85,7 @@ class CpuBench:
         return data.amax
 
     def target(self, what: str, wanted: float, got: float, *, at_least: bool = True) -> None:
-        met = got >= wanted if at_least else got <= wanted
-        bound = "at least" if at_least else "at most"
-        self.targets.append({"target": what, "wanted": f"{bound} {wanted}", "measured": got, "met": met})
+        self.targets.append(target_row(what, wanted, got, at_least=at_least))
 
     def left_out(self, name: str, reason: str, where: str) -> None:
         if f"{name}: {reason}" not in self.noted:

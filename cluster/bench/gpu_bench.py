@@ -13,7 +13,7 @@ import torch
 
 from cluster.bench.gpu_batches import SHAPES, Built, HeadShape, Workload, build, scaled_down, worst_error
 from cluster.bench.gpu_clock import Ceilings, Clock, Work
-from cluster.bench.report import Cell, Report
+from cluster.bench.report import Report, Row, target_row
 from kernels.gpu.backend import TritonBackend
 
 
@@ -31,7 +31,7 @@ class Bench:
     tiny: bool  # in the interpreter: the same code on lengths that numpy can do
     seed: int
     ceilings: Ceilings = field(init=False)
-    targets: list[dict[str, Cell]] = field(default_factory=list)
+    targets: list[Row] = field(default_factory=list)
     noted: set[tuple[str, str]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -80,9 +80,7 @@ class Bench:
                 self.report.note(f"{name} left out of {built.shape.name}, {built.workload.name} and the like: {reason}")
 
     def target(self, what: str, wanted: float, got: float, *, at_least: bool) -> None:
-        met = got >= wanted if at_least else got <= wanted
-        bound = "at least" if at_least else "at most"
-        self.targets.append({"target": what, "wanted": f"{bound} {wanted}", "measured": got, "met": met})
+        self.targets.append(target_row(what, wanted, got, at_least=at_least))
 
 
 def prepare(backend: TritonBackend, built: Built) -> None:

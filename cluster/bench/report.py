@@ -96,6 +96,13 @@ class Report:
             print(text, flush=True)
 
 
+def target_row(what: str, wanted: float, got: float, *, at_least: bool = True) -> Row:
+    """Whether a figure is where it should be."""
+    met = got >= wanted if at_least else got <= wanted
+    bound = "at least" if at_least else "at most"
+    return {"target": what, "wanted": f"{bound} {wanted}", "measured": got, "met": met}
+
+
 def render(rows: Sequence[Row]) -> str:
     """Rows as text in columns, in the order in which the columns first appear; figures to the right."""
     columns = list(dict.fromkeys(key for row in rows for key in row))

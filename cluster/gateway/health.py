@@ -10,7 +10,7 @@ import asyncio
 
 from grpc_health.v1 import health_pb2 as pb
 
-from cluster.errors import NotFound
+from cluster.errors import NotFound, QueueFull
 from cluster.gateway.calls import Call, Method
 from cluster.gateway.gateway import Gateway
 
@@ -20,6 +20,7 @@ SERVICE_UNKNOWN = pb.HealthCheckResponse.SERVICE_UNKNOWN
 
 FRONT_DOOR = "quire.v1.InferenceService"
 MAX_WATCHERS = 1_000
+RETRY_S = 10.0
 
 
 class Health:
@@ -71,6 +72,8 @@ class Health:
         return response
 
     async def watch(self, request: pb.HealthCheckRequest, call: Call) -> None:
+        if len(self._watchers) >= MAX_WATCHERS:
+            raise QueueFull(f"{MAX_WATCHERS:,} calls watch the health of this gateway; ask with Check", RETRY_S)
         changed = asyncio.Event()
         self._watchers.add(changed)
         told: int | None = None

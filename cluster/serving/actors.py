@@ -312,6 +312,10 @@ class HostPoolActor:
     async def _find(self) -> str:
         return await find_scheduler(self._state)
 
+    def end(self) -> None:
+        """No worker needs it any more, and it is about to be ended."""
+        self._observed.end()
+
     def ready(self, timeout_s: float) -> str:
         return self._serving.wait(timeout_s)
 
@@ -328,7 +332,6 @@ class ScalerActor:
         self._settings, self._namespace, self._admin = settings, namespace, admin
         self._state = RayState(namespace)
         self._observed = Observed(settings, self._state, "scaler")
-        self._stop = threading.Event()
         threading.Thread(target=self._run, name="quire-scale", daemon=True).start()
 
     def _run(self) -> None:
@@ -344,13 +347,10 @@ class ScalerActor:
         token = self._state.key(SECRET).hex() if settings.tokens else ""
         channel = admin_channel(self._admin, token, settings.tls_authority, tls=bool(settings.tls_certificate))
         with Fleet(channel, self._namespace, settings, log.info) as fleet:
-            ScaleLoop(fleet, bounds, self._stop.wait).run()
+            ScaleLoop(fleet, bounds).run()
 
     def ready(self, timeout_s: float) -> str:
         return self._settings.autoscale
-
-    def stop(self) -> None:
-        self._stop.set()
 
     def where(self) -> tuple[str, int]:
         return node_and_pid()

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Never
 
 from cluster.serving.autoscale import Autoscaler, Bounds, Pressure
 from cluster.serving.fleet import ADMIN_S, Fleet
@@ -39,17 +38,16 @@ def look(admin: Any) -> dict[str, Pressure]:
 
 
 class ScaleLoop:
-    """Decides for every model that is served, until it is told to stop."""
+    """Decides for every model that is served, as long as its process lives."""
 
-    def __init__(self, fleet: Fleet, bounds: Bounds, stops: Callable[[float], bool]) -> None:
-        """`stops(seconds)` waits so long and says whether to stop."""
+    def __init__(self, fleet: Fleet, bounds: Bounds) -> None:
         self._fleet = fleet
         self._bounds = bounds
-        self._stops = stops
         self._scalers: dict[str, Autoscaler] = {}
 
-    def run(self) -> None:
-        while not self._stops(EVERY_S):
+    def run(self) -> Never:
+        while True:
+            time.sleep(EVERY_S)
             try:
                 self._look_once()
             except Exception as error:

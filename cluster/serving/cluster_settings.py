@@ -27,7 +27,7 @@ OPERATOR = "operator"
 
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
-    """One cluster. Every field is an option of `quire up`."""
+    """One cluster. Each field is an option of `quire up`, but for the last two: those are for file and environment."""
 
     model: tuple[str, ...] = ("demo",)
     workers: int = 2
@@ -91,8 +91,6 @@ class ClusterSettings:
         if not self.model:
             raise ConfigError("no model is given; name at least one")
         check_names(self.model)
-        if self.kv_memory is not None:
-            parse_bytes(self.kv_memory, "kv_memory")
         scaled = Bounds.read(self.autoscale)
         if scaled is not None and not scaled.least <= self.workers <= scaled.most:
             raise ConfigError(f"workers is {self.workers}, outside of autoscale {self.autoscale}; give one within it")
@@ -167,8 +165,10 @@ def check_names(models: Sequence[str]) -> None:
     """Workers are named after the last part of a model's path, so no two models may have it in common."""
     names = [Path(model).name for model in models]
     for model, name in zip(models, names, strict=True):
-        if not name or names.count(name) > 1:
-            raise ConfigError(f"models {', '.join(models)}: {name or model!r} is there twice; give folders other names")
+        if not name:
+            raise ConfigError(f"model is {model!r}, which has no name; give a folder or a hub id")
+        if names.count(name) > 1:
+            raise ConfigError(f"models {', '.join(models)}: {name} is there twice; give their folders different names")
 
 
 def gather(
@@ -211,8 +211,6 @@ def _check_kind(file: Path, name: str, value: Any, kind: str) -> None:
         fits, wanted = isinstance(value, int) and not isinstance(value, bool), "a whole number"
     elif kind.startswith("float"):
         fits, wanted = isinstance(value, int | float) and not isinstance(value, bool), "a number"
-    elif kind.startswith("bool"):
-        fits, wanted = isinstance(value, bool), "true or false"
     else:
         fits, wanted = isinstance(value, str), "a text in quotes"
     if not fits:

@@ -7,7 +7,6 @@ to Ray. It never decides how many workers there shall be.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from cluster.errors import ConfigError, NotFound, Unavailable
 from cluster.serving.cluster_settings import ClusterSettings, check_names
 from cluster.serving.host_memory import create_host_pools, host_pool_name, remove_host_pools
 from cluster.serving.launch import Running, quiet_ray
-from cluster.serving.placing import create_worker, end_worker, wait_until_ready, worker_name
+from cluster.serving.placing import bundle, create_worker, end_worker, wait_until_ready, worker_name
 
 if TYPE_CHECKING:
     import grpc
@@ -27,6 +26,10 @@ DRAIN_S = 60.0
 GONE_S = 10.0
 MAX_WORKERS = 4096
 ADMIN_S = 10.0
+REMEDIES = {
+    "CPU": "join more nodes, or start with a lower --cpus-per-worker",
+    "GPU": "join nodes with more GPUs, or drain a worker of another model",
+}
 
 Say = Callable[[str], None]
 
@@ -69,16 +72,17 @@ class Fleet:
         return len(numbers), workers
 
     def add(self, model: str, numbers: Sequence[int]) -> None:
-        """Starts workers of these numbers and waits until each has joined. Raises `ConfigError` for want of CPUs."""
+        """Starts workers of these numbers and waits until each has joined. Raises `ConfigError` for want of room."""
         import ray
 
-        free, needed = (
-            ray.available_resources().get("CPU", 0.0),
-            len(numbers) * self._settings.tp * self._settings.cpus_per_worker,
-        )
-        if needed > free:
-            remedy = "join more nodes, or start with a lower --cpus-per-worker"
-            raise ConfigError(f"{len(numbers)} more workers need {needed:g} CPU, and Ray has {free:g} free; {remedy}")
+        available = ray.available_resources()
+        for resource, each in bundle(self._settings).items():
+            free, needed = available.get(resource, 0.0), len(numbers) * self._settings.tp * each
+            if needed > free:
+                raise ConfigError(
+                    f"{len(numbers)} more workers need {needed:g} {resource}, and Ray has {free:g} free; "
+                    f"{REMEDIES[resource]}"
+                )
         actors = [create_worker(self._settings, self._namespace, model, number) for number in numbers]
         for number, actor in zip(numbers, actors, strict=True):
             wait_until_ready(actor, f"worker {number}")
@@ -106,10 +110,9 @@ class Fleet:
                 told = num_open
             time.sleep(0.2)
         names = [worker_name(model, number) for number in self.numbers(model)]
-        actors = {name: ray.get_actor(name, namespace=self._namespace) for name in names}
-        pools = self._pools_of(list(actors.values()))
-        for name, actor in actors.items():
-            self._end(name, actor)
+        pools = self._pools_of([ray.get_actor(name, namespace=self._namespace) for name in names])
+        for name in names:
+            self._end(name)
         others = [ray.get_actor(one.name, namespace=self._namespace) for one in self.workers() if one.model != model]
         remove_host_pools(self._namespace, sorted(pools - self._pools_of(others)), self._say)
 
@@ -136,8 +139,6 @@ class Fleet:
 
     def retire(self, name: str) -> None:
         """Drains a worker, waits until nothing runs there, and ends it."""
-        import ray
-
         from protos.quire.v1 import admin_pb2 as pb
 
         self.admin.Drain(pb.DrainRequest(worker=name), timeout=ADMIN_S)
@@ -147,13 +148,9 @@ class Fleet:
             if not found or not found[0].num_sequences:
                 break
             time.sleep(0.1)
-        self._end(name, ray.get_actor(name, namespace=self._namespace))
+        self._end(name)
 
-    def _end(self, name: str, actor: Any) -> None:
-        import ray
-
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(actor.end.remote(), timeout=ADMIN_S)
+    def _end(self, name: str) -> None:
         end_worker(self._namespace, name)
         until = time.monotonic() + GONE_S
         while any(one.name == name for one in self.workers()) and time.monotonic() < until:

@@ -11,7 +11,7 @@ from hashlib import sha256
 from typing import Any
 
 from cluster.serving.cluster_settings import ClusterSettings
-from cluster.serving.placing import CENTRE, START_S, wait_until_ready
+from cluster.serving.placing import CENTRE, START_S, actor_names, end_actors, wait_until_ready
 
 Say = Callable[[str], None]
 
@@ -29,7 +29,7 @@ def create_host_pools(settings: ClusterSettings, namespace: str, workers: Sequen
 
     if settings.host_memory == "0" or settings.tp > 1:
         return
-    known = _names(namespace)
+    known = actor_names(namespace)
     layouts = ray.get([worker.layout.remote() for worker in workers], timeout=START_S)
     for node, block_bytes, fingerprint in dict.fromkeys(layouts):
         name = host_pool_name(node, fingerprint)
@@ -43,16 +43,8 @@ def create_host_pools(settings: ClusterSettings, namespace: str, workers: Sequen
 
 def remove_host_pools(namespace: str, names: Sequence[str], say: Say) -> None:
     """Ends pools that no worker needs any more."""
-    import ray
-
-    known = _names(namespace)
-    for name in names:
-        if name in known:
-            ray.kill(ray.get_actor(name, namespace=namespace), no_restart=True)
-            say(f"host memory {name} is given back")
-
-
-def _names(namespace: str) -> set[str]:
-    from ray.util import list_named_actors
-
-    return {one["name"] for one in list_named_actors(all_namespaces=True) if one["namespace"] == namespace}
+    known = actor_names(namespace)
+    there = [name for name in names if name in known]
+    end_actors(namespace, there)
+    for name in there:
+        say(f"host memory {name} is given back")

@@ -27,7 +27,7 @@ from cluster.serving.bring_up import BringUp
 from cluster.serving.cluster_settings import ClusterSettings
 from cluster.serving.host_memory import create_host_pools
 from cluster.serving.placing import CENTRE, START_S, create_worker, wait_until_ready
-from cluster.serving.preflight import check_early, preflight
+from cluster.serving.preflight import check_early, num_cpus, preflight
 from cluster.watching.tracing import check_trace
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def up(settings: ClusterSettings, say: Say) -> Running:
     try:
         with BringUp(settings, token) as bring_up:
             if not settings.address:
-                _start_head(settings, running, say)
+                _start_head(running)
                 say(f"{running.ray_address}: Ray serves after {time.monotonic() - began:.1f} s")
             told = bring_up.run(asdict(running), lambda line: say(f"{time.monotonic() - began:5.1f} s  {line}"))
             running = Running(**told)
@@ -260,9 +260,8 @@ def _refuse_second(say: Say) -> None:
     down(say)
 
 
-def _start_head(settings: ClusterSettings, running: Running, say: Say) -> None:
-    num_cpus = max(2, int(settings.most_workers * settings.cpus_per_worker) + 1)
-    head = ray_head.HeadStart(running.ray_temp, free_port(), num_cpus, running.ray_token)
+def _start_head(running: Running) -> None:
+    head = ray_head.HeadStart(running.ray_temp, free_port(), num_cpus(), running.ray_token)
     try:
         head.wait()
     finally:

@@ -12,7 +12,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from cluster.serving.actors import Observed, bound_threads
+from cluster.serving.actors import Observed, bound_threads, node_and_pid
 from cluster.serving.cluster_settings import ClusterSettings
 from cluster.serving.meeting import POLL_S, Meeting
 
@@ -54,8 +54,8 @@ class MemberActor:
         os._exit(74)
 
     def end(self) -> None:
-        """The replica has drained, and is about to be ended."""
+        """The replica has drained, and is about to be ended by order."""
         self._observed.end()
 
-    def pid(self) -> int:
-        return os.getpid()
+    def where(self) -> tuple[str, int]:
+        return node_and_pid()

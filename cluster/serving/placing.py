@@ -7,7 +7,7 @@ not come up within its time is one line that says what it waited for.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ from cluster.serving.cluster_settings import ClusterSettings
 from cluster.serving.ray_head import free_mib
 
 START_S = 120.0
-
-Say = Callable[[str], None]
+END_S = 10.0
 
 # What the processes of the centre are started with: they take no CPU that Ray books, and come back for ever.
 CENTRE: dict[str, Any] = {"lifetime": "detached", "max_restarts": -1, "num_cpus": 0, "max_concurrency": 4}
@@ -64,16 +63,29 @@ def create_worker(settings: ClusterSettings, namespace: str, model: str, number:
     return worker
 
 
+def actor_names(namespace: str) -> list[str]:
+    from ray.util import list_named_actors
+
+    return [entry["name"] for entry in list_named_actors(all_namespaces=True) if entry["namespace"] == namespace]
+
+
+def end_actors(namespace: str, names: Sequence[str]) -> None:
+    """Ends these for good. Each notes first that it ends by order, so that nobody takes it for a failure."""
+    import ray
+
+    actors = [ray.get_actor(name, namespace=namespace) for name in names]
+    # One that does not answer any more is ended all the same.
+    ray.wait([actor.end.remote() for actor in actors], num_returns=len(actors), timeout=END_S)
+    for actor in actors:
+        ray.kill(actor, no_restart=True)
+
+
 def end_worker(namespace: str, name: str) -> None:
     """Ends a replica, all ranks of it, and gives back what was booked."""
-    import ray
-    from ray.util import list_named_actors, remove_placement_group
+    from ray.util import remove_placement_group
     from ray.util.placement_group import get_placement_group
 
-    there = [entry["name"] for entry in list_named_actors(all_namespaces=True) if entry["namespace"] == namespace]
-    for one in there:
-        if one == name or one.startswith(f"{name}."):
-            ray.kill(ray.get_actor(one, namespace=namespace), no_restart=True)
+    end_actors(namespace, [one for one in actor_names(namespace) if one == name or one.startswith(f"{name}.")])
     remove_placement_group(get_placement_group(name))
 
 

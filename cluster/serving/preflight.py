@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from cluster.sizes import format_bytes, parse_bytes
 from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
 
 NODE_S = 60.0
+_FEWER = {"CPU": "fewer --workers or a lower --cpus-per-worker", "GPU": "fewer --workers, or --device cpu"}
 # Files that say which model a folder holds; the weights themselves are too large to be read here.
 NAMES = (
     "config.json",
@@ -88,9 +89,35 @@ def check_early(settings: ClusterSettings) -> None:
     for model in settings.model:
         # A hub id is not looked up here: that would download it before anything else is checked.
         if model == checkpoint.DEMO or "/" not in model or model.startswith((".", "/", "~")) or Path(model).exists():
-            checkpoint.check_config(checkpoint.find_folder(model))
-    if settings.device == "cuda" and not list(Path("/dev").glob("nvidia[0-9]*")):
+            config = checkpoint.check_config(checkpoint.find_folder(model))
+            checkpoint.check_heads(config, settings.tp)
+    _check_this_machine(settings)
+
+
+def _check_this_machine(settings: ClusterSettings) -> None:
+    gpus = num_gpus()
+    if settings.device == "cuda" and not gpus:
         raise ConfigError("device is cuda, and this machine shows no NVIDIA device; give --device cpu, or auto")
+    device = "cuda" if settings.device == "auto" and gpus else settings.device
+    have = {"CPU": float(num_cpus()), "GPU": float(gpus)}
+    for resource, each in bundle(replace(settings, device=device)).items():
+        if settings.most_workers * each > have[resource]:
+            raise ConfigError(
+                f"{_in_words(settings.most_workers, settings.tp)} need {settings.most_workers * each:g} {resource}, "
+                f"and this machine has {have[resource]:g}; give {_FEWER[resource]}"
+            )
+
+
+def num_cpus() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def num_gpus() -> int:
+    """Those that this process may use, by their device files: nothing that would take seconds to import is asked."""
+    there = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return there if visible is None else min(there, len([one for one in visible.split(",") if one.strip()]))
 
 
 def preflight(settings: ClusterSettings) -> None:
@@ -112,13 +139,13 @@ def check_resources(settings: ClusterSettings) -> None:
     """What Ray can never place is named at once, with the figures."""
     import ray
 
-    have, num_replicas = ray.cluster_resources(), settings.workers * len(settings.model)
+    have, num_ranks = ray.cluster_resources(), settings.workers * len(settings.model) * settings.tp
     for resource, each in bundle(settings).items():
-        needed = num_replicas * settings.tp * each
+        needed = num_ranks * each
         if have.get(resource, 0.0) < needed:
             raise ConfigError(
-                f"{num_replicas} workers{_of(settings.tp)} need {needed:g} {resource}, and Ray has "
-                f"{have.get(resource, 0.0):g}; give fewer --workers, lower --cpus-per-worker, or join more nodes"
+                f"{_in_words(num_ranks, settings.tp)} need {needed:g} {resource}, and Ray has "
+                f"{have.get(resource, 0.0):g}; join more nodes, or give {_FEWER[resource]}"
             )
         most = max((node["Resources"].get(resource, 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
         if most < settings.tp * each:
@@ -128,8 +155,8 @@ def check_resources(settings: ClusterSettings) -> None:
             )
 
 
-def _of(tp: int) -> str:
-    return f" of {tp} ranks" if tp > 1 else ""
+def _in_words(num_ranks: int, tp: int) -> str:
+    return f"{num_ranks // tp} workers" + (f" of {tp} ranks" if tp > 1 else "")
 
 
 def _ask_nodes(settings: ClusterSettings, files: Sequence[str]) -> dict[str, NodeReport]:

@@ -163,7 +163,8 @@ def _ports(running: Running | None) -> Iterator[Finding]:
         if text:
             yield Finding("ok", "metrics", f"{text.count(chr(10)):,} lines at http://{doors['metrics']}/metrics")
         else:
-            yield Finding("wrong", "metrics", f"http://{doors['metrics']}/metrics does not answer")
+            remedy = "`quire logs --causes --process scheduler` says why"
+            yield Finding("wrong", "metrics", f"http://{doors['metrics']}/metrics does not answer; {remedy}")
         return
     plain = ClusterSettings()
     for name in ("port", "admin_port", "metrics_port"):
@@ -206,8 +207,12 @@ def _certificates(running: Running | None) -> Iterator[Finding]:
         except (OSError, ValueError) as error:
             yield Finding("wrong", "certificate", f"{path}: {error}; `quire certificates FOLDER` makes a set")
             continue
-        state: State = "ok" if left_s > 14 * 86_400 else "wrong"
-        yield Finding(state, "certificate", f"{path} holds for {left_s / 86_400:.0f} days")
+        detail = f"{path} holds for {left_s / 86_400:.0f} days"
+        if left_s > 14 * 86_400:
+            yield Finding("ok", "certificate", detail)
+        else:
+            remedy = "`quire certificates FOLDER` makes a new set; then `quire down` and `quire up`"
+            yield Finding("wrong", "certificate", f"{detail}; {remedy}")
 
 
 def _logs(running: Running | None) -> Iterator[Finding]:
@@ -239,6 +244,8 @@ def metrics_text(running: Running) -> str:
 
 def write_bundle(path: Path, findings: list[Finding]) -> list[str]:
     """A tar of findings, settings, figures, state and logs; returns the names in it. No token or key is in it."""
+    from cluster.cli.logs import log_folder
+
     running = Running.load()
     parts: dict[str, Callable[[], str]] = {
         "findings.json": lambda: json.dumps([asdict(one) for one in findings], indent=1),
@@ -249,7 +256,7 @@ def write_bundle(path: Path, findings: list[Finding]) -> list[str]:
         parts["cluster.json"] = lambda: json.dumps(_without_secrets(asdict(known)), indent=1)
         parts["metrics.txt"] = lambda: metrics_text(known)
         parts["status.json"] = _status
-    for file in log_files(_folder()):
+    for file in log_files(log_folder()):
         parts[f"logs/{file.name}"] = lambda file=file: _tail(file)  # type: ignore[misc]
     names = []
     with tarfile.open(path, "w:gz") as bundle:
@@ -260,12 +267,6 @@ def write_bundle(path: Path, findings: list[Finding]) -> list[str]:
             bundle.addfile(entry, io.BytesIO(raw))
             names.append(name)
     return names
-
-
-def _folder() -> Path:
-    from cluster.cli.logs import log_folder
-
-    return log_folder()
 
 
 def _environment() -> dict[str, Any]:

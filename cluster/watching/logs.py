@@ -16,6 +16,8 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import ConfigError
+
 LEVELS = ("debug", "info", "warning", "error")
 MAX_BYTES, NUM_OLD = 16 << 20, 2
 SILENT_END = "the life before this one ended without a word: killed from outside, or out of memory (see dmesg)"
@@ -107,7 +109,9 @@ def read_lines(
     folder: Path, *, request: str = "", level: str = "debug", process: str = "", since_s: float | None = None
 ) -> list[dict[str, Any]]:
     """Lines of all processes in order of time. `request`: only those about it, by its id or the end of that; otherwise
-    only those of the cluster's last life."""
+    only those of the cluster's last life. Raises `ConfigError` for a level that there is not."""
+    if level not in LEVELS:
+        raise ConfigError(f"level is {level!r}; give one of {', '.join(LEVELS)}")
     lowest = LEVELS.index(level)
     oldest = "" if since_s is None else datetime.fromtimestamp(time.time() - since_s, UTC).isoformat()
     found: list[dict[str, Any]] = []

@@ -35,6 +35,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--config", "/nowhere.toml"], 2, "the settings file /nowhere.toml cannot be read"),
         (["--address", "127.0.0.1:9"], 3, "no Ray cluster answers at 127.0.0.1:9"),
         (["--device", "cuda"], 2, "device is cuda"),
+        (["--tp", "3", "--cpus-per-worker", "0.1"], 2, "3 ranks can't share evenly; give 1 or "),
+        (["--workers", "4096"], 2, "4096 workers need 4096 CPU, and this machine has "),
+        (["--tp", "2", "--workers", "2048"], 2, "2048 workers of 2 ranks need 4096 CPU"),
+        (["--autoscale", "1:4096"], 2, "4096 workers need 4096 CPU, and this machine has "),
+        (["--model", ""], 2, "model is '', which has no name; give a folder or a hub id"),
     ],
 )
 def test_each_wrong_word_is_one_line(

@@ -19,6 +19,7 @@ from cluster.cli import main as cli
 from cluster.client.asynchronous import AsyncClient
 from cluster.client.connection import Tls
 from cluster.errors import AccessDenied, ConfigError, NotAuthenticated, Unavailable
+from cluster.gateway import health
 from cluster.gateway.front import Disconnected
 from cluster.gateway.settings import GatewaySettings
 from cluster.serving.auth import TokenBook, check_exposure, is_loopback, load_tokens, make_tokens
@@ -60,6 +61,31 @@ def test_health_follows_workers_and_scheduler():
         listed = (await stub.List(health_pb2.HealthListRequest())).statuses
         assert set(listed) == {"", "quire.v1.InferenceService", "model/m"}
         watch.cancel()
+
+    at_the_door(story)
+
+
+def test_watchers_of_health_are_bounded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(health, "MAX_WATCHERS", 2)
+
+    async def story(door: Door) -> None:
+        stub = HealthStub(door.channel)
+        watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
+        for watch in watches:
+            await watch.read()
+        error = await status_of(stub.Watch(health_pb2.HealthCheckRequest()))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "ask with Check" in error.details()
+        watches.pop().cancel()
+        while True:
+            again = stub.Watch(health_pb2.HealthCheckRequest())
+            try:
+                assert await again.read() is not grpc.aio.EOF
+                break
+            except grpc.aio.AioRpcError:
+                # The one that left is about to be noticed.
+                await asyncio.sleep(0.02)
+        for watch in (*watches, again):
+            watch.cancel()
 
     at_the_door(story)
 

@@ -70,6 +70,8 @@ def test_lines_are_found_by_request_and_shown_with_their_figures(
     assert capsys.readouterr().out == shown(line) + "\n"
     assert main(["logs", "nobody", "--folder", str(tmp_path)]) == 2
     assert "no line in" in capsys.readouterr().err
+    assert main(["logs", "--level", "loud", "--folder", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "error: level is 'loud'; give one of debug, info, warning, error\n"
 
 
 def test_the_bundle_has_everything_but_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,6 +158,8 @@ def test_models_and_workers_come_and_go_under_load_and_nothing_fails(running: la
         asking.join(90)
     assert len(answers) >= 3 and all(answer == expected for answer in answers)
     wait_for_workers(running, 2)
+    causes = read_lines(Path(running.settings["log_dir"]), level="error")
+    assert causes == [], "who was ended by order is taken for a failure"
 
 
 def samples_of(running: launch.Running) -> dict[str, float]:

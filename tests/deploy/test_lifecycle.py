@@ -119,10 +119,11 @@ def test_a_start_whose_process_is_killed_says_so_in_one_line(home: Path) -> None
     """As the system does when memory runs out."""
     process = start(home, *UP)
     children: list[int] = []
-    until = time.monotonic() + 30
-    while not children and time.monotonic() < until:
+    # It is there until the cluster serves, so however slow the machine is it is seen before `up` ends.
+    while not children and process.poll() is None:
         children = [pid for pid, parent in parents().items() if parent == process.pid and b"bring_up" in cmdline(pid)]
         time.sleep(0.02)
+    assert len(children) == 1, process.communicate(timeout=60)
     os.kill(children[0], signal.SIGKILL)
     errors = process.communicate(timeout=60)[1]
     assert (process.returncode, errors.count("\n")) == (3, 1), errors

@@ -1,20 +1,15 @@
-"""Engine tests: one thread for torch, because tiny models on shared cores only wait for a second one."""
+"""Engine tests: one thread for torch, and models that all of them share."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.engine import models
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread(one_thread: None) -> None:
+    """For all of them."""
 
 
 @pytest.fixture(scope="session")

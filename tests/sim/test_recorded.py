@@ -1,21 +1,12 @@
 """A recorded run of the embedded engine, repeated in the simulator: the same decisions, every one of them."""
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 
 from cluster.bench.capacity import run_recorded
 from cluster.sim.costs import fit
 from cluster.sim.recorded import Divergence, repeat
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize(("kv_blocks", "prefix_caching"), [(400, True), (44, True), (44, False)])

@@ -1,12 +1,10 @@
 """Beam groups on a worker whose scheduler is the real one: every word between them as bytes, drops in the middle of a
 search, a new scheduler, logits that are no numbers."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from cluster.centre.scheduler import Scheduler
 from cluster.gateway.log import RequestLog
@@ -34,17 +32,11 @@ from protos.quire.v1 import control_pb2, front_pb2
 from tests.engine import models
 from worker.worker import Worker
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZE = 4
 PROMPT = models.prompts([10], seed=2)[0]
 BEAMS = SamplingParams(beam_width=4, n=3, max_tokens=24, length_penalty=0.8, early_stopping="never")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

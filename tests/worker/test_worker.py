@@ -1,12 +1,10 @@
 """The worker under plans written by hand: order, numbers, epochs, leases, drops, copies, what it tells back."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from cluster.centre.scheduler import Scheduler
 from cluster.errors import ProtocolError
@@ -17,17 +15,11 @@ from cluster.settings import SchedulerSettings, WorkerSettings
 from tests.engine import models
 from worker.worker import Worker
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZE = 4
 KEY = b"k" * 16
 PROMPT = models.prompts([10], seed=2)[0]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import ModelError
+from cluster.errors import ConfigError, ModelError
 
 DEMO = "demo"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -98,6 +98,19 @@ def check_config(folder: Path) -> Mapping[str, Any]:
             "and values can't hold; only full and sliding attention are supported"
         )
     return config
+
+
+def check_heads(config: Mapping[str, Any], size: int) -> None:
+    """Every one of `size` ranks has whole heads, queries and their keys together. A file that does not give the number
+    of heads is left to whoever knows the architecture's own names."""
+    heads = int(config.get("num_attention_heads") or 0)
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    if heads % size or kv_heads % size:
+        fits = [str(count) for count in range(1, kv_heads + 1) if heads % count == 0 and kv_heads % count == 0]
+        raise ConfigError(
+            f"tensor_parallel_size is {size}, and {config['model_type']} has {heads} query heads and {kv_heads} KV "
+            f"heads, which {size} ranks can't share evenly; give {' or '.join(fits)}"
+        )
 
 
 def check_weights(folder: Path) -> tuple[Path, ...]:

@@ -19,7 +19,7 @@ import torch
 from cluster.errors import ConfigError, ModelError
 from cluster.settings import WorkerSettings
 from worker.model import attention, checkpoint
-from worker.ranks.team import Team, check_heads
+from worker.ranks.team import Team
 
 DTYPES = {
     "float32": torch.float32,
@@ -121,7 +121,8 @@ def _check_slices(config: Any, size: int) -> None:
             f"transformers has no plan to share {config.model_type} among ranks; set tensor_parallel_size=1 or give "
             "another model"
         )
-    check_heads(config, size, str(config.model_type))
+    names = ("model_type", "num_attention_heads", "num_key_value_heads")
+    checkpoint.check_heads({name: getattr(config, name, None) for name in names}, size)
 
 
 def _slicing(config: Any, team: Team, device: torch.device) -> dict[str, Any]:

@@ -137,18 +137,6 @@ def lost(error: RuntimeError) -> WorkFailed:
     return WorkFailed(f"a rank is lost, and with it the replica ({why}); start it again")
 
 
-def check_heads(config: Any, size: int, name: str) -> None:
-    """Every rank has whole heads, queries and their keys together."""
-    heads = int(config.num_attention_heads)
-    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-    if heads % size or kv_heads % size:
-        fits = [str(count) for count in range(1, kv_heads + 1) if heads % count == 0 and kv_heads % count == 0]
-        raise ConfigError(
-            f"tensor_parallel_size is {size}, and {name} has {heads} query heads and {kv_heads} KV heads, which "
-            f"{size} ranks can't share evenly; give {' or '.join(fits)}"
-        )
-
-
 def _stay_on_this_machine() -> None:
     """Ranks that meet in a file talk over the loopback device only."""
     names = {name for _, name in socket.if_nameindex()}
