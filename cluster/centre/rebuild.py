@@ -248,7 +248,8 @@ class Rebuild:
         request = self._scheduler.enter(open_request.submit)
         request.state = State.SEALING
         request.attempt = open_request.attempt
-        request.is_measured = request.attempt > 0
+        # Whatever made tokens of it could hold it.
+        request.is_measured = any(open_request.outputs)
         request.is_cacheable = False
         self._take_outputs(request, open_request)
         return request

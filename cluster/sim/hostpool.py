@@ -23,6 +23,8 @@ class SimHostPool(Process):
         self.random = Random(f"{seed}/{name}/{incarnation}")
         self.num_blocks, self.block_size = size
         self.blocks = Blocks(self.num_blocks, self.block_size, self.random)
+        # What the scheduler gave up before anything came of it: it is refused from then on.
+        self.given_up: set[int] = set()
 
     def when_written(self, then: Callable[[], None]) -> None:
         """Nobody but transfers writes here, and the scheduler orders a read only of what has committed."""

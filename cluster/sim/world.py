@@ -171,7 +171,10 @@ class World:
 
     def _refusal(self, transfer: Transfer) -> str:
         """A pool knows what is being written in it: where a writer of an earlier scheduler could still come, it lets
-        nobody else begin. Of its own epoch the scheduler has to know itself."""
+        nobody else begin. Of its own epoch the scheduler has to know itself. What it was told to give up stays so."""
+        pool = self.pools.get(transfer.peer)
+        if pool is not None and transfer.transfer in pool.given_up:
+            return f"transfer {transfer.transfer:#x} was given up by the scheduler"
         blocks = set(transfer.theirs)
         for worker in self.workers.values():
             for number, moving in worker.transfers.under_way.items() if worker.alive else ():
@@ -244,6 +247,7 @@ class World:
         for transfer in order.transfers:
             writers = (worker for worker in self.workers.values() if worker.alive)
             if not any(transfer in worker.transfers.under_way for worker in writers):
+                pool.given_up.add(transfer)
                 settled = HostPoolSettled(order.pool, order.incarnation, transfer)
                 self.clock.after(self.shape.detect_s, self.notify, settled)
 

@@ -92,6 +92,8 @@ FOUND = {
     335: "a worker read for a dead scheduler what a new one had given away, and began with it",
     20585: "a new scheduler gave an attempt a number that the old one had given where nobody had heard of it",
     20976: "an attempt that nobody had heard of went on sending; forks stood still behind a parent that was dropped",
+    22346: "a request that can never fit counted as begun, because two schedulers had sealed it",
+    22271: "a simulated pool took what it had been told to give up before it came",
     308: "a peer read a block before the copy into it that had been issued",
 }
 
