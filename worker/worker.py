@@ -166,12 +166,6 @@ class Worker:
         self._plan = plan.number
         self._ahead = plan.ahead
         self._aborts.extend(plan.aborts)
-        for drop in plan.drops:
-            self._drop(drop.seq)
-        for revoke in plan.revokes:
-            self._revoke(revoke)
-        for reroute in plan.reroutes:
-            self._reroute(reroute)
         if plan.clears:
             self.parts.clear_blocks(plan.clears)
         if plan.copies:
@@ -184,6 +178,13 @@ class Worker:
                 self._waiting.setdefault(start_.after, []).append(start_)
             else:
                 self.residence.move_in(start_)
+        # Behind the starts: what this turn started it may have thought better of.
+        for drop in plan.drops:
+            self._drop(drop.seq)
+        for revoke in plan.revokes:
+            self._revoke(revoke)
+        for reroute in plan.reroutes:
+            self._reroute(reroute)
         self._transfers.extend(plan.transfers)
         self.transfers_under_way.update((transfer.transfer, transfer) for transfer in plan.transfers)
         self.reporter.obeyed(plan.number, plan.result)

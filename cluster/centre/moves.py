@@ -132,6 +132,8 @@ class Moves:
             if blocks is None:
                 return False
             move.spare += blocks
+            # It has less room than admission knows of.
+            move.target.write()
         return True
 
     def _full_blocks(self, move: Move) -> list[int]:

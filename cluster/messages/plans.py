@@ -141,9 +141,9 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the scheduler orders of one replica. Obeyed in the order: aborts, drops, revokes, reroutes, clears, copies,
-    extends, starts, transfers. Numbers run from 1 without gaps within (epoch, incarnation); a plan
-    seen before is ignored."""
+    """What the scheduler orders of one replica. Obeyed in the order: aborts, clears, copies, extends, starts, drops,
+    revokes, reroutes, transfers: what a turn has started, its end may already take back. Numbers run from 1 without
+    gaps within (epoch, incarnation); a plan seen before is ignored."""
 
     replica: str
     incarnation: int

@@ -101,6 +101,7 @@ class History:
             or scheduler.swapper.quarantined
             or scheduler.moves.reads
             or scheduler.host_cache.under_way
+            or any(replica.residents for replica in scheduler.replicas.values())
             or any(gateway.open for gateway in world.gateways.values())
             or any(worker.residents or worker.transfers.under_way for worker in world.workers.values())
         )

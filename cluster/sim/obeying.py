@@ -47,10 +47,6 @@ class Obeying:
             fleet.tell(worker)
         for number in plan.aborts:
             self._abort(worker, number)
-        for drop in plan.drops:
-            self._drop(worker, drop.seq)
-        for revoke in plan.revokes:
-            self._revoke(worker, revoke)
         extends = plan.extends
         for seq, lease_end in zip(extends.seqs, extends.lease_ends, strict=True):
             row = fleet.row_of[worker].get(seq)
@@ -62,6 +58,10 @@ class Obeying:
                 self._waiting.setdefault(start.after, []).append(start)
             else:
                 self._enter(worker, start)
+        for drop in plan.drops:
+            self._drop(worker, drop.seq)
+        for revoke in plan.revokes:
+            self._revoke(worker, revoke)
         for transfer in plan.transfers:
             self._copy(worker, transfer, now)
 

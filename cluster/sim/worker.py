@@ -131,12 +131,6 @@ class SimWorker(Process):
         self._ahead = plan.ahead
         for number in plan.aborts:
             self.transfers.abort(number)
-        for drop in plan.drops:
-            self._drop(drop)
-        for revoke in plan.revokes:
-            self._revoke(revoke)
-        for reroute in plan.reroutes:
-            self._reroute(reroute)
         for copy in plan.copies:
             self.steps.filled.forget(copy.target)
             self.steps.stream.issue(0.0, partial(self.blocks.copy, copy.source, copy.target, copy.num_slots))
@@ -146,6 +140,12 @@ class SimWorker(Process):
                 self._waiting.setdefault(start.after, []).append(start)
             else:
                 self._start(start)
+        for drop in plan.drops:
+            self._drop(drop)
+        for revoke in plan.revokes:
+            self._revoke(revoke)
+        for reroute in plan.reroutes:
+            self._reroute(reroute)
         for transfer in plan.transfers:
             if transfer.road is Road.READ:
                 self.steps.filled.forget(*transfer.mine)

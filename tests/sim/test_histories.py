@@ -94,6 +94,9 @@ FOUND = {
     20976: "an attempt that nobody had heard of went on sending; forks stood still behind a parent that was dropped",
     22346: "a request that can never fit counted as begun, because two schedulers had sealed it",
     22271: "a simulated pool took what it had been told to give up before it came",
+    22495: "a move took room at its target that admission counted on in the same turn",
+    23025: "a sequence was started and dropped in one plan, and its worker dropped first",
+    23074: "a history ended before a replica's last word had come",
     308: "a peer read a block before the copy into it that had been issued",
 }
 
