@@ -175,6 +175,8 @@ class World:
         pool = self.pools.get(transfer.peer)
         if pool is not None and transfer.transfer in pool.given_up:
             return f"transfer {transfer.transfer:#x} was given up by the scheduler"
+        if pool is not None and pool.epoch > transfer.transfer >> EPOCH_BITS:
+            return f"pool {pool.name} obeys a scheduler of epoch {pool.epoch}"
         blocks = set(transfer.theirs)
         for worker in self.workers.values():
             for number, moving in worker.transfers.under_way.items() if worker.alive else ():
