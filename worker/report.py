@@ -1,13 +1,11 @@
 """What a worker tells the scheduler, gathered between two results: advances, ends, answers.
 
-The worker notes what happened while it steps; `take` makes one numbered Result of it. Results are kept until the
-scheduler has taken them, so that a broken stream loses none. Names of generated blocks are made here, when they are
-reported and not before.
+The worker notes what happened while it steps; `take` makes one numbered Result of it, which `worker/replica_stream.py`
+keeps until the scheduler has taken it. Names of generated blocks are made here, when they are reported and not before.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import replace
 
 from cluster.messages import Advances, GroupTables, Ids, Reason, Result, Revoked, Stopped, Transferred
@@ -24,7 +22,6 @@ class Reporter:
         self._epoch = 0
         self._number = 0
         self._plan = 0
-        self._unacknowledged: deque[Result] = deque()
         self._forget_news()
         # Steps in which a sequence stood still, since the last result.
         self.num_dry = 0
@@ -39,6 +36,11 @@ class Reporter:
         self._has_news = False
 
     @property
+    def has_news(self) -> bool:
+        """Whether there is anything to take."""
+        return self._has_news
+
+    @property
     def has_ends(self) -> bool:
         """Whether the next result tells of a sequence that has ended."""
         return bool(self._stopped)
@@ -47,15 +49,12 @@ class Reporter:
         """A new scheduler: it knows nothing of what its forerunner was told, and is told all that is held instead."""
         self._epoch = epoch
         self._number = 0
-        self._unacknowledged.clear()
         self._forget_news()
 
-    def obeyed(self, plan: int, acknowledged: int) -> None:
-        """A plan was obeyed; the scheduler has taken results up to `acknowledged`."""
+    def obeyed(self, plan: int) -> None:
+        """The next result says so."""
         self._plan = plan
         self._has_news = True
-        while self._unacknowledged and self._unacknowledged[0].number <= acknowledged:
-            self._unacknowledged.popleft()
 
     def advance(self, resident: Resident, position: int) -> None:
         """A sequence filled blocks or comes near the end of its lease."""
@@ -146,9 +145,4 @@ class Reporter:
         )
         self.num_dry = 0
         self._forget_news()
-        self._unacknowledged.append(result)
         return result
-
-    def unacknowledged(self) -> tuple[Result, ...]:
-        """Results that the scheduler may not have, oldest first: sent again when a broken stream comes back."""
-        return tuple(self._unacknowledged)

@@ -187,7 +187,7 @@ class Worker:
             self._reroute(reroute)
         self._transfers.extend(plan.transfers)
         self.transfers_under_way.update((transfer.transfer, transfer) for transfer in plan.transfers)
-        self.reporter.obeyed(plan.number, plan.result)
+        self.reporter.obeyed(plan.number)
 
     def _drop(self, seq: int) -> None:
         row = self.state.row_of.get(seq)
@@ -249,6 +249,8 @@ class Worker:
     def step(self, max_steps: int = 1) -> int:
         """Runs one step, or up to `max_steps` where nothing can come in between; returns how many. 0: nothing can run,
         for there are no residents, or every lease is dry."""
+        if not self.state.row_of and self._flight is None:
+            return 0
         began = time.perf_counter()
         overlaps = self._overlaps and not self.beams.groups
         if not overlaps:
@@ -380,6 +382,8 @@ class Worker:
 
     def take_result(self) -> Result | None:
         """All news for the scheduler since the last call; None if there is none."""
+        if not self.reporter.has_news:
+            return None
         batcher = self.batcher
         waiting = np.maximum(batcher.length - batcher.position - 1, 0)[batcher.resident]
         return self.reporter.take(

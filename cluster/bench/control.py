@@ -17,7 +17,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import grpc.aio
 import numpy as np
 
 from cluster.bench.processes import Processes
@@ -26,11 +25,9 @@ from cluster.messages import Event, Extends, Plan, ReplicaJoined, Result, Start,
 from cluster.sampling import SamplingParams
 from cluster.serving.control_server import ControlServer
 from cluster.serving.host import SchedulerHost
-from cluster.serving.scheduler_server import SERVER_OPTIONS
 from cluster.settings import SchedulerSettings, WorkerSettings
 from cluster.wire.plans import fill_plan
 from protos.quire.v1 import control_pb2 as pb
-from protos.quire.v1.control_pb2_grpc import add_ControlServiceServicer_to_server
 
 MODEL, BLOCK_SIZE = "demo", 16
 PLAN_SEQUENCES = 16
@@ -141,23 +138,18 @@ class Control:
         self.names = ["w0", "w1"]
 
     async def start(self) -> None:
-        security = self._processes.inside.security
-        self._server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[security.aio_interceptor()])
-        control = ControlServer(self.centre, silence_s=10.0)
-        add_ControlServiceServicer_to_server(control, self._server)
-        port = security.serve(self._server, "127.0.0.1:0")
-        await self._server.start()
-        self._watch = asyncio.create_task(control.watch())
-        self._processes.direct(f"127.0.0.1:{port}")
+        self._server = ControlServer(self.centre, silence_s=10.0)
+        self._processes.direct(await self._server.listen(self._processes.inside))
+        self._watch = asyncio.create_task(self._server.watch())
         settings = WorkerSettings(model=MODEL, kv_blocks=1_024, max_batch=16, show_progress=False)
         await asyncio.to_thread(self._processes.add_workers, dict.fromkeys(self.names, settings))
         async with asyncio.timeout(30):
             while len(self.centre.joined) < len(self.names):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
         self._watch.cancel()
-        await self._server.stop(None)
+        self._server.close()
 
     def pid(self, name: str) -> int:
         return self._processes.members[name].pid
@@ -231,7 +223,7 @@ async def idle_shares(control: Control, seconds: float) -> dict[str, float]:
 
 
 async def measure(scale: float, report: Report) -> None:
-    message = pb.ConnectResponse()
+    message = pb.FromScheduler()
     fill_plan(message.plan, Plan("w0", 1, 1, 1, 4, 0, extends=some_extends()))
     with Processes(SchedulerSettings(), serves=False) as processes:
         control = Control(processes)
@@ -243,7 +235,7 @@ async def measure(scale: float, report: Report) -> None:
             plan_cpu_s = await cost_of_plans(control, int(3_000 * scale))
             loaded = await loaded_round_trips(control, 10 * scale)
         finally:
-            await control.stop()
+            control.stop()
     _report(report, times, loaded, plan_cpu_s, idle)
 
 

@@ -26,7 +26,7 @@ from cluster.gateway.host import serve_gateway
 from cluster.gateway.settings import GatewaySettings
 from cluster.serving.door import Door
 from cluster.serving.inside import Inside
-from cluster.serving.scheduler_server import Doors, serve_scheduler
+from cluster.serving.scheduler_server import Addresses, Doors, serve_scheduler
 from cluster.settings import SchedulerSettings, WorkerSettings
 from protos.quire.v1 import admin_pb2 as pb
 from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
@@ -99,7 +99,7 @@ class Processes:
         self._secret, self._hash_key = secrets.token_hex(16), secrets.token_bytes(32)
         self.inside = Inside("127.0.0.1", TransferSecurity(self._secret))
         self.members: dict[str, Member] = {}
-        self.admin = ""
+        self._front = self.admin = ""
         self.gateway = ""
         self._centre = _Loop()
 
@@ -108,9 +108,9 @@ class Processes:
             return self
         ready = threading.Event()
 
-        def publish(address: str, admin: str) -> None:
-            self.direct(address)
-            self.admin = admin
+        def publish(addresses: Addresses) -> None:
+            self.direct(addresses.control)
+            self._front, self.admin = addresses.front, addresses.admin
             ready.set()
 
         self._centre.start(
@@ -134,7 +134,7 @@ class Processes:
         self._folder.cleanup()
 
     def direct(self, address: str) -> None:
-        """Members find the scheduler there from now on."""
+        """Members find the scheduler's control port there from now on."""
         self._address_file.write_text(address)
 
     def add_workers(
@@ -173,7 +173,7 @@ class Processes:
         return Seen(dict(counters), list(pools))
 
     async def _find(self) -> str:
-        return await asyncio.to_thread(self._address_file.read_text)
+        return self._front
 
     def _add(self, about: dict[str, Any], threads: int | None = None) -> Member:
         common = {

@@ -13,6 +13,7 @@ import queue
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
@@ -23,7 +24,7 @@ from cluster.bench.transfer_pool import host_pool, processor_seconds, thread_sec
 from cluster.messages import Plan, Result, Road, Start, Tokens, Transfer, ids
 from cluster.sampling import SamplingParams
 from cluster.settings import WorkerSettings
-from worker.serve import Outbound, StepLoop
+from worker.step_loop import Inbound, Outbound, StepLoop
 from worker.swap import Swap
 from worker.transfer.security import TransferSecurity
 from worker.worker import Worker
@@ -53,6 +54,29 @@ class Round:
         return self.seconds - self.waited_s
 
 
+class QueueLink:
+    """Plans for a step loop from this process."""
+
+    def __init__(self, say: Callable[[Outbound], None]) -> None:
+        self.say = say
+        self._words: queue.SimpleQueue[Inbound] = queue.SimpleQueue()
+        self._news = threading.Event()
+
+    def put(self, word: Inbound) -> None:
+        self._words.put(word)
+        self._news.set()
+
+    def read(self) -> list[Inbound]:
+        self._news.clear()
+        return [self._words.get_nowait() for _ in range(self._words.qsize())]
+
+    def wait(self, timeout_s: float) -> None:
+        self._news.wait(timeout_s)
+
+    def wake(self) -> None:
+        self._news.set()
+
+
 class Loaded:
     """A worker with its step loop, and whoever orders it about."""
 
@@ -63,7 +87,8 @@ class Loaded:
         self._swap = Swap(worker, TransferSecurity(secret))
         self._swap.direct({self._pool: str(pool["address"])})
         self._swap.begin_epoch(1)
-        self._loop = StepLoop(worker, self._say, self._swap)
+        self._link = QueueLink(self._say)
+        self._loop = StepLoop(worker, self._link, self._swap)
         self._lock = threading.Lock()
         self._num_plans = self._num_transfers = self._num_seqs = self._last_result = 0
         self._moved_bytes = 0
@@ -101,7 +126,7 @@ class Loaded:
         with self._lock:
             self._num_plans += 1
             plan = Plan("local", 1, 1, self._num_plans, 0, self._last_result, starts=starts, transfers=transfers)
-            self._loop.inbox.put(plan)
+            self._link.put(plan)
 
     def run(self, swaps: bool) -> Round:
         """One batch; with `swaps`, blocks are on the move from before its start to after its end."""

@@ -109,9 +109,12 @@ class Observed:
         end_logs(self._process, Path(self._settings.log_dir), self._run)
 
 
-async def find_scheduler(state: RayState) -> str:
-    """Where the scheduler is now; OSError while there is none."""
-    address = await asyncio.to_thread(state.get, "scheduler")
+CONTROL, FRONT = "control address", "front address"
+
+
+async def find_scheduler(state: RayState, port: str) -> str:
+    """Where this port of the scheduler is now; OSError while there is none."""
+    address = await asyncio.to_thread(state.get, port)
     if not address:
         raise OSError("no scheduler has said where it is")
     return address
@@ -131,7 +134,7 @@ class SchedulerActor:
 
     async def _serve(self, ready: Callable[[str], None]) -> None:
         from cluster.serving.inside import inside_of
-        from cluster.serving.scheduler_server import Doors, serve_scheduler
+        from cluster.serving.scheduler_server import Addresses, Doors, serve_scheduler
         from cluster.watching.metrics_ray import mirror_to_ray
 
         settings, state = self._settings, self._state
@@ -139,9 +142,10 @@ class SchedulerActor:
         epoch = state.next_epoch()
         inside = inside_of(state)
 
-        def publish(address: str, admin: str) -> None:
-            state.put("scheduler", address)
-            ready(admin)
+        def publish(addresses: Addresses) -> None:
+            state.put(CONTROL, addresses.control)
+            state.put(FRONT, addresses.front)
+            ready(addresses.admin)
 
         await serve_scheduler(
             settings.scheduler(),
@@ -212,7 +216,7 @@ class WorkerActor:
         await server.run()
 
     async def _find(self) -> str:
-        return await find_scheduler(self._state)
+        return await find_scheduler(self._state, CONTROL)
 
     def ready(self, timeout_s: float) -> str:
         return self._serving.wait(timeout_s)
@@ -260,7 +264,7 @@ class GatewayActor:
         await serve_gateway(settings, self._settings.model, self._find, ready, inside, self._observed.tracer())
 
     async def _find(self) -> str:
-        return await find_scheduler(self._state)
+        return await find_scheduler(self._state, FRONT)
 
     def ready(self, timeout_s: float) -> str:
         return self._serving.wait(timeout_s)
@@ -305,12 +309,12 @@ class HostPoolActor:
         pool = HostPool(settings, inside.security)
         ready(f"{pool.num_blocks} blocks")
         try:
-            await serve_host_pool(pool, self._find, inside.security, CHANNEL_OPTIONS)
+            await serve_host_pool(pool, self._find, inside.security)
         finally:
             pool.close()
 
     async def _find(self) -> str:
-        return await find_scheduler(self._state)
+        return await find_scheduler(self._state, CONTROL)
 
     def end(self) -> None:
         """No worker needs it any more, and it is about to be ended."""

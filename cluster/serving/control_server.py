@@ -2,7 +2,8 @@
 
 A stream that breaks is resumed within `silence_s`: plans that the worker has not obeyed are sent again. One that stays
 silent for longer has lost its incarnation, and with it its whole pool: the scheduler is told, and the incarnation is
-refused for ever after. Nothing here decides; events go to the host, plans come from it.
+refused for ever after. Connections are `cluster/serving/control_stream.py`'s. Nothing here decides; events go to the
+host, plans come from it.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-import grpc
-
+from cluster.errors import ProtocolError
 from cluster.messages import GiveUp, HostPoolLost, Plan, ReplicaLost
+from cluster.serving.control_stream import ControlPort, ControlStream
 from cluster.serving.host import SchedulerHost
-from cluster.wire.plans import fill_plan, result_from
+from cluster.serving.inside import Inside
+from cluster.wire.frames import framed
+from cluster.wire.plans import fill_plan, parsed, result_from
 from cluster.wire.state import (
     fill_give_up,
     host_pool_joined_from,
@@ -30,9 +32,11 @@ from protos.quire.v1 import control_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-MAX_WAITING = 10_000
+# Plans that a worker has not obeyed: one that hears and does nothing for so long is as good as dead.
+MAX_UNOBEYED = 10_000
 # A broken stream is opened again within a fraction of a second by a process that lives.
 BROKEN_SHARE = 0.25
+_PULSE = framed(pb.FromScheduler(pulse=pb.Pulse()))
 
 
 @dataclass
@@ -45,8 +49,10 @@ class Peer:
     heard_at: float
     address: str = ""
     # Plans that it has not obeyed yet, oldest first, as they went out.
-    unobeyed: deque[tuple[int, pb.ConnectResponse]] = field(default_factory=deque)
-    outgoing: asyncio.Queue[pb.ConnectResponse | None] | None = None
+    unobeyed: deque[tuple[int, bytes]] = field(default_factory=deque)
+    stream: ControlStream | None = None
+    # Something went out since the last look: who was told nothing gets a pulse.
+    was_told: bool = False
     # Its stream broke then and has not come back: a process that died is found out before it has been silent long.
     broken_at: float | None = None
     result: int = 0
@@ -63,8 +69,19 @@ class ControlServer:
         self._host = host
         self._silence_s = silence_s
         self.peers: dict[str, Peer] = {}
+        self.port: ControlPort | None = None
+        self._by_stream: dict[ControlStream, Peer] = {}
         self._lost: dict[str, int] = {}
         self._directory: dict[str, str] = {}
+
+    async def listen(self, inside: Inside) -> str:
+        """Where workers and host pools find it."""
+        self.port = ControlPort(inside, self)
+        return await self.port.listen()
+
+    def close(self) -> None:
+        if self.port is not None:
+            self.port.close()
 
     # -- the directory: who is where
 
@@ -74,61 +91,63 @@ class ControlServer:
             self._directory[name] = address
         else:
             self._directory.pop(name, None)
+        directory = self._directory_frame()
         for peer in self.peers.values():
-            if peer.outgoing is not None:
-                peer.outgoing.put_nowait(self._directory_message())
+            _tell(peer, directory)
 
-    def _directory_message(self) -> pb.ConnectResponse:
-        message = pb.ConnectResponse()
+    def _directory_frame(self) -> bytes:
+        message = pb.FromScheduler()
+        message.directory.SetInParent()
         for name, address in self._directory.items():
             message.directory.entries.add(name=name, address=address)
-        return message
+        return framed(message)
 
     # -- streams
 
-    async def Connect(
-        self,
-        request_iterator: AsyncIterator[pb.ConnectRequest],
-        context: grpc.aio.ServicerContext[pb.ConnectRequest, pb.ConnectResponse],
-    ) -> AsyncIterator[pb.ConnectResponse]:
-        first = await anext(aiter(request_iterator), None)
-        if first is None or first.WhichOneof("message") != "hello":
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a hello")
-        assert first is not None
-        hello = first.hello
+    def heard(self, stream: ControlStream, raw: bytes) -> None:
+        message = parsed(pb.ToScheduler, raw)
+        peer = self._by_stream.get(stream)
+        if peer is None:
+            self._greet(stream, message)
+        elif peer.stream is stream:
+            peer.heard_at = self._host.now
+            self._take(peer, message)
+
+    def ended(self, stream: ControlStream) -> None:
+        peer = self._by_stream.pop(stream, None)
+        if peer is not None and peer.stream is stream:
+            peer.stream, peer.broken_at = None, self._host.now
+
+    def _greet(self, stream: ControlStream, message: pb.ToScheduler) -> None:
+        if message.WhichOneof("message") != "hello":
+            raise ProtocolError("the first message of a control stream must be a hello")
+        hello = message.hello
+        name, incarnation = _who(hello)
+        refusal = ""
         if not hello.oldest_protocol <= NEWEST_PROTOCOL <= hello.newest_protocol:
             spoken = f"{hello.oldest_protocol} to {hello.newest_protocol}"
-            await context.abort(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f"the scheduler speaks protocol {NEWEST_PROTOCOL}, the worker {spoken}; install the same Quire on both",
+            refusal = (
+                f"the scheduler speaks protocol {NEWEST_PROTOCOL}, {name} {spoken}; install the same Quire on both"
             )
-        name, incarnation = _who(hello)
-        if incarnation <= self._lost.get(name, 0):
-            detail = f"incarnation {incarnation} of {name} was declared lost; join with a higher one"
-            await context.abort(grpc.StatusCode.ABORTED, detail)
+        is_lost = incarnation <= self._lost.get(name, 0)
+        if is_lost:
+            refusal = f"incarnation {incarnation} of {name} was declared lost; join with a higher one"
+        if refusal:
+            stream.send(framed(pb.FromScheduler(refusal=pb.Refusal(detail=refusal, is_lost=is_lost))))
+            stream.close()
+            return
         peer, welcome = self._meet(hello, name, incarnation)
-        outgoing: asyncio.Queue[pb.ConnectResponse | None] = asyncio.Queue(MAX_WAITING)
-        if peer.outgoing is not None:
-            peer.outgoing.put_nowait(None)
-        peer.outgoing, peer.broken_at = outgoing, None
-        yield welcome
-        yield self._directory_message()
-        for number, message in list(peer.unobeyed):
+        if peer.stream is not None:
+            peer.stream.close()
+        peer.stream, peer.broken_at = stream, None
+        self._by_stream[stream] = peer
+        stream.send(framed(welcome))
+        stream.send(self._directory_frame())
+        for number, frame in peer.unobeyed:
             if number > hello.plan or hello.epoch != self._host.scheduler.epoch:
-                yield message
-        reader = asyncio.create_task(self._read(peer, request_iterator, outgoing))
-        try:
-            while True:
-                waiting = await outgoing.get()
-                if waiting is None:
-                    return
-                yield waiting
-        finally:
-            reader.cancel()
-            if peer.outgoing is outgoing:
-                peer.outgoing, peer.broken_at = None, self._host.now
+                stream.send(frame)
 
-    def _meet(self, hello: pb.Hello, name: str, incarnation: int) -> tuple[Peer, pb.ConnectResponse]:
+    def _meet(self, hello: pb.Hello, name: str, incarnation: int) -> tuple[Peer, pb.FromScheduler]:
         """The peer of this hello and what it is told first. A new incarnation joins; a known one goes on."""
         host, epoch = self._host, self._host.scheduler.epoch
         peer = self.peers.get(name)
@@ -143,7 +162,7 @@ class ControlServer:
                 if not wants_state:
                     host.post(replica_joined_from(hello.replica))
             else:
-                host.pool_links[name] = lambda order, peer=peer: self._tell(peer, order)  # type: ignore[misc]
+                host.pool_links[name] = lambda order, peer=peer: self._give_up(peer, order)  # type: ignore[misc]
                 host.post(host_pool_joined_from(hello.host_pool))
             if hello.transfer_address:
                 self.announce(name, hello.transfer_address)
@@ -158,38 +177,27 @@ class ControlServer:
             protocol=NEWEST_PROTOCOL,
             silence_s=self._silence_s,
         )
-        return peer, pb.ConnectResponse(welcome=welcome)
+        return peer, pb.FromScheduler(welcome=welcome)
 
     def _send(self, peer: Peer, plan: Plan) -> None:
         if plan.incarnation != peer.incarnation:
             return
-        message = pb.ConnectResponse()
+        message = pb.FromScheduler()
         fill_plan(message.plan, plan)
-        peer.unobeyed.append((plan.number, message))
-        if peer.outgoing is not None:
-            peer.outgoing.put_nowait(message)
+        frame = framed(message)
+        peer.unobeyed.append((plan.number, frame))
+        _tell(peer, frame)
+        if len(peer.unobeyed) > MAX_UNOBEYED:
+            self.lose(peer, f"it has not obeyed {len(peer.unobeyed):,} plans")
 
-    def _tell(self, peer: Peer, order: GiveUp) -> None:
+    def _give_up(self, peer: Peer, order: GiveUp) -> None:
         """To a host pool. What is lost with a broken stream, either way, is made good by `watch`."""
-        if order.incarnation == peer.incarnation and peer.outgoing is not None:
-            peer.outgoing.put_nowait(_give_up_message(order))
+        if order.incarnation == peer.incarnation:
+            message = pb.FromScheduler()
+            fill_give_up(message.give_up, order)
+            _tell(peer, framed(message))
 
-    async def _read(
-        self,
-        peer: Peer,
-        messages: AsyncIterator[pb.ConnectRequest],
-        outgoing: asyncio.Queue[pb.ConnectResponse | None],
-    ) -> None:
-        try:
-            async for message in messages:
-                peer.heard_at = self._host.now
-                self._take(peer, message)
-        except grpc.RpcError as error:
-            log.info("the stream of %s broke: %s", peer.name, error)
-        finally:
-            outgoing.put_nowait(None)
-
-    def _take(self, peer: Peer, message: pb.ConnectRequest) -> None:
+    def _take(self, peer: Peer, message: pb.ToScheduler) -> None:
         kind = message.WhichOneof("message")
         if kind == "result":
             result = result_from(message.result)
@@ -222,13 +230,14 @@ class ControlServer:
             for peer in list(self.peers.values()):
                 unsettled = None if peer.is_replica else self._host.scheduler.swapper.unsettled(peer.name)
                 if unsettled is not None:
-                    self._tell(peer, unsettled)
+                    self._give_up(peer, unsettled)
                 if now - peer.heard_at > self._silence_s:
                     self.lose(peer, f"nothing was heard of it for {now - peer.heard_at:.1f} s")
                 elif peer.broken_at is not None and now - peer.broken_at > self._silence_s * BROKEN_SHARE:
                     self.lose(peer, f"its stream broke and has not come back for {now - peer.broken_at:.1f} s")
-                elif peer.outgoing is not None and peer.outgoing.empty():
-                    peer.outgoing.put_nowait(pb.ConnectResponse(pulse=pb.Pulse()))
+                elif not peer.was_told:
+                    _tell(peer, _PULSE)
+                peer.was_told = False
 
     def lose(self, peer: Peer, detail: str) -> None:
         if self.peers.get(peer.name) is not peer:
@@ -238,17 +247,17 @@ class ControlServer:
         self._lost[peer.name] = peer.incarnation
         self._host.replica_links.pop(peer.name, None)
         self._host.pool_links.pop(peer.name, None)
-        if peer.outgoing is not None:
-            peer.outgoing.put_nowait(None)
+        if peer.stream is not None:
+            peer.stream.close()
         self.announce(peer.name, "")
         lost = ReplicaLost if peer.is_replica else HostPoolLost
         self._host.post(lost(peer.name, peer.incarnation, detail))
 
 
-def _give_up_message(order: GiveUp) -> pb.ConnectResponse:
-    message = pb.ConnectResponse()
-    fill_give_up(message.give_up, order)
-    return message
+def _tell(peer: Peer, frame: bytes) -> None:
+    if peer.stream is not None:
+        peer.stream.send(frame)
+        peer.was_told = True
 
 
 def _who(hello: pb.Hello) -> tuple[str, int]:

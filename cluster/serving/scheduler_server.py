@@ -1,7 +1,8 @@
 """The scheduler's process: control streams, gateways' streams and the admin door around one host.
 
-Internal services and the admin door listen on ports of their own; the internal one may be any free port, since whoever
-needs it asks `RayState` for it. A scheduler that makes a mistake ends its process: Ray starts the next, which rebuilds.
+Control streams, gateways' streams and the admin door listen on ports of their own; the internal ones may be any free
+ports, since whoever needs them asks `RayState`. A scheduler that makes a mistake ends its process: Ray starts the next,
+which rebuilds.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from cluster.settings import SchedulerSettings
 from cluster.watching.metrics_scheduler import scheduler_families
 from cluster.watching.metrics_serve import ClusterFigures, Collect, serve_metrics
 from protos.quire.v1 import admin_pb2
-from protos.quire.v1.control_pb2_grpc import add_ControlServiceServicer_to_server
 from protos.quire.v1.front_pb2_grpc import add_FrontServiceServicer_to_server
 
 log = logging.getLogger(__name__)
@@ -91,6 +91,15 @@ class Doors:
     metrics_port: int
 
 
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the scheduler is found: by workers and host pools, by gateways, by operators."""
+
+    control: str
+    front: str
+    admin: str
+
+
 async def serve_scheduler(
     settings: SchedulerSettings,
     epoch: int,
@@ -99,11 +108,11 @@ async def serve_scheduler(
     hash_key: bytes,
     silence_s: float,
     journal: Path | None,
-    on_address: Callable[[str, str], None],
+    on_address: Callable[[Addresses], None],
     scale: Scale | None = None,
     mirror: Mirror | None = None,
 ) -> None:
-    """Serves until cancelled. `on_address` gets the internal and the admin address once both listen."""
+    """Serves until cancelled. `on_address` is called once all of them listen."""
     inside = doors.inside
     writer = JournalWriter(journal, settings, epoch) if journal is not None else None
     shell = SchedulerHost(settings, epoch, writer)
@@ -113,7 +122,6 @@ async def serve_scheduler(
         shell, lambda: served_models(shell, control), control.announce, hash_key=hash_key, silence_s=silence_s
     )
     internal = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[inside.security.aio_interceptor()])
-    add_ControlServiceServicer_to_server(control, internal)
     add_FrontServiceServicer_to_server(front, internal)
     internal_port = inside.security.serve(internal, inside.address(0))
     admin = grpc.aio.server(options=SERVER_OPTIONS)
@@ -123,9 +131,11 @@ async def serve_scheduler(
     bound_port = doors.admin.listen(admin)
     await internal.start()
     await admin.start()
+    control_address = await control.listen(inside)
     figures = ClusterFigures(lambda: scheduler_families(shell, control), front.token_addresses, inside.security)
     metrics = await serve_metrics(doors.metrics_host, doors.metrics_port, figures.collect)
-    on_address(inside.address(internal_port), inside.reachable(doors.admin.host, bound_port))
+    admin_address = inside.reachable(doors.admin.host, bound_port)
+    on_address(Addresses(control_address, inside.address(internal_port), admin_address))
     try:
         async with asyncio.TaskGroup() as tasks:
             for forever in (shell.run(), control.watch(), front.watch()):
@@ -137,5 +147,6 @@ async def serve_scheduler(
             writer.close()
         metrics.close()
         await figures.close()
+        control.close()
         await internal.stop(None)
         await admin.stop(None)

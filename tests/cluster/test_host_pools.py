@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-import grpc.aio
-
 from cluster.messages import (
     Drain,
     Event,
@@ -22,9 +20,8 @@ from cluster.messages import (
 )
 from cluster.serving.control_server import ControlServer
 from cluster.serving.host import SchedulerHost
-from cluster.serving.scheduler_server import SERVER_OPTIONS
+from cluster.serving.inside import Inside
 from cluster.settings import SchedulerSettings
-from protos.quire.v1.control_pb2_grpc import add_ControlServiceServicer_to_server
 from tests.cluster.front_door import Proxy
 from tests.cluster.test_scheduler import submit
 from worker.host_pool import HostPool, HostPoolSettings
@@ -78,10 +75,8 @@ class Centre:
 def at_the_centre(story: Callable[[Centre, Proxy], Awaitable[None]]) -> None:
     async def run() -> None:
         centre = Centre()
-        server = grpc.aio.server(options=SERVER_OPTIONS)
-        add_ControlServiceServicer_to_server(centre.control, server)
-        proxy = Proxy(server.add_insecure_port("127.0.0.1:0"))
-        await server.start()
+        address = await centre.control.listen(Inside("127.0.0.1", SECURITY))
+        proxy = Proxy(int(address.rpartition(":")[2]))
         await proxy.start()
 
         async def find() -> str:
@@ -98,7 +93,7 @@ def at_the_centre(story: Callable[[Centre, Proxy], Awaitable[None]]) -> None:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await proxy.stop()
-            await server.stop(None)
+            centre.control.close()
             centre.pool.close()
 
     asyncio.run(asyncio.wait_for(run(), 40))

@@ -1,4 +1,6 @@
-"""Internal ports: who does not show the cluster's secret is refused, on every one of them; with TLS also a stranger."""
+"""Internal gRPC ports: who does not show the cluster's secret is refused, on each of them; with TLS also a stranger.
+
+Control streams are tests/cluster/test_control_stream.py's."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,13 +13,11 @@ import pytest
 
 from cluster.gateway.front_tokens import TokenIntake
 from cluster.serving.auth_certificates import make_identity
-from cluster.serving.control_server import ControlServer
 from cluster.serving.front_server import FrontServer
 from cluster.serving.host import SchedulerHost
 from cluster.settings import SchedulerSettings
 from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
-from protos.quire.v1 import control_pb2, front_pb2
-from protos.quire.v1.control_pb2_grpc import ControlServiceAsyncStub, add_ControlServiceServicer_to_server
+from protos.quire.v1 import front_pb2
 from protos.quire.v1.front_pb2_grpc import (
     FrontServiceAsyncStub,
     TokenServiceAsyncStub,
@@ -41,7 +41,6 @@ async def serve(security: TransferSecurity) -> tuple[grpc.aio.Server, str]:
     """All internal services as the scheduler and a gateway serve them."""
     host = SchedulerHost(SchedulerSettings(), 1)
     server = grpc.aio.server(interceptors=[security.aio_interceptor()])
-    add_ControlServiceServicer_to_server(ControlServer(host), server)
     add_FrontServiceServicer_to_server(FrontServer(host, lambda: ()), server)
     add_TokenServiceServicer_to_server(TokenIntake(lambda tokens: None), server)
     port = security.serve(server, "127.0.0.1:0")
@@ -52,8 +51,6 @@ async def serve(security: TransferSecurity) -> tuple[grpc.aio.Server, str]:
 async def opened(security: TransferSecurity, address: str) -> list[str]:
     """How the first word on each internal stream is answered."""
     protocols = {"oldest_protocol": OLDEST_PROTOCOL, "newest_protocol": NEWEST_PROTOCOL}
-    joined = control_pb2.ReplicaJoined(replica="r0", incarnation=1, num_blocks=4, block_size=16, max_batch=4)
-    control = control_pb2.ConnectRequest(hello=control_pb2.Hello(replica=joined, **protocols))
     front = front_pb2.AttachRequest(hello=front_pb2.GatewayHello(gateway="g", incarnation=1, **protocols))
     tokens = [front_pb2.PushRequest(hello=front_pb2.TokenHello(replica="r0", incarnation=1))]
     tokens.append(front_pb2.PushRequest(number=1))
@@ -68,7 +65,6 @@ async def opened(security: TransferSecurity, address: str) -> list[str]:
     found = []
     async with security.aio_channel(address, ()) as channel:
         for call in (
-            ControlServiceAsyncStub(channel).Connect(say(control), metadata=security.metadata(), timeout=5),
             FrontServiceAsyncStub(channel).Attach(say(front), metadata=security.metadata(), timeout=5),
             TokenServiceAsyncStub(channel).Push(say(*tokens), metadata=security.metadata(), timeout=5),
         ):
@@ -87,14 +83,14 @@ def test_only_who_shows_the_secret_is_let_in(tmp_path: Path, has_tls: bool) -> N
     async def story() -> None:
         server, address = await serve(TransferSecurity(SECRET, tls))
         try:
-            assert await opened(TransferSecurity(SECRET, tls), address) == ["answered"] * 3
+            assert await opened(TransferSecurity(SECRET, tls), address) == ["answered"] * 2
             for wrong in ("another secret, as long.", SECRET[:-1] + "!", SECRET + " "):
-                assert await opened(TransferSecurity(wrong, tls), address) == ["UNAUTHENTICATED"] * 3
+                assert await opened(TransferSecurity(wrong, tls), address) == ["UNAUTHENTICATED"] * 2
             if has_tls:
                 # The secret alone is not enough, nor is it with the certificate of another authority.
                 strange = identity(tmp_path / "strange")
                 for stranger in (None, strange):
-                    assert await opened(TransferSecurity(SECRET, stranger), address) == ["UNAVAILABLE"] * 3
+                    assert await opened(TransferSecurity(SECRET, stranger), address) == ["UNAVAILABLE"] * 2
         finally:
             await server.stop(None)
 

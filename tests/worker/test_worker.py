@@ -168,17 +168,6 @@ def test_a_new_scheduler_begins_anew_and_the_old_one_is_deaf(worker: Worker) -> 
     assert worker.take_tokens()["g"][-1].reason is Reason.NONE
 
 
-def test_results_are_kept_until_they_are_taken(worker: Worker) -> None:
-    worker.obey(plan(1, starts=(start(),)))
-    worker.step()
-    first = result_of(worker)
-    worker.step()
-    second = result_of(worker)
-    assert worker.reporter.unacknowledged() == (first, second)
-    worker.obey(replace(plan(2), result=1))
-    assert worker.reporter.unacknowledged() == (second,)
-
-
 def test_extends_may_come_twice(worker: Worker, greedy: list[int]) -> None:
     worker.obey(plan(1, starts=(start(),)))
     run_dry(worker)

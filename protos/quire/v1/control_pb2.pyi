@@ -30,7 +30,7 @@ STOP_REASON_LENGTH: StopReason
 STOP_REASON_DROPPED: StopReason
 STOP_REASON_FAILED: StopReason
 
-class ConnectRequest(_message.Message):
+class ToScheduler(_message.Message):
     __slots__ = ("hello", "result", "state", "pulse", "settled")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
@@ -44,19 +44,29 @@ class ConnectRequest(_message.Message):
     settled: HostPoolSettled
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping[str, object]]] = ..., result: _Optional[_Union[Result, _Mapping[str, object]]] = ..., state: _Optional[_Union[ReplicaState, _Mapping[str, object]]] = ..., pulse: _Optional[_Union[Pulse, _Mapping[str, object]]] = ..., settled: _Optional[_Union[HostPoolSettled, _Mapping[str, object]]] = ...) -> None: ...
 
-class ConnectResponse(_message.Message):
-    __slots__ = ("welcome", "plan", "pulse", "directory", "give_up")
+class FromScheduler(_message.Message):
+    __slots__ = ("welcome", "plan", "pulse", "directory", "give_up", "refusal")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     PULSE_FIELD_NUMBER: _ClassVar[int]
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     GIVE_UP_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     plan: Plan
     pulse: Pulse
     directory: Directory
     give_up: GiveUp
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping[str, object]]] = ..., plan: _Optional[_Union[Plan, _Mapping[str, object]]] = ..., pulse: _Optional[_Union[Pulse, _Mapping[str, object]]] = ..., directory: _Optional[_Union[Directory, _Mapping[str, object]]] = ..., give_up: _Optional[_Union[GiveUp, _Mapping[str, object]]] = ...) -> None: ...
+    refusal: Refusal
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping[str, object]]] = ..., plan: _Optional[_Union[Plan, _Mapping[str, object]]] = ..., pulse: _Optional[_Union[Pulse, _Mapping[str, object]]] = ..., directory: _Optional[_Union[Directory, _Mapping[str, object]]] = ..., give_up: _Optional[_Union[GiveUp, _Mapping[str, object]]] = ..., refusal: _Optional[_Union[Refusal, _Mapping[str, object]]] = ...) -> None: ...
+
+class Refusal(_message.Message):
+    __slots__ = ("detail", "is_lost")
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    IS_LOST_FIELD_NUMBER: _ClassVar[int]
+    detail: str
+    is_lost: bool
+    def __init__(self, detail: _Optional[str] = ..., is_lost: _Optional[bool] = ...) -> None: ...
 
 class Directory(_message.Message):
     __slots__ = ("entries",)

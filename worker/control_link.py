@@ -1,0 +1,248 @@
+"""The end of a control stream that connects: workers' and host pools', over connections that come and go.
+
+The stream between a process and the scheduler is frames of protobuf (`cluster/wire/frames.py`) on a socket of its own:
+an abstract Unix socket where both are on one machine, TCP otherwise, with TLS where that is set up; both ends prove
+that they know the cluster's secret (`worker/handshake.py`). A gRPC stream takes three to ten times as long here.
+
+`keep_open` runs in the process's event loop: it finds the scheduler, connects, says hello and pulses. Whoever obeys
+(the thread of the step loop) reads frames straight from the socket and writes its own: no other thread has to wake up
+in between. No call waits for the other end: what the kernel doesn't take is kept, up to a bound, and goes out later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import select
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Awaitable, Callable
+
+from cluster.errors import ProtocolError, QuireError
+from cluster.wire.frames import FrameBuffer
+from worker import handshake
+from worker.transfer.security import TransferSecurity
+
+log = logging.getLogger(__name__)
+
+GREETING = b"QCT1"
+RETRY_S = 0.2
+# Until the scheduler has said how long it bears silence.
+FIRST_SILENCE_S = 3.0
+PULSES = 8
+"""In the time after which a process that says nothing is taken for dead."""
+MAX_BACKLOG_BYTES = 256 << 20
+LOST_EXIT = 72
+"""How a process ends that was declared lost while it was away."""
+_SEND_BYTES = 64 << 10
+
+
+def local_name(address: str) -> str:
+    """The abstract Unix socket beside a TCP port: its name lives as long as its owner, and in one network namespace."""
+    return f"\0quire-control-{address}"
+
+
+class ControlLink:
+    """Frames to and from the scheduler. One thread reads and waits; any may send."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._connection: socket.socket | None = None
+        self._frames = FrameBuffer()
+        self._backlog = bytearray()
+        self._poll = select.poll()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poll.register(self._wake, select.POLLIN)
+        self._heard_at = 0.0
+        self.silence_s = FIRST_SILENCE_S
+        self.num_undecodable = 0
+        # Called with the lock held once a connection is of no use any more; from any thread.
+        self.broken: Callable[[], object] = lambda: None
+
+    @property
+    def is_open(self) -> bool:
+        return self._connection is not None
+
+    def open(self, connection: socket.socket, hello: bytes) -> None:
+        """From now on over this one, which does not block. The first frame up is `hello`."""
+        with self._lock:
+            self._drop()
+            self._connection, self._frames = connection, FrameBuffer()
+            self._heard_at = time.monotonic()
+            self._poll.register(connection, select.POLLIN)
+            self._write(hello)
+        self.wake()
+
+    def close(self) -> None:
+        with self._lock:
+            self._drop()
+
+    def send(self, frame: bytes) -> None:
+        """Sent, or kept, or lost with the connection: whoever must know numbers its frames."""
+        with self._lock:
+            self._write(frame)
+
+    def read(self) -> list[bytes]:
+        """All messages that have come, without waiting."""
+        with self._lock:
+            connection = self._connection
+            if connection is None:
+                return []
+            if self._backlog:
+                self._write(b"")
+            found: list[bytes] = []
+            try:
+                while True:
+                    room = self._frames.room()
+                    came = connection.recv_into(room)
+                    if not came:
+                        self._break("the scheduler closed the stream")
+                        return found
+                    self._heard_at = time.monotonic()
+                    found += self._frames.took(came)
+                    # TLS may hold more than the kernel shows.
+                    if came < len(room) and not isinstance(connection, ssl.SSLSocket):
+                        return found
+            except handshake.NOTHING_YET:
+                if time.monotonic() - self._heard_at > self.silence_s:
+                    self._break(f"the scheduler has said nothing for {self.silence_s:g} s")
+            except (OSError, ProtocolError) as error:
+                self.num_undecodable += isinstance(error, ProtocolError)
+                self._break(str(error))
+            return found
+
+    def undecodable(self, error: ProtocolError) -> None:
+        """A frame that was read means nothing: this connection is not to be trusted any further."""
+        with self._lock:
+            self.num_undecodable += 1
+            self._break(str(error))
+
+    def wait(self, timeout_s: float) -> None:
+        """Until something can be read, the connection has changed, somebody called `wake`, or the time is over."""
+        for descriptor, _ in self._poll.poll(1e3 * timeout_s):
+            if descriptor == self._wake:
+                try:
+                    os.eventfd_read(self._wake)
+                except BlockingIOError:
+                    continue
+
+    def wake(self) -> None:
+        os.eventfd_write(self._wake, 1)
+
+    def _write(self, frame: bytes) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            if not self._backlog:
+                sent = connection.send(memoryview(frame)[:_SEND_BYTES])
+                if sent == len(frame):
+                    return
+                self._backlog += memoryview(frame)[sent:]
+            else:
+                self._backlog += frame
+                # TLS wants at least the very bytes again that it could not send.
+                del self._backlog[: connection.send(bytes(self._backlog[:_SEND_BYTES]))]
+        except handshake.NOTHING_YET:
+            if not self._backlog:
+                self._backlog += frame
+        except OSError as error:
+            self._break(str(error))
+            return
+        if len(self._backlog) > MAX_BACKLOG_BYTES:
+            self._break(f"the scheduler has not taken {len(self._backlog):,} bytes")
+        else:
+            self._poll.modify(connection, select.POLLIN | (select.POLLOUT if self._backlog else 0))
+
+    def _break(self, why: str) -> None:
+        log.info("the control stream broke: %s", why)
+        self._drop()
+        self.broken()
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        self._backlog.clear()
+        if connection is not None:
+            self._poll.unregister(connection)
+            connection.close()
+            # Whoever waits for it must not wait any longer.
+            self.wake()
+
+
+async def keep_open(
+    link: ControlLink,
+    find: Callable[[], Awaitable[str]],
+    security: TransferSecurity,
+    hello: Callable[[], bytes],
+    pulse: Callable[[], bytes],
+) -> None:
+    """Until cancelled. `find` gives the scheduler's address whenever it is asked; it may change."""
+    loop, broken = asyncio.get_running_loop(), asyncio.Event()
+    link.broken = lambda: loop.call_soon_threadsafe(broken.set)
+    try:
+        while True:
+            try:
+                address = await find()
+                connection = await asyncio.to_thread(connect, address, security)
+                broken.clear()
+                link.open(connection, hello())
+                while link.is_open:
+                    link.send(pulse())
+                    try:
+                        await asyncio.wait_for(broken.wait(), link.silence_s / PULSES)
+                    except TimeoutError:
+                        continue
+            except (QuireError, OSError) as error:
+                log.info("no scheduler: %s", " ".join(str(error).split()) or type(error).__name__)
+            await asyncio.sleep(RETRY_S)
+    finally:
+        link.broken = lambda: None
+        link.close()
+
+
+def connect(address: str, security: TransferSecurity) -> socket.socket:
+    """A socket to the scheduler at `address` on which both have proved who they are. Raises OSError or QuireError."""
+    connection = _connect_here(address) or _connect_there(address, security)
+    try:
+        connection.settimeout(0.5)
+        handshake.drive(connection, handshake.greet(GREETING, b"", security.secret.encode()))
+        connection.setblocking(False)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _connect_here(address: str) -> socket.socket | None:
+    """The Unix socket of a scheduler on this machine; None: there is none, or somebody else listens there."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(handshake.HANDSHAKE_S)
+    try:
+        connection.connect(local_name(address))
+        # Anybody can take a free name, and could pass our words on to who has the secret.
+        _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if user == os.geteuid():
+            return connection
+        log.warning("user %d listens on the name of the scheduler at %s: going there by TCP", user, address)
+    except OSError:
+        pass
+    connection.close()
+    return None
+
+
+def _connect_there(address: str, security: TransferSecurity) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    connection = socket.create_connection((host.strip("[]"), int(port)), handshake.HANDSHAKE_S)
+    try:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        context = security.client_context()
+        if context is None or security.tls is None:
+            return connection
+        return context.wrap_socket(connection, server_hostname=security.tls.name)
+    except BaseException:
+        connection.close()
+        raise

@@ -1,0 +1,158 @@
+"""The step loop: obeys what has come, runs a step, tells what came of it; one thread owns the worker and all of that.
+
+What it hears and says goes through a `Link`: in a cluster the control stream, which it reads and writes itself, so that
+no other thread has to wake up between a plan and its result. A watchdog on a thread of its own ends the process when a
+step hangs.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from cluster.messages import Plan, ReplicaState, Result, Tokens
+from worker.spans import AttemptSpans
+from worker.swap import Swap
+from worker.worker import Worker
+
+log = logging.getLogger(__name__)
+
+PROOF_S = 5.0
+HANG_S = 60.0
+# Plans and ends of transfers end the wait at once.
+IDLE_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class NewEpoch:
+    """Another scheduler has taken over: tell it what is held, obey only it from now on."""
+
+    epoch: int
+    wants_state: bool
+
+
+Inbound: TypeAlias = Plan | NewEpoch
+Outbound: TypeAlias = Result | ReplicaState | dict[str, list[Tokens]]
+
+
+class Link(Protocol):
+    """Where plans come from and results go. `wake` may be called from any thread, the others from the loop's."""
+
+    def read(self) -> Sequence[Inbound]:
+        """What has come, without waiting."""
+
+    def wait(self, timeout_s: float) -> None:
+        """Until there is something to read, somebody wakes it, or the time is over."""
+
+    def wake(self) -> None: ...
+
+    def say(self, word: Outbound) -> None: ...
+
+
+class StepLoop:
+    """Runs the worker on one thread until closed."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        link: Link,
+        swap: Swap | None = None,
+        spans: AttemptSpans | None = None,
+        hang_s: float = HANG_S,
+    ) -> None:
+        self.worker = worker
+        self._link = link
+        self._spans = spans
+        self._swap = swap
+        if swap is not None:
+            # A transfer has ended.
+            swap.wake = link.wake
+        self.retired_at = self.stepped_at = time.monotonic()
+        self.is_busy = False
+        self._hang_s = hang_s
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="quire-steps", daemon=True)
+        self._watchdog = threading.Thread(target=self._watch, name="quire-watchdog", daemon=True)
+        self.error: BaseException | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+        self._watchdog.start()
+
+    @property
+    def native_id(self) -> int:
+        """The loop's thread as the kernel calls it."""
+        return self._thread.native_id or 0
+
+    def close(self) -> None:
+        self._closing.set()
+        self._link.wake()
+        self._thread.join(5.0)
+
+    def _run(self) -> None:
+        link, worker = self._link, self.worker
+        try:
+            while not self._closing.is_set():
+                for word in link.read():
+                    self._obey(word)
+                if self._swap is not None:
+                    self._swap.step()
+                if worker.reporter.has_ends:
+                    # Who was taken off here may go on elsewhere: that must not wait for another step.
+                    self._report()
+                self.is_busy = True
+                progressed = worker.step() or self._prove()
+                self.retired_at, self.is_busy = time.monotonic(), False
+                if progressed:
+                    self.stepped_at = self.retired_at
+                self._report()
+                if not progressed:
+                    link.wait(IDLE_S)
+        except BaseException as error:
+            log.critical("the step loop ended: %s: %s", type(error).__name__, error, exc_info=error)
+            self.error = error
+            # Without its loop a worker is dead: the process goes, and is started again with its next incarnation.
+            os._exit(70)
+
+    def _prove(self) -> bool:
+        """An idle worker steps all the same now and then, so that who watches it knows that it could."""
+        return time.monotonic() - self.stepped_at > PROOF_S and self.worker.prove()
+
+    def _obey(self, word: Inbound) -> None:
+        if isinstance(word, Plan):
+            self.worker.obey(word)
+            if self._spans is not None:
+                self._spans.obeyed(word)
+        else:
+            if self._swap is not None:
+                self._swap.begin_epoch(word.epoch)
+            if word.wants_state:
+                self._link.say(self.worker.hold_for(word.epoch))
+            else:
+                self.worker.begin_epoch(word.epoch)
+
+    def _report(self) -> None:
+        tokens = self.worker.take_tokens()
+        if tokens:
+            self._link.say(tokens)
+        result = self.worker.take_result()
+        if result is not None:
+            self._link.say(result)
+            if self._spans is not None:
+                self._spans.reported(result)
+
+    def _watch(self) -> None:
+        """Outside the loop: a device or a step that hangs can't report itself. A call that hangs without letting go of
+        the interpreter stops this thread too; then the timer of faulthandler, which needs no interpreter, ends it."""
+        while not self._closing.wait(min(1.0, self._hang_s / 4)):
+            if self.is_busy and time.monotonic() - self.retired_at > self._hang_s:
+                log.critical("a step has hung for %.0f s: the worker ends", time.monotonic() - self.retired_at)
+                os._exit(71)
+            faulthandler.dump_traceback_later(2 * self._hang_s, exit=True)
+        faulthandler.cancel_dump_traceback_later()
