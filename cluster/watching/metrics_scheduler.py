@@ -36,6 +36,8 @@ def scheduler_families(host: SchedulerHost, control: ControlServer) -> list[Fami
     for pool in scheduler.swapper.pools.values():
         _pool(found, pool.name, "host", pool.joined.block_bytes, pool.ledger)
     _workers(found, host, control)
+    for why, count in control.port.refused.items() if control.port is not None else ():
+        found["control_refused_total"].add(count, why=why)
     for tenant in scheduler.tenants:
         found["block_seconds_total"].add(tenant.block_seconds, tenant=tenant.name, kind="device")
         found["block_seconds_total"].add(tenant.host_block_seconds, tenant=tenant.name, kind="host")
