@@ -45,7 +45,7 @@ SCHEDULER = (
     Described("scheduler_turn_seconds", "histogram", "Processor-side length of the scheduler's turns."),
     Described("scheduler_longest_turn_seconds", "gauge", "The longest turn so far."),
     Described("scheduler_events_total", "counter", "How often other things happened at the scheduler.", ("event",)),
-    Described("control_refused_total", "counter", "Connections to the control port that were closed, by why.", ("why",)),
+    Described("control_refused_total", "counter", "Connections to the control port that were closed.", ("why",)),
     Described(
         "requests",
         "gauge",

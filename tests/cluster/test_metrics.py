@@ -105,6 +105,7 @@ def test_the_dashboard_asks_only_for_metrics_and_labels_that_exist() -> None:
             assert label in labels, f"{expression}: no label {label}"
     left_out = {"quire_build_info", "quire_scheduler_uptime_seconds", "quire_gateway_open_requests"}
     left_out |= {"quire_gateway_connected", "quire_gateway_stale_tokens_total", "quire_pool_block_bytes"}
+    left_out.add("quire_control_refused_total")
     assert asked == set(NAMES) - left_out - {"quire_block_seconds_total", "quire_worker_steps_total"}
 
 
