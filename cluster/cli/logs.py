@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,26 +32,53 @@ def logs(
     as_json: Annotated[bool, typer.Option("--json", help="The lines as they were written.")] = False,
     folder: Annotated[Path | None, typer.Option(help="Where the logs are. Default: this user's.")] = None,
 ) -> None:
-    """Show what the cluster's processes logged on this machine; a failure's cause is one line of level error."""
-    from cluster.watching.logs import log_files, read_lines, shown
+    """Show what the cluster's processes logged, on all its nodes; a failure's cause is one line of level error."""
+    from cluster.watching.logs import log_files, shown
 
     place = folder or log_folder()
     if not log_files(place):
         raise NotFound(f"no logs are in {place}; a cluster writes them from its start, or give --folder")
-    lowest = "error" if causes else level
-    found = read_lines(place, request=request or "", level=lowest, process=process)[-lines:]
-    if request and not found:
-        raise NotFound(f"no line in {place} is about {request}; ids are in `quire status` and in clients' answers")
-    seen = {json.dumps(line) for line in found}
-    for line in found:
-        print(json.dumps(line) if as_json else shown(line))
-    while follow:
-        time.sleep(FOLLOW_S)
-        for line in read_lines(place, request=request or "", level=lowest, process=process, since_s=10.0):
-            text = json.dumps(line)
-            if text not in seen:
-                seen.add(text)
-                print(text if as_json else shown(line), flush=True)
+    chosen: dict[str, Any] = {"request": request or "", "level": "error" if causes else level, "process": process}
+    with _reader(place, is_given=folder is not None) as read:
+        found = read(**chosen)[-lines:]
+        if request and not found:
+            raise NotFound(f"no line in {place} is about {request}; ids are in `quire status` and in clients' answers")
+        seen = {json.dumps(line) for line in found}
+        for line in found:
+            print(json.dumps(line) if as_json else shown(line))
+        while follow:
+            time.sleep(FOLLOW_S)
+            for line in read(**chosen, since_s=10.0):
+                text = json.dumps(line)
+                if text not in seen:
+                    seen.add(text)
+                    print(text if as_json else shown(line), flush=True)
+
+
+@contextmanager
+def _reader(place: Path, *, is_given: bool) -> Iterator[Any]:
+    """How lines are read: those of this folder, or of all nodes of a cluster on a Ray that others may have joined."""
+    from cluster.errors import QuireError
+    from cluster.serving.launch import Running
+    from cluster.watching.logs import read_lines
+
+    running = Running.load()
+    if is_given or running is None or not running.settings.get("address"):
+        yield partial(read_lines, place)
+        return
+    from cluster.serving.node_logs import lines_of_all_nodes
+
+    with ExitStack() as stack:
+        try:
+            read = stack.enter_context(lines_of_all_nodes(running, place, _warn))
+        except QuireError as error:
+            _warn(f"only this machine's lines are shown: {error}")
+            read = partial(read_lines, place)
+        yield read
+
+
+def _warn(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
 
 
 def log_folder() -> Path:

@@ -52,7 +52,7 @@ def top(
             return
         with Live(console=console, screen=True, auto_refresh=False) as live, _keys() as key:
             while True:
-                live.update(draw(eyes.look(), console.width, False, by_request), refresh=True)
+                live.update(draw(eyes.look(), console.width, False, by_request, console.height), refresh=True)
                 pressed = key(interval)
                 if pressed == "q":
                     return

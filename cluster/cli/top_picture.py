@@ -54,24 +54,59 @@ class Scene:
     counters: Mapping[str, int] = field(default_factory=dict)
 
 
-def draw(scene: Scene, width: int, plain: bool, by_request: bool) -> Any:
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much of everything a picture has: pools, lines of each map, workers, lines of the lists."""
+
+    pools: int
+    map_rows: int
+    workers: int
+    lists: int
+
+    @staticmethod
+    def on(height: int, scene: Scene, num_listed: int) -> Room:
+        """What fits on a terminal: maps grow with it, and lists keep a third, so that reasons are seen as well."""
+        # Three lines on top, the legend, and one that terminals scroll by.
+        room = height - 5
+        workers = min(len(scene.workers), max(1, room // 6))
+        lists = min(num_listed, max(2, room // 3))
+        rest = room - workers - lists
+        pools = max(1, min(len(scene.pools), rest // 3))
+        return Room(pools, max(1, min(MAP_ROWS, rest // pools - 2)), workers, lists)
+
+
+def draw(scene: Scene, width: int, plain: bool, by_request: bool, height: int | None = None) -> Any:
+    """`height`: of the terminal that it has to fit on; None: everything is shown."""
+    listed = _queue(scene.requests), _requests(scene.requests), _notes(scene.notes)
+    num_listed = sum(map(len, listed))
+    everything = Room(len(scene.pools), MAP_ROWS, len(scene.workers), num_listed)
+    room = everything if height is None else Room.on(height, scene, num_listed)
     parts: list[Text] = [*_head(scene, plain), Text(_pressure(scene.counters)[:width])]
     letters = _letters(scene.pools) if by_request else {}
-    for pool in scene.pools:
+    for pool in scene.pools[: room.pools]:
         used = len(pool.states) - pool.num_free - pool.num_cached
         kind = "host memory" if pool.is_host else "device"
         figures = f"{used:,} of {len(pool.states):,} blocks used, {pool.num_cached:,} cached, {pool.num_free:,} free"
         parts.append(Text(f"\n{pool.name} ({kind}): {figures}"[: width + 1]))
-        parts.append(_owner_map(pool, letters, width) if by_request else _state_map(pool.states, width, plain))
+        rows = room.map_rows
+        parts.append(
+            _owner_map(pool, letters, width, rows) if by_request else _state_map(pool.states, width, plain, rows)
+        )
     parts.append(_owner_legend(letters, width) if by_request else _legend(plain))
-    for worker in scene.workers:
+    for worker in scene.workers[: room.workers]:
         state = "drains" if worker.draining else f"{worker.step_s * 1e3:.1f} ms a step"
         told = f"{worker.num_sequences} sequences, {state}, {worker.steps:,} steps, {worker.dry_leases:,} dry leases"
         parts.append(Text(f"{worker.name}: {told}"[:width]))
-    parts += [
-        Text(line[:width]) for line in (*_queue(scene.requests), *_requests(scene.requests), *_notes(scene.notes))
-    ]
+    parts += [Text(line[:width]) for line in _cut(*listed, most=room.lists)]
     return Group(*parts)
+
+
+def _cut(queue: list[str], requests: list[str], notes: list[str], *, most: int) -> list[str]:
+    """So many lines of the three, the longest of them cut first; of notes the oldest go."""
+    while len(queue) + len(requests) + len(notes) > most:
+        longest = max(requests, queue, notes, key=len)
+        longest.pop(0 if longest is notes else -1)
+    return [*queue, *requests, *notes]
 
 
 def _head(scene: Scene, plain: bool) -> list[Text]:
@@ -102,9 +137,9 @@ def _pressure(counters: Mapping[str, int]) -> str:
 # -- maps
 
 
-def _state_map(states: bytes, width: int, plain: bool) -> Text:
-    """At most eight lines. Each cell stands for a run of blocks and shows the busiest state among them."""
-    run = max(1, -(-len(states) // (width * MAP_ROWS)))
+def _state_map(states: bytes, width: int, plain: bool, rows: int) -> Text:
+    """Each cell stands for a run of blocks and shows the busiest state among them."""
+    run = max(1, -(-len(states) // (width * rows)))
     ranks = states.translate(RANK.ljust(256, b"\0"))
     shown = bytes(max(ranks[at : at + run]) for at in range(0, len(ranks), run)).translate(BY_RANK.ljust(256, b"\0"))
     return _cells([(LETTERS[state], STYLES[state]) for state in shown], width, plain)
@@ -121,8 +156,8 @@ def _letters(pools: Sequence[PoolPicture]) -> dict[str, str]:
     return {owner: OWNER_LETTERS[at] if at < len(OWNER_LETTERS) else "*" for at, owner in enumerate(ordered)}
 
 
-def _owner_map(pool: PoolPicture, letters: Mapping[str, str], width: int) -> Text:
-    run = max(1, -(-len(pool.states) // (width * MAP_ROWS)))
+def _owner_map(pool: PoolPicture, letters: Mapping[str, str], width: int, rows: int) -> Text:
+    run = max(1, -(-len(pool.states) // (width * rows)))
     cells = []
     for at in range(0, len(pool.states), run):
         held = [owner for owner in pool.owners[at : at + run] if owner]

@@ -46,7 +46,7 @@ class ClusterSettings:
     # Prometheus reads the whole cluster there.
     metrics_port: int = 50053
     gateways: int = 1
-    # PEM files of the doors, at the same path on every node that has one, and those of the tokens that they take.
+    # PEM files of the doors, and the file of the tokens that they take, on the machine where `quire up` is typed.
     tls_certificate: str = ""
     tls_key: str = ""
     # With it gateways let only clients in whose certificate it signed (mutual TLS).

@@ -298,8 +298,9 @@ def create(settings: ClusterSettings, running: Running, say: Say) -> None:
     preflight(settings)
     # A Ray of our own is never joined by other machines.
     running.admin_token = prepare(RayState(running.namespace), is_one_machine=not settings.address)
-    # The doors are where `up` was typed, so that their addresses are known and stay.
-    here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=True)
+    # The doors are where `up` was typed: their files are there, and their addresses are known and stay. Not `soft`, for
+    # then Ray puts a detached actor that books nothing on any node.
+    here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
     options = {**CENTRE, "scheduling_strategy": here}
     scheduler = ray.remote(SchedulerActor).options(name="scheduler", **options).remote(settings, running.namespace)
     workers = [
@@ -328,7 +329,7 @@ def create(settings: ClusterSettings, running: Running, say: Say) -> None:
     running.gateway, running.gateways = addresses[0], addresses
     say(f"{len(gateways)} gateways serve")
     if settings.autoscale:
-        scaler = ray.remote(ScalerActor).options(name="scaler", **CENTRE)
+        scaler = ray.remote(ScalerActor).options(name="scaler", **options)
         say(f"autoscaling: {wait_until_ready(scaler.remote(settings, running.namespace, running.admin), 'the scaler')}")
 
 

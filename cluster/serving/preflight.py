@@ -163,12 +163,14 @@ def _ask_nodes(settings: ClusterSettings, files: Sequence[str]) -> dict[str, Nod
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    asked = {}
+    here, asked = ray.get_runtime_context().get_node_id(), {}
     for node in ray.nodes():
         if node["Alive"]:
             where = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
             task = ray.remote(look).options(num_cpus=0, max_retries=0, scheduling_strategy=where)
-            asked[f"node {node['NodeManagerAddress']} ({node['NodeID'][:8]})"] = task.remote(settings.model, files)
+            # The doors, whose files they are, open on the node where `up` was typed.
+            reference = task.remote(settings.model, files if node["NodeID"] == here else ())
+            asked[f"node {node['NodeManagerAddress']} ({node['NodeID'][:8]})"] = reference
     done, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=NODE_S)
     found = {}
     for name, reference in asked.items():

@@ -134,6 +134,11 @@ def read_lines(
     return found if request else [line for line in found if line["run"] == last[1]]
 
 
+def of_last_run(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of lines in order of time, those of the life that the last one belongs to."""
+    return [line for line in lines if line["run"] == lines[-1]["run"]]
+
+
 def _is_about(line: dict[str, Any], request: str) -> bool:
     return str(line.get("request_id", "")).endswith(request) or request in line["message"]
 

@@ -104,6 +104,22 @@ def test_a_picture_fits_into_80_columns_and_says_why(blocks: int, by_request: bo
     assert "preempted recompute 4  preempted swap 3" in text
 
 
+@pytest.mark.parametrize("by_request", [False, True])
+@pytest.mark.parametrize(("height", "pools"), [(24, 3), (24, 1), (24, 40), (50, 3), (12, 3)])
+def test_a_picture_fits_on_the_terminal_with_its_reasons(height: int, pools: int, by_request: bool) -> None:
+    """However small it is, and however many pools and requests there are, every kind of line is there."""
+    shown = scene(10_000, Random(3))
+    shown.pools = [*shown.pools, *shown.pools * 13][:pools]
+    shown.workers = [*shown.workers] * pools
+    out = io.StringIO()
+    Console(file=out, width=80).print(draw(shown, 80, True, by_request, height))
+    lines = out.getvalue().splitlines()
+    assert len(lines) < height and "demo-0 (device)" in out.getvalue() and "demo-0: 31 sequences" in out.getvalue()
+    if height >= 24:
+        assert any(REASON[:20] in line for line in lines)
+        assert len(lines) >= min(height - 4, 20) and "s ago preempted" in out.getvalue()
+
+
 def test_a_cell_shows_the_busiest_state_of_its_blocks() -> None:
     states = bytes([1] * 80 * 8 + [4] * 80 * 8)
     busy = bytearray(states)
