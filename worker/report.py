@@ -134,7 +134,7 @@ class Reporter:
             number=self._number,
             plan=self._plan,
             step=step,
-            advances=replace(self._advances, hashes=b"".join(self._hashes)),
+            advances=replace(self._advances, hashes=b"".join(self._hashes)) if self._hashes else self._advances,
             stopped=tuple(self._stopped),
             revoked=tuple(self._revoked),
             groups=tuple(self._groups),

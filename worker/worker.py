@@ -384,11 +384,10 @@ class Worker:
         """All news for the scheduler since the last call; None if there is none."""
         if not self.reporter.has_news:
             return None
-        batcher = self.batcher
-        waiting = np.maximum(batcher.length - batcher.position - 1, 0)[batcher.resident]
-        return self.reporter.take(
-            step=self.num_steps, prefill_waiting=int(waiting.sum()), step_seconds=self._step_seconds
-        )
+        batcher, waiting = self.batcher, 0
+        if self.state.row_of:
+            waiting = int(np.maximum(batcher.length - batcher.position - 1, 0)[batcher.resident].sum())
+        return self.reporter.take(step=self.num_steps, prefill_waiting=waiting, step_seconds=self._step_seconds)
 
     def take_tokens(self) -> dict[str, list[Tokens]]:
         """Tokens that were not sent yet, by gateway."""
