@@ -125,6 +125,11 @@ class Worker:
         )
 
     @property
+    def num_launches(self) -> int:
+        """Calls of the model; one can run several steps."""
+        return self._launcher.num_launches
+
+    @property
     def fingerprint(self) -> str:
         """Names the bytes of a block: pools whose names are equal can exchange them. Slices go nowhere."""
         layout = self.parts.layout.fingerprint()

@@ -157,6 +157,7 @@ class LLM:
         worker, scheduler = self._worker, self._engine.scheduler
         stats: dict[str, float] = {
             "steps": worker.num_steps,
+            "launches": worker.num_launches,
             "output tokens": worker.num_sampled,
             "blocks": worker.parts.pool.num_blocks,
             "waiting": scheduler.admission.num_waiting(worker.settings.model),

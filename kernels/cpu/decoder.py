@@ -1,8 +1,8 @@
 """A decoder of the Llama kind on a CPU: its weights packed once, each step one call from token ids to logits.
 
 The worker recognises such a model, hands over its weights and later the pool's layers; attention is the backend's own
-kernel, called from inside the program. This file owns the packed weights and the rows that pass between ops. What a
-sequence's tokens come to does not depend on what else is in the batch.
+kernel, called from inside the program. This file owns the packed weights (`weights` packs them) and the rows that pass
+between ops. What a sequence's tokens come to does not depend on what else is in the batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kernels.cpu.attention import AttentionShape
 from kernels.cpu.backend import KINDS, CpuBackend
 from kernels.cpu.layers import LayerCalls, Rows
 from kernels.cpu.plan import Plan
-from kernels.cpu.product import ADD, SILU_MUL, STORE, ProductShape, interleave, pack, supports
+from kernels.cpu.product import ADD, SILU_MUL, STORE, ProductShape, supports
 from kernels.cpu.program import (
     ALL_ROWS,
     BEST,
@@ -40,50 +40,8 @@ from kernels.cpu.program import (
 )
 from kernels.cpu.rows import RowShape
 from kernels.cpu.shapes import LANES, HeadShape
+from kernels.cpu.weights import DecoderWeights, Packed, PackedLayer, pack_layer, pack_linears
 from kernels.layout import LayerCache
-
-
-@dataclass
-class Linear:
-    """A product's weight [out, in] and bias, as the checkpoint has them."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None = None
-
-
-@dataclass
-class LayerWeights:
-    """One layer. `take` empties the checkpoint's own tensors once they are packed."""
-
-    input_norm: torch.Tensor
-    query: Linear
-    key: Linear
-    value: Linear
-    output: Linear
-    query_norm: torch.Tensor | None
-    key_norm: torch.Tensor | None
-    post_norm: torch.Tensor
-    gate: Linear
-    up: Linear
-    down: Linear
-    window: int = 0
-
-
-@dataclass
-class DecoderWeights:
-    """A whole decoder. cosines and sines: float32 [positions, head_dim / 2]."""
-
-    embedding: torch.Tensor
-    layers: list[LayerWeights]
-    norm: torch.Tensor
-    head: Linear
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    epsilon: float
-    scale: float
-    cosines: torch.Tensor
-    sines: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -92,32 +50,6 @@ class Picked:
 
     ids: NDArray[np.int64]  # [steps, rows]
     broken: NDArray[np.int64]  # [rows]: of the last step, 1 where the logits were no numbers
-
-
-@dataclass(frozen=True)
-class _Packed:
-    """A product ready to be multiplied."""
-
-    weights: torch.Tensor
-    bias: torch.Tensor
-    depth: int
-
-    @property
-    def panels(self) -> int:
-        return self.weights.shape[0]
-
-
-@dataclass(frozen=True)
-class _Layer:
-    heads: _Packed
-    output: _Packed
-    gate_up: _Packed
-    down: _Packed
-    input_norm: torch.Tensor
-    post_norm: torch.Tensor
-    query_norm: torch.Tensor | None
-    key_norm: torch.Tensor | None
-    window: int
 
 
 def why_not(weights: DecoderWeights, backend: CpuBackend) -> str:
@@ -152,9 +84,9 @@ class CpuDecoder:
         self._cosines, self._sines = weights.cosines.contiguous(), weights.sines.contiguous()
         self._layers = []
         while weights.layers:
-            self._layers.append(self._pack_layer(weights.layers.pop(0)))
+            self._layers.append(pack_layer(weights.layers.pop(0), self._products))
         self._norm = weights.norm.float()
-        self._head = self._pack([weights.head])
+        self._head = pack_linears([weights.head], self._products)
         self._make_rows()
         self._calls: LayerCalls | None = None
         self._program: Program | None = None
@@ -164,33 +96,8 @@ class CpuDecoder:
     @property
     def weights_bytes(self) -> int:
         """Bytes of all weights as they lie packed."""
-        products = [self._head]
-        for layer in self._layers:
-            products += [layer.heads, layer.output, layer.gate_up, layer.down]
-        return self._embedding.nbytes + sum(product.weights.nbytes for product in products)
-
-    def _pack(self, parts: list[Linear]) -> _Packed:
-        weight = parts[0].weight if len(parts) == 1 else torch.cat([part.weight for part in parts])
-        columns = weight.shape[0]
-        packed = pack(weight, self._products)
-        bias = torch.zeros(packed.shape[0] * self._products.panel)
-        bias[:columns] = torch.cat([_bias(part) for part in parts])
-        return _Packed(packed, bias, weight.shape[1])
-
-    def _pack_layer(self, layer: LayerWeights) -> _Layer:
-        gate_up = interleave(layer.gate.weight, layer.up.weight, self._products)
-        bias = interleave(_bias(layer.gate), _bias(layer.up), self._products)
-        return _Layer(
-            heads=self._pack([layer.query, layer.key, layer.value]),
-            output=self._pack([layer.output]),
-            gate_up=_Packed(pack(gate_up, self._products), bias, self.hidden),
-            down=self._pack([layer.down]),
-            input_norm=layer.input_norm.float(),
-            post_norm=layer.post_norm.float(),
-            query_norm=None if layer.query_norm is None else layer.query_norm.float(),
-            key_norm=None if layer.key_norm is None else layer.key_norm.float(),
-            window=layer.window,
-        )
+        packed = self._head.size_bytes + sum(layer.size_bytes for layer in self._layers)
+        return self._embedding.nbytes + packed
 
     def _make_rows(self) -> None:
         """The rows that pass between ops; products write whole panels, so some are wider than their contents."""
@@ -267,7 +174,7 @@ class CpuDecoder:
         )
         return writer.table()
 
-    def _write_attention(self, writer: ProgramWriter, layer: _Layer, number: int, calls: LayerCalls) -> None:
+    def _write_attention(self, writer: ProgramWriter, layer: PackedLayer, number: int, calls: LayerCalls) -> None:
         cache = self._caches[number]
         self._add_norm(writer, layer.input_norm)
         self._add_product(writer, layer.heads, self._normed, STORE, self._heads)
@@ -311,7 +218,7 @@ class CpuDecoder:
     def _add_product(
         self,
         writer: ProgramWriter,
-        product: _Packed,
+        product: Packed,
         x: torch.Tensor,
         mode: int,
         out: torch.Tensor,
@@ -435,7 +342,3 @@ class CpuDecoder:
         table[rotations, word_of(ROTATION, "positions")] = addresses[1]
         table[rotations, word_of(ROTATION, "slots")] = addresses[2]
         table[self._logits_op - 1, word_of(NORM, "chosen")] = addresses[3]
-
-
-def _bias(part: Linear) -> torch.Tensor:
-    return torch.zeros(part.weight.shape[0]) if part.bias is None else part.bias.float()

@@ -33,9 +33,14 @@ def test_fused_and_unfused_say_the_same(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(set(models.CONFIGS) - set(FUSED)))
-def test_what_is_not_recognised_keeps_its_modules(kind: str, tmp_path: Path) -> None:
-    llm = engine(models.build(tmp_path, kind), token_budget=40)
-    assert llm._worker.parts.model._fused is None
+def test_what_is_not_recognised_keeps_its_modules_and_has_its_products_packed(kind: str, tmp_path: Path) -> None:
+    folder = models.build(tmp_path, kind)
+    model = engine(folder, token_budget=40)._worker.parts.model
+    assert model._fused is None and model.num_packed >= 4
+    # Tokens with packed products are compared in test_architectures. Weights that went are not counted twice.
+    plain = engine(folder, token_budget=40, fuse=False)._worker.parts.model
+    assert plain.num_packed == 0
+    assert plain.weights_bytes <= model.weights_bytes < 2 * plain.weights_bytes
 
 
 def test_biases_and_many_threads(tmp_path: Path) -> None:
@@ -106,5 +111,5 @@ def test_steps_at_once_say_what_single_steps_say(threads: int, tmp_path: Path) -
     finally:
         torch.set_num_threads(before)
     assert [output.outputs[0].token_ids for output in outputs] == wanted
-    launches = llm._worker._launcher.num_launches
-    assert launches < 0.5 * llm.load_stats()["steps"], "steps were run one by one"
+    stats = llm.load_stats()
+    assert stats["launches"] < 0.5 * stats["steps"], "steps were run one by one"

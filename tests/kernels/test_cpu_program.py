@@ -9,9 +9,11 @@ import torch
 
 from kernels.cpu.ir import BF16, F32
 from kernels.cpu.jit import host
+from kernels.cpu.linear import Products
 from kernels.cpu.product import ADD, SILU_MUL, STORE, ProductShape, interleave, pack, supports
 from kernels.cpu.program import PRODUCT, Program, ProgramWriter, program_kernel
 from kernels.cpu.rows import RowShape
+from kernels.cpu.weights import Linear, pack_linears
 
 # At least the widest inputs and inner columns, as in a model.
 STRIDE = 400
@@ -113,3 +115,23 @@ def test_a_processor_without_wide_vectors(seed: int) -> None:
         case = Case("float32", 96, 70, mode, shape)
         x = torch.randn(rows, 96)
         assert (case.run(x, 2).double() - case.wanted(x)).abs().max() < 2e-4
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_products_of_single_modules(name: str, seed: int) -> None:
+    """Of different depths in turn, with and without a bias; a row is the same beside any others."""
+    torch.manual_seed(seed)
+    _, dtype, tolerance = KINDS[name]
+    if not supports(dtype, host()):
+        pytest.skip(f"this processor has no fast product of {name}")
+    products = Products(dtype, host(), max(depth for depth, _ in SIZES))
+    for (depth, columns), rows in itertools.product(SIZES, (111, 1, 13)):
+        weight, bias = (torch.randn(columns, depth) * depth**-0.5).to(dtype), torch.randn(columns).to(dtype)
+        x = torch.randn(rows, depth).to(dtype)
+        for linear in (Linear(weight), Linear(weight, bias)):
+            packed = pack_linears([linear], products.shape)
+            found = products.run(x, packed)
+            exact = x.double() @ weight.double().T + (0.0 if linear.bias is None else bias.double())
+            assert found.dtype == dtype and found.shape == (rows, columns)
+            assert (found.double() - exact).abs().max() <= tolerance * max(1.0, float(exact.abs().max()))
+            assert torch.equal(products.run(x[-1:], packed)[0], found[-1])

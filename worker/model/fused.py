@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from kernels.cpu.backend import CpuBackend
-from kernels.cpu.decoder import CpuDecoder, DecoderWeights, LayerWeights, Linear, why_not
+from kernels.cpu.decoder import CpuDecoder, why_not
+from kernels.cpu.weights import DecoderWeights, LayerWeights, Linear
 from worker.model.attention import LayerCall
 from worker.model.loading import Loaded
 

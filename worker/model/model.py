@@ -20,6 +20,7 @@ from kernels.layout import BlockLayout, KeyOrder
 from worker.model.attention import LayerCall, PagedLayer, StepContext, attach
 from worker.model.fused import fuse
 from worker.model.loading import Loaded
+from worker.model.packed import PackedLinear, pack_linears
 from worker.pool import DevicePool
 from worker.state import Int32
 
@@ -32,6 +33,8 @@ class Model:
         self.backend = backend
         self.device = device
         self._fused: CpuDecoder | None = None
+        # Linear modules of a decoder that is not fused whose weights were packed.
+        self.num_packed = 0
         self._context = StepContext(backend)
         self._layers = self._give_layers()
         self.calls = self._probe()
@@ -39,9 +42,11 @@ class Model:
         self._distinct = list(dict.fromkeys(self._keys))
 
     def fuse(self, max_tokens: int) -> str:
-        """Puts one call in place of a recognised decoder's modules, before a pool is attached; or says why not."""
+        """Puts one call in place of a recognised decoder's modules, before a pool is attached; or packs the products of
+        its modules and says why not."""
         made = fuse(self.loaded, self.calls, self.backend, max_tokens)
         if isinstance(made, str):
+            self.num_packed = pack_linears(self.loaded.module, self.loaded.dtype, self.backend)
             return made
         # The modules go, and with them the weights that were packed.
         self.loaded.module.to("meta")
@@ -53,7 +58,8 @@ class Model:
     def weights_bytes(self) -> int:
         if self._fused is not None:
             return self._fused.weights_bytes
-        return self.loaded.weights_bytes
+        packed = sum(one.size_bytes for one in self.loaded.module.modules() if isinstance(one, PackedLinear))
+        return self.loaded.weights_bytes + packed
 
     @property
     def vocab_size(self) -> int:

@@ -84,6 +84,8 @@ def start(settings: WorkerSettings, say: Say, place: Place | None = None) -> Sta
     token_budget = settings.token_budget or (CPU_TOKEN_BUDGET if device.type == "cpu" else GPU_TOKEN_BUDGET)
     reason = "fuse is off" if not settings.fuse else "its ranks add up" if team else model.fuse(token_budget)
     fused = "decoder fused" if not reason else f"decoder not fused: {reason}"
+    if model.num_packed:
+        fused += f" ({model.num_packed} products packed)"
     say(f"kernels: {kernels.name}, {fused}, {time.perf_counter() - began:.1f} s")
     began = time.perf_counter()
     free_bytes = memory.free_bytes(device)
