@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from cluster.bench.offline_models import SHAPES, Workload, workload
+from cluster.bench.offline_engines import Ours
+from cluster.bench.offline_models import SHAPES, workload
 from cluster.bench.report import Row
 from cluster.offline.embedded import Embedded
 from cluster.offline.engine import LLM
 from cluster.sampling import SamplingParams
 from kernels.cpu import program as cpu_program
+from kernels.cpu.call import COUNTER, TICKET
 from kernels.cpu.product import STORE, ProductShape, pack
 
 WARM_STEPS, STEPS, REPEATS = 20, 60, 25
@@ -89,20 +91,57 @@ def step_cost(llm: LLM, shape: str) -> Row:
     return {"step base ms": (took[few] - slope * few) * 1e3, "per token us": slope * 1e6, "tokens of the largest": many}
 
 
-def prefix_cost(make: Callable[[bool], Callable[[Workload], object]], shape: str, rounds: int = 5) -> Row:
-    """Processor time with prefix caching over that without, where no two prompts share anything: the best of some
-    rounds in turn, each with prompts of its own."""
-    engines = {caches: make(caches) for caches in (False, True)}
-    seconds: dict[bool, list[float]] = {False: [], True: []}
-    for number in range(rounds + 1):
-        for caches, engine in engines.items():
-            work = workload("alpaca", shape, 24, seed=100 + number)
+def prefix_cost(make: Callable[[bool], Ours], shape: str, rounds: int = 12) -> list[Row]:
+    """What prefix caching costs where no two prompts share anything, in processor time of one thread.
+
+    Both engines get the same prompts, new ones in each round, and take turns at being first. The model's calls are the
+    same in both, and on a busy machine their times differ by more than caching costs: what is compared is all the rest
+    (hashing, scheduling, tables, sampling), as a share of a whole run without caching."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        engines = {caches: make(caches) for caches in (False, True)}
+        clocks = {caches: _model_clock(engine.llm._worker.parts.model) for caches, engine in engines.items()}
+        whole: dict[bool, list[float]] = {False: [], True: []}
+        rest: dict[bool, list[float]] = {False: [], True: []}
+        # The first round warms up.
+        for number in range(rounds + 1):
+            work = workload("alpaca", shape, 12, seed=100 + number)
+            for caches in (False, True) if number % 2 else (True, False):
+                inside, began = clocks[caches][0], time.process_time()
+                engines[caches](work)
+                took = time.process_time() - began
+                if number:
+                    whole[caches].append(took)
+                    rest[caches].append(took - (clocks[caches][0] - inside))
+    finally:
+        torch.set_num_threads(threads)
+    run = float(np.median(whole[False]))
+    cost = float(np.median(np.array(rest[True]) - np.array(rest[False])))
+    return [
+        {"what": "a run without prefix caching, ms", "figure": 1e3 * run},
+        {"what": "of that not in the model, ms", "figure": 1e3 * float(np.median(rest[False]))},
+        {"what": "the same with prefix caching, ms", "figure": 1e3 * float(np.median(rest[True]))},
+        {"what": "prefix caching costs, % of a run", "figure": 100 * cost / run},
+    ]
+
+
+def _model_clock(model: Any) -> list[float]:
+    """Processor seconds in this model's calls from now on, in a list of one."""
+    total = [0.0]
+
+    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
             began = time.process_time()
-            engine(work)
-            seconds[caches].append(time.process_time() - began)
-    # The first round warms up.
-    ratios = [on / off for on, off in zip(seconds[True][1:], seconds[False][1:], strict=True)]
-    return {"what": "prefix caching on over off, nothing shared", "ratio": sorted(ratios)[len(ratios) // 2]}
+            try:
+                return call(*arguments)
+            finally:
+                total[0] += time.process_time() - began
+
+        return run
+
+    model.pick, model.forward = timed(model.pick), timed(model.forward)
+    return total
 
 
 def _inside(decoder: Any, model_seconds: float) -> dict[str, float]:
@@ -115,20 +154,17 @@ def _inside(decoder: Any, model_seconds: float) -> dict[str, float]:
 
     def run(without: tuple[int, ...]) -> float:
         table[:, 0] = np.where(np.isin(kinds, without), cpu_program.NOTHING, kinds)
-        times = []
-        for _ in range(REPEATS):
-            calls._words[:, :, [cpu_counter, cpu_ticket]] = 0
-            began = time.perf_counter()
-            program.run(tokens, chosen, torch.get_num_threads())
-            times.append(time.perf_counter() - began)
-        return min(times)
+        calls._words[:, :, [COUNTER, TICKET]] = 0
+        began = time.perf_counter()
+        program.run(tokens, chosen, torch.get_num_threads())
+        return time.perf_counter() - began
 
-    from kernels.cpu.call import COUNTER as cpu_counter
-    from kernels.cpu.call import TICKET as cpu_ticket
-
-    # The last step once more: it writes the keys and values that it wrote before.
-    residual = run(())
-    saved = {name: max(0.0, residual - run(part)) for name, part in _PARTS.items()}
+    # The last step once more: it writes the keys and values that it wrote before. What is compared takes turns, so that
+    # a machine that becomes slower meanwhile is slower for all.
+    left_out = {"nothing": (), **_PARTS}
+    times = [[run(kinds_left_out) for kinds_left_out in left_out.values()] for _ in range(REPEATS)]
+    residual, *others = np.min(times, axis=0).tolist()
+    saved = {name: max(0.0, residual - other) for name, other in zip(_PARTS, others, strict=True)}
     table[:, 0] = kinds
     scale = model_seconds / max(residual, sum(saved.values()))
     found = {name: seconds * scale for name, seconds in saved.items()}
