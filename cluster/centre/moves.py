@@ -51,7 +51,7 @@ class Moves:
         sampling, live = request.sampling, request.live
         if request.state is not State.RUNNING or request.request_id in self.by_request or not live:
             return False
-        if request.pin_until is not None or sampling is None:
+        if request.pin_until is not None or sampling is None or request.is_partial:
             return False
         if sampling.logprobs is not None or sampling.prompt_logprobs is not None:
             return False  # what two workers tell at once could reach the gateway without its logprobs

@@ -98,6 +98,7 @@ FOUND = {
     23025: "a sequence was started and dropped in one plan, and its worker dropped first",
     23074: "a history ended before a replica's last word had come",
     30436: "a simulated pool let a scheduler write that it no longer obeyed",
+    42713: "a request of which a new scheduler had found a part was moved whole",
     308: "a peer read a block before the copy into it that had been issued",
 }
 
