@@ -20,6 +20,7 @@ import numpy as np
 from cluster.errors import QuireError, TransferError
 from cluster.messages import Road, Transfer, Transferred
 from worker.transfer.end import PoolEnd
+from worker.transfer.memory import keep_freed_memory
 from worker.transfer.peer import PeerPool
 from worker.transfer.run import Part, PartRun
 from worker.transfer.security import TransferSecurity
@@ -77,6 +78,7 @@ class TransferAgent:
         answered: Callable[[], object] = lambda: None,
     ) -> None:
         """`answered` is called on a thread of the agent whenever there is an answer to take."""
+        keep_freed_memory()
         self._end = end
         self._answered = answered
         self._addresses = addresses

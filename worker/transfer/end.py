@@ -144,7 +144,7 @@ class PoolEnd:
                 Refusal.CORRUPT, f"{moving.key}: chunk {number} sums to {crc:#010x}, not {came.crc:#010x}"
             )
 
-    def receive(self, name: TransferName, block: int, offset: int, length: int, crc: int, data: bytes) -> Moving:
+    def receive(self, name: TransferName, block: int, offset: int, length: int, crc: int, data: memoryview) -> Moving:
         """Takes one chunk that came as a message; raises Refused."""
         moving = self.live(name)
         if len(data) != length or not length:

@@ -22,6 +22,7 @@ from worker.transfer.end import PoolEnd
 from worker.transfer.frames import Lost, prepare
 from worker.transfer.handover import boot_id, take_over
 from worker.transfer.memory import SharedMemory
+from worker.transfer.packed import SERVICE, pack, unpack
 from worker.transfer.security import TransferSecurity
 from worker.transfer.socket import greet
 from worker.transfer.states import Carrier, Refusal, Refused, Reservation, TransferName
@@ -48,6 +49,9 @@ class PeerPool:
         self._metadata = security.metadata()
         self._channel = security.channel(address)
         self.stub = TransferServiceStub(self._channel)
+        # The two calls that carry chunks, whose bytes are not copied on the way to gRPC and back.
+        self.write = self._channel.stream_unary(f"/{SERVICE}/Write", pack, pb.WriteResponse.FromString)
+        self.read = self._channel.unary_stream(f"/{SERVICE}/Read", pb.ReadRequest.SerializeToString, unpack)
         self._joined = pb.JoinResponse()
         self._mapping = threading.Lock()
         # By whether it may be written.

@@ -23,6 +23,7 @@ from worker.transfer.chunks import sums_from, sums_message
 from worker.transfer.copy import Stopped, block_rows
 from worker.transfer.end import PoolEnd
 from worker.transfer.frames import Lost
+from worker.transfer.packed import Batch, pack_chunks
 from worker.transfer.peer import GoOn, PeerPool
 from worker.transfer.socket import Receiver, Sender
 from worker.transfer.states import (
@@ -41,7 +42,6 @@ from worker.transfer.states import (
 from worker.transfer.wire import (
     MAX_RANGES,
     STREAM_BYTES,
-    chunk_messages,
     error_from,
     name_message,
     ranges_message,
@@ -162,7 +162,7 @@ class PartRun:
 
     def _write_pieces(self, mine: Moving, pieces: list[tuple[int, int]], rows: Addresses) -> None:
         sums: queue.SimpleQueue[pb.WriteRequest | None] = queue.SimpleQueue()
-        call = self.peer.stub.Write.future(_until_none(sums), **self.peer.stream_options(max(0.1, self._time_left())))
+        call = self.peer.write.future(_until_none(sums), **self.peer.stream_options(max(0.1, self._time_left())))
         done = False
         try:
             for first, end in pieces:
@@ -192,19 +192,19 @@ class PartRun:
 
     def _write_stream(self, mine: Moving, missing: list[Range]) -> None:
         """The missing chunks through the service itself."""
-        call = self.peer.stub.Write.future(
+        call = self.peer.write.future(
             self._chunks(mine, missing), **self.peer.stream_options(min(_STREAM_S, max(0.1, self._time_left())))
         )
         self._result_of(call)
 
-    def _chunks(self, mine: Moving, missing: list[Range]) -> Iterator[pb.WriteRequest]:
+    def _chunks(self, mine: Moving, missing: list[Range]) -> Iterator[bytes]:
         """Runs on a thread of gRPC; ends early when the transfer does."""
-        name, chunks = name_message(self.there), self._end.chunks(mine)
+        name, chunks = name_message(self.there).SerializeToString(), self._end.chunks(mine)
         for first, end in chunks.batches(missing, STREAM_BYTES):
-            messages = chunk_messages(name, chunks.outgoing(first, end))
+            packed = pack_chunks(name, chunks.outgoing(first, end))
             if not self._end.touch(mine):
                 return
-            yield pb.WriteRequest(chunks=messages)
+            yield packed
 
     # -- from the peer
 
@@ -239,7 +239,8 @@ class PartRun:
             self._read_pieces(mine, 0, sums_from(reply.crc32c))
             return
         for answer in self._answers(pb.ReadRequest(name=name_message(self.there))):
-            self._read_pieces(mine, answer.sums.first, sums_from(answer.sums.crc32c))
+            if answer.sums is not None:
+                self._read_pieces(mine, answer.sums.first, sums_from(answer.sums.crc32c))
 
     def _read_pieces(self, mine: Moving, first_chunk: int, crcs: Sums) -> None:
         """Copies the blocks of these chunks out of the peer's memory and takes those that sum to `crcs`."""
@@ -273,14 +274,14 @@ class PartRun:
         for answer in self._answers(request):
             for chunk in answer.chunks:
                 try:
-                    self._end.receive(self._here, chunk.block, chunk.offset, chunk.length, chunk.crc32c, chunk.data)
+                    self._end.receive(self._here, chunk.block, chunk.offset, chunk.length, chunk.crc, chunk.data)
                 except Refused:
                     # Counted; it stays missing and is asked for again.
                     self._check_live(mine)
             self._go_on()
 
-    def _answers(self, request: pb.ReadRequest) -> Iterator[pb.ReadResponse]:
-        call = self.peer.stub.Read(request, **self.peer.stream_options(min(_STREAM_S, max(0.1, self._time_left()))))
+    def _answers(self, request: pb.ReadRequest) -> Iterator[Batch]:
+        call = self.peer.read(request, **self.peer.stream_options(min(_STREAM_S, max(0.1, self._time_left()))))
         try:
             yield from call
         except grpc.RpcError as error:

@@ -23,6 +23,7 @@ from worker.handshake import HANDSHAKE_S
 from worker.transfer.end import PoolEnd
 from worker.transfer.frames import Lost, prepare
 from worker.transfer.handover import HandoverServer
+from worker.transfer.memory import keep_freed_memory
 from worker.transfer.security import TransferSecurity
 from worker.transfer.service import TransferService
 from worker.transfer.socket import Receiver, Sender, welcome
@@ -57,6 +58,7 @@ class TransferServer:
         tick: Callable[[], object] | None = None,
     ) -> None:
         listening = listening or Listening()
+        keep_freed_memory()
         self._end = end
         self._security = security
         self._context = security.server_context()
@@ -78,7 +80,9 @@ class TransferServer:
             maximum_concurrent_rpcs=_MAX_CALLS,
         )
         told = listening.advertised_data_port or self.data_port
-        add_TransferServiceServicer_to_server(TransferService(end, told, self._handover), self._server)
+        service = TransferService(end, told, self._handover)
+        self._server.add_generic_rpc_handlers([service.chunk_handlers()])
+        add_TransferServiceServicer_to_server(service, self._server)
         host = f"[{listening.host}]" if ":" in listening.host else listening.host
         self.port = security.serve(self._server, f"{host}:{listening.port}")
         self.address = f"{host}:{self.port}"

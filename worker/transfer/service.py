@@ -8,7 +8,8 @@ stands still holds nothing for ever. Listening and the other carriers are the bu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import grpc
 
@@ -17,14 +18,14 @@ from protos.quire.v1 import transfer_pb2 as pb
 from worker.transfer.chunks import sums_from, sums_message
 from worker.transfer.end import PoolEnd
 from worker.transfer.handover import HandoverServer, boot_id
-from worker.transfer.states import Carrier, Moving, Refusal, Refused
+from worker.transfer.packed import SERVICE, Batch, PackedChunk, pack, pack_chunks, unpack
+from worker.transfer.states import Carrier, Moving, Refusal, Refused, TransferName
 from worker.transfer.wire import (
     MAX_RANGES,
     STREAM_BYTES,
     abort_call,
     blocks_from,
     blocks_message,
-    chunk_messages,
     layout_from,
     layout_message,
     name_from,
@@ -46,6 +47,19 @@ _LONGEST_CALL_S = 3600.0
 _OF_A_CHUNK = {Refusal.DOUBLED, Refusal.CORRUPT, Refusal.TRUNCATED, Refusal.OUTSIDE}
 
 
+class Names:
+    """The transfers that chunks of one call name: nearly always one, which is unpacked once."""
+
+    def __init__(self) -> None:
+        self.last: TransferName | None = None
+        self._packed = b""
+
+    def of(self, packed: bytes) -> TransferName:
+        if self.last is None or packed != self._packed:
+            self.last, self._packed = name_from(pb.TransferName.FromString(packed)), packed
+        return self.last
+
+
 class TransferService:
     """`data_port` and `handover` are the other carriers that this pool offers; 0 and None: not these."""
 
@@ -54,6 +68,14 @@ class TransferService:
         self._data_port = data_port
         self._handover = handover
         self._boot_id = boot_id()
+
+    def chunk_handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
+        """For the two calls that carry chunks; added before all others, so that gRPC takes these."""
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "Write": grpc.stream_unary_rpc_method_handler(self.Write, unpack, pack),
+            "Read": grpc.unary_stream_rpc_method_handler(self.Read, pb.ReadRequest.FromString, pack),
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
     def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:
         end = self._end
@@ -97,19 +119,19 @@ class TransferService:
             answer.crc32c = sums_message(sums)
         return answer
 
-    def Write(self, request_iterator: Iterator[pb.WriteRequest], context: Context) -> pb.WriteResponse:
-        num_refused, name = 0, None
+    def Write(self, request_iterator: Iterator[Batch], context: Context) -> pb.WriteResponse:
+        num_refused, names = 0, Names()
         with _Answer(context):
             for request in request_iterator:
-                if request.HasField("sums"):
-                    name = name_from(request.sums.name)
+                if request.sums is not None:
+                    names.of(request.sums.name.SerializeToString())
                     num_refused += self._refused(self._take_sums, request.sums)
                 for chunk in request.chunks:
-                    name = name_from(chunk.name)
-                    num_refused += self._refused(self._take_chunk, chunk)
-            if name is None:
+                    name = names.of(chunk.name)
+                    num_refused += self._refused(partial(self._take_chunk, name), chunk)
+            if names.last is None:
                 raise self._end.refuse(Refusal.UNKNOWN, "nothing came that names a transfer")
-            moving = self._end.find(name)
+            moving = self._end.find(names.last)
         return pb.WriteResponse(
             phase=_phase(moving), missing=ranges_message(moving.missing(MAX_RANGES)), num_refused=num_refused
         )
@@ -130,11 +152,10 @@ class TransferService:
             raise self._end.refuse(Refusal.CONFLICT, f"{name.key} does not go through shared memory")
         self._end.take_sums(name, sums.first, sums_from(sums.crc32c))
 
-    def _take_chunk(self, chunk: pb.TransferChunk) -> None:
-        name = name_from(chunk.name)
-        self._end.receive(name, chunk.block, chunk.offset, chunk.length, chunk.crc32c, chunk.data)
+    def _take_chunk(self, name: TransferName, chunk: PackedChunk) -> None:
+        self._end.receive(name, chunk.block, chunk.offset, chunk.length, chunk.crc, chunk.data)
 
-    def Read(self, request: pb.ReadRequest, context: Context) -> Iterator[pb.ReadResponse]:
+    def Read(self, request: pb.ReadRequest, context: Context) -> Iterator[bytes | pb.ReadResponse]:
         with _Answer(context):
             name = name_from(request.name)
             moving = self._end.live(name)
@@ -154,13 +175,13 @@ class TransferService:
             self._check_live(moving)
             yield pb.ReadResponse(sums=pb.ChunkSums(name=name, first=first * per_block, crc32c=packed))
 
-    def _read_chunks(self, moving: Moving, request: pb.ReadRequest) -> Iterator[pb.ReadResponse]:
-        chunks = self._end.chunks(moving)
+    def _read_chunks(self, moving: Moving, request: pb.ReadRequest) -> Iterator[bytes]:
+        chunks, name = self._end.chunks(moving), request.name.SerializeToString()
         ranges = ranges_from(request.chunks) or [(0, len(chunks))]
         for first, end in chunks.batches(ranges, STREAM_BYTES):
-            messages = chunk_messages(request.name, chunks.outgoing(first, end))
+            packed = pack_chunks(name, chunks.outgoing(first, end))
             self._check_live(moving)
-            yield pb.ReadResponse(chunks=messages)
+            yield packed
 
     def _check_live(self, moving: Moving) -> None:
         """What was read and summed before this was still the transfer's."""

@@ -5,7 +5,6 @@ The border between plain values and protobuf for transfers: everything else of t
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 
 from cluster.errors import TransferError
 from protos.quire.v1 import transfer_pb2 as pb
-from worker.transfer.chunks import Outgoing
 from worker.transfer.states import (
     Blocks,
     Carrier,
@@ -102,21 +100,6 @@ def reservation_from(message: pb.ReserveRequest) -> Reservation:
         session=message.session,
         num_blocks_of_transfer=message.num_blocks_of_transfer,
     )
-
-
-def chunk_messages(name: pb.TransferName, chunks: Sequence[Outgoing]) -> list[pb.TransferChunk]:
-    """With a copy of their bytes, which is read after they were summed: if it changed meanwhile, the sum tells."""
-    return [
-        pb.TransferChunk(
-            name=name,
-            block=chunk.block,
-            offset=chunk.offset,
-            length=chunk.length,
-            crc32c=chunk.crc,
-            data=ctypes.string_at(chunk.address, chunk.length),
-        )
-        for chunk in chunks
-    ]
 
 
 def ranges_message(ranges: Sequence[Range]) -> list[pb.ChunkRange]:
