@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.messages import Done, Fork, HostPoolJoined, Order, Plan, Reason, Result, Start, Transfer, Transferred
+from cluster.messages import Done, Fork, HostPoolJoined, Order, Plan, Reason, Result, Start, Transferred
 from cluster.settings import PreemptionName, SchedulerSettings
-from tests.cluster.test_scheduler import Driver, starts, submit
+from tests.cluster.test_scheduler import Driver, starts, submit, transfers_of
 
 PROMPT = 30
 
@@ -76,10 +76,6 @@ def settle(driver: Driver, transfer: int) -> list[Order]:
     driver.number += 1
     done = Transferred(transfer, True, "", 3 * 4096, 0.01)
     return driver.turn(Result("r0", 1, 1, driver.number, driver.plan, driver.number, transferred=(done,)))
-
-
-def transfers_of(orders: Sequence[Order]) -> list[Transfer]:
-    return [transfer for order in orders if isinstance(order, Plan) for transfer in order.transfers]
 
 
 def test_what_comes_back_from_the_host_goes_on_where_it_was_and_is_billed_apart() -> None:

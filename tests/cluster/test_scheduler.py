@@ -30,6 +30,7 @@ from cluster.messages import (
     Start,
     Stopped,
     Submit,
+    Transfer,
     ids,
 )
 from cluster.sampling import SamplingParams
@@ -53,6 +54,10 @@ def submit(
 
 def starts(orders: Sequence[Order]) -> dict[str, Start]:
     return {start.request_id: start for order in orders if isinstance(order, Plan) for start in order.starts}
+
+
+def transfers_of(orders: Sequence[Order]) -> list[Transfer]:
+    return [transfer for order in orders if isinstance(order, Plan) for transfer in order.transfers]
 
 
 def names_of(start: Start, blocks: range) -> bytes:

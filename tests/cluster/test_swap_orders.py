@@ -23,7 +23,7 @@ from cluster.messages import (
     Transferred,
 )
 from cluster.settings import SchedulerSettings
-from tests.cluster.test_scheduler import Driver, joined, starts, submit
+from tests.cluster.test_scheduler import Driver, joined, starts, submit, transfers_of
 
 POOL = HostPoolJoined("h0", 7, "node", 64, 4096, "f", 1e9)
 
@@ -33,10 +33,6 @@ def swapping(**replica: int) -> Driver:
     driver = Driver(SchedulerSettings(preemption="swap"), **replica)
     driver.turn(POOL)
     return driver
-
-
-def transfers(orders: Sequence[Order]) -> list[Transfer]:
-    return [transfer for order in orders if isinstance(order, Plan) for transfer in order.transfers]
 
 
 def forks_of(start: Start) -> list[Start]:
@@ -58,7 +54,7 @@ def test_a_fork_that_has_not_begun_is_not_swapped_but_computed_again() -> None:
     (fork,) = forks_of(start)
     driver.turn(Drain("r0"))
     orders = driver.result(stopped=[(start, Reason.DROPPED, 14, 1), (fork, Reason.DROPPED, 14, 0)])
-    assert not transfers(orders)
+    assert not transfers_of(orders)
     assert not driver.scheduler.swapper.pools["h0"].ledger.counts().held
     again = starts(driver.turn(Drain("r0", on=False)))["q"]
     assert (again.position, len(again.tokens)) == (0, 15)
@@ -70,12 +66,12 @@ def test_forks_that_have_begun_go_out_together_and_come_back_as_they_were() -> N
     start = starts(driver.turn(submit("q", range(40), 40, n=2)))["q"]
     (fork,) = forks_of(start)
     driver.turn(Drain("r0"))
-    (out,) = transfers(driver.result(stopped=[(start, Reason.DROPPED, 41, 2), (fork, Reason.DROPPED, 40, 1)]))
+    (out,) = transfers_of(driver.result(stopped=[(start, Reason.DROPPED, 41, 2), (fork, Reason.DROPPED, 40, 1)]))
     # Two full blocks of the prompt go once, and each sequence's own tail.
     assert len(out.mine) == len(out.theirs) == 4
-    assert not transfers(ended(driver, out))
+    assert not transfers_of(ended(driver, out))
     orders = driver.turn(Drain("r0", on=False))
-    (back,) = transfers(orders)
+    (back,) = transfers_of(orders)
     # The full blocks of the prompt are still cached on the device.
     assert (back.road, sorted(back.theirs)) == (Road.READ, sorted(out.theirs)[2:])
     again = [one for order in orders if isinstance(order, Plan) for one in order.starts]
@@ -97,7 +93,7 @@ def going_out(driver: Driver) -> Transfer:
     """A request whose blocks are on the way to host memory."""
     start = starts(driver.turn(submit("q", range(40), 40)))["q"]
     driver.turn(Drain("r0"))
-    (out,) = transfers(driver.result(stopped=[(start, Reason.DROPPED, 41, 2)]))
+    (out,) = transfers_of(driver.result(stopped=[(start, Reason.DROPPED, 41, 2)]))
     return out
 
 
@@ -138,14 +134,14 @@ def test_out_of_host_memory_is_said_with_its_figures() -> None:
     assert driver.scheduler.counters["out of host memory"] == 1
     (note,) = [note for note in driver.scheduler.notes.since(0) if note.kind == "preempted"]
     assert note.why == request.why_preempted
-    assert not transfers(driver.result(stopped=[(start, Reason.DROPPED, 41, 2)]))
+    assert not transfers_of(driver.result(stopped=[(start, Reason.DROPPED, 41, 2)]))
 
 
 def test_how_much_was_swapped_and_how_long_it_took_is_counted_by_way() -> None:
     driver = swapping()
     out = going_out(driver)
     ended(driver, out)
-    (back,) = transfers(driver.turn(Drain("r0", on=False)))
+    (back,) = transfers_of(driver.turn(Drain("r0", on=False)))
     ended(driver, back, ok=False)
     counters = driver.scheduler.counters
     assert (counters["swapped out bytes"], counters["swapped out microseconds"]) == (1000, 1000)
@@ -160,7 +156,7 @@ def test_what_lies_in_host_memory_outlives_its_replica_and_comes_back_on_another
     driver.turn(ReplicaLost("r0", 1))
     assert driver.scheduler.swapper.pools["h0"].ledger.counts().held == 3
     orders = driver.turn(joined("r1"))
-    (back,) = transfers(orders)
+    (back,) = transfers_of(orders)
     assert (back.road, sorted(back.theirs)) == (Road.READ, sorted(out.theirs))
     assert {order.replica for order in orders if isinstance(order, Plan)} == {"r1"}
 

@@ -1,6 +1,5 @@
 """The host pool as a process: what it says of itself, what it refuses, what is left of it when it is killed."""
 
-import json
 import os
 import signal
 import subprocess
@@ -278,9 +277,10 @@ def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
         assert f"an internal port cannot listen on 127.0.0.1:{port}" in ended.stderr
 
 
-def test_a_call_that_was_given_up_while_the_pool_stood_still_is_not_obeyed(tmp_path: Path) -> None:
-    """Its caller went on without an answer; blocks that it reserved would be nobody's until the deadline."""
-    with host_pool(tmp_path, 4, BLOCK_BYTES) as started:
+def test_a_call_that_was_given_up_while_the_pool_stood_still_holds_nothing(tmp_path: Path) -> None:
+    """Its caller went on without an answer. Mostly the pool sees that and does not obey; where its word came first, a
+    transfer that nobody speaks of ends long before the minute that was asked for."""
+    with host_pool(tmp_path, 4, BLOCK_BYTES, "--idle", "1") as started:
         stub = TransferServiceStub(started.channel)
         layout = pb.PoolLayout(fingerprint=FINGERPRINT, block_bytes=BLOCK_BYTES, chunk_bytes=BLOCK_BYTES)
         name = pb.TransferName(
@@ -295,5 +295,13 @@ def test_a_call_that_was_given_up_while_the_pool_stood_still_is_not_obeyed(tmp_p
         with pytest.raises(grpc.RpcError):
             stub.Reserve(asked, timeout=0.5, metadata=started.metadata)
         started.resume()
-        time.sleep(0.5)
-        assert json.dumps([list(key) for key in started.phases()]) == "[]"
+        asked.name.transfer = 2
+
+        def reserved() -> bool:
+            try:
+                stub.Reserve(asked, timeout=10, metadata=started.metadata)
+            except grpc.RpcError:
+                return False
+            return True
+
+        wait(reserved, "the block is nobody's")
