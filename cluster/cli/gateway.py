@@ -110,7 +110,11 @@ def run_batch(
         bar = progress.add_task(f"{file.name}", total=len(prompts), completed=len(done))
         for first in range(0, len(left), WINDOW):
             numbers = left[first : first + WINDOW]
-            results = client.try_many([prompts[number] for number in numbers], sampling, Options(model=model))
+            try:
+                results = client.try_many([prompts[number] for number in numbers], sampling, Options(model=model))
+            except KeyboardInterrupt:
+                print(f"{len(done) + first:,} of {len(prompts):,} are answered; run it again to go on", file=sys.stderr)
+                raise
             for number, result in zip(numbers, results, strict=True):
                 if isinstance(result, QuireError):
                     num_failed += 1

@@ -65,14 +65,16 @@ class Room:
 
     @staticmethod
     def on(height: int, scene: Scene, num_listed: int) -> Room:
-        """What fits on a terminal: maps grow with it, and lists keep a third, so that reasons are seen as well."""
+        """What fits on a terminal: maps grow with it, and lists keep a quarter, so that reasons are seen as well."""
         # Three lines on top, the legend, and one that terminals scroll by.
         room = height - 5
         workers = min(len(scene.workers), max(1, room // 6))
-        lists = min(num_listed, max(2, room // 3))
+        lists = min(num_listed, max(2, room // 4))
         rest = room - workers - lists
         pools = max(1, min(len(scene.pools), rest // 3))
-        return Room(pools, max(1, min(MAP_ROWS, rest // pools - 2)), workers, lists)
+        rows = max(1, min(MAP_ROWS, rest // pools - 2))
+        # What maps do not need lists can have.
+        return Room(pools, rows, workers, min(num_listed, max(lists, room - workers - pools * (rows + 2))))
 
 
 def draw(scene: Scene, width: int, plain: bool, by_request: bool, height: int | None = None) -> Any:
@@ -122,7 +124,7 @@ def _head(scene: Scene, plain: bool) -> list[Text]:
         ),
         Text(
             f"first token {first}  inter-token {gap}  scheduler {head['turn_us']:.0f} us a turn, "
-            f"{100 * head['share']:.1f} % of a core",
+            f"{100 * head['share']:.1f} % busy",
             style=style,
         ),
     ]

@@ -16,7 +16,7 @@ from cluster.errors import ConfigError, NotFound, Unavailable
 from cluster.serving.cluster_settings import ClusterSettings, check_names
 from cluster.serving.host_memory import create_host_pools, host_pool_name, remove_host_pools
 from cluster.serving.launch import Running, quiet_ray
-from cluster.serving.placing import bundle, create_worker, end_worker, wait_until_ready, worker_name
+from cluster.serving.placing import bundle, create_worker, end_worker, wait_until_joined, wait_until_ready, worker_name
 
 if TYPE_CHECKING:
     import grpc
@@ -86,6 +86,7 @@ class Fleet:
         actors = [create_worker(self._settings, self._namespace, model, number) for number in numbers]
         for number, actor in zip(numbers, actors, strict=True):
             wait_until_ready(actor, f"worker {number}")
+            wait_until_joined(self.admin, [worker_name(model, number)])
             self._say(f"{worker_name(model, number)} has joined")
 
     def load(self, model: str, workers: int) -> None:

@@ -26,7 +26,7 @@ from cluster.serving import leave_ray, ray_head
 from cluster.serving.bring_up import BringUp
 from cluster.serving.cluster_settings import ClusterSettings
 from cluster.serving.host_memory import create_host_pools
-from cluster.serving.placing import CENTRE, START_S, create_worker, wait_until_ready
+from cluster.serving.placing import CENTRE, START_S, create_worker, wait_until_joined, wait_until_ready, worker_name
 from cluster.serving.preflight import check_early, num_cpus, preflight
 from cluster.watching.tracing import check_trace
 
@@ -292,6 +292,7 @@ def create(settings: ClusterSettings, running: Running, say: Say) -> None:
     from cluster.serving.actors import GatewayActor, ScalerActor, SchedulerActor
     from cluster.serving.inside import prepare
     from cluster.serving.ray_state import RayState
+    from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
 
     settings = replace(settings, device=_device(settings.device))
     running.settings = settings.as_dict()
@@ -320,6 +321,9 @@ def create(settings: ClusterSettings, running: Running, say: Say) -> None:
     say("the scheduler serves")
     for number, worker in enumerate(workers):
         wait_until_ready(worker, f"worker {number}")
+    with running.admin_channel() as channel:
+        names = [worker_name(model, number) for model in settings.model for number in range(settings.workers)]
+        wait_until_joined(AdminServiceStub(channel), names)
     report: list[str] = ray.get(workers[0].report.remote(), timeout=START_S)
     for line in report:
         say(f"worker-0 {line}")

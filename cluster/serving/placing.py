@@ -7,6 +7,7 @@ not come up within its time is one line that says what it waited for.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from cluster.serving.ray_head import free_mib
 
 START_S = 120.0
 END_S = 10.0
+JOIN_S = 30.0
 
 # What the processes of the centre are started with: they take no CPU that Ray books, and come back for ever.
 CENTRE: dict[str, Any] = {"lifetime": "detached", "max_restarts": -1, "num_cpus": 0, "max_concurrency": 4}
@@ -107,3 +109,19 @@ def wait_until_ready(actor: Any, what: str) -> str:
         raise Unavailable(
             f"{what} did not start: {line[:500]} ({free_mib():,} MiB of memory are free here; `quire logs` has more)"
         ) from error
+
+
+def wait_until_joined(admin: Any, names: Sequence[str]) -> None:
+    """Until the scheduler behind this operators' door lists all of these workers. Raises `Unavailable`."""
+    from protos.quire.v1 import admin_pb2 as pb
+
+    until = time.monotonic() + JOIN_S
+    while True:
+        there = {worker.name for worker in admin.ListWorkers(pb.ListWorkersRequest(), timeout=JOIN_S).workers}
+        missing = [name for name in names if name not in there]
+        if not missing:
+            return
+        if time.monotonic() > until:
+            why = f"`quire logs --process {missing[0]}` says why"
+            raise Unavailable(f"{', '.join(missing)} did not reach the scheduler within {JOIN_S:g} s; {why}")
+        time.sleep(0.05)
