@@ -67,7 +67,9 @@ class Recovery:
         replica = self._scheduler.replicas.get(lost.replica)
         if replica is not None and replica.incarnation == lost.incarnation:
             detail = f"{lost.detail}; {len(replica.requests)} requests go on elsewhere"
-            self._scheduler.notes.add(self._scheduler.now, "lost", lost.replica, detail)
+            # One that has drained is gone because somebody wanted it so.
+            kind = "left" if replica.is_draining and not replica.requests else "lost"
+            self._scheduler.notes.add(self._scheduler.now, kind, lost.replica, detail)
             self.lose(replica)
             model = replica.joined.model
             if model in self._scheduler.admission.closed and not self._scheduler.admission.replicas_of(model):

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from cluster.centre.scheduler import Scheduler
-from cluster.messages import Accepted, CloseModel, Done, Order, Plan, Refused, ReplicaJoined, ReplicaLost, Submit, ids
+from cluster.messages import (
+    Accepted,
+    CloseModel,
+    Done,
+    Drain,
+    Order,
+    Plan,
+    Refused,
+    ReplicaJoined,
+    ReplicaLost,
+    Submit,
+    ids,
+)
 from cluster.sampling import SamplingParams
 from cluster.settings import SchedulerSettings
 
@@ -69,3 +81,7 @@ def test_notes_tell_of_preemptions_with_their_reason() -> None:
     (note,) = scheduler.notes.since(0)
     assert (note.kind, note.subject) == ("lost", "r0") and "its stream broke; 1 requests" in note.why
     assert scheduler.notes.since(1) == [] and Done not in map(type, scheduler.turn([], 3.0))
+    # One that was drained first has left as somebody wanted it.
+    scheduler.turn([replica("r1", "a")], 4.0)
+    scheduler.turn([Drain("r1"), ReplicaLost("r1", 1, "its stream broke")], 5.0)
+    assert [(note.kind, note.subject) for note in scheduler.notes.since(1)][-1] == ("left", "r1")

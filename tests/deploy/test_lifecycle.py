@@ -54,8 +54,12 @@ def test_a_crash_of_the_head_and_of_a_worker_leaves_nothing(home: Path) -> None:
 
 
 @pytest.mark.timeout(280)
-def test_on_a_ray_that_was_started_by_hand(home: Path) -> None:
-    """Actors, groups and names are gone after `down`, and the Ray cluster goes on."""
+@pytest.mark.parametrize(
+    "words", [pytest.param(("--tp", "2"), id="two ranks"), pytest.param((), id="host pool", marks=pytest.mark.trust)]
+)
+def test_on_a_ray_that_was_started_by_hand(home: Path, words: tuple[str, ...]) -> None:
+    """Actors, groups and names are gone after `down`, and the Ray cluster goes on. A replica of two ranks has no host
+    pool, so there are four actors either way."""
     folder, port = ray_head.new_folder(), ray_head_port()
     by_hand = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--node-ip-address=127.0.0.1"]
     by_hand += [f"--port={port}", f"--temp-dir={folder}", "--num-cpus=2", "--include-dashboard=false"]
@@ -64,7 +68,7 @@ def test_on_a_ray_that_was_started_by_hand(home: Path) -> None:
             by_hand, env=environment(home), check=True, timeout=100, capture_output=True, start_new_session=True
         )
         heads = ray_head.processes_of(folder)
-        done = quire(home, *UP, "--address", f"127.0.0.1:{port}")
+        done = quire(home, *UP, *words, "--address", f"127.0.0.1:{port}")
         assert done.returncode == 0, done.stderr
         above = parents()
         actors = [pid for pid, parent in above.items() if parent in heads and b"Actor" in cmdline(pid)]
