@@ -19,6 +19,7 @@ from cluster.bench.report import Row
 from cluster.offline.embedded import Embedded
 from cluster.offline.engine import LLM
 from cluster.sampling import SamplingParams
+from kernels.cpu import memory
 from kernels.cpu import program as cpu_program
 from kernels.cpu.call import COUNTER, TICKET
 from kernels.cpu.product import STORE, ProductShape, pack
@@ -225,5 +226,5 @@ def _product_rate(shape: ProductShape, dtype: torch.dtype) -> float:
 
 
 def _bandwidth() -> float:
-    data = torch.ones(64 << 20)
+    data = memory.empty(64 << 20, dtype=torch.float32).fill_(1.0)
     return data.nbytes / _best(data.sum)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.cpu import memory
 from kernels.cpu.ir import BF16, F32, I32, Code, Kind, Pointer, Value, Variable
 from kernels.cpu.jit import Target
 from kernels.cpu.math import sigmoid
@@ -59,12 +60,15 @@ def pack(weight: torch.Tensor, shape: ProductShape) -> torch.Tensor:
     filled up to whole panels with zeros."""
     columns, depth = weight.shape
     panels = -(-columns // shape.panel)
-    full = weight.new_zeros(panels * shape.panel, depth)
-    full[:columns] = weight
-    by_panel = full.view(panels, shape.panel, depth)
+    if columns % shape.panel:
+        full = weight.new_zeros(panels * shape.panel, depth)
+        full[:columns] = weight
+        weight = full
     if shape.pairs:
-        return by_panel.view(panels, shape.panel, depth // 2, 2).transpose(1, 2).contiguous()
-    return by_panel.transpose(1, 2).contiguous()
+        ordered = weight.reshape(panels, shape.panel, depth // 2, 2).transpose(1, 2)
+    else:
+        ordered = weight.reshape(panels, shape.panel, depth).transpose(1, 2)
+    return memory.empty(*ordered.shape, dtype=weight.dtype).copy_(ordered)
 
 
 def interleave(gate: torch.Tensor, up: torch.Tensor, shape: ProductShape) -> torch.Tensor:
