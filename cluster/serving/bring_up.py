@@ -112,8 +112,15 @@ class BringUp:
 # -- the child
 
 
-def _print(**told: Any) -> None:
-    print(json.dumps(told), flush=True)
+def _own_stdout() -> Callable[..., None]:
+    """What tells the parent something. Nothing else may write there: Ray prints what it has to say of a dead actor."""
+    pipe = os.dup(1)
+    os.dup2(2, 1)
+
+    def tell(**told: Any) -> None:
+        os.write(pipe, json.dumps(told).encode() + b"\n")
+
+    return tell
 
 
 def _end_with_parent(parent: int) -> None:
@@ -123,6 +130,7 @@ def _end_with_parent(parent: int) -> None:
 
 
 def main() -> None:
+    tell = _own_stdout()
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     values = json.loads(sys.stdin.readline())
     settings = ClusterSettings(**{**values, "model": tuple(values["model"])})
@@ -136,13 +144,13 @@ def main() -> None:
     running = launch.Running(**json.loads(line))
     try:
         with launch.quiet_ray(running):
-            launch.create(settings, running, lambda text: _print(say=text))
+            launch.create(settings, running, lambda text: tell(say=text))
     except QuireError as error:
-        _print(error=type(error).__name__, detail=str(error))
+        tell(error=type(error).__name__, detail=str(error))
     except Exception as error:
-        _print(error="Unavailable", detail=f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+        tell(error="Unavailable", detail=f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
     else:
-        _print(running=asdict(running))
+        tell(running=asdict(running))
 
 
 if __name__ == "__main__":

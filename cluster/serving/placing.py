@@ -96,6 +96,23 @@ def wait_until_ready(actor: Any, what: str) -> str:
     import ray
 
     try:
+        return _ready(actor, what)
+    except ray.exceptions.RayActorError:
+        # Ray starts it again, as it does at any later time: a machine so busy that the scheduler took the process for
+        # silent, say. A cause that stays ends it a second time.
+        try:
+            return _ready(actor, what)
+        except ray.exceptions.RayActorError as error:
+            # Ray gives a traceback of the actor with colours; what matters is how it ends.
+            line = re.sub(r"\x1b\[[0-9;]*m", "", str(error).strip().splitlines()[-1]).strip()
+            memory = f"{free_mib():,} MiB of memory are free here"
+            raise Unavailable(f"{what} did not start: {line[:500]} ({memory}; `quire logs` has more)") from error
+
+
+def _ready(actor: Any, what: str) -> str:
+    import ray
+
+    try:
         return str(ray.get(actor.ready.remote(START_S), timeout=START_S + 5))
     except ray.exceptions.RayTaskError as error:
         raise Unavailable(f"{what} did not start: {' '.join(str(error.cause).split())[:500]}") from error
@@ -103,12 +120,6 @@ def wait_until_ready(actor: Any, what: str) -> str:
         free = ", ".join(f"{amount:g} {name}" for name, amount in sorted(ray.available_resources().items()) if amount)
         detail = f"{what} was not placed or did not answer within {START_S:g} s; Ray has free: {free or 'nothing'}"
         raise Unavailable(detail) from error
-    except ray.exceptions.RayActorError as error:
-        # Ray gives a traceback of the actor with colours; what matters is how it ends.
-        line = re.sub(r"\x1b\[[0-9;]*m", "", str(error).strip().splitlines()[-1]).strip()
-        raise Unavailable(
-            f"{what} did not start: {line[:500]} ({free_mib():,} MiB of memory are free here; `quire logs` has more)"
-        ) from error
 
 
 def wait_until_joined(admin: Any, names: Sequence[str]) -> None:

@@ -136,6 +136,24 @@ def test_a_start_whose_process_is_killed_says_so_in_one_line(home: Path) -> None
 
 
 @pytest.mark.trust
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("kind", ["HostPoolActor", "WorkerActor", "GatewayActor"])
+def test_a_process_that_dies_once_while_the_cluster_starts_is_started_again(home: Path, kind: str) -> None:
+    process = start(home, *UP)
+    killed: list[int] = []
+    while not killed and process.poll() is None:
+        heads = noted(home).get("ray_pids", ())
+        above = parents() if heads else {}
+        killed = [pid for pid, parent in above.items() if parent in heads and f"ray::{kind}".encode() in cmdline(pid)]
+        time.sleep(0.02)
+    os.kill(killed[0], signal.SIGKILL)
+    told, errors = process.communicate(timeout=150)
+    assert (process.returncode, "ready after" in told) == (0, True), told + errors
+    asked = quire(home, "generate", "--max-tokens", "5", "--quiet", "Once upon a time")
+    assert asked.returncode == 0 and "Once upon a time, a" in asked.stdout, asked.stderr
+
+
+@pytest.mark.trust
 @pytest.mark.timeout(1500)
 def test_twenty_starts_and_stops_leave_nothing(home: Path) -> None:
     before = set(Path("/dev/shm").iterdir())
