@@ -53,7 +53,8 @@ class WorkerStream:
     def _take_up(self, number: int, message: Result | ReplicaJoined | ReplicaState) -> None:
         if isinstance(message, Result):
             self._world.count_stale(message)
-            if self.shell.take_result(message):
+            # What it had said to an earlier scheduler tells of that one's plans.
+            if self.shell.take_result(message) and message.epoch == self.shell.epoch:
                 self.link.acknowledge(DOWN, message.plan)
         elif not self.has_joined:
             self.has_joined = True

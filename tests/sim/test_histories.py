@@ -99,6 +99,8 @@ FOUND = {
     23074: "a history ended before a replica's last word had come",
     30436: "a simulated pool let a scheduler write that it no longer obeyed",
     42713: "a request of which a new scheduler had found a part was moved whole",
+    77: "what a replica had told an earlier scheduler acknowledged the plans of the next one",
+    1057: "a replica that was given up read what its source had given away, and its gateway was not yet deaf to it",
     308: "a peer read a block before the copy into it that had been issued",
 }
 
