@@ -2,7 +2,8 @@
 
 Scheduler, admin door and gateway share an event loop on a thread of the caller; everything speaks gRPC on loopback as
 in a cluster that `quire up` starts. Whoever holds it may kill and stop its processes by their ids. With a journal the
-caller can see afterwards, decision by decision, what the scheduler did.
+caller can see afterwards, decision by decision, what the scheduler did. A node can be given a network namespace of
+its own: its processes run there, behind an address that the others reach them by.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from cluster.serving.scheduler_server import Addresses, Doors, serve_scheduler
 from cluster.settings import SchedulerSettings, WorkerSettings
 from protos.quire.v1 import admin_pb2 as pb
 from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
-from worker.transfer.security import TransferSecurity
+from worker.transfer.security import TlsFiles, TransferSecurity
 
 START_S = 120.0
 
@@ -43,16 +44,26 @@ class Seen:
     pools: list[pb.Pool]
 
 
+@dataclass(frozen=True, slots=True)
+class Network:
+    """Where a node is: a network namespace that exists, and its address there."""
+
+    namespace: str
+    host: str
+
+
 class Member:
     """One process: its id, and what it said when it served."""
 
-    def __init__(self, about: dict[str, Any], threads: int | None = None) -> None:
+    def __init__(self, about: dict[str, Any], threads: int | None = None, network: Network | None = None) -> None:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         if threads is not None:
             environment["OMP_NUM_THREADS"] = str(threads)
         self.name: str = about["name"]
+        # It becomes what it runs: the process id is the member's own.
+        within = ["ip", "netns", "exec", network.namespace] if network is not None else []
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "cluster.bench.processes_child", json.dumps(about)],
+            [*within, sys.executable, "-m", "cluster.bench.processes_child", json.dumps(about)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -88,8 +99,12 @@ class Processes:
         journal: Path | None = None,
         silence_s: float = 2.0,
         serves: bool = True,
+        host: str = "127.0.0.1",
+        tls: TlsFiles | None = None,
+        networks: Mapping[str, Network] | None = None,
     ) -> None:
-        """Not `serves`: without a scheduler; the caller has its own, and says where (`direct`)."""
+        """Not `serves`: without a scheduler; the caller has its own, and says where (`direct`). `host`: where the
+        centre listens inside; `networks`: nodes that are not on this one."""
         self._serves = serves
         self._settings = settings
         self._journal = journal
@@ -97,7 +112,8 @@ class Processes:
         self._folder = tempfile.TemporaryDirectory(prefix="quire-")
         self._address_file = Path(self._folder.name) / "scheduler"
         self._secret, self._hash_key = secrets.token_hex(16), secrets.token_bytes(32)
-        self.inside = Inside("127.0.0.1", TransferSecurity(self._secret))
+        self.inside = Inside(host, TransferSecurity(self._secret, tls))
+        self._networks = networks or {}
         self.members: dict[str, Member] = {}
         self._front = self.admin = ""
         self.gateway = ""
@@ -176,15 +192,18 @@ class Processes:
         return self._front
 
     def _add(self, about: dict[str, Any], threads: int | None = None) -> Member:
+        network, tls = self._networks.get(about["node"]), self.inside.security.tls
         common = {
             "address_file": str(self._address_file),
             "secret": self._secret,
             "hash_key": self._hash_key.hex(),
+            "host": network.host if network is not None else "127.0.0.1",
+            "tls": [str(path) for path in (tls.certificate, tls.key, tls.authority)] if tls is not None else [],
         }
         known = self.members.get(about["name"])
         if known is not None:
             known.kill()
-        member = self.members[about["name"]] = Member({**common, **about}, threads)
+        member = self.members[about["name"]] = Member({**common, **about}, threads, network)
         return member
 
 

@@ -19,7 +19,8 @@ from cluster.settings import WorkerSettings
 from worker.host_pool import HostPool, HostPoolSettings
 from worker.host_pool_serve import serve_host_pool
 from worker.transfer.register import RegisterSettings
-from worker.transfer.security import TransferSecurity
+from worker.transfer.security import TlsFiles, TransferSecurity
+from worker.transfer.server import Listening
 
 
 def serve(argv: list[str]) -> None:
@@ -31,11 +32,18 @@ def serve(argv: list[str]) -> None:
         # A scheduler that starts again writes its new address there.
         return await asyncio.to_thread(address.read_text)
 
-    security = TransferSecurity(about["secret"])
+    security = TransferSecurity(about["secret"], _tls(about["tls"]))
     if about["role"] == "worker":
         asyncio.run(_work(about, find, security))
     else:
         asyncio.run(_hold(about, find, security))
+
+
+def _tls(paths: list[str]) -> TlsFiles | None:
+    if not paths:
+        return None
+    certificate, key, authority = map(Path, paths)
+    return TlsFiles(certificate, key, authority)
 
 
 async def _work(about: dict[str, Any], find: Any, security: TransferSecurity) -> None:
@@ -45,7 +53,7 @@ async def _work(about: dict[str, Any], find: Any, security: TransferSecurity) ->
 
     settings = WorkerSettings(**{**about["settings"], "hash_key": bytes.fromhex(about["hash_key"])})
     worker = Worker(settings, replica=about["name"], incarnation=_incarnation(), node=about["node"])
-    server = WorkerServer(worker, find, security=security)
+    server = WorkerServer(worker, find, security=security, listening=Listening(about["host"]))
     layout = worker.parts.layout
     told = {
         "block_bytes": layout.block_bytes,
@@ -64,6 +72,7 @@ async def _hold(about: dict[str, Any], find: Any, security: TransferSecurity) ->
         block_bytes=about["block_bytes"],
         fingerprint=about["fingerprint"],
         incarnation=_incarnation(),
+        listening=Listening(about["host"]),
         register=RegisterSettings(),
     )
     pool = HostPool(settings, security)

@@ -56,6 +56,17 @@ def processor_seconds(pids: list[int]) -> float:
     return total / 1e9
 
 
+def delayed_seconds(thread: int) -> float:
+    """How long all threads of this process but one were ready to run and had no processor."""
+    total = 0
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            total += 0 if int(task.name) == thread else int((task / "schedstat").read_text().split()[1])
+        except OSError:
+            continue  # the thread ended meanwhile
+    return total / 1e9
+
+
 def thread_seconds(thread: int) -> tuple[float, float]:
     """How long a thread of this process has run, and how long it was ready to and had no processor."""
     ran, waited = (Path("/proc/self/task") / str(thread) / "schedstat").read_text().split()[:2]

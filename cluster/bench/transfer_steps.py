@@ -20,7 +20,7 @@ from statistics import median
 import numpy as np
 
 from cluster.bench.report import Report
-from cluster.bench.transfer_pool import host_pool, processor_seconds, thread_seconds
+from cluster.bench.transfer_pool import delayed_seconds, host_pool, processor_seconds, thread_seconds
 from cluster.messages import Plan, Result, Road, Start, Tokens, Transfer, ids
 from cluster.sampling import SamplingParams
 from cluster.settings import WorkerSettings
@@ -43,8 +43,9 @@ class Round:
     # The step thread's: it ran, and it was ready and had no processor.
     ran_s: float
     waited_s: float
-    # All other threads of both processes.
+    # All other threads of both processes; and how long those of the worker's own were ready and had no processor.
     others_s: float
+    delayed_s: float
     moved_bytes: int
     tokens: tuple[tuple[int, ...], ...]
 
@@ -52,6 +53,16 @@ class Round:
     def own_seconds(self) -> float:
         """Without what others took of the processors."""
         return self.seconds - self.waited_s
+
+    @property
+    def slept_s(self) -> float:
+        """The step thread waited for a lock, for Python or for somebody's word."""
+        return self.seconds - self.ran_s - self.waited_s
+
+    @property
+    def undisturbed_s(self) -> float:
+        """Nor what it may have slept because whoever held a lock had no processor: beside other work that is much."""
+        return self.own_seconds - min(self.slept_s, self.delayed_s)
 
 
 class QueueLink:
@@ -138,6 +149,7 @@ class Loaded:
             time.sleep(0.2)
         moved, others = self._moved_bytes, processor_seconds(self._pids)
         thread = self._loop.native_id
+        delayed = delayed_seconds(thread)
         (ran, waited), began = thread_seconds(thread), time.perf_counter()
         self._tokens.clear()
         self._order(starts=tuple(self._start(row) for row in range(BATCH)))
@@ -146,12 +158,13 @@ class Loaded:
         seconds = time.perf_counter() - began
         ran, waited = (after - before for after, before in zip(thread_seconds(thread), (ran, waited), strict=True))
         others = processor_seconds(self._pids) - others - ran
+        delayed = delayed_seconds(thread) - delayed
         moved = self._moved_bytes - moved
         self._stop.set()
         for mover in movers:
             mover.join()
         said = tuple(tuple(self._tokens[row]) for row in range(BATCH))
-        return Round(seconds, ran, waited, others, moved, said)
+        return Round(seconds, ran, waited, others, delayed, moved, said)
 
     def _start(self, row: int) -> Start:
         """A sequence in blocks of its own, with leave to run to its end."""
@@ -209,12 +222,14 @@ def measure(report: Report, rounds: int) -> None:
     quiet, busy = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     report.table("steps while blocks are swapped", [_row("without swaps", quiet), _row("with swaps", busy)])
     own = median(one.own_seconds / other.own_seconds for one, other in pairs)
+    undisturbed = median(one.undisturbed_s / other.undisturbed_s for one, other in pairs)
     wall = median(one.seconds / other.seconds for one, other in pairs)
     run = median(one.ran_s / other.ran_s for one, other in pairs)
     report.table(
         "throughput with swaps, of that without",
         [
             {"of": "time in which the step thread had or needed no processor", "ratio": own, "goal": GOAL},
+            {"of": "the same, but for sleep while its process lacked one", "ratio": undisturbed, "goal": None},
             {"of": "all time", "ratio": wall, "goal": None},
             {"of": "the step thread's processor time", "ratio": run, "goal": None},
         ],
@@ -228,7 +243,8 @@ def _row(name: str, rounds: list[Round]) -> dict[str, str | float]:
         "tokens/s": median(tokens / one.seconds for one in rounds),
         "step thread ran s": median(one.ran_s for one in rounds),
         "had no processor s": median(one.waited_s for one in rounds),
-        "slept s": median(one.seconds - one.ran_s - one.waited_s for one in rounds),
+        "slept s": median(one.slept_s for one in rounds),
+        "other threads had none s": median(one.delayed_s for one in rounds),
         "others' processor s": median(one.others_s for one in rounds),
         "swapped GB/s": median(one.moved_bytes / one.seconds / 1e9 for one in rounds),
     }
