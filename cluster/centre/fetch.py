@@ -8,6 +8,7 @@ as moving until the read has ended. A read that fails sends the request back to 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cluster.centre.replica import Replica
@@ -130,6 +131,6 @@ class Fetches:
         for number, fetch in list(self.under_way.items()):
             if fetch.replica is pool:
                 del self.under_way[number]
-                self._let_go(fetch)
+                self._scheduler.recovery.when_deaf(fetch.request, partial(self._let_go, fetch))
             elif fetch.source is pool:
                 self._let_go(fetch)

@@ -6,7 +6,9 @@ stopped. Nothing here decides or allocates.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Container
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from cluster.centre.replica import Replica
@@ -61,6 +63,35 @@ class Held:
             return cls(table, sequence.position, None)
         position, tables, _ = sequence.group
         return cls(ids(dict.fromkeys([block for table in tables for block in table])), position, sequence.group)
+
+
+def num_needed(request: Request, source: Replica, ahead: int) -> int:
+    """Blocks that its tables take at a target, the next lease of every sequence included."""
+    size = source.block_size
+    blocks: set[int] = set()
+    more = 0
+    for sequence in request.live:
+        blocks.update(sequence.table)
+        longest = -(-min(sequence.limit, sequence.lease_end + ahead + 2) // size)
+        if request.width:
+            # What it has is enough for every beam up to the end of its lease.
+            more += request.width * (longest - -(-sequence.lease_end // size))
+        else:
+            more += max(0, longest - len(sequence.table))
+    return len(blocks) + more
+
+
+def without_rest(held: list[Held], copied: Container[int], block_size: int) -> list[Held] | None:
+    """The same sequences, each only as far as an unbroken run of its copied blocks reaches: what is behind can be
+    written again, into blocks of its own. None where it cannot: beams, and blocks that several hold."""
+    holders = Counter(block for one in held for block in one.table)
+    kept = []
+    for one in held:
+        count = next((at for at, block in enumerate(one.table) if block not in copied), len(one.table))
+        if one.group is not None or any(block in copied or holders[block] > 1 for block in one.table[count:]):
+            return None
+        kept.append(replace(one, position=min(one.position, count * block_size)))
+    return kept
 
 
 def can_go_on(sequence: Sequence) -> bool:

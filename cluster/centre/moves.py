@@ -2,8 +2,9 @@
 
 The target reads, the source is read: a writer can only ever touch its own pool, so a late one harms nobody. In the
 first phase the request runs on while its full blocks, which nobody writes any more, are copied in rounds; what a round
-missed is small. Then it is dropped at the source (a step boundary), the rest is ordered in one last read, and its
-Starts ride on that same plan: the target begins them by itself once the read has committed.
+missed is small. Then it is dropped at the source (a step boundary). Where the rest is a few tokens, the target writes
+them again itself in its next step; else the rest is ordered in one last read, and its Starts ride on that same plan:
+the target begins them by itself once the read has committed.
 
 Who owns what: until the source has stopped, the request is the source's and the target only lends blocks (`Move.kept`,
 counted by its ledger). From then on its tables are the target's, and the source keeps every block that was named as
@@ -13,9 +14,11 @@ wrong leaves a request that is computed again. All sequences of a request go tog
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from cluster.centre.move import Held, Move, Phase, can_go_on
+from cluster.centre.move import Held, Move, Phase, can_go_on, num_needed, without_rest
+from cluster.centre.pauses import Pauses
 from cluster.centre.replica import Replica
 from cluster.centre.sequences import Request, Sequence, State
 from cluster.hashing import HASH_BYTES
@@ -30,6 +33,9 @@ MAX_ROUNDS = 4
 # Requests on their way to one replica at a time, and how many of those may stand still: they would wait for each other.
 MAX_INCOMING = 4
 MAX_STANDING = 2
+# How long a read of so few blocks takes, until some have told: most of it are calls and not bytes.
+SMALL_READ = 8
+SMALL_READ_S = 0.005
 
 
 class Moves:
@@ -41,8 +47,8 @@ class Moves:
         # By the number of the read that each waits for, and by request until its source has let go of it.
         self.reads: dict[int, Move] = {}
         self.by_request: dict[str, Move] = {}
-        # How long the last ones stood still, in steps of the replica that they left.
-        self.pauses: list[float] = []
+        self.pauses = Pauses(scheduler.counters)
+        self._small_read_s = SMALL_READ_S
 
     # -- the first phase
 
@@ -74,22 +80,7 @@ class Moves:
         if target.num_places + places > target.joined.max_batch:
             return False
         reserve = int(ledger.num_blocks * (self._settings.admit_reserve + margin)) if target.requests else 0
-        return ledger.num_available - reserve >= self._num_needed(request, source)
-
-    def _num_needed(self, request: Request, source: Replica) -> int:
-        """Blocks that its tables take at the target, the next lease of every sequence included."""
-        size, ahead = source.block_size, self._settings.ahead
-        blocks: set[int] = set()
-        more = 0
-        for sequence in request.live:
-            blocks.update(sequence.table)
-            longest = -(-min(sequence.limit, sequence.lease_end + ahead + 2) // size)
-            if request.width:
-                # What it has is enough for every beam up to the end of its lease.
-                more += request.width * (longest - -(-sequence.lease_end // size))
-            else:
-                more += max(0, longest - len(sequence.table))
-        return len(blocks) + more
+        return ledger.num_available - reserve >= num_needed(request, source, self._settings.ahead)
 
     def begin(self, request: Request, target: Replica, in_a_hurry: bool = False) -> None:
         """Lends blocks at the target and copies what is full; `can_move` and `room_for` have said yes. In a hurry it
@@ -126,7 +117,7 @@ class Moves:
     def _lend(self, move: Move) -> bool:
         """Room at the target for all that its tables can need; False: there is not so much."""
         covered = sum(block in move.place_of for block in self._scheduler.swapper.blocks_of(move.request, whole=True))
-        lacking = self._num_needed(move.request, move.source) - covered - len(move.spare)
+        lacking = num_needed(move.request, move.source, self._settings.ahead) - covered - len(move.spare)
         if lacking > 0:
             blocks = move.target.ledger.allocate(lacking, 0)
             if blocks is None:
@@ -219,6 +210,7 @@ class Moves:
         held = [Held.of(sequence, source.block_size) for sequence in request.live]
         content = dict.fromkeys([block for one in held for block in one.table])
         rest = [block for block in content if block not in move.place_of]
+        kept = self._written_again(move, held) if rest else held
         source.ledger.begin_moving(rest)
         for sequence in request.sequences:
             if sequence.seq:
@@ -233,14 +225,25 @@ class Moves:
         request.attempt += 1
         request.replica = request.last_replica = target
         request.state = State.RESTORING
-        self._settle_in(move, held)
-        if rest:
+        self._settle_in(move, held if kept is None else kept)
+        if kept is None:
             self._order(move, rest, places)
         for sequence in request.live:
             self._scheduler.admission.order_start(sequence, (), move.transfer)
-        if not rest:
+        if kept is not None:
+            self.pauses.begin(target, move.stopped_at, source.step_seconds)
+            self._scheduler.counters["moves without a last read"] += 1
             self._moved(move)
             self._stop_next(target)
+
+    def _written_again(self, move: Move, held: list[Held]) -> list[Held] | None:
+        """Its sequences as they go on without a last read, the rest of their tokens written again; None if the read is
+        quicker, or needed."""
+        kept = without_rest(held, move.place_of, move.source.block_size)
+        if kept is None:
+            return None
+        num_tokens = sum(one.position for one in held) - sum(one.position for one in kept)
+        return kept if num_tokens <= self._small_read_s * move.target.prefill_tokens_per_s else None
 
     def _settle_in(self, move: Move, held: list[Held]) -> None:
         """Tables at the target: the copies take the places of what they are copies of, and the next lease behind."""
@@ -297,12 +300,15 @@ class Moves:
         if transferred.ok:
             nodes = replica.joined.node, move.source.joined.node
             self._scheduler.swapper.rates.note(*nodes, transferred.size_bytes, transferred.seconds)
+            if len(move.landing) <= SMALL_READ:
+                self._small_read_s += 0.2 * (transferred.seconds - self._small_read_s)
         replica.ledger.end_moving(move.landing)
         move.landing, move.transfer = [], 0
         if move.is_given_up:
             self._let_go(move)
         elif move.phase is Phase.FINISHING:
             if transferred.ok:
+                self.pauses.end(move.stopped_at, move.source.step_seconds, self._scheduler.now)
                 self._moved(move)
             else:
                 self._let_go(move)
@@ -323,15 +329,11 @@ class Moves:
         return bool(on_source) and all(sequence.has_stopped for sequence in on_source)
 
     def _moved(self, move: Move) -> None:
-        """Every block is at the target: its tables count from now on, and the source is free of it."""
-        request, pause_s = move.request, self._scheduler.now - move.stopped_at
+        """The target needs nothing more: its tables count from now on, and the source is free of it."""
         self._let_go(move)
         self._scheduler.counters["moved"] += 1
-        step_s = move.source.step_seconds
-        self.pauses.append(pause_s / step_s if step_s else 0.0)
-        del self.pauses[:-1000]
-        request.moved_at = self._scheduler.now
-        self._scheduler.admission.restored(request)
+        move.request.moved_at = self._scheduler.now
+        self._scheduler.admission.restored(move.request)
 
     def _let_go(self, move: Move) -> None:
         """The source's blocks may be used again."""
@@ -374,6 +376,7 @@ class Moves:
     def lose_replica(self, replica: Replica) -> None:
         """Before its residents are taken away: moves from it and to it end here, but for last reads from it, which
         succeed or fail by themselves."""
+        self.pauses.lose_replica(replica)
         for move in replica.incoming.values():
             move.waits = False
         for move in list(self.by_request.values()):
@@ -383,7 +386,10 @@ class Moves:
             if move.target is replica:
                 del self.reads[number]
                 replica.ledger.end_moving(move.landing)
-                self._let_go(move)
+                if move.phase is Phase.FINISHING:
+                    self._scheduler.recovery.when_deaf(move.request, partial(self._let_go, move))
+                else:
+                    self._let_go(move)
             elif move.source is replica:
                 self._let_go(move)
 

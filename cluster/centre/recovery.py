@@ -7,6 +7,7 @@ Ended requests are kept until their gateway says Closed, because their last toke
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cluster.centre.replica import Replica
@@ -37,6 +38,8 @@ class Recovery:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
+        # What is kept for attempts that a lost replica may still be running, by request.
+        self._until_deaf: dict[str, list[Callable[[], None]]] = {}
 
     # -- replicas come and go
 
@@ -107,6 +110,15 @@ class Recovery:
                     if sequence.ended_on is replica:
                         self.replay(request, sequence)
 
+    def when_deaf(self, request: Request, then: Callable[[], None]) -> None:
+        """Its replica is lost, and may have stood still only: calls `then` once its gateway takes nothing from that
+        attempt any more. What the attempt was to read stays as it is until then: it would begin with other content."""
+        self._until_deaf.setdefault(request.request_id, []).append(then)
+
+    def deaf(self, request: Request) -> None:
+        for then in self._until_deaf.pop(request.request_id, ()):
+            then()
+
     def seal(self, request: Request) -> None:
         """Its gateway is asked what it has of the request, which starts again from there."""
         request.state = State.SEALING
@@ -128,6 +140,7 @@ class Recovery:
         if request is None or sealed.attempt != request.attempt:
             scheduler.counters["stale seals"] += 1
             return
+        self.deaf(request)
         if request.width:
             self._seal_group(request, sealed)
         else:

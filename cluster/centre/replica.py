@@ -326,9 +326,14 @@ class Replica:
         self.ledger.release(self.pins.pop(request_id, []), 0)
         self.write()
 
+    @property
+    def next_plan(self) -> int:
+        """The number of the plan that is being written."""
+        return self._number + 1
+
     def hold_for_copy(self, block: int) -> None:
         """The source of a copy in this turn's plan; it must not be evicted before the worker has copied it."""
-        self._copying.append((self._number + 1, block))
+        self._copying.append((self.next_plan, block))
 
     def _end_copies(self, plan: int) -> None:
         while self._copying and self._copying[0][0] <= plan:

@@ -271,6 +271,7 @@ class Scheduler:
         """All its sequences have ended and hold nothing."""
         assert not any(sequence.seq for sequence in request.sequences)
         self.swapper.forget(request)
+        self.recovery.deaf(request)
         request.state = State.ENDED
         if self.requests.get(request.request_id) is not request:
             # What a replica still ran of a request that goes on elsewhere (see Rebuild): nobody waits for it.
@@ -332,6 +333,7 @@ class Scheduler:
                 owner.on_transferred(replica, transferred) for owner in (self.moves, self.fetches, self.host_cache)
             ):
                 self.swapper.on_transferred(replica, transferred)
+        self.moves.pauses.on_result(replica, result, self.now)
         replica.advance(result.advances)
         for group in result.groups:
             replica.advance_group(group)

@@ -63,6 +63,11 @@ SCHEDULER = (
     Described("swapped_bytes_total", "counter", "Bytes that went out to host memory and came back in.", ("way",)),
     Described("swap_seconds_total", "counter", "How long those transfers took, each from its order.", ("way",)),
     Described(
+        "move_pause_steps",
+        "histogram",
+        "How long requests that were moved alive stood still, in steps of the worker that they left.",
+    ),
+    Described(
         "pool_blocks", "gauge", "Blocks of a pool by state; the states add up to the pool.", ("pool", "kind", "state")
     ),
     Described("pool_shared_blocks", "gauge", "Held blocks with more than one holder.", ("pool",)),

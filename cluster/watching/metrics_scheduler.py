@@ -11,10 +11,11 @@ from collections import Counter
 
 from cluster import __version__
 from cluster.centre.ledger import Ledger
+from cluster.centre.pauses import BOUNDS
 from cluster.centre.scheduler import Scheduler
 from cluster.serving.control_server import ControlServer
 from cluster.serving.host import SchedulerHost
-from cluster.watching.metrics import Families, Family
+from cluster.watching.metrics import Families, Family, Histogram
 from cluster.watching.metrics_names import SCHEDULER
 
 # Counters of the scheduler that have a metric of their own.
@@ -61,6 +62,9 @@ def _events(found: Families, scheduler: Scheduler) -> None:
             found["scheduler_events_total"].add(count, event=name)
     for (way, reason), count in scheduler.notes.preemptions.items():
         found["preemptions_total"].add(count, way=way, reason=reason)
+    pauses = Histogram(BOUNDS)
+    pauses.counts, pauses.total = scheduler.moves.pauses.counts, scheduler.moves.pauses.total
+    found["move_pause_steps"].add_histogram(pauses)
 
 
 def _requests(found: Families, scheduler: Scheduler) -> None:

@@ -18,6 +18,7 @@ from cluster.messages import (
     ReplicaLost,
     Result,
     Road,
+    Sealed,
     Start,
     Stopped,
     Transfer,
@@ -37,8 +38,10 @@ def plans(orders: Sequence[Order]) -> dict[str, Plan]:
 class Two:
     """A scheduler and two replicas of one model that are told what to say."""
 
-    def __init__(self, settings: SchedulerSettings | None = None, **replica: int) -> None:
-        self.scheduler = Scheduler(settings or SchedulerSettings(balance_gap=2.0))
+    def __init__(self, prefill_tokens_per_s: float = 100.0, **replica: int) -> None:
+        """A last read is quicker than to write three tokens again at 100 tokens/s, and not at 1,000."""
+        self.scheduler = Scheduler(SchedulerSettings(balance_gap=2.0))
+        self.prefill_tokens_per_s = prefill_tokens_per_s
         self.now = 0.0
         self.numbers = {"r0": 0, "r1": 0}
         self.plans = {"r0": 0, "r1": 0}
@@ -47,7 +50,7 @@ class Two:
 
     def joined(self, name: str, **replica: int) -> ReplicaJoined:
         about = joined(name, **replica)  # type: ignore[arg-type]
-        return replace(about, bytes_per_s=1e9, prefill_tokens_per_s=1000.0)
+        return replace(about, bytes_per_s=1e9, prefill_tokens_per_s=self.prefill_tokens_per_s)
 
     def turn(self, *events: object) -> dict[str, Plan]:
         self.now += 0.01
@@ -117,7 +120,28 @@ def test_a_drained_request_is_copied_while_it_runs_and_stands_still_for_the_rest
     assert request.state is State.RUNNING and request.replica is two.scheduler.replicas["r1"]
     counts = two.scheduler.replicas["r0"].ledger.counts()
     assert counts.held == counts.moving == 0
-    assert two.scheduler.counters["moved"] == 1 and len(two.scheduler.moves.pauses) == 1
+    assert two.scheduler.counters["moved"] == 1 and len(two.scheduler.moves.pauses.last) == 1
+
+
+def test_where_little_is_left_the_target_writes_it_again_and_nothing_is_read() -> None:
+    two = Two(prefill_tokens_per_s=1000.0)
+    begun = two.start()
+    (copies,) = two.turn(Drain("r0"))["r1"].transfers
+    two.done("r1", copies)
+    orders = two.stop("r0", begun, len(PROMPT) + 3, 2)
+    assert not orders["r1"].transfers
+    (again,) = orders["r1"].starts
+    assert (again.after, again.position, len(again.tokens)) == (0, len(PROMPT), len(PROMPT) + 4)
+    assert list(again.table[:5]) == list(copies.mine) and again.table[5] not in copies.mine
+    counts = two.scheduler.replicas["r0"].ledger.counts()
+    assert counts.held == counts.moving == 0, "the source is free of it at once"
+    assert two.scheduler.requests["q"].state is State.RUNNING
+    pauses = two.scheduler.moves.pauses
+    assert not pauses.last, "its target has not told of a step"
+    two.turn()
+    two.tell("r1")
+    # Two turns of 0.01 s, which is a step: one stood still, one is the step that every token takes.
+    assert [round(steps, 6) for steps in pauses.last] == [1.0] and sum(pauses.counts) == 1
 
 
 def test_a_last_read_that_fails_ends_in_computing_again() -> None:
@@ -140,6 +164,21 @@ def test_a_target_that_is_lost_leaves_the_request_where_it_runs() -> None:
     # Nobody else is there: what cannot be moved is taken off as ever.
     assert request.state is State.STOPPING and request.sequences[0].seq == begun.seq
     assert not two.scheduler.moves.reads and not two.scheduler.moves.by_request
+
+
+def test_what_a_lost_target_still_reads_stays_until_its_gateway_is_deaf() -> None:
+    two = Two()
+    begun = two.start()
+    (copies,) = two.turn(Drain("r0"))["r1"].transfers
+    two.done("r1", copies)
+    (rest,) = two.stop("r0", begun, len(PROMPT) + 3, 2)["r1"].transfers
+    request = two.scheduler.requests["q"]
+    two.turn(ReplicaLost("r1", 1))
+    source = two.scheduler.replicas["r0"].ledger
+    # It may wake up, read, and go on with what it has read.
+    assert request.state is State.SEALING and source.counts().moving == 6, rest
+    two.turn(Sealed("q", request.attempt, (ids([7] * 4),), (Reason.NONE,)))
+    assert source.counts().moving == 0
 
 
 def test_a_source_that_is_lost_after_the_stop_leaves_the_last_read_to_itself() -> None:

@@ -97,7 +97,7 @@ def test_a_drained_worker_hands_its_requests_on_and_they_say_the_same(cluster: t
     counters = scheduler.counters
     assert counters["moved"] >= len(MODES) * len(PROMPTS) / 2, dict(counters)
     assert not counters["transfer move failed"] and not counters["preempted recompute"], dict(counters)
-    pauses = scheduler.moves.pauses
+    pauses = scheduler.moves.pauses.last
     step_ms = scheduler.replicas["one"].step_seconds * 1e3
     print(
         f"a step takes {step_ms:.2f} ms; {len(pauses)} moves stood still for {median(pauses):.1f} steps in the "
