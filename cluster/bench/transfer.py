@@ -43,7 +43,8 @@ GOALS = (
     ("shared memory read", "gRPC bytes", "rate", 8.0),
     ("data socket write", "gRPC bytes", "processor second", 1.5),
     ("data socket read", "gRPC bytes", "processor second", 1.5),
-    ("gRPC stream write", "gRPC bytes", "processor second", None),
+    ("gRPC stream write", "gRPC bytes", "processor second", 1.0),
+    ("gRPC stream read", "gRPC bytes", "processor second", 1.0),
     ("shared memory write", "ray.put + ray.get", "rate", None),
     ("shared memory read", "ray.put + ray.get", "rate", None),
 )
