@@ -2,6 +2,7 @@
 batch, chunked prefill, several block sizes, windows crossed, in pools of NaN."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,3 +35,26 @@ def test_token_exact(kind: str, tmp_path: Path) -> None:
         )
         outputs = llm.generate(prompts, GREEDY)
         assert [output.outputs[0].token_ids for output in outputs] == wanted, f"block size {block_size}"
+
+
+_THETA = {"rope_theta": 10000.0}
+ROTATIONS: dict[str, dict[str, Any]] = {
+    "llama3": {
+        "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64
+    },
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 64},
+    "linear": {"factor": 4.0},
+    # Up to the positions that the model was trained with: further ones would change keys that are written.
+    "dynamic": {"factor": 4.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rotation", ROTATIONS)
+def test_scaled_rotations(rotation: str, tmp_path: Path) -> None:
+    rope = {"rope_type": rotation, **_THETA, **ROTATIONS[rotation]}
+    folder = models.build(tmp_path, "llama", rope_parameters=rope)
+    model = models.reference(folder)
+    prompts = models.prompts([1, 40, 150], seed=12)
+    wanted = [models.greedy(model, prompt, NUM_TOKENS) for prompt in prompts]
+    llm = LLM(str(folder), dtype="float32", debug=True, quiet=True, kv_blocks=64, max_batch=3, token_budget=40)
+    assert [output.outputs[0].token_ids for output in llm.generate(prompts, GREEDY)] == wanted

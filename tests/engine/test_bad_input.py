@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import BertConfig, BertLMHeadModel
 
 from cluster import LLM, ConfigError, InvalidRequest, ModelError, NeverFits, QuireError, SamplingParams
 from tests.engine import models
@@ -82,6 +83,14 @@ def test_a_broken_model_is_one_line(tiny_llama: Path, tmp_path: Path, case: str)
         load(folder)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+def test_an_encoder_with_a_language_head_is_refused(tmp_path: Path) -> None:
+    """It has weights and an attention backend, and would say something."""
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    BertLMHeadModel(BertConfig(vocab_size=211, **sizes)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="BertLMHeadModel attends to both sides"):
+        load(tmp_path)
 
 
 def test_models_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

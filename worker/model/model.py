@@ -140,6 +140,9 @@ class Model:
         for module in self.loaded.module.modules():
             index = getattr(module, "layer_idx", None)
             if isinstance(index, int):
+                if getattr(module, "is_causal", True) is False:
+                    name = type(self.loaded.module).__name__
+                    raise ModelError(f"{name} attends to both sides of a token; only causal decoders are supported")
                 attach(module, layers.setdefault(index, PagedLayer(index, self._context)))
         return [layers[index] for index in sorted(layers)]
 
