@@ -144,6 +144,10 @@ def connect_ray(address: str, token: str) -> None:
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
         line = " ".join(str(error).split())[:300]
+        if "mismatch" in line:
+            raise ConfigError(
+                f"Ray at {address} is of another version: {line}; install the same on all machines"
+            ) from error
         raise Unavailable(
             f"no Ray cluster answers at {address}: {line}; start one with `ray start --head`, or give its token in "
             "RAY_AUTH_TOKEN"
