@@ -103,16 +103,14 @@ class StepLoop:
                     self._obey(word)
                 if self._swap is not None:
                     self._swap.step()
-                if worker.reporter.has_ends:
-                    # Who was taken off here may go on elsewhere: that must not wait for another step.
-                    self._report()
+                # What the last step gave, and that these plans are obeyed: neither waits for another step.
+                self._report()
                 self.is_busy = True
                 progressed = worker.step() or self._prove()
                 self.retired_at, self.is_busy = time.monotonic(), False
                 if progressed:
                     self.stepped_at = self.retired_at
-                self._report()
-                if not progressed:
+                else:
                     link.wait(IDLE_S)
         except BaseException as error:
             log.critical("the step loop ended: %s: %s", type(error).__name__, error, exc_info=error)
