@@ -237,6 +237,12 @@ class Ledger:
         assert len(blocks) == count
         return count
 
+    def close(self) -> None:
+        """The pool is gone: nothing in it can be found any more, what is held or moving included."""
+        self.forget_cache()
+        for block in np.flatnonzero(np.frombuffer(self._is_named, np.uint8)).tolist():
+            self._unname(block)
+
     def restore(self, holders: dict[int, int], moving: Iterable[int], names: dict[int, bytes]) -> None:
         """Takes over a pool that a scheduler before this one kept: who holds what, what moves, what is cached."""
         assert self._unheld.num_free == self.num_blocks, f"pool {self.pool} is in use already"

@@ -50,6 +50,12 @@ class PrefixIndex:
         rest = tuple(other for other in known if other != place)
         self._places[name] = rest[0] if len(rest) == 1 else rest
 
+    @property
+    def pools(self) -> set[int]:
+        """Those that hold anything with a name."""
+        places = (known if isinstance(known, tuple) else (known,) for known in self._places.values())
+        return {place >> _BLOCK_BITS for several in places for place in several}
+
     def block_in(self, name: bytes, pool: int) -> int | None:
         known = self._places.get(name)
         if known is None:

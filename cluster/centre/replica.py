@@ -343,7 +343,7 @@ class Replica:
         """The replica is gone: nothing that it cached or copied can be found any more."""
         assert not self.residents and not self.pins
         self._end_copies(self._number + 1)
-        self.ledger.forget_cache()
+        self.ledger.close()
 
     # -- plans and results
 

@@ -97,7 +97,7 @@ class Swapper:
             if request.state in (State.QUEUED, State.SEALING):
                 self.forget(request)
         self._scheduler.fetches.lose(host)
-        host.ledger.forget_cache()
+        host.ledger.close()
         for number, moving in self.transfers.items():
             if moving.host is host:
                 moving.replica.write().aborts.append(number)

@@ -104,6 +104,9 @@ class Judge:
                 raise Violation(f"{replica.name} still counts {list(replica.residents.values())} among its residents")
         ledgers = {replica.name: replica.ledger for replica in scheduler.replicas.values()}
         ledgers |= {host.name: host.ledger for host in scheduler.swapper.pools.values()}
+        gone = scheduler.index.pools.difference(ledger.pool for ledger in ledgers.values())
+        if gone:
+            raise Violation(f"the index names blocks of pools that are gone: {sorted(gone)}")
         for name, ledger in ledgers.items():
             counts = ledger.counts()
             if counts.held or counts.moving or counts.quarantined:
