@@ -183,6 +183,7 @@ async def keep_open(
     """Until cancelled. `find` gives the scheduler's address whenever it is asked; it may change."""
     loop, broken = asyncio.get_running_loop(), asyncio.Event()
     link.broken = lambda: loop.call_soon_threadsafe(broken.set)
+    said = ""
     try:
         while True:
             try:
@@ -190,6 +191,7 @@ async def keep_open(
                 connection = await asyncio.to_thread(connect, address, security)
                 broken.clear()
                 link.open(connection, hello())
+                said = ""
                 while link.is_open:
                     link.send(pulse())
                     try:
@@ -197,7 +199,10 @@ async def keep_open(
                     except TimeoutError:
                         continue
             except (QuireError, OSError) as error:
-                log.info("no scheduler: %s", " ".join(str(error).split()) or type(error).__name__)
+                why = " ".join(str(error).split()) or type(error).__name__
+                # Once for each reason, however often it is tried.
+                log.log(logging.DEBUG if why == said else logging.INFO, "no scheduler: %s", why)
+                said = why
             await asyncio.sleep(RETRY_S)
     finally:
         link.broken = lambda: None
