@@ -266,7 +266,7 @@ def loads(scale: float) -> list[Load]:
         Load("many, ids only", True, 512, tokens(300), 0.010, detokenize=False),
         Load("64 single, 8,000/s made", False, 64, tokens(400), 0.008),
         Load("64 single, 16,000/s made", False, 64, tokens(800), 0.004),
-        Load("64 single, 64,000/s made", False, 64, tokens(1600), 0.001),
+        Load("64 single, 32,000/s made", False, 64, tokens(1600), 0.002),
     ]
 
 

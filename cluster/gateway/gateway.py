@@ -215,7 +215,8 @@ class Gateway:
                 log.error("request %s: %s", answer.request_id, error)
                 self._drop(answer, WorkFailed(f"tokens of request {answer.client_id} did not fit together: {error}"))
                 continue
-            self.watch.tokens(answer, len(tokens.ids), now)
+            if answer.log.num_new:
+                self.watch.tokens(answer, answer.log.num_new, now)
             if stopped is not None:
                 self._link.send(StopAt(answer.request_id, stopped.index, len(stopped.ids)))
             if tokens.reason is not Reason.NONE or stopped is not None:

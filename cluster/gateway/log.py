@@ -108,7 +108,7 @@ class SequenceLog:
 class RequestLog:
     """All sequences of a request."""
 
-    __slots__ = ("attempt", "num_stale", "sealed", "sequences")
+    __slots__ = ("attempt", "num_new", "num_stale", "sealed", "sequences")
 
     def __init__(
         self, num_sequences: int, make_cutter: Callable[[], TextCutter | None], has_logprobs: bool = False
@@ -118,6 +118,8 @@ class RequestLog:
         self.attempt = 0
         self.sealed = 0
         self.num_stale = 0
+        # Tokens that were not here before the last `take`: a new attempt repeats what is known.
+        self.num_new = 0
 
     @property
     def is_complete(self) -> bool:
@@ -147,6 +149,7 @@ class RequestLog:
     def take(self, tokens: Tokens) -> SequenceLog | None:
         """Puts tokens in their place; returns the sequence if a stop string has just ended it, so that the scheduler
         must be told. Raises `ProtocolError` for tokens that leave a gap or differ from what is logged."""
+        self.num_new = 0
         if tokens.attempt <= self.sealed:
             self.num_stale += 1
             return None
@@ -165,7 +168,10 @@ class RequestLog:
             new, logprobs = new[known:], logprobs[known:]
         if tokens.prompt_logprobs and not sequence.prompt_logprobs:
             sequence.prompt_logprobs = tokens.prompt_logprobs
-        if new and sequence.extend(new, logprobs):
+        before = len(sequence.ids)
+        is_stopped = bool(new) and sequence.extend(new, logprobs)
+        self.num_new = len(sequence.ids) - before
+        if is_stopped:
             return sequence
         # What a worker was told to drop goes on elsewhere, or was ended by whoever had it dropped.
         if tokens.reason is not Reason.NONE and tokens.reason is not Reason.DROPPED:

@@ -48,7 +48,7 @@ class Watch:
         if answer.first_token is None:
             answer.first_token = now
             answer.figures.first.observe(now - answer.arrived)
-        elif num_new:
+        else:
             answer.figures.gap.observe((now - answer.last_token) / num_new, num_new)
         answer.last_token = now
 

@@ -54,6 +54,7 @@ def test_a_stop_string_ends_the_sequence_at_its_last_token():
     log.take(tokens("on", 0, index=1))
     stopped = log.take(tokens("ab STOP and more", 0))
     assert stopped is log.sequences[0]
+    assert log.num_new == 7
     assert stopped.text(0, 99) == "ab " and len(stopped.ids) == 7 and stopped.stop_string == "STOP"
     # What the worker says behind it never existed.
     assert log.take(tokens("xyz", 16)) is None and len(stopped.ids) == 7
@@ -65,8 +66,11 @@ def test_sealed_attempts_are_deaf_and_the_next_one_repeats():
     log.take(tokens("abc", 0, attempt=1))
     log.seal(1)
     log.take(tokens("late", 3, attempt=1))
+    assert log.num_new == 0
     assert log.outputs == (ids(letters("abc")),)
     log.take(tokens("abcd", 0, attempt=2))
+    # What is repeated is not new.
+    assert log.num_new == 1
     log.take(tokens("e", 4, attempt=2, reason=Reason.STOP))
     assert log.outputs == (ids(letters("abcde")),) and log.attempt == 2
 
