@@ -25,7 +25,7 @@ from collections.abc import Awaitable, Callable
 from cluster.errors import ProtocolError, QuireError
 from cluster.wire.frames import FrameBuffer
 from worker import handshake
-from worker.transfer.security import TransferSecurity
+from worker.security import ClusterSecurity
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ class ControlLink:
 async def keep_open(
     link: ControlLink,
     find: Callable[[], Awaitable[str]],
-    security: TransferSecurity,
+    security: ClusterSecurity,
     hello: Callable[[], bytes],
     pulse: Callable[[], bytes],
 ) -> None:
@@ -209,7 +209,7 @@ async def keep_open(
         link.close()
 
 
-def connect(address: str, security: TransferSecurity) -> socket.socket:
+def connect(address: str, security: ClusterSecurity) -> socket.socket:
     """A socket to the scheduler at `address` on which both have proved who they are. Raises OSError or QuireError."""
     connection = _connect_here(address) or _connect_there(address, security)
     try:
@@ -239,7 +239,7 @@ def _connect_here(address: str) -> socket.socket | None:
     return None
 
 
-def _connect_there(address: str, security: TransferSecurity) -> socket.socket:
+def _connect_there(address: str, security: ClusterSecurity) -> socket.socket:
     host, _, port = address.rpartition(":")
     connection = socket.create_connection((host.strip("[]"), int(port)), handshake.HANDSHAKE_S)
     try:

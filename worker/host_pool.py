@@ -24,13 +24,13 @@ import numpy as np
 from cluster.errors import ConfigError, QuireError
 from cluster.messages import HostPoolJoined, HostPoolSettled
 from cluster.sizes import format_bytes, parse_bytes
+from worker.security import ClusterSecurity, TlsFiles
 from worker.transfer.blocks import COMMITTED, QUARANTINED, WRITING
 from worker.transfer.bytes import HostBytes
 from worker.transfer.copy import Copier
 from worker.transfer.end import PoolEnd
 from worker.transfer.memory import SharedMemory
 from worker.transfer.register import RegisterSettings, TransferRegister
-from worker.transfer.security import TlsFiles, TransferSecurity
 from worker.transfer.server import Listening, TransferServer
 from worker.transfer.states import Phase, layout_of
 
@@ -70,7 +70,7 @@ class HostPoolSettings:
 class HostPool:
     """Serves from when it is made until `close`."""
 
-    def __init__(self, settings: HostPoolSettings, security: TransferSecurity) -> None:
+    def __init__(self, settings: HostPoolSettings, security: ClusterSecurity) -> None:
         self.settings = settings
         self.num_blocks = settings.num_blocks
         self.incarnation = time.time_ns() // 1_000_000 if settings.incarnation is None else settings.incarnation
@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, lambda *_: stop.set())
     try:
         tls = TlsFiles(*options.tls) if options.tls else None
-        security = TransferSecurity(options.secret_file.read_text().strip(), tls)
+        security = ClusterSecurity(options.secret_file.read_text().strip(), tls)
         settings = HostPoolSettings(
             name=options.name,
             node=options.node,

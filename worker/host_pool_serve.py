@@ -19,12 +19,12 @@ from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
 from protos.quire.v1 import control_pb2 as pb
 from worker.control_link import LOST_EXIT, PULSES, ControlLink, keep_open
 from worker.host_pool import HostPool
-from worker.transfer.security import TransferSecurity
+from worker.security import ClusterSecurity
 
 log = logging.getLogger(__name__)
 
 
-async def serve_host_pool(pool: HostPool, find: Callable[[], Awaitable[str]], security: TransferSecurity) -> None:
+async def serve_host_pool(pool: HostPool, find: Callable[[], Awaitable[str]], security: ClusterSecurity) -> None:
     """Keeps the scheduler told until cancelled. `find` gives its address, which may change."""
     stream = PoolStream(pool)
     pulse = framed(pb.ToScheduler(pulse=pb.Pulse()))

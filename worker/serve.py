@@ -14,11 +14,11 @@ from collections.abc import Awaitable, Callable
 from cluster.messages import Tokens
 from worker.control_link import keep_open
 from worker.replica_stream import ReplicaStream
+from worker.security import ClusterSecurity
 from worker.spans import AttemptSpans
 from worker.step_loop import HANG_S, StepLoop
 from worker.swap import Swap
 from worker.token_push import TokenPusher
-from worker.transfer.security import TransferSecurity
 from worker.transfer.server import Listening
 from worker.worker import Worker
 
@@ -32,7 +32,7 @@ class WorkerServer:
         self,
         worker: Worker,
         find: Callable[[], Awaitable[str]],
-        security: TransferSecurity,
+        security: ClusterSecurity,
         *,
         channel_options: list[tuple[str, int]] | None = None,
         spans: AttemptSpans | None = None,

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from worker.pool import DevicePool
+from worker.security import ClusterSecurity
 from worker.transfer.agent import TransferAgent
 from worker.transfer.bytes import PoolBytes
 from worker.transfer.copy import Copier
 from worker.transfer.device import new_event, pool_bytes
 from worker.transfer.end import PoolEnd
 from worker.transfer.register import RegisterSettings, TransferRegister
-from worker.transfer.security import TransferSecurity
 from worker.transfer.server import Listening, TransferServer
 from worker.transfer.states import layout_of
 from worker.worker import Worker
@@ -31,7 +31,7 @@ _MEASURED_BYTES = 32 << 20
 class Swap:
     """Transfers between a worker's pool and the pools that `addresses` names; the owner keeps those up to date."""
 
-    def __init__(self, worker: Worker, security: TransferSecurity, listening: Listening | None = None) -> None:
+    def __init__(self, worker: Worker, security: ClusterSecurity, listening: Listening | None = None) -> None:
         pool = worker.parts.pool
         layout = layout_of(pool.layout.fingerprint(), pool.layout.block_bytes)
         register = TransferRegister(layout, pool.num_blocks, worker.incarnation, RegisterSettings(), own_content=True)

@@ -17,7 +17,7 @@ from cluster.messages import Tokens
 from cluster.wire.tokens import fill_tokens
 from protos.quire.v1 import front_pb2 as pb
 from protos.quire.v1.front_pb2_grpc import TokenServiceAsyncStub
-from worker.transfer.security import TransferSecurity
+from worker.security import ClusterSecurity
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class GatewayStream:
     """What one gateway has not got yet."""
 
     def __init__(
-        self, name: str, hello: pb.TokenHello, security: TransferSecurity, options: list[tuple[str, int]]
+        self, name: str, hello: pb.TokenHello, security: ClusterSecurity, options: list[tuple[str, int]]
     ) -> None:
         self._name = name
         self._hello = hello
@@ -97,7 +97,7 @@ class TokenPusher:
     """The streams of one worker to all gateways."""
 
     def __init__(
-        self, replica: str, incarnation: int, security: TransferSecurity, options: list[tuple[str, int]]
+        self, replica: str, incarnation: int, security: ClusterSecurity, options: list[tuple[str, int]]
     ) -> None:
         self._hello = pb.TokenHello(replica=replica, incarnation=incarnation)
         self._security = security

@@ -23,10 +23,10 @@ from cluster.gateway.models import TextModel
 from cluster.gateway.server import GatewayServer
 from cluster.gateway.settings import GatewaySettings
 from protos.quire.v1.front_pb2_grpc import add_TokenServiceServicer_to_server
-from worker.transfer.security import TransferSecurity
+from worker.security import ClusterSecurity
 
 MODEL = "demo"
-SECURITY = TransferSecurity("a secret of this benchmark's own")
+SECURITY = ClusterSecurity("a secret of this benchmark's own")
 
 
 async def serve(scheduler: str) -> None:

@@ -31,7 +31,7 @@ from cluster.serving.scheduler_server import Addresses, Doors, serve_scheduler
 from cluster.settings import SchedulerSettings, WorkerSettings
 from protos.quire.v1 import admin_pb2 as pb
 from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
-from worker.transfer.security import TlsFiles, TransferSecurity
+from worker.security import ClusterSecurity, TlsFiles
 
 START_S = 120.0
 
@@ -112,7 +112,7 @@ class Processes:
         self._folder = tempfile.TemporaryDirectory(prefix="quire-")
         self._address_file = Path(self._folder.name) / "scheduler"
         self._secret, self._hash_key = secrets.token_hex(16), secrets.token_bytes(32)
-        self.inside = Inside(host, TransferSecurity(self._secret, tls))
+        self.inside = Inside(host, ClusterSecurity(self._secret, tls))
         self._networks = networks or {}
         self.members: dict[str, Member] = {}
         self._front = self.admin = ""

@@ -18,8 +18,8 @@ from typing import Any
 from cluster.settings import WorkerSettings
 from worker.host_pool import HostPool, HostPoolSettings
 from worker.host_pool_serve import serve_host_pool
+from worker.security import ClusterSecurity, TlsFiles
 from worker.transfer.register import RegisterSettings
-from worker.transfer.security import TlsFiles, TransferSecurity
 from worker.transfer.server import Listening
 
 
@@ -32,7 +32,7 @@ def serve(argv: list[str]) -> None:
         # A scheduler that starts again writes its new address there.
         return await asyncio.to_thread(address.read_text)
 
-    security = TransferSecurity(about["secret"], _tls(about["tls"]))
+    security = ClusterSecurity(about["secret"], _tls(about["tls"]))
     if about["role"] == "worker":
         asyncio.run(_work(about, find, security))
     else:
@@ -46,7 +46,7 @@ def _tls(paths: list[str]) -> TlsFiles | None:
     return TlsFiles(certificate, key, authority)
 
 
-async def _work(about: dict[str, Any], find: Any, security: TransferSecurity) -> None:
+async def _work(about: dict[str, Any], find: Any, security: ClusterSecurity) -> None:
     # Torch is loaded in a process that runs a model and in no other.
     from worker.serve import WorkerServer
     from worker.worker import Worker
@@ -64,7 +64,7 @@ async def _work(about: dict[str, Any], find: Any, security: TransferSecurity) ->
     await server.run()
 
 
-async def _hold(about: dict[str, Any], find: Any, security: TransferSecurity) -> None:
+async def _hold(about: dict[str, Any], find: Any, security: ClusterSecurity) -> None:
     settings = HostPoolSettings(
         name=about["name"],
         node=about["node"],

@@ -20,13 +20,13 @@ from cluster.bench.report import Report
 from cluster.bench.transfer_peers import ByteStream, ObjectStore, Pool, checked, memcpy
 from cluster.bench.transfer_pool import host_pool, processor_seconds
 from cluster.messages import Road, Transfer, ids
+from worker.security import ClusterSecurity
 from worker.transfer.agent import AgentSettings, TransferAgent
 from worker.transfer.bytes import HostBytes
 from worker.transfer.checksum import checksummer
 from worker.transfer.copy import Copier, block_rows
 from worker.transfer.end import PoolEnd
 from worker.transfer.register import RegisterSettings, TransferRegister
-from worker.transfer.security import TransferSecurity
 from worker.transfer.states import Carrier, layout_of
 
 NAMES = {Carrier.SHARED_MEMORY: "shared memory", Carrier.SOCKET: "data socket", Carrier.STREAM: "gRPC stream"}
@@ -196,7 +196,7 @@ class _Ends:
         self._starting = host_pool(len(self._source), self._block_bytes, self._secret)
         self.pid, told = self._starting.__enter__()
         self._incarnation = int(str(told["incarnation"]))
-        security, addresses = TransferSecurity(self._secret), {"host": str(told["address"])}
+        security, addresses = ClusterSecurity(self._secret), {"host": str(told["address"])}
         self._agents = {
             carrier: TransferAgent(self.end, addresses, security, AgentSettings(carriers=(carrier,)))
             for carrier in Carrier

@@ -24,9 +24,9 @@ from cluster.bench.transfer_pool import delayed_seconds, host_pool, processor_se
 from cluster.messages import Plan, Result, Road, Start, Tokens, Transfer, ids
 from cluster.sampling import SamplingParams
 from cluster.settings import WorkerSettings
+from worker.security import ClusterSecurity
 from worker.step_loop import Inbound, Outbound, StepLoop
 from worker.swap import Swap
-from worker.transfer.security import TransferSecurity
 from worker.worker import Worker
 
 BATCH, PROMPT, NUM_TOKENS = 16, 64, 240
@@ -95,7 +95,7 @@ class Loaded:
         self._pids = [os.getpid(), pool_pid]
         self._pool, self._incarnation = str(pool["pool"]), int(str(pool["incarnation"]))
         self._worker = worker
-        self._swap = Swap(worker, TransferSecurity(secret))
+        self._swap = Swap(worker, ClusterSecurity(secret))
         self._swap.direct({self._pool: str(pool["address"])})
         self._swap.begin_epoch(1)
         self._link = QueueLink(self._say)

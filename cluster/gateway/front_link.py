@@ -24,7 +24,7 @@ from cluster.wire.front import FrontEvent, fill_event, notice_from
 from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
 from protos.quire.v1 import front_pb2 as pb
 from protos.quire.v1.front_pb2_grpc import FrontServiceAsyncStub
-from worker.transfer.security import TransferSecurity
+from worker.security import ClusterSecurity
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class LinkSettings:
     incarnation: int
     token_address: str
     find: Callable[[], Awaitable[str]]
-    security: TransferSecurity
+    security: ClusterSecurity
     options: Sequence[tuple[str, int]] = ()
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worker.transfer.security import PEER_NAME, TlsFiles, TransferSecurity
+from worker.security import PEER_NAME, ClusterSecurity, TlsFiles
 
 if TYPE_CHECKING:
     from cluster.serving.ray_state import RayState
@@ -27,7 +27,7 @@ class Inside:
     """`host`: what this process's internal ports listen on, and what others reach them by."""
 
     host: str
-    security: TransferSecurity
+    security: ClusterSecurity
 
     def address(self, port: int) -> str:
         return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
@@ -58,12 +58,12 @@ def inside_of(state: RayState) -> Inside:
 
     secret = state.key(SECRET).hex()
     if not state.get(AUTHORITY):
-        return Inside("127.0.0.1", TransferSecurity(secret))
+        return Inside("127.0.0.1", ClusterSecurity(secret))
     # Ray knows a node by this address; what a process finds out by itself may be another one.
     node = ray.get_runtime_context().get_node_id()
     host = next(str(one["NodeManagerAddress"]) for one in ray.nodes() if one["NodeID"] == node)
     certificate, key, authority = (_in_memory(name, state.get(name)) for name in (CERTIFICATE, KEY, AUTHORITY))
-    return Inside(host, TransferSecurity(secret, TlsFiles(certificate, key, authority)))
+    return Inside(host, ClusterSecurity(secret, TlsFiles(certificate, key, authority)))
 
 
 def _in_memory(name: str, content: str) -> Path:

@@ -18,7 +18,7 @@ from cluster.watching.metrics import CONTENT_TYPE, Described, Family, Sample, me
 from cluster.watching.metrics_names import SCHEDULER
 from protos.quire.v1 import front_pb2 as pb
 from protos.quire.v1.front_pb2_grpc import FiguresServiceAsyncStub
-from worker.transfer.security import TransferSecurity
+from worker.security import ClusterSecurity
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class ClusterFigures:
     """Collects the families of all processes. `gateways` gives internal addresses by name, as of now."""
 
     def __init__(
-        self, own: Callable[[], list[Family]], gateways: Callable[[], Mapping[str, str]], security: TransferSecurity
+        self, own: Callable[[], list[Family]], gateways: Callable[[], Mapping[str, str]], security: ClusterSecurity
     ) -> None:
         self._own = own
         self._gateways = gateways

@@ -13,7 +13,7 @@ import pytest
 
 from cluster.bench.processes import Network
 from cluster.serving.auth_certificates import make_identity
-from worker.transfer.security import PEER_NAME, TlsFiles
+from worker.security import PEER_NAME, TlsFiles
 
 
 def ip(*arguments: str) -> None:

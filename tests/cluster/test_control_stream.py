@@ -25,9 +25,9 @@ from tests.cluster.front_door import Proxy
 from tests.cluster.test_inside import SECRET, identity
 from worker import control_link, handshake
 from worker.control_link import GREETING, ControlLink, connect, keep_open, local_name
-from worker.transfer.security import TlsFiles, TransferSecurity
+from worker.security import ClusterSecurity, TlsFiles
 
-SECURITY = TransferSecurity(SECRET)
+SECURITY = ClusterSecurity(SECRET)
 SILENCE_S = 4.0
 
 
@@ -49,7 +49,7 @@ def result(number: int, plan: int) -> bytes:
 class Centre:
     """A scheduler's control port."""
 
-    def __init__(self, security: TransferSecurity) -> None:
+    def __init__(self, security: ClusterSecurity) -> None:
         self.host = SchedulerHost(SchedulerSettings(), 1)
         self.control = ControlServer(self.host, SILENCE_S)
         self.security = security
@@ -82,7 +82,7 @@ class Centre:
         return found
 
 
-def at_the_port(story: Callable[[Centre], Awaitable[None]], security: TransferSecurity = SECURITY) -> None:
+def at_the_port(story: Callable[[Centre], Awaitable[None]], security: ClusterSecurity = SECURITY) -> None:
     async def run() -> None:
         centre = Centre(security)
         centre.address = await centre.control.listen(Inside("127.0.0.1", security))
@@ -113,7 +113,7 @@ def test_only_who_knows_the_secret_is_let_in(monkeypatch: pytest.MonkeyPatch, tm
         assert await centre.heard_by(link, 2) == ["welcome", "directory"]
         for count, wrong in enumerate(("another secret, as long.", SECRET[:-1] + "!", SECRET + " "), 1):
             with pytest.raises((NotAuthenticated, OSError)):
-                await asyncio.to_thread(connect, centre.address, TransferSecurity(wrong, tls))
+                await asyncio.to_thread(connect, centre.address, ClusterSecurity(wrong, tls))
             # The client sees it first, and says nothing more; the scheduler sees the end of the connection.
             assert len(centre.control.peers) == 1, count
         if tls is not None:
@@ -121,11 +121,11 @@ def test_only_who_knows_the_secret_is_let_in(monkeypatch: pytest.MonkeyPatch, tm
             strange: TlsFiles | None = identity(tmp_path / "strange")
             for stranger in (None, strange):
                 with pytest.raises((NotAuthenticated, OSError)):
-                    await asyncio.to_thread(connect, centre.address, TransferSecurity(SECRET, stranger))
+                    await asyncio.to_thread(connect, centre.address, ClusterSecurity(SECRET, stranger))
         link.close()
         await centre.until(lambda: centre.control.peers["r0"].stream is None)
 
-    at_the_port(story, TransferSecurity(SECRET, tls))
+    at_the_port(story, ClusterSecurity(SECRET, tls))
 
 
 def test_the_scheduler_believes_nobody_who_only_says_so() -> None:

@@ -30,11 +30,11 @@ from protos.quire.v1.front_pb2_grpc import (
     add_TokenServiceServicer_to_server,
 )
 from tests.cluster.front_door import PROMPT, Proxy, expected, slow, text_model
+from worker.security import ClusterSecurity
 from worker.token_push import TokenPusher
-from worker.transfer.security import TransferSecurity
 
 SILENCE_S = 0.8
-SECURITY = TransferSecurity("the secret of these tests")
+SECURITY = ClusterSecurity("the secret of these tests")
 
 
 @dataclass

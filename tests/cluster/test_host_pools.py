@@ -26,11 +26,11 @@ from tests.cluster.front_door import Proxy
 from tests.cluster.test_scheduler import submit
 from worker.host_pool import HostPool, HostPoolSettings
 from worker.host_pool_serve import serve_host_pool
-from worker.transfer.security import TransferSecurity
+from worker.security import ClusterSecurity
 
 BLOCK_BYTES, NUM_BLOCKS = 4096, 16
 SILENCE_S = 4.0
-SECURITY = TransferSecurity("the secret of this test")
+SECURITY = ClusterSecurity("the secret of this test")
 
 
 class Centre:

@@ -24,7 +24,7 @@ from protos.quire.v1.front_pb2_grpc import (
     add_FrontServiceServicer_to_server,
     add_TokenServiceServicer_to_server,
 )
-from worker.transfer.security import PEER_NAME, TlsFiles, TransferSecurity
+from worker.security import PEER_NAME, ClusterSecurity, TlsFiles
 
 SECRET = "the secret of these tests"
 
@@ -37,7 +37,7 @@ def identity(folder: Path) -> TlsFiles:
     return files
 
 
-async def serve(security: TransferSecurity) -> tuple[grpc.aio.Server, str]:
+async def serve(security: ClusterSecurity) -> tuple[grpc.aio.Server, str]:
     """All internal services as the scheduler and a gateway serve them."""
     host = SchedulerHost(SchedulerSettings(), 1)
     server = grpc.aio.server(interceptors=[security.aio_interceptor()])
@@ -48,7 +48,7 @@ async def serve(security: TransferSecurity) -> tuple[grpc.aio.Server, str]:
     return server, f"127.0.0.1:{port}"
 
 
-async def opened(security: TransferSecurity, address: str) -> list[str]:
+async def opened(security: ClusterSecurity, address: str) -> list[str]:
     """How the first word on each internal stream is answered."""
     protocols = {"oldest_protocol": OLDEST_PROTOCOL, "newest_protocol": NEWEST_PROTOCOL}
     front = front_pb2.AttachRequest(hello=front_pb2.GatewayHello(gateway="g", incarnation=1, **protocols))
@@ -81,16 +81,16 @@ def test_only_who_shows_the_secret_is_let_in(tmp_path: Path, has_tls: bool) -> N
     tls = identity(tmp_path / "ours") if has_tls else None
 
     async def story() -> None:
-        server, address = await serve(TransferSecurity(SECRET, tls))
+        server, address = await serve(ClusterSecurity(SECRET, tls))
         try:
-            assert await opened(TransferSecurity(SECRET, tls), address) == ["answered"] * 2
+            assert await opened(ClusterSecurity(SECRET, tls), address) == ["answered"] * 2
             for wrong in ("another secret, as long.", SECRET[:-1] + "!", SECRET + " "):
-                assert await opened(TransferSecurity(wrong, tls), address) == ["UNAUTHENTICATED"] * 2
+                assert await opened(ClusterSecurity(wrong, tls), address) == ["UNAUTHENTICATED"] * 2
             if has_tls:
                 # The secret alone is not enough, nor is it with the certificate of another authority.
                 strange = identity(tmp_path / "strange")
                 for stranger in (None, strange):
-                    assert await opened(TransferSecurity(SECRET, stranger), address) == ["UNAVAILABLE"] * 2
+                    assert await opened(ClusterSecurity(SECRET, stranger), address) == ["UNAVAILABLE"] * 2
         finally:
             await server.stop(None)
 

@@ -31,8 +31,8 @@ from tests.worker.transfer_parts import (
     wait,
 )
 from worker.host_pool import HostPool, HostPoolSettings
+from worker.security import ClusterSecurity
 from worker.transfer.register import RegisterSettings
-from worker.transfer.security import TransferSecurity
 from worker.transfer.states import Carrier
 
 BLOCK_BYTES = 1 << 16
@@ -104,7 +104,7 @@ def test_calls_need_the_secret_and_a_deadline(pool: PoolProcess) -> None:
 def test_a_worker_with_another_secret_gets_nowhere(pool: PoolProcess, seed: int) -> None:
     worker = WorkerPool(1, BLOCK_BYTES, seed, name="stranger")
     agent = worker.agent({pool.name: pool.address})
-    agent._security = TransferSecurity("not the secret of these tests")
+    agent._security = ClusterSecurity("not the secret of these tests")
     answer = run(agent, order(1, Road.WRITE, pool, [0], [0]))
     agent.close()
     assert not answer.ok and "this port takes calls of the cluster's own processes only" in answer.detail
@@ -188,7 +188,7 @@ def test_it_ends_when_it_is_told_to(end: signal.Signals | str, tmp_path: Path) -
         (["--size", "lots"], "which is no amount of memory"),
         (["--block-bytes", "1000"], "a pool's blocks have a multiple of 64 bytes"),
         (["--size", "4000TiB"], "set a smaller pool"),
-        (["--secret-file", "/dev/null"], "the transfer secret has 0 characters; give at least 16"),
+        (["--secret-file", "/dev/null"], "the secret of the cluster has 0 characters; give at least 16"),
         (["--port", "1", "--host", "203.0.113.1"], "cannot listen on 203.0.113.1"),
     ],
 )
@@ -262,7 +262,7 @@ def test_settings_that_cannot_be() -> None:
     with pytest.raises(ConfigError, match="holds no block"):
         settings(size=10).num_blocks  # noqa: B018
     with pytest.raises(ConfigError, match="has 5 characters; give at least 16"):
-        TransferSecurity("short")
+        ClusterSecurity("short")
 
 
 def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from cluster.messages import Road, Transfer, ids
 from cluster.serving.auth_certificates import make_certificates
 from protos.quire.v1 import transfer_pb2 as pb
 from tests.worker.transfer_parts import ROOT, SECRET, SECURITY, WorkerPool, num_descriptors, run, wait
+from worker.security import ClusterSecurity, TlsFiles
 from worker.transfer.agent import AgentSettings, TransferAgent
 from worker.transfer.handover import HandoverServer, take_over
 from worker.transfer.memory import SharedMemory
-from worker.transfer.security import TlsFiles, TransferSecurity
 from worker.transfer.server import TransferServer
 from worker.transfer.states import Carrier
 
@@ -146,11 +146,11 @@ def test_a_silent_peer_does_not_stop_the_others(server: HandoverServer) -> None:
 
 @pytest.mark.parametrize("carrier", [Carrier.SOCKET, Carrier.STREAM])
 def test_transfers_over_tls_need_a_certificate_of_ours(carrier: Carrier, tmp_path: Path, seed: int) -> None:
-    def pair(folder: str) -> tuple[TransferSecurity, TransferSecurity]:
+    def pair(folder: str) -> tuple[ClusterSecurity, ClusterSecurity]:
         """What the end that listens and the end that calls show."""
         files = make_certificates(tmp_path / folder, ["quire", "127.0.0.1"])
         served = TlsFiles(files.server_certificate, files.server_key, files.authority)
-        return TransferSecurity(SECRET, served), TransferSecurity(
+        return ClusterSecurity(SECRET, served), ClusterSecurity(
             SECRET, TlsFiles(files.client_certificate, files.client_key, files.authority)
         )
 
@@ -158,7 +158,7 @@ def test_transfers_over_tls_need_a_certificate_of_ours(carrier: Carrier, tmp_pat
     here, there = WorkerPool(4, 1 << 20, seed), WorkerPool(4, 1 << 20, seed + 1, name="worker-1", incarnation=9)
     server = TransferServer(there.end, serving)
     outcomes = []
-    for number, shown in enumerate((ours, strange, TransferSecurity(SECRET)), 1):
+    for number, shown in enumerate((ours, strange, ClusterSecurity(SECRET)), 1):
         agent = TransferAgent(here.end, {"worker-1": server.address}, shown, AgentSettings(carriers=(carrier,)))
         outcomes.append(run(agent, Transfer(number, Road.WRITE, "worker-1", 9, ids([0]), ids([number]), 3.0)).ok)
         agent.close()

@@ -20,17 +20,17 @@ import numpy.typing as npt
 from cluster.messages import Road, Transfer, Transferred, ids
 from protos.quire.v1 import transfer_pb2 as pb
 from protos.quire.v1.transfer_pb2_grpc import TransferServiceStub
+from worker.security import ClusterSecurity
 from worker.transfer.agent import AgentSettings, TransferAgent
 from worker.transfer.bytes import HostBytes
 from worker.transfer.copy import Copier
 from worker.transfer.end import PoolEnd
 from worker.transfer.register import RegisterSettings, TransferRegister
-from worker.transfer.security import TransferSecurity
 from worker.transfer.states import Carrier, layout_of
 
 ROOT = Path(__file__).parents[2]
 SECRET = "the secret of these tests"
-SECURITY = TransferSecurity(SECRET)
+SECURITY = ClusterSecurity(SECRET)
 FINGERPRINT = "kv1-test"
 CALL_S = 20.0
 
@@ -86,7 +86,7 @@ def host_pool(
     block_bytes: int,
     *options: str,
     name: str = "host-0",
-    security: TransferSecurity = SECURITY,
+    security: ClusterSecurity = SECURITY,
 ) -> Iterator[PoolProcess]:
     """Starts `python -m worker.host_pool` and waits until it can be reached."""
     secret = folder / "secret"

@@ -19,11 +19,11 @@ import numpy as np
 
 from cluster.errors import QuireError, TransferError
 from cluster.messages import Road, Transfer, Transferred
+from worker.security import ClusterSecurity
 from worker.transfer.end import PoolEnd
 from worker.transfer.memory import keep_freed_memory
 from worker.transfer.peer import PeerPool
 from worker.transfer.run import Part, PartRun
-from worker.transfer.security import TransferSecurity
 from worker.transfer.settle import Settler
 from worker.transfer.states import Blocks, Carrier, TransferKey
 
@@ -73,7 +73,7 @@ class TransferAgent:
         self,
         end: PoolEnd,
         addresses: Mapping[str, str],
-        security: TransferSecurity,
+        security: ClusterSecurity,
         settings: AgentSettings | None = None,
         answered: Callable[[], object] = lambda: None,
     ) -> None:

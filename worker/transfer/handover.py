@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 from cluster.errors import TransferError
 from protos.quire.v1 import transfer_pb2 as pb
+from worker.security import ClusterSecurity
 from worker.transfer.memory import SharedMemory
-from worker.transfer.security import TransferSecurity
 
 MAX_SESSIONS = 256
 _HELLO_S = 2.0
@@ -47,7 +47,7 @@ class HandoverServer:
     """Gives `memory` to peers. `died(session)` is called on its thread once a peer's process is dead."""
 
     def __init__(
-        self, memory: SharedMemory, incarnation: int, security: TransferSecurity, died: Callable[[int], object]
+        self, memory: SharedMemory, incarnation: int, security: ClusterSecurity, died: Callable[[int], object]
     ) -> None:
         self.name = f"quire-{secrets.token_hex(12)}"
         self._memory = memory

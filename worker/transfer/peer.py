@@ -18,12 +18,12 @@ from cluster.errors import TransferError
 from protos.quire.v1 import transfer_pb2 as pb
 from protos.quire.v1.transfer_pb2_grpc import TransferServiceStub
 from worker.handshake import HANDSHAKE_S
+from worker.security import ClusterSecurity
 from worker.transfer.end import PoolEnd
 from worker.transfer.frames import Lost, prepare
 from worker.transfer.handover import boot_id, take_over
 from worker.transfer.memory import SharedMemory
 from worker.transfer.packed import SERVICE, pack, unpack
-from worker.transfer.security import TransferSecurity
 from worker.transfer.socket import greet
 from worker.transfer.states import Carrier, Refusal, Refused, Reservation, TransferName
 from worker.transfer.wire import error_from, layout_message, name_message, reservation_message
@@ -40,7 +40,7 @@ _PAUSE_S, _MAX_PAUSE_S = 0.02, 0.5
 class PeerPool:
     """The pool `name` at `address`. `join` comes first."""
 
-    def __init__(self, name: str, address: str, end: PoolEnd, security: TransferSecurity) -> None:
+    def __init__(self, name: str, address: str, end: PoolEnd, security: ClusterSecurity) -> None:
         self.name = name
         self.address = address
         self.incarnation = 0

@@ -20,11 +20,11 @@ from cluster.errors import ConfigError, TransferError
 from protos.quire.v1 import transfer_pb2 as pb
 from protos.quire.v1.transfer_pb2_grpc import add_TransferServiceServicer_to_server
 from worker.handshake import HANDSHAKE_S
+from worker.security import ClusterSecurity
 from worker.transfer.end import PoolEnd
 from worker.transfer.frames import Lost, prepare
 from worker.transfer.handover import HandoverServer
 from worker.transfer.memory import keep_freed_memory
-from worker.transfer.security import TransferSecurity
 from worker.transfer.service import TransferService
 from worker.transfer.socket import Receiver, Sender, welcome
 from worker.transfer.states import Carrier, Moving, Refusal, Refused, TransferName
@@ -53,7 +53,7 @@ class TransferServer:
     def __init__(
         self,
         end: PoolEnd,
-        security: TransferSecurity,
+        security: ClusterSecurity,
         listening: Listening | None = None,
         tick: Callable[[], object] | None = None,
     ) -> None:

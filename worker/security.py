@@ -2,7 +2,7 @@
 
 Control streams, streams of tokens and transfers are opened only to whoever shows the secret, which travels as a bearer
 token of each call, so a port without TLS belongs on loopback. Servers, clients and data sockets take what they need
-from `TransferSecurity`; nothing here reads the environment.
+from `ClusterSecurity`; nothing here reads the environment.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class TlsFiles:
 
 
 @dataclass(frozen=True, slots=True)
-class TransferSecurity:
+class ClusterSecurity:
     secret: str
     tls: TlsFiles | None = None
 
     def __post_init__(self) -> None:
         if len(self.secret) < 16:
-            raise ConfigError(f"the transfer secret has {len(self.secret)} characters; give at least 16")
+            raise ConfigError(f"the secret of the cluster has {len(self.secret)} characters; give at least 16")
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What every call carries."""
@@ -131,7 +131,7 @@ class TransferSecurity:
 class _Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in its types only
     """Refuses calls without the secret before they reach the service."""
 
-    def __init__(self, security: TransferSecurity) -> None:
+    def __init__(self, security: ClusterSecurity) -> None:
         self._security = security
 
         def refuse(request: object, context: grpc.ServicerContext) -> None:
@@ -152,7 +152,7 @@ class _Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in it
 class _AioGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its types only
     """The same for servers of an event loop. It looks once per stream."""
 
-    def __init__(self, security: TransferSecurity) -> None:
+    def __init__(self, security: ClusterSecurity) -> None:
         self._security = security
 
         async def refuse(requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
@@ -170,7 +170,7 @@ class _AioGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generi
         return self._refuse
 
 
-def _shows_secret(security: TransferSecurity, call: grpc.HandlerCallDetails) -> bool:
+def _shows_secret(security: ClusterSecurity, call: grpc.HandlerCallDetails) -> bool:
     given = dict(call.invocation_metadata).get(_METADATA, "")
     text = given if isinstance(given, str) else given.decode(errors="replace")
     return security.accepts(text.removeprefix("Bearer "))
