@@ -153,7 +153,7 @@ def _turn(
             into.started += len(order.starts)
             workers.obey(int(order.replica[1:]), order)
         elif isinstance(order, Done):
-            closed.append(Closed(order.request_id))
+            closed.append(Closed(order.request_id, order.gateway, order.route))
     return closed
 
 

@@ -313,8 +313,9 @@ class Scheduler:
 
     def _on_closed(self, closed: Closed) -> None:
         under_way = self.requests.get(closed.request_id)
-        if under_way is not None and under_way.state is State.SEALING:
-            # A gateway that told a new scheduler its state may get the last tokens only then.
+        if under_way is not None and (under_way.gateway, under_way.route) == (closed.gateway, closed.route):
+            # A gateway that told a new scheduler its state may get the last tokens only then, of an old attempt or from
+            # the old scheduler. Under another route the client has asked again.
             self.abort(under_way, Reason.DROPPED)
         request = self.unclosed.pop(closed.request_id, None)
         if request is not None:

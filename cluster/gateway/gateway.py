@@ -283,7 +283,7 @@ class Gateway:
             return
         answer = self._answers.get(done.route)
         if answer is None:
-            self._link.send(Closed(done.request_id))
+            self._link.send(Closed(done.request_id, done.gateway, done.route))
             return
         answer.done = done
         if not answer.log.is_complete:
@@ -412,7 +412,7 @@ class Gateway:
 
     def _close(self, answer: Answer) -> None:
         self._forget(answer)
-        self._closing.add(answer.request_id)
+        self._closing.add(Closed(answer.request_id, answer.submit.gateway, answer.route))
 
     def _forget(self, answer: Answer) -> None:
         answer.stop_timer()

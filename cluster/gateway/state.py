@@ -66,14 +66,14 @@ class Closing:
 
     def __init__(self, link: SchedulerLink) -> None:
         self._link = link
-        self._waiting: list[str] = []
+        self._waiting: list[Closed] = []
 
-    def add(self, request_id: str) -> None:
-        self._waiting.append(request_id)
+    def add(self, closed: Closed) -> None:
+        self._waiting.append(closed)
         if len(self._waiting) == 1:
             asyncio.get_running_loop().call_later(CLOSE_AFTER_S, self._tell)
 
     def _tell(self) -> None:
         waiting, self._waiting = self._waiting, []
-        for request_id in waiting:
-            self._link.send(Closed(request_id))
+        for closed in waiting:
+            self._link.send(closed)

@@ -56,9 +56,12 @@ class Sealed:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The gateway has every token of the request: nothing of it need be kept any longer."""
+    """The gateway has every token of the request: nothing of it need be kept any longer. Nobody wants what still runs
+    of it under this route, because a new scheduler could not know that it was over."""
 
     request_id: str
+    gateway: str
+    route: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,7 +180,7 @@ class Embedded:
             live.done = True
             live.preemptions = order.preemptions
             live.finished_s = time.monotonic() - live.made_at
-        self._events.append(Closed(order.request_id))
+        self._events.append(Closed(order.request_id, order.gateway, order.route))
 
     def _take(self, tokens: Tokens) -> None:
         live = self.live.get(tokens.route)

@@ -236,7 +236,7 @@ class Capacity:
         self._launch_idle(obeyed)
 
     def _done(self, done: Done) -> None:
-        self._events.append(Closed(done.request_id))
+        self._events.append(Closed(done.request_id, done.gateway, done.route))
         self.outcome.finished += 1
         self.outcome.preemptions.append(done.preemptions)
         self.outcome.latencies.append(self.now - self.obeying.asked_at.pop(done.request_id))

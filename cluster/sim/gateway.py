@@ -207,7 +207,7 @@ class SimGateway(Process):
         if request is None:
             # A route of an earlier life may belong to a client who has come back and asks under the same name.
             if done.route >> ROUTE_BITS == self.life:
-                self.tell(Closed(done.request_id))
+                self.tell(Closed(done.request_id, self.name, done.route))
             return
         request.is_done = True
         self._close_if_over(request)
@@ -217,7 +217,7 @@ class SimGateway(Process):
             del self.open[request.route]
             if not request.client.outcome:
                 request.client.outcome = "done"
-            self.tell(Closed(request.client.ask.request_id))
+            self.tell(Closed(request.client.ask.request_id, self.name, request.route))
 
     # -- a new scheduler
 

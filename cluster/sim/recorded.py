@@ -207,7 +207,7 @@ class _Repeat:
             if isinstance(order, Plan):
                 self.obeying.obey(0, order, self.now)
             elif isinstance(order, Done):
-                self.events.append(Closed(order.request_id))
+                self.events.append(Closed(order.request_id, order.gateway, order.route))
         self.num_turns += 1
         self.num_orders += len(orders)
 

@@ -138,9 +138,13 @@ def _sealed_from(message: pb.SealedEvent, now: float) -> Sealed:
     return Sealed(message.request_id, message.attempt, outputs, _reasons_from(message.finished))
 
 
-def _fill_named(message: pb.FrontEvent, event: Cancel | Closed, now: float) -> None:
-    part = message.cancel if isinstance(event, Cancel) else message.closed
-    part.request_id = event.request_id
+def _fill_cancel(message: pb.FrontEvent, cancel: Cancel, now: float) -> None:
+    message.cancel.request_id = cancel.request_id
+
+
+def _fill_closed(message: pb.FrontEvent, closed: Closed, now: float) -> None:
+    part = message.closed
+    part.request_id, part.gateway, part.route = closed.request_id, closed.gateway, closed.route
 
 
 def _fill_adopt(message: pb.FrontEvent, adopt: Adopt, now: float) -> None:
@@ -179,8 +183,8 @@ _FILL_EVENT: Mapping[type, Callable[[pb.FrontEvent, Any, float], None]] = {
     Pin: lambda message, event, now: _fill_pin(message.pin, event, now),
     StopAt: _fill_stop_at,
     Sealed: _fill_sealed,
-    Cancel: _fill_named,
-    Closed: _fill_named,
+    Cancel: _fill_cancel,
+    Closed: _fill_closed,
     Adopt: _fill_adopt,
     GatewayState: _fill_gateway_state,
 }
@@ -188,7 +192,7 @@ _READ_EVENT: Mapping[str, Callable[[Any, float], FrontEvent]] = {
     "submit": _submit_from,
     "pin": _pin_from,
     "cancel": lambda message, now: Cancel(message.request_id),
-    "closed": lambda message, now: Closed(message.request_id),
+    "closed": lambda message, now: Closed(message.request_id, message.gateway, message.route),
     "stop_at": lambda message, now: StopAt(message.request_id, message.index, message.num_outputs),
     "sealed": _sealed_from,
     "adopt": lambda message, now: Adopt(message.request_id, message.tenant, message.gateway, message.route),

@@ -309,10 +309,22 @@ def test_closed_requests_leave_nothing_behind() -> None:
     driver = Driver()
     start = starts(driver.turn(submit("q", range(40), 4)))["q"]
     driver.result(stopped=[(start, Reason.LENGTH, 43, 4)])
-    driver.turn(Closed("q"))
+    driver.turn(Closed("q", start.gateway, start.route))
     assert not driver.scheduler.requests and not driver.scheduler.unclosed
     assert driver.scheduler.index.num_computing == 0
     assert driver.scheduler.replicas["r0"].ledger.counts().held == 0
+
+
+def test_what_a_gateway_has_whole_runs_no_further() -> None:
+    """A new scheduler makes a request again whose last tokens come to the gateway from the old one."""
+    driver = Driver()
+    start = starts(driver.turn(submit("q", range(40), 4)))["q"]
+    late = Closed("q", start.gateway, start.route - 1)
+    assert not [plan for plan in driver.turn(late) if isinstance(plan, Plan) and plan.drops]
+    (plan,) = [order for order in driver.turn(Closed("q", start.gateway, start.route)) if isinstance(order, Plan)]
+    assert [drop.seq for drop in plan.drops] == [start.seq]
+    driver.result(stopped=[(start, Reason.DROPPED, 40, 0)])
+    assert not driver.scheduler.requests
 
 
 def test_a_new_scheduler_refuses_no_model_before_its_replicas_had_time_to_report() -> None:

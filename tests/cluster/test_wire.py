@@ -207,7 +207,7 @@ events = st.one_of(
     st.builds(m.Cancel, names),
     st.builds(m.StopAt, names, counts, counts),
     st.builds(m.Sealed, names, counts, tuples(ids), tuples(reasons)),
-    st.builds(m.Closed, names),
+    st.builds(m.Closed, names, names, longs),
     st.builds(m.Adopt, names, names, names, longs),
     st.builds(m.Pin, names, names, longs, names, names, ids, tuples(hashes), st.integers(0, 10**6).map(float), blobs),
     st.builds(m.GatewayState, names, tuples(st.builds(m.OpenRequest, submits, counts, tuples(ids), tuples(reasons)))),

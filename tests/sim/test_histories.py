@@ -101,6 +101,7 @@ FOUND = {
     42713: "a request of which a new scheduler had found a part was moved whole",
     77: "what a replica had told an earlier scheduler acknowledged the plans of the next one",
     1057: "a replica that was given up read what its source had given away, and its gateway was not yet deaf to it",
+    80174: "a gateway had all of a request that a new scheduler made again, and knew nothing of it when it was asked",
     308: "a peer read a block before the copy into it that had been issued",
 }
 

@@ -199,10 +199,14 @@ class SealedEvent(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., outputs: _Optional[_Iterable[bytes]] = ..., finished: _Optional[_Iterable[_Union[_control_pb2.StopReason, str]]] = ...) -> None: ...
 
 class ClosedEvent(_message.Message):
-    __slots__ = ("request_id",)
+    __slots__ = ("request_id", "gateway", "route")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
-    def __init__(self, request_id: _Optional[str] = ...) -> None: ...
+    gateway: str
+    route: int
+    def __init__(self, request_id: _Optional[str] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ...) -> None: ...
 
 class AdoptEvent(_message.Message):
     __slots__ = ("request_id", "tenant", "gateway", "route")
