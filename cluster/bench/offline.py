@@ -67,6 +67,9 @@ def _run(report: Report, args: argparse.Namespace, name: str, dtype: str) -> Non
     count = args.requests or DEFAULT_REQUESTS[args.shape].get(name, 1)
     work = workload(name, args.shape, count, args.seed)
     folder = folder_of(args.shape)
+    title = (
+        f"{name}, {args.shape}, {dtype}: {len(work.prompts)} requests, {work.num_prompt:,} + {work.num_output:,} tokens"
+    )
     outcomes: dict[str, Outcome] = {}
     for engine in args.engines:
 
@@ -80,11 +83,19 @@ def _run(report: Report, args: argparse.Namespace, name: str, dtype: str) -> Non
             return made
 
         outcomes[engine] = measured(make, work)
-    title = (
-        f"{name}, {args.shape}, {dtype}: {len(work.prompts)} requests, {work.num_prompt:,} + {work.num_output:,} tokens"
-    )
+        # At once: whoever stops the run later has what was measured.
+        print(f"{title}: {_rate(work, engine, outcomes[engine])}", flush=True)
     report.table(title, _rows(work, outcomes))
     _check(report, work, outcomes, folder_of(args.shape), dtype, title)
+
+
+def _rate(work: Workload, engine: str, outcome: Outcome) -> str:
+    """The line of an engine that is done."""
+    return (
+        f"{engine} {work.num_output / outcome.seconds:,.1f} output tokens/s,"
+        f" first token {outcome.first_token_s * 1e3:,.1f} ms, inter-token {outcome.inter_token_s * 1e3:,.2f} ms,"
+        f" peak {outcome.peak_bytes / 2**20:,.0f} MiB, processor {outcome.processor_s:,.1f} s"
+    )
 
 
 def _rows(work: Workload, outcomes: dict[str, Outcome]) -> list[Row]:
