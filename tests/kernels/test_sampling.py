@@ -207,6 +207,40 @@ def test_a_draw_depends_on_nothing_else_in_the_batch() -> None:
     assert CpuDraw(rows, 2000).draw(logits[order], shuffled)[0].tolist() == together[order].tolist()
 
 
+def test_threads_share_the_rows_and_draw_the_same() -> None:
+    generator = torch.Generator().manual_seed(5)
+    settings = joined([settings_for(2, *filters, position=at) for at, filters in enumerate(FILTERS)])
+    rows, threads = len(settings.keys), torch.get_num_threads()
+    cpu = CpuDraw(rows, 5003)
+    for dtype in (torch.float32, torch.bfloat16):
+        logits = (torch.randn(rows, 5003, generator=generator) * 3).to(dtype)
+        drawn = {}
+        try:
+            for number in (1, 2, 5):
+                torch.set_num_threads(number)
+                ids, _ = cpu.draw(logits, settings)
+                drawn[number] = (ids.tolist(), cpu.num_kept.tolist())
+        finally:
+            torch.set_num_threads(threads)
+        assert drawn[1] == drawn[2] == drawn[5]
+
+
+@pytest.mark.parametrize(
+    "filters", [(1e-3, 0, 0.9, 0.0), (1e-3, 0, 1.0, 0.3), (0.01, 0, 0.5, 0.01), (50.0, 0, 0.7, 0.0)]
+)
+def test_filters_where_logits_are_far_from_zero(filters) -> None:
+    """What is left out beforehand is judged by values that fp32 rounds coarsely here; nothing that counts may go."""
+    generator = torch.Generator().manual_seed(6)
+    for offset in (-1e4, 0.0, 1e4):
+        logits = torch.randn(4, 3000, generator=generator) * 0.01 + offset
+        settings = settings_for(4, *filters)
+        cpu = CpuDraw(4, 3000)
+        ids, _ = cpu.draw(logits, settings)
+        mask, _ = sampling.kept(logits, settings)
+        assert (abs(mask.sum(1).numpy() - cpu.num_kept) <= 1).all(), (offset, mask.sum(1), cpu.num_kept)
+        assert first_of_order(logits, cpu.num_kept).gather(1, ids[:, None]).all()
+
+
 def chi_square(counts: np.ndarray, expected: np.ndarray) -> float:
     """The statistic in standard deviations from its mean, with cells that expect too little put together."""
     order = np.argsort(expected)
