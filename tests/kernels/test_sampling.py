@@ -211,9 +211,10 @@ def test_threads_share_the_rows_and_draw_the_same() -> None:
     generator = torch.Generator().manual_seed(5)
     settings = joined([settings_for(2, *filters, position=at) for at, filters in enumerate(FILTERS)])
     rows, threads = len(settings.keys), torch.get_num_threads()
-    cpu = CpuDraw(rows, 5003)
+    vocabulary = 60_003  # enough for several threads
+    cpu = CpuDraw(rows, vocabulary)
     for dtype in (torch.float32, torch.bfloat16):
-        logits = (torch.randn(rows, 5003, generator=generator) * 3).to(dtype)
+        logits = (torch.randn(rows, vocabulary, generator=generator) * 3).to(dtype)
         drawn = {}
         try:
             for number in (1, 2, 5):
