@@ -1,8 +1,8 @@
 """`quire bench cluster`: what a cluster costs beside the engine alone, and what its front door carries.
 
 A model of 125M parameters in fp32 (`--shape`), as an embedded engine in this process and behind scheduler, gateway and
-gRPC with its worker in a process of its own; both take turns and must say the same tokens. Then one worker against two on
-the same cores, and the front door with workers that make up tokens (`cluster/bench/gateway.py`).
+gRPC with its worker in a process of its own; both take turns and must say the same tokens. Then one worker against two
+on the same cores, and the front door with workers that make up tokens (`cluster/bench/gateway.py`).
 """
 
 from __future__ import annotations
