@@ -183,6 +183,10 @@ class Swapper:
             self.give_up(request, replica)
             return
         blocks = self.blocks_of(request, whole=False)
+        if not blocks:
+            # It was stopped before its first step.
+            self.give_up(request, replica)
+            return
         reserved, request.reserved = request.reserved, []
         targets, excess = reserved[: len(blocks)], reserved[len(blocks) :]
         host.ledger.release(excess, 0)

@@ -73,10 +73,11 @@ class Stream:
                 self._busy = True
                 self._process.after(seconds, self._end, effect)
                 return
+            # What the effect issues comes behind what was issued before.
+            self._busy = True
             effect()
         self._busy = False
 
     def _end(self, effect: Callable[[], None]) -> None:
-        # Still busy while the effect runs: what it issues comes behind what was issued before.
         effect()
         self._next()

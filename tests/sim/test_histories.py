@@ -102,6 +102,7 @@ FOUND = {
     77: "what a replica had told an earlier scheduler acknowledged the plans of the next one",
     1057: "a replica that was given up read what its source had given away, and its gateway was not yet deaf to it",
     80174: "a gateway had all of a request that a new scheduler made again, and knew nothing of it when it was asked",
+    1463: "a swap of no blocks made a simulated device do a later step first",
     308: "a peer read a block before the copy into it that had been issued",
 }
 
