@@ -19,14 +19,13 @@ from cluster.sizes import format_bytes
 from kernels.layout import BlockLayout, LayerCache
 from kernels.reference import write_kv
 from worker.host_memory import lines_of
-from worker.transfer.memory import SharedMemory
+from worker.transfer.memory import POPULATE_WRITE, SharedMemory
 
 HUGE_PAGE_BYTES = 2 << 20
 # Up to here a pool of small pages is as fast as one of large pages: its translations fit into the processor.
 SMALL_POOL_BYTES = 8 << 20
 # So much of a pool is taken from the system when it is made, if that takes no longer than this.
 TAKEN_BYTES, TAKING_S = 256 << 20, 0.5
-_MADV_POPULATE_WRITE = 23  # Linux 5.14; Python has no name for it yet
 SHARED_PAGES = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 
 
@@ -125,4 +124,4 @@ def _take_first(pages: mmap.mmap, size: int) -> None:
     for start in range(0, min(size, TAKEN_BYTES), HUGE_PAGE_BYTES):
         if time.monotonic() - began > TAKING_S:
             return
-        pages.madvise(_MADV_POPULATE_WRITE, start, min(HUGE_PAGE_BYTES, size - start))
+        pages.madvise(POPULATE_WRITE, start, min(HUGE_PAGE_BYTES, size - start))

@@ -177,14 +177,10 @@ class Swapper:
         assert replica is not None and host is not None
         live = request.live
         waits = len(live) > 1 and live[0].position < len(request.prompt)
-        if not live or request.is_cancelled or waits or any(one.position >= one.length for one in live):
-            # Nobody wants it. Or its forks still wait for the prompt and their blocks mean nothing, or one of them has
-            # not begun: it would have no token to go on with.
-            self.give_up(request, replica)
-            return
         blocks = self.blocks_of(request, whole=False)
-        if not blocks:
-            # It was stopped before its first step.
+        if not blocks or request.is_cancelled or waits or any(one.position >= one.length for one in live):
+            # Nobody wants it, or no step has written anything. Or its forks still wait for the prompt and their blocks
+            # mean nothing, or one of them has not begun: it would have no token to go on with.
             self.give_up(request, replica)
             return
         reserved, request.reserved = request.reserved, []

@@ -22,7 +22,7 @@ from cluster.errors import ConfigError
 from cluster.sizes import format_bytes
 from worker.host_memory import available_bytes
 
-_POPULATE_READ, _POPULATE_WRITE = 22, 23  # of madvise; neither mmap nor os knows them
+_POPULATE_READ, POPULATE_WRITE = 22, 23  # of madvise, since Linux 5.14; mmap and os have no names
 _PORTABLE = 1  # of cudaHostRegister: pinned for every device of this process
 _POPULATE_BYTES = 256 << 20
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
@@ -101,7 +101,7 @@ class SharedMemory:
 
     def populate(self) -> None:
         """Sets up the page tables of this process, so that copies do not stop for it (Linux 5.14)."""
-        advice = _POPULATE_WRITE if self.writable else _POPULATE_READ
+        advice = POPULATE_WRITE if self.writable else _POPULATE_READ
         for offset in range(0, self.size, _POPULATE_BYTES):
             if _madvise(self.address + offset, min(_POPULATE_BYTES, self.size - offset), advice) != 0:
                 return
