@@ -36,7 +36,7 @@ class DrawSettings:
     top_k: NDArray[np.int32]  # 0: off
     top_p: NDArray[np.float32]  # 1: off
     min_p: NDArray[np.float32]  # 0: off
-    keys: NDArray[np.uint64]  # from noise_keys
+    keys: NDArray[np.uint64]  # from noise_keys; for a run of several steps [steps, rows]
 
     def part(self, first: int, last: int) -> DrawSettings:
         """The settings of rows first to last - 1."""

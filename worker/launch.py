@@ -1,7 +1,8 @@
 """One step from the batcher's choice to tokens that are coming: tensors, model, beams, sampler.
 
-The worker calls `Launcher.launch` and retires the Flight that comes back. Where a batch asks for nothing but likeliest
-tokens the model picks them itself, for several steps at once if nothing can come in between (`worker/run_ahead.py`).
+The worker calls `Launcher.launch` and retires the Flight that comes back. Where a batch asks for no more than likeliest
+tokens or plain draws the model picks them itself, for several steps at once if nothing can come in between
+(`worker/run_ahead.py`).
 """
 
 from __future__ import annotations
@@ -96,10 +97,10 @@ class Launcher:
         if self.lead is not None:
             self.lead.step(spread.rows, step, token_rows(wanted))
         self.seconds["prepare"] += time.perf_counter() - began
-        flight = None
-        if not wanted and not self._beams.groups and self._sampler.takes_best(step.sampled):
+        plain = not wanted and not self._beams.groups and self._sampler.is_plain(step.sampled)
+        if plain and parts.model.picks:
             flight = self._pick(batch, step, num_steps)
-        if flight is None:
+        else:
             flight = self._sample(batch, step, wanted, padded)
         batcher.retire(batch, flight.num_steps)
         batcher.length[step.sampled] += flight.num_steps
@@ -116,14 +117,13 @@ class Launcher:
             target = send(unknown.astype(np.int64), step.ids.device)
             step.ids.index_copy_(0, target, previous.sampled.device_ids.index_select(0, source))
 
-    def _pick(self, batch: Batch, step: Step, num_steps: int) -> Flight | None:
-        """The model takes its likeliest tokens itself; None if it can't."""
+    def _pick(self, batch: Batch, step: Step, num_steps: int) -> Flight:
+        """The model takes its likeliest tokens itself, or draws them."""
         began = time.perf_counter()
-        picked = self._parts.model.pick(step.ids, step.positions, step.logit_rows, num_steps, self._state.stops)
-        if picked is None:
-            return None
+        draws = self._sampler.draws(step.sampled, num_steps)
+        picked = self._parts.model.pick(step.ids, step.positions, step.logit_rows, num_steps, self._state.stops, draws)
         self.seconds["model"] += time.perf_counter() - began
-        self._sampler.took_best(step.sampled, len(picked.ids))
+        self._sampler.took(step.sampled, len(picked.ids))
         return Flight(batch, step.sampled, _last(picked), picked.ids[:-1], None, None)
 
     def _sample(self, batch: Batch, step: Step, wanted: list[tuple[int, int, int, int]], padded: int) -> Flight:

@@ -1,8 +1,9 @@
 """Several steps of decodes in one call, where nothing can come in between: what the host does per step is then done
 once for all of them.
 
-The worker asks before it launches a batch of plain greedy decodes. A run is bounded by every lease, by the length at
-which a sequence ends, and by what the caller allows; a stop id ends it by itself. Tokens are the same as step by step.
+The worker asks before it launches a batch of decodes that ask for no more than their likeliest token or a draw. A run
+is bounded by every lease, by the length at which a sequence ends, and by what the caller allows; a stop id ends it by
+itself. Tokens are the same as step by step.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class RunAhead:
         if allowed == 1 or batch.num_decodes != len(batch.rows) or batch.num_dry or not self._model.runs_ahead:
             return 1
         batcher, state = self._batcher, self._state
-        if np.any(batcher.width[batch.rows] > 1) or not self._sampler.takes_best(batch.rows):
+        if np.any(batcher.width[batch.rows] > 1) or not self._sampler.is_plain(batch.rows):
             return 1
         part = self._model.keys_per_cut
         return int(most_steps(batch.rows, (batcher.position, batcher.lease_end, state.known, state.end), part, allowed))

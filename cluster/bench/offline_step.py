@@ -29,7 +29,7 @@ _PARTS = {
     "products": (cpu_program.PRODUCT,),
     "attention": (cpu_program.CALL,),
     "rows": (cpu_program.NORM, cpu_program.ROTATION, cpu_program.EMBEDDING),
-    "picking": (cpu_program.BEST,),
+    "picking": (cpu_program.BEST, cpu_program.DRAW),
 }
 
 
@@ -156,6 +156,7 @@ def _inside(decoder: Any, model_seconds: float) -> dict[str, float]:
     def run(without: tuple[int, ...]) -> float:
         table[:, 0] = np.where(np.isin(kinds, without), cpu_program.NOTHING, kinds)
         calls._words[:, :, [COUNTER, TICKET]] = 0
+        decoder._draw._call.begin()
         began = time.perf_counter()
         program.run(tokens, chosen, torch.get_num_threads())
         return time.perf_counter() - began

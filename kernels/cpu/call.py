@@ -77,10 +77,14 @@ class Call:
         for name, value in values.items():
             self._floats[self._offsets[name] * 2] = value
 
-    def run(self, kernel: Kernel, num_threads: int) -> None:
-        """Runs the kernel on so many threads, the caller's included, and returns when all are done."""
+    def begin(self) -> None:
+        """Before a run: no task is taken, no thread is numbered."""
         self._words[COUNTER] = 0
         self._words[TICKET] = 0
+
+    def run(self, kernel: Kernel, num_threads: int) -> None:
+        """Runs the kernel on so many threads, the caller's included, and returns when all are done."""
+        self.begin()
         if num_threads <= 1:
             kernel(self.address)
         else:

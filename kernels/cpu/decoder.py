@@ -27,6 +27,7 @@ from kernels.cpu.program import (
     ALL_ROWS,
     BEST,
     CALL,
+    DRAW,
     EMBEDDING,
     LOGIT_ROWS,
     NORM,
@@ -39,14 +40,16 @@ from kernels.cpu.program import (
     word_of,
 )
 from kernels.cpu.rows import RowShape
+from kernels.cpu.sampling import CpuDraw, draw_kernel
 from kernels.cpu.shapes import LANES, HeadShape
 from kernels.cpu.weights import DecoderWeights, Packed, PackedLayer, pack_layer, pack_linears
 from kernels.layout import LayerCache
+from kernels.sampling import DrawSettings
 
 
 @dataclass(frozen=True)
 class Picked:
-    """The likeliest tokens of one step or of several, valid until the next call."""
+    """The tokens of one step or of several, the likeliest or drawn ones; valid until the next call."""
 
     ids: NDArray[np.int64]  # [steps, rows]
     broken: NDArray[np.int64]  # [rows]: of the last step, 1 where the logits were no numbers
@@ -112,6 +115,7 @@ class CpuDecoder:
         self._logits = torch.zeros(0, self._head.panels * products.panel)
         self._best = self._broken = np.zeros(0, np.int64)
         self._advance = Advance()
+        self._draw = CpuDraw(tokens, self.vocab_size)
         # Of a step of decodes all tokens are chosen. Kept, because the program goes on naming its address.
         self._every = torch.arange(tokens)
 
@@ -171,6 +175,9 @@ class CpuDecoder:
             vocabulary=self.vocab_size,
             ids=self._best.ctypes.data,
             broken=self._broken.ctypes.data,
+        )
+        self._draw_op = writer.add(
+            DRAW, LOGIT_ROWS, function=draw_kernel(False).address, arguments=self._draw.arguments
         )
         return writer.table()
 
@@ -245,14 +252,21 @@ class CpuDecoder:
         """One prepared step: ids, positions int64 [tokens]; float32 logits [len(chosen), vocabulary] of the chosen
         tokens, valid until the next step."""
         program = self._prepare(ids, positions, batch, chosen)
-        program.table[self._best_op, 0] = NOTHING
+        program.table[[self._best_op, self._draw_op], 0] = NOTHING
         program.run(len(ids), len(chosen), torch.get_num_threads())
         return self._logits[: len(chosen), : self.vocab_size]
 
-    def pick(self, ids: torch.Tensor, positions: torch.Tensor, batch: AttentionBatch, chosen: torch.Tensor) -> Picked:
-        """One prepared step, and the likeliest token behind each chosen one."""
+    def pick(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        batch: AttentionBatch,
+        chosen: torch.Tensor,
+        draws: DrawSettings | None = None,
+    ) -> Picked:
+        """One prepared step, and the token behind each chosen one: the likeliest, or drawn with these settings."""
         program = self._prepare(ids, positions, batch, chosen)
-        program.table[self._best_op, 0] = BEST
+        self._set_picking(program, draws)
         program.run(len(ids), len(chosen), torch.get_num_threads())
         return Picked(self._best[None, : len(chosen)], self._broken[: len(chosen)])
 
@@ -263,14 +277,16 @@ class CpuDecoder:
         batch: AttentionBatch,
         num_steps: int,
         stops: NDArray[np.int32],
+        draws: DrawSettings | None = None,
     ) -> Picked:
         """A prepared step of decodes and up to `num_steps - 1` further ones, each with the tokens of the one before it;
-        no further one after a row got one of its `stops` [rows of tables, any number]. Positions and slots change."""
+        no further one after a row got one of its `stops` [rows of tables, any number]. Positions and slots change.
+        `draws` holds the keys of all steps, [steps, rows]."""
         rows = len(ids)
         assert batch.num_decodes == rows == batch.num_seqs, "only decodes go on by themselves"
         program, plan = self._prepare(ids, positions, batch, self._every[:rows]), batch.tasks
         assert isinstance(plan, Plan) and batch.rows.is_contiguous() and stops.flags.c_contiguous
-        program.table[self._best_op, 0] = BEST
+        self._set_picking(program, draws)
         written = np.empty((num_steps, rows), np.int64)
         self._advance.set(
             best=self._best.ctypes.data,
@@ -290,6 +306,13 @@ class CpuDecoder:
         )
         program.run(rows, rows, torch.get_num_threads(), num_steps, self._advance.address)
         return Picked(written[: self._advance.num_done], self._broken[:rows])
+
+    def _set_picking(self, program: Program, draws: DrawSettings | None) -> None:
+        program.table[self._best_op, 0] = BEST if draws is None else NOTHING
+        program.table[self._draw_op, 0] = NOTHING if draws is None else DRAW
+        if draws is not None:
+            logits, places = self._logits, (self._best.ctypes.data, self._broken.ctypes.data)
+            self._draw.set(draws, torch.get_num_threads(), logits.data_ptr(), logits.shape[1], *places)
 
     @property
     def keys_per_cut(self) -> int:

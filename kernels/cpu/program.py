@@ -1,9 +1,9 @@
 """A decoder's whole step as one call: a table of ops that threads of one team walk through together.
 
 `decoder` writes the table once per model and runs it once per step, or for several steps of decodes in which each
-step's tokens are the next one's inputs (`advance`). After each op the threads wait for one another; nothing returns
-to Python in between. An op is a product, something done to rows, or a call of another kernel such as attention. A
-program knows addresses only; who owns the memory keeps it alive.
+step's tokens, the likeliest or drawn ones, are the next one's inputs (`advance`). After each op the threads wait for
+one another; nothing returns to Python in between. An op is a product, something done to rows, or a call of another
+kernel, which is attention or the draw. A program knows addresses only; who owns the memory keeps it alive.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from kernels.cpu.ir import F32, I32T, I64, POINTER, Code, Pointer, Value
 from kernels.cpu.jit import Kernel, compile_kernel
 from kernels.cpu.product import Product, ProductShape
 from kernels.cpu.rows import Rotation, RowShape
+from kernels.cpu.sampling import ARGUMENTS as DRAW_ARGUMENTS
 
 ARGUMENTS = ArgumentList("num_threads", "ops", "num_ops", "counts", "sync", "num_steps", "advance")
 
-NOTHING, PRODUCT, EMBEDDING, NORM, ROTATION, CALL, BEST = range(7)
+NOTHING, PRODUCT, EMBEDDING, NORM, ROTATION, CALL, BEST, DRAW = range(8)
 # Words of each op, the kind first. `rows` says which of the program's two counts holds.
 WORDS = {
     PRODUCT: ("x", "weights", "bias", "depth", "panels", "mode", "out", "out_stride", "next", "next_stride"),
@@ -36,6 +37,7 @@ WORDS = {
     ),
     CALL: ("function", "arguments"),
     BEST: ("logits", "stride", "vocabulary", "ids", "broken"),
+    DRAW: ("function", "arguments"),
 }  # fmt: skip
 OP_WORDS = 24
 # One cache line for each op: the counter of its tasks, and how many threads have come to its end.
@@ -151,21 +153,32 @@ class _Interpreter:
             with code.when(advance.is_null().equals(0)):
                 last = step + 1 >= num_steps
                 with code.when(thread.equals(0)):
-                    cpu_advance.emit_advance(code, advance, step, args.pointer("counts", I64).load(ALL_ROWS), last)
-                    self._reset(args.pointer("ops", I64), num_ops, sync)
+                    num_rows = args.pointer("counts", I64).load(ALL_ROWS)
+                    cpu_advance.emit_advance(code, advance, step, num_rows, last)
+                    self._reset(args.pointer("ops", I64), num_ops, sync, num_rows)
                 self._meet(sync.at(num_ops * LINE_WORDS + 1), num_threads * (step + 1))
                 code.return_unless(cpu_advance.halted(code, advance).equals(0))
 
-    def _reset(self, ops: Pointer, num_ops: Value, sync: Pointer) -> None:
+    def _reset(self, ops: Pointer, num_ops: Value, sync: Pointer, num_rows: Value) -> None:
         """Before the next step all tasks are to be taken again."""
         code = self.code
         with code.range(0, num_ops) as number:
             sync.store(number * LINE_WORDS, code.integer(0))
             words = ops.at(number * OP_WORDS)
             with code.when(words.load(0).equals(CALL)):
-                called = _Op(code, words, CALL).integers("arguments")
-                for word in (COUNTER, TICKET):
-                    called.store(word, code.integer(0))
+                self._begin(_Op(code, words, CALL))
+            with code.when(words.load(0).equals(DRAW)):
+                drawn = self._begin(_Op(code, words, DRAW))
+                # The next step's keys lie behind this one's.
+                keys = DRAW_ARGUMENTS.offsets["keys"]
+                drawn.store(keys, drawn.load(keys) + num_rows * 8)
+
+    def _begin(self, op: _Op) -> Pointer:
+        """Another kernel's arguments, with no task taken and no thread numbered."""
+        arguments = op.integers("arguments")
+        for word in (COUNTER, TICKET):
+            arguments.store(word, self.code.integer(0))
+        return arguments
 
     def _ops(self, thread: Value, num_threads: Value, all_here: Value) -> None:
         code, args = self.code, self.args
@@ -183,16 +196,20 @@ class _Interpreter:
                 self._norm(_Op(code, words, NORM), first, end)
             with code.when(kind.equals(ROTATION)):
                 self._rotation(_Op(code, words, ROTATION), first, end)
-            with code.when(kind.equals(CALL)):
-                op = _Op(code, words, CALL)
-                function = code.builder.inttoptr(
-                    op.integer("function").ir, ir.PointerType(ir.FunctionType(ir.VoidType(), [POINTER]))
-                )
-                code.builder.call(function, [op.integers("arguments").ir])
+            for calls in (CALL, DRAW):
+                with code.when(kind.equals(calls)):
+                    self._call(_Op(code, words, calls))
             with code.when(kind.equals(BEST)):
                 self._best(_Op(code, words, BEST), first, end)
             with code.when(kind > NOTHING):
                 self._meet(sync.at(number * LINE_WORDS + 1), all_here)
+
+    def _call(self, op: _Op) -> None:
+        builder = self.code.builder
+        function = builder.inttoptr(
+            op.integer("function").ir, ir.PointerType(ir.FunctionType(ir.VoidType(), [POINTER]))
+        )
+        builder.call(function, [op.integers("arguments").ir])
 
     def _meet(self, here: Pointer, all_here: Value) -> None:
         """Waits until all threads have come here. Each op has a word of its own to count them."""

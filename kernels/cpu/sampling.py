@@ -1,4 +1,5 @@
-"""Filters and draw on the CPU, each row of logits with settings of its own; twin of `sampling.py`.
+"""Filters and draw on the CPU, each row of logits with settings of its own; twin of `sampling.py`. The sampler calls
+it with logits, and a decoder's program has it as one of its ops.
 
 The kept tokens of a row are always its first ones in the order (value, id), highest first, so the filters come down to
 one cut. With a small top-k the cut is found among few candidates, which the maxima of interleaved groups point out;
@@ -14,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numba import carray, cfunc, njit, types
+from numpy.typing import NDArray
 
 from kernels.cpu.call import COUNTER, TICKET, ArgumentList, Call
 from kernels.cpu.candidates import draw_of_many
@@ -43,10 +45,10 @@ ROOM: Final = 1024
 
 ARGUMENTS = ArgumentList(
     "rows", "vocabulary", "bits", "temperature", "top_k", "top_p", "min_p", "keys", "ids", "broken", "num_kept",
-    "scratch", "scratch_stride", "all_ids",
+    "scratch", "scratch_stride", "all_ids", "stride",
 )  # fmt: skip
 _ROWS, _VOCABULARY, _BITS, _TEMPERATURE, _TOP_K, _TOP_P, _MIN_P = list(ARGUMENTS.offsets.values())[:7]
-_KEYS, _IDS, _BROKEN, _NUM_KEPT, _SCRATCH, _SCRATCH_STRIDE, _ALL_IDS = list(ARGUMENTS.offsets.values())[7:]
+_KEYS, _IDS, _BROKEN, _NUM_KEPT, _SCRATCH, _SCRATCH_STRIDE, _ALL_IDS, _STRIDE = list(ARGUMENTS.offsets.values())[7:]
 _NUM_WORDS: Final = max(ARGUMENTS.offsets.values()) + 1
 # Below so many logits a draw stays on its own thread: at half of it another saves 50 us at best, and where the machine
 # has other work, waiting for it costs milliseconds.
@@ -70,6 +72,7 @@ class CpuDraw:
         self._scratch = np.zeros((0, _scratch_words(vocab_size)), np.int32)
         self._all_ids = np.arange(_padded(vocab_size), dtype=np.int32)
         self._call = Call(ARGUMENTS)
+        self._given: tuple[NDArray[np.generic], ...] = ()
 
     def draw(self, logits: torch.Tensor, settings: DrawSettings) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids int64 [rows] and broken bool [rows], as `sampling.draw`; logits fp32 or bf16 [rows, vocabulary]."""
@@ -77,29 +80,43 @@ class CpuDraw:
         assert vocabulary == self.vocab_size and rows <= self.num_kept.size, (logits.shape, self.num_kept.size)
         bits = logits if logits.dtype == torch.bfloat16 else logits.float()
         bits = bits.contiguous()
-        ids, broken = torch.empty(rows, dtype=torch.int64), torch.empty(rows, dtype=torch.bool)
+        ids, broken = torch.empty(rows, dtype=torch.int64), torch.empty(rows, dtype=torch.int64)
         threads = max(1, min(torch.get_num_threads(), rows, rows * vocabulary // _MIN_PER_THREAD))
-        if len(self._scratch) < threads:
-            self._scratch = np.zeros((threads, self._scratch.shape[1]), np.int32)
-        # Whoever is called with addresses sees no types.
-        given = (
+        assert settings.keys.size == rows, (settings.keys.size, rows)
+        self.set(settings, threads, bits.data_ptr(), vocabulary, ids.data_ptr(), broken.data_ptr())
+        self._call.run(draw_kernel(bits.dtype == torch.bfloat16), threads)
+        return ids, broken.bool()
+
+    def set(self, settings: DrawSettings, num_threads: int, bits: int, stride: int, ids: int, broken: int) -> None:
+        """Has the next call draw from logits at the address `bits`, with rows so many elements apart, and write ids and
+        broken, int64 [rows], to theirs. A program that runs several steps finds the keys of one behind another's."""
+        if len(self._scratch) < num_threads:
+            self._scratch = np.zeros((num_threads, self._scratch.shape[1]), np.int32)
+        # Whoever is called with addresses sees no types. What is handed over is kept until the next call.
+        given = self._given = (
             np.ascontiguousarray(settings.temperature, np.float32),
             np.ascontiguousarray(settings.top_k, np.int32),
             np.ascontiguousarray(settings.top_p, np.float32),
             np.ascontiguousarray(settings.min_p, np.float32),
             np.ascontiguousarray(settings.keys, np.uint64),
         )
-        assert all(array.shape == (rows,) for array in given), [array.shape for array in given]
+        rows = len(given[0])
+        assert all(array.shape == (rows,) for array in given[:4]), [array.shape for array in given]
+        assert given[4].size >= rows and given[4].size % rows == 0, (given[4].shape, rows)
         temperature, top_k, top_p, min_p, keys = (array.ctypes.data for array in given)
         self._call.set(
-            rows=rows, vocabulary=vocabulary, bits=bits.data_ptr(),
+            rows=rows, vocabulary=self.vocab_size, bits=bits, stride=stride,
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, keys=keys,
-            ids=ids.data_ptr(), broken=broken.data_ptr(), num_kept=self.num_kept.ctypes.data,
+            ids=ids, broken=broken, num_kept=self.num_kept.ctypes.data,
             scratch=self._scratch.ctypes.data, scratch_stride=self._scratch.strides[0],
             all_ids=self._all_ids.ctypes.data,
         )  # fmt: skip
-        self._call.run(_draw_kernel(bits.dtype == torch.bfloat16), threads)
-        return ids, broken
+        self._call.begin()
+
+    @property
+    def arguments(self) -> int:
+        """Where the arguments of a call lie."""
+        return self._call.address
 
     def best(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What `draw` gives where every row is greedy, without settings or scratch."""
@@ -131,7 +148,7 @@ def _scratch_words(vocabulary: int) -> int:
 
 
 @lru_cache(maxsize=2)
-def _draw_kernel(is_bf16: bool) -> Kernel:
+def draw_kernel(is_bf16: bool) -> Kernel:
     """Compiled, or loaded from the cache, when logits of this type come first."""
     function: Callable[[Any], None] = _draw_bf16 if is_bf16 else _draw_fp32
     compiled = cfunc(types.void(types.voidptr), error_model="numpy", cache=True)(function)
@@ -145,13 +162,13 @@ _kernels: list[Any] = []
 
 def _draw_fp32(arguments):
     words = carray(arguments, (_NUM_WORDS,), np.int64)
-    shape = (words[_ROWS], words[_VOCABULARY])
+    shape = (words[_ROWS], words[_STRIDE])
     draw_rows(arguments, carray(memory_at(words[_BITS]), shape, np.int32), 0)
 
 
 def _draw_bf16(arguments):
     words = carray(arguments, (_NUM_WORDS,), np.int64)
-    shape = (words[_ROWS], words[_VOCABULARY])
+    shape = (words[_ROWS], words[_STRIDE])
     draw_rows(arguments, carray(memory_at(words[_BITS]), shape, np.uint16), 16)
 
 
@@ -159,14 +176,14 @@ def _draw_bf16(arguments):
 def draw_rows(arguments, bits, shift):
     """Draws as many rows as this thread gets. bits: int32 of fp32 with shift 0, or uint16 of bf16 with shift 16."""
     words = carray(arguments, (_NUM_WORDS,), np.int64)
-    rows, vocabulary = bits.shape
+    rows, vocabulary = words[_ROWS], words[_VOCABULARY]
     temperature = carray(memory_at(words[_TEMPERATURE]), (rows,), np.float32)
     top_k = carray(memory_at(words[_TOP_K]), (rows,), np.int32)
     top_p = carray(memory_at(words[_TOP_P]), (rows,), np.float32)
     min_p = carray(memory_at(words[_MIN_P]), (rows,), np.float32)
     keys = carray(memory_at(words[_KEYS]), (rows,), np.uint64)
     ids = carray(memory_at(words[_IDS]), (rows,), np.int64)
-    broken = carray(memory_at(words[_BROKEN]), (rows,), np.bool_)
+    broken = carray(memory_at(words[_BROKEN]), (rows,), np.int64)
     num_kept = carray(memory_at(words[_NUM_KEPT]), (rows,), np.int32)
     padded = max(-(-(vocabulary + LANES) // GROUP) * GROUP, BLOCK)
     num_groups = -(-vocabulary // GROUP)
@@ -185,10 +202,10 @@ def draw_rows(arguments, bits, shift):
         row = fetch_add(arguments, COUNTER)
         if row >= rows:
             return
-        top, magnitude = put_in_order(bits[row], shift, order)
-        broken[row] = magnitude > INFINITE or top >= INFINITE or top < LEAST_FINITE
-        num_kept[row] = 1
-        if broken[row]:
+        top, magnitude = put_in_order(bits[row, :vocabulary], shift, order)
+        is_broken = magnitude > INFINITE or top >= INFINITE or top < LEAST_FINITE
+        broken[row], num_kept[row] = I64(is_broken), 1
+        if is_broken:
             ids[row] = 0
             continue
         if temperature[row] < _MIN_TEMPERATURE:

@@ -113,3 +113,42 @@ def test_steps_at_once_say_what_single_steps_say(threads: int, tmp_path: Path) -
     assert [output.outputs[0].token_ids for output in outputs] == wanted
     stats = llm.load_stats()
     assert stats["launches"] < 0.5 * stats["steps"], "steps were run one by one"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_draws_at_once_are_those_of_single_steps(threads: int, tmp_path: Path) -> None:
+    """Each row with settings of its own, one greedy, ends and stop ids inside a run. Who asks for logprobs is drawn for
+    by the sampler, step by step, from logits that have left the call."""
+    folder = models.build(tmp_path, "qwen2")
+    kinds = [
+        {"temperature": 0.9, "top_k": 40, "top_p": 0.95},
+        {"temperature": 0.0},
+        {"temperature": 1.3, "min_p": 0.02},
+        {"temperature": 1.0},
+        {"temperature": 0.7, "top_p": 0.8},
+    ]
+    counts = [40, 37, 40, 5, 23]
+
+    def params(stops: list[list[int]], **asks: Any) -> list[SamplingParams]:
+        return [
+            SamplingParams(seed=seed, max_tokens=count, ignore_eos=True, stop_token_ids=stop, **kind, **asks)
+            for seed, (kind, count, stop) in enumerate(zip(kinds, counts, stops, strict=True))
+        ]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        llm = engine(folder, debug=False, kv_blocks=200, block_size=8)
+        free = [output.outputs[0].token_ids for output in llm.generate(PROMPTS, params([[]] * 5, logprobs=0))]
+        stops = [[], [free[1][20]], [free[2][13]], [], []]
+        single = [output.outputs[0].token_ids for output in llm.generate(PROMPTS, params(stops, logprobs=0))]
+        earlier = llm.load_stats()
+        assert earlier["launches"] == earlier["steps"]
+        at_once = [output.outputs[0].token_ids for output in llm.generate(PROMPTS, params(stops))]
+        stats = llm.load_stats()
+    finally:
+        torch.set_num_threads(before)
+    assert at_once == single
+    assert [tokens for tokens, stop in zip(at_once, stops, strict=True) if not stop] == [free[0], free[3], free[4]]
+    launches, steps = (stats[name] - earlier[name] for name in ("launches", "steps"))
+    assert launches < 0.5 * steps, "steps were run one by one"

@@ -17,6 +17,7 @@ from kernels.batch import AttentionBatch
 from kernels.cpu.decoder import CpuDecoder, Picked
 from kernels.dispatch import Backend
 from kernels.layout import BlockLayout, KeyOrder
+from kernels.sampling import DrawSettings
 from worker.model.attention import LayerCall, PagedLayer, StepContext, attach
 from worker.model.fused import fuse
 from worker.model.loading import Loaded
@@ -105,7 +106,7 @@ class Model:
 
     @property
     def runs_ahead(self) -> bool:
-        """Whether it can pick tokens and go on with them by itself."""
+        """Whether it can choose tokens and go on with them by itself."""
         return self._fused is not None and not self._fused.backend.is_debug
 
     @property
@@ -113,17 +114,27 @@ class Model:
         assert self._fused is not None
         return self._fused.keys_per_cut
 
+    @property
+    def picks(self) -> bool:
+        """Whether it can choose tokens by itself."""
+        return self._fused is not None
+
     def pick(
-        self, ids: torch.Tensor, positions: torch.Tensor, logit_rows: torch.Tensor, num_steps: int, stops: Int32
-    ) -> Picked | None:
-        """Computes the prepared batch and picks the likeliest tokens; for a batch of decodes up to `num_steps` steps,
-        until a row gets one of its stops. None where the model can't: use `forward`."""
-        if self._fused is None:
-            return None
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        logit_rows: torch.Tensor,
+        num_steps: int,
+        stops: Int32,
+        draws: DrawSettings | None,
+    ) -> Picked:
+        """Computes the prepared batch and picks the likeliest tokens, or draws them; for a batch of decodes up to
+        `num_steps` steps, until a row gets one of its stops. Only for a model that `picks`."""
+        assert self._fused is not None
         batch = self._context.batches[self._keys[0]]
         if num_steps > 1:
-            return self._fused.run_ahead(ids, positions, batch, num_steps, stops)
-        return self._fused.pick(ids, positions, batch, logit_rows)
+            return self._fused.run_ahead(ids, positions, batch, num_steps, stops, draws)
+        return self._fused.pick(ids, positions, batch, logit_rows, draws)
 
     @torch.inference_mode()
     def _run_module(self, ids: torch.Tensor, positions: torch.Tensor, logit_rows: torch.Tensor) -> torch.Tensor:

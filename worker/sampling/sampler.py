@@ -39,6 +39,8 @@ _FORCED: Final = 16
 _LOGPROBS: Final = 32
 _DRAWN: Final = 64  # it is not greedy
 _EDITS: Final = _BIAS | _PENALTIES | _RUNS | _EARLY
+# All but a draw from the logits as they come.
+_SPECIAL: Final = _EDITS | _FORCED | _LOGPROBS
 
 Draw = Callable[[torch.Tensor, DrawSettings], tuple[torch.Tensor, torch.Tensor]]
 
@@ -193,12 +195,19 @@ class Sampler:
         self._runs.leave(row)
         self._forced.leave(row)
 
-    def takes_best(self, rows: Ints) -> bool:
-        """Whether these rows ask for nothing but their likeliest token."""
-        return not self._asks[rows].any()
+    def is_plain(self, rows: Ints) -> bool:
+        """Whether these rows ask for nothing but their likeliest token, or a draw from the logits as they come."""
+        return not (self._asks[rows] & _SPECIAL).any()
 
-    def took_best(self, rows: Ints, num_steps: int) -> None:
-        """They got so many tokens, picked elsewhere."""
+    def draws(self, rows: Ints, num_steps: int) -> DrawSettings | None:
+        """How plain rows are drawn elsewhere, with the keys of so many steps; None where all want the likeliest."""
+        if not self._asks[rows].any():
+            return None
+        lengths = self._length[rows] + np.arange(num_steps)[:, None]
+        return self._settings(rows, noise_keys(self._seed[rows], lengths))
+
+    def took(self, rows: Ints, num_steps: int) -> None:
+        """They got so many tokens, chosen elsewhere."""
         self._length[rows] += num_steps
 
     def sample(self, logits: torch.Tensor, rows: Ints) -> Sampled:
@@ -208,7 +217,8 @@ class Sampler:
         if not asked:
             self._length[rows] += 1
             return Sampled(*self._best(logits))
-        ids, broken = self._draw(self.edited(logits, rows) if asked & _EDITS else logits, self._settings(rows))
+        settings = self._settings(rows, noise_keys(self._seed[rows], self._length[rows]))
+        ids, broken = self._draw(self.edited(logits, rows) if asked & _EDITS else logits, settings)
         if asked & _FORCED:
             which, tokens = self._forced.due(rows, self._length[rows] - self._num_prompt[rows])
             if which.size:
@@ -260,13 +270,13 @@ class Sampler:
         broken = ~top.isfinite()
         return ids.masked_fill(broken, 0), broken
 
-    def _settings(self, rows: Ints) -> DrawSettings:
+    def _settings(self, rows: Ints, keys: NDArray[np.uint64]) -> DrawSettings:
         return DrawSettings(
             temperature=self._temperature[rows],
             top_k=self._top_k[rows],
             top_p=self._top_p[rows],
             min_p=self._min_p[rows],
-            keys=noise_keys(self._seed[rows], self._length[rows]),
+            keys=keys,
         )
 
     def edited(self, logits: torch.Tensor, rows: Ints) -> torch.Tensor:
