@@ -31,7 +31,7 @@ class SchedulerSettings:
     # Admission leaves this share of a pool free while others run, so that running sequences can grow (hysteresis:
     # what was preempted does not come back into a pool that is still full).
     admit_reserve: float = 0.02
-    # Below this share of free and cached blocks a replica is under pressure: leases are not renewed ahead.
+    # Below this share of free and cached blocks a replica is under pressure: leases reach only over the next step.
     pressure: float = 0.02
     # The part of a swap's time that the replica's steps lose; the copy engine takes the rest.
     swap_share: float = 0.5

@@ -24,6 +24,10 @@ from cluster.settings import SchedulerSettings
 if TYPE_CHECKING:
     from cluster.centre.move import Move
 
+# Slots that are leased ahead under pressure: what the next step writes. With none every sequence would stand still for
+# a round trip at each end of a block, which with blocks of one slot is every other step.
+PRESSED_AHEAD = 1
+
 
 class Replica:
     """The workers that hold one copy of a model, their pool of blocks, and who lives there."""
@@ -186,7 +190,7 @@ class Replica:
     # -- pressure: what is leased ahead comes back before anybody is preempted
 
     def revoke_unused(self, needed: int) -> int:
-        """Orders leases back to the block that is being written, from the lowest precedence on, until `needed` blocks
+        """Orders leases back to what this step and the next write, from the lowest precedence on, until `needed` blocks
         should come. Returns how many leases that takes; what really comes is the worker's to say (`take_back`)."""
         size = self.block_size
         # Extended in this turn: the plan would have its worker revoke first and extend then.
@@ -198,7 +202,8 @@ class Replica:
             request = sequence.request
             if request.state is not State.RUNNING or request.width or sequence.is_revoking or sequence.seq in extended:
                 continue
-            kept = -(-max(sequence.length, sequence.position + 1) // size)
+            written = max(sequence.length, sequence.position + 1)
+            kept = -(-min(sequence.limit, written + PRESSED_AHEAD) // size)
             if kept < len(sequence.table):
                 found += len(sequence.table) - kept
                 sequence.is_revoking = True
@@ -301,8 +306,8 @@ class Replica:
     def serve_wanting(self) -> Sequence | None:
         """Renews those that wait, by precedence; the first that cannot be served is returned."""
         if self.wanting:
-            # Nobody gets a block ahead of need while somebody else stands still.
-            self._ahead = 0
+            # Nobody gets a block beyond the next step while somebody else stands still.
+            self._ahead = min(PRESSED_AHEAD, self._settings.ahead)
         while self.wanting:
             sequence = min(self.wanting.values(), key=lambda waiting: waiting.request.precedence)
             del self.wanting[sequence.seq]
@@ -365,11 +370,11 @@ class Replica:
         return True
 
     def watch_pressure(self) -> None:
-        """Under pressure leases are not renewed ahead; they are again when twice as much memory is at hand."""
+        """Under pressure leases are renewed for the next step alone; further again when twice as much is at hand."""
         low = max(1, int(self._settings.pressure * self.ledger.num_blocks))
         available = self.ledger.num_available
         if available < low:
-            self._ahead = 0
+            self._ahead = min(PRESSED_AHEAD, self._settings.ahead)
         elif available >= 2 * low:
             self._ahead = self._settings.ahead
 

@@ -132,4 +132,4 @@ def test_leases_are_given_ahead_again_only_when_twice_as_much_is_free() -> None:
         replica.ledger.release(taken, 99)
         return replica._ahead
 
-    assert [ahead_with(count) for count in (8, 4, 3, 4, 7, 8, 5)] == [4, 4, 0, 0, 0, 4, 4]
+    assert [ahead_with(count) for count in (8, 4, 3, 4, 7, 8, 5)] == [4, 4, 1, 1, 1, 4, 4]
