@@ -90,9 +90,8 @@ class Balance:
         """What the steps of its replica lose to a move. Infinite where no rate is known."""
         source, swapper = request.replica, self._scheduler.swapper
         assert source is not None
-        rate = swapper.rates.between(source.joined.node, target.joined.node)
         size_bytes = len(swapper.blocks_of(request, whole=False)) * source.joined.block_bytes
-        return size_bytes / rate * self._settings.swap_share if rate else float("inf")
+        return swapper.lost_s(source, target.joined.node, size_bytes)
 
     def _rests(self, request: Request) -> bool:
         return self._scheduler.now - request.moved_at < self._settings.balance_rest_s

@@ -77,10 +77,7 @@ class Fetches:
             source, theirs = self.owners.get(pool), blocks[first:last]
             if source is None or source is replica or not theirs or not self._can_read(replica, source):
                 continue
-            road = self._scheduler.swapper.rates.between(replica.joined.node, source.joined.node)
-            if not road:
-                continue
-            fetch_s = len(theirs) * block_bytes / road * self._settings.swap_share
+            fetch_s = self._scheduler.swapper.lost_s(replica, source.joined.node, len(theirs) * block_bytes)
             saved_s = len(theirs) * replica.block_size / rate - fetch_s
             if saved_s > (best[0] if best is not None else 0.0):
                 best = (saved_s, source, theirs)

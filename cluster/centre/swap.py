@@ -5,8 +5,8 @@ once) and comes back whole. Host room is reserved before anything is dropped. A 
 its transfer has committed; until then the source is kept, and whatever goes wrong ends in recompute.
 
 What a way costs is time that the replica loses: recomputing costs `tokens / prefill rate`, swapping `2 * bytes / road`
-of which the copy engine takes most, so that only `swap_share` of it stalls the others. Rates are measured at start and
-while running; a way whose rate is not known is not taken.
+of which the copy engine takes most, so that only `swap_share` of it stalls the others, and what a road takes to begin.
+Both are measured at start and while running; a way whose rate is not known is not taken.
 """
 
 from __future__ import annotations
@@ -119,11 +119,15 @@ class Swapper:
         if host is None:
             return Way(None, recompute.seconds, self._what_lacks(replica, len(blocks)))
         size_bytes = len(blocks) * replica.joined.block_bytes
-        road = self.rates.between(replica.joined.node, host.joined.node)
-        seconds = 2 * size_bytes / road * self._settings.swap_share if road else 0.0
-        if policy == "swap" or (rate and road and seconds < recompute.seconds):
+        seconds = 2 * self.lost_s(replica, host.joined.node, size_bytes)
+        if policy == "swap" or (rate and seconds < recompute.seconds):
             return Way(host, seconds)
         return recompute
+
+    def lost_s(self, replica: Replica, other: str, size_bytes: int) -> float:
+        """What the steps of a replica lose to one transfer from or to another node. Infinite: not known."""
+        share, num_beside = self._settings.swap_share, len(replica.residents)
+        return self.rates.lost_s(replica.joined.node, other, size_bytes, share, num_beside)
 
     def _is_cleared(self, request: Request) -> bool:
         """Its tenant wants nothing of it to stay anywhere: host memory is not cleared, so it does not go there."""
