@@ -91,7 +91,7 @@ class Balance:
         source, swapper = request.replica, self._scheduler.swapper
         assert source is not None
         size_bytes = len(swapper.blocks_of(request, whole=False)) * source.joined.block_bytes
-        return swapper.lost_s(source, target.joined.node, size_bytes)
+        return swapper.leaving_s(source, target.joined.node, size_bytes)
 
     def _rests(self, request: Request) -> bool:
         return self._scheduler.now - request.moved_at < self._settings.balance_rest_s

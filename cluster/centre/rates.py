@@ -91,12 +91,29 @@ class Rates:
         """Seconds that a replica on `node` loses to a transfer of one of the `num_beside` sequences that run there:
         `share` of its bytes' time. The latency holds up that one alone, so its part of it counts. Infinite where
         nothing is known of the way."""
-        way = self._ways.get(_pair(node, other))
-        if way is None:
-            if node == other:
-                return float("inf")
-            way = Way(1 / self._network, 1 / self._network)
+        way = self._way(node, other)
         return share * size_bytes * way.s_per_byte + way.latency_s / max(1, num_beside)
+
+    def seconds(self, node: str, other: str, size_bytes: int) -> float:
+        """How long a transfer would take. Infinite where nothing is known of the way."""
+        way = self._way(node, other)
+        return way.latency_s + size_bytes * way.s_per_byte
+
+    def _way(self, node: str, other: str) -> Way:
+        way = self._ways.get(_pair(node, other))
+        if way is not None:
+            return way
+        usual = float("inf") if node == other else 1 / self._network
+        return Way(usual, usual)
+
+
+def standing_s(wait_s: float, step_s: float, block_size: int) -> float:
+    """Seconds that a full replica loses while it waits so long for blocks to come free: each sequence needs one every
+    `block_size` steps, and from then on stands still."""
+    longest = block_size * step_s
+    if not longest:
+        return 0.0
+    return wait_s * wait_s / (2 * longest) if wait_s < longest else wait_s - longest / 2
 
 
 def _pair(node: str, other: str) -> tuple[str, str]:

@@ -5,8 +5,8 @@ once) and comes back whole. Host room is reserved before anything is dropped. A 
 its transfer has committed; until then the source is kept, and whatever goes wrong ends in recompute.
 
 What a way costs is time that the replica loses: recomputing costs `tokens / prefill rate`, swapping `2 * bytes / road`
-of which the copy engine takes most, so that only `swap_share` of it stalls the others, and what a road takes to begin.
-Both are measured at start and while running; a way whose rate is not known is not taken.
+of which the copy engine takes most, so that only `swap_share` of it stalls the others, what a road takes to begin, and
+the wait of the others until its blocks are free. A way whose rate is not known is not taken.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cluster.centre.ledger import Ledger
-from cluster.centre.rates import Rates
+from cluster.centre.rates import Rates, standing_s
 from cluster.centre.replica import Replica
 from cluster.centre.sequences import Request, State
 from cluster.messages import EPOCH_BITS, GiveUp, HostPoolJoined, HostPoolSettled, Road, Transfer, Transferred, ids
@@ -119,7 +119,8 @@ class Swapper:
         if host is None:
             return Way(None, recompute.seconds, self._what_lacks(replica, len(blocks)))
         size_bytes = len(blocks) * replica.joined.block_bytes
-        seconds = 2 * self.lost_s(replica, host.joined.node, size_bytes)
+        node = host.joined.node
+        seconds = self.leaving_s(replica, node, size_bytes) + self.lost_s(replica, node, size_bytes)
         if policy == "swap" or (rate and seconds < recompute.seconds):
             return Way(host, seconds)
         return recompute
@@ -128,6 +129,13 @@ class Swapper:
         """What the steps of a replica lose to one transfer from or to another node. Infinite: not known."""
         share, num_beside = self._settings.swap_share, len(replica.residents)
         return self.rates.lost_s(replica.joined.node, other, size_bytes, share, num_beside)
+
+    def leaving_s(self, replica: Replica, other: str, size_bytes: int) -> float:
+        """The same of one that makes room: its blocks are free only when it has ended, and that is told with the next
+        step; what is computed again leaves at once."""
+        wait_s = self.rates.seconds(replica.joined.node, other, size_bytes) + replica.step_seconds
+        standing = standing_s(wait_s, replica.step_seconds, replica.block_size)
+        return self.lost_s(replica, other, size_bytes) + standing
 
     def _is_cleared(self, request: Request) -> bool:
         """Its tenant wants nothing of it to stay anywhere: host memory is not cleared, so it does not go there."""

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from cluster.centre.rates import Rates
+from cluster.centre.rates import Rates, standing_s
 
 MIB = 2**20
 
@@ -79,3 +79,12 @@ def test_before_any_transfer() -> None:
     rates.at_start("a", 2e9)
     rates.at_start("a", 8e9)
     assert rates.lost_s("a", "a", 10**9, 1.0, 4) == pytest.approx(0.5)
+
+
+def test_who_waits_for_blocks_stands_still_once_its_own_is_full() -> None:
+    # One slot in a block: after half of the first step on average all stand still.
+    assert standing_s(0.008, 0.008, 1) == pytest.approx(0.004)
+    assert standing_s(0.024, 0.008, 1) == pytest.approx(0.020)
+    # Sixteen: in the first step a sixteenth of them at its end, half of that on average.
+    assert standing_s(0.008, 0.008, 16) == pytest.approx(0.008 / 32)
+    assert standing_s(0.008, 0.0, 16) == 0.0
