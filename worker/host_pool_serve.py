@@ -17,7 +17,7 @@ from cluster.wire.plans import parsed
 from cluster.wire.state import fill_host_pool_joined, fill_host_pool_settled, give_up_from
 from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
 from protos.quire.v1 import control_pb2 as pb
-from worker.control_link import LOST_EXIT, PULSES, ControlLink, keep_open
+from worker.frame_link import CONTROL, LOST_EXIT, PULSES, FrameLink, keep_open
 from worker.host_pool import HostPool
 from worker.security import ClusterSecurity
 
@@ -29,7 +29,7 @@ async def serve_host_pool(pool: HostPool, find: Callable[[], Awaitable[str]], se
     stream = PoolStream(pool)
     pulse = framed(pb.ToScheduler(pulse=pb.Pulse()))
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(keep_open(stream.link, find, security, stream.hello, lambda: pulse))
+        tasks.create_task(keep_open(stream.link, CONTROL, find, security, stream.hello, lambda: pulse))
         tasks.create_task(stream.converse())
 
 
@@ -37,7 +37,7 @@ class PoolStream:
     """The pool's side of the control stream."""
 
     def __init__(self, pool: HostPool) -> None:
-        self.link = ControlLink()
+        self.link = FrameLink()
         self._pool = pool
         self._epoch = 0
 

@@ -19,7 +19,7 @@ from cluster.wire.plans import fill_result, parsed, plan_from
 from cluster.wire.state import fill_replica_joined, fill_replica_state
 from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
 from protos.quire.v1 import control_pb2 as pb
-from worker.control_link import LOST_EXIT, ControlLink
+from worker.frame_link import LOST_EXIT, FrameLink
 from worker.step_loop import Inbound, NewEpoch, Outbound
 from worker.worker import Worker
 
@@ -37,7 +37,7 @@ class ReplicaStream:
         direct: Callable[[dict[str, str]], object],
     ) -> None:
         """`push` takes tokens for gateways, `direct` where everybody is; both are called on the step loop's thread."""
-        self.link = ControlLink()
+        self.link = FrameLink()
         self._worker = worker
         self._transfer_address = transfer_address
         self._push = push

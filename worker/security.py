@@ -1,8 +1,8 @@
 """Who may speak on an internal port: one secret of the cluster, and TLS both ways where it is set up.
 
-Control streams, streams of tokens and transfers are opened only to whoever shows the secret, which travels as a bearer
-token of each call, so a port without TLS belongs on loopback. Servers, clients and data sockets take what they need
-from `ClusterSecurity`; nothing here reads the environment.
+Streams of frames and data sockets are opened only to whoever proves that it knows the secret (`worker/handshake.py`);
+gRPC calls carry it as a bearer token, so a port without TLS belongs on loopback. Servers, clients and data sockets take
+what they need from `ClusterSecurity`; nothing here reads the environment.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The worker's process in a cluster: a step loop on a thread of its own, and an event loop that keeps streams open.
 
-The step loop's thread owns the Worker and reads and writes the control stream itself; the event loop connects it,
-pulses while steps run, and owns the streams of tokens. The control stream is kept open for as long as the process
+The step loop's thread owns the Worker, and reads and writes the control stream and writes the streams of tokens itself;
+the event loop connects them, and pulses while steps run. The control stream is kept open for as long as the process
 lives: when it breaks, steps go on as far as leases reach, and after a reconnect both sides send what the other lacks.
 """
 
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Awaitable, Callable
 
 from cluster.messages import Tokens
-from worker.control_link import keep_open
+from worker.frame_link import CONTROL, keep_open
 from worker.replica_stream import ReplicaStream
 from worker.security import ClusterSecurity
 from worker.spans import AttemptSpans
@@ -34,7 +34,6 @@ class WorkerServer:
         find: Callable[[], Awaitable[str]],
         security: ClusterSecurity,
         *,
-        channel_options: list[tuple[str, int]] | None = None,
         spans: AttemptSpans | None = None,
         hang_s: float = HANG_S,
         listening: Listening | None = None,
@@ -44,22 +43,22 @@ class WorkerServer:
         self._security = security
         # Slices of blocks go nowhere: what a tensor-parallel replica preempts is computed again.
         self._swap = Swap(worker, security, listening) if worker.parts.team is None else None
-        self._loop: asyncio.AbstractEventLoop | None = None
         address = self._swap.address if self._swap is not None else ""
         self._stream = ReplicaStream(worker, address, self._push, self._direct)
         self._steps = StepLoop(worker, self._stream, self._swap, spans, hang_s)
-        self._pusher = TokenPusher(worker.replica, worker.incarnation, security, channel_options or [])
+        self._identity = worker.replica, worker.incarnation
+        self._pusher: TokenPusher | None = None
 
     async def run(self) -> None:
         """Serves until cancelled."""
-        self._loop = asyncio.get_running_loop()
+        self._pusher = TokenPusher(*self._identity, self._security, asyncio.get_running_loop())
         # Between the loop's thread and the steps' the interpreter is handed over this soon, so that tokens leave while
         # steps run.
         sys.setswitchinterval(SWITCH_S)
         self._steps.start()
         stream = self._stream
         try:
-            await keep_open(stream.link, self._find, self._security, stream.hello, stream.pulse)
+            await keep_open(stream.link, CONTROL, self._find, self._security, stream.hello, stream.pulse)
         finally:
             self._steps.close()
             if self._swap is not None:
@@ -69,15 +68,12 @@ class WorkerServer:
     # -- from the step loop's thread
 
     def _push(self, tokens: dict[str, list[Tokens]]) -> None:
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._push_all, tokens)
-
-    def _push_all(self, tokens: dict[str, list[Tokens]]) -> None:
+        assert self._pusher is not None
         for gateway, batch in tokens.items():
             self._pusher.push(gateway, batch)
 
     def _direct(self, entries: dict[str, str]) -> None:
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._pusher.direct, entries)
+        assert self._pusher is not None
+        self._pusher.direct(entries)
         if self._swap is not None:
             self._swap.direct(entries)

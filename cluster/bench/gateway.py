@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -28,9 +29,12 @@ from cluster.messages import ReplicaLost
 from cluster.serving.front_server import FrontServer
 from cluster.serving.host import SchedulerHost
 from cluster.settings import SchedulerSettings
+from cluster.wire.frames import framed
+from cluster.wire.plans import parsed
 from protos.quire.v1 import common_pb2, front_pb2
 from protos.quire.v1 import inference_pb2 as pb
-from protos.quire.v1.front_pb2_grpc import TokenServiceAsyncStub, add_FrontServiceServicer_to_server
+from protos.quire.v1.front_pb2_grpc import add_FrontServiceServicer_to_server
+from worker.frame_link import TOKENS, FrameLink, connect
 
 SERVICE = "/quire.v1.InferenceService/"
 OPTIONS = [("grpc.max_receive_message_length", 64 << 20)]
@@ -86,7 +90,7 @@ class Bench:
         )
         ports = await self._answer()
         self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{int(ports['port'])}", options=OPTIONS)
-        self._tokens = grpc.aio.insecure_channel(f"127.0.0.1:{int(ports['token_port'])}", options=OPTIONS)
+        self._token_address = f"127.0.0.1:{int(ports['token_port'])}"
         async with asyncio.timeout(30):
             while not self._front.sessions or not await self._is_ready():  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
@@ -101,7 +105,6 @@ class Bench:
 
     async def stop(self) -> None:
         await self._channel.close(None)
-        await self._tokens.close(None)
         assert self._child.stdin is not None
         self._child.stdin.close()
         try:
@@ -151,26 +154,32 @@ class Bench:
         return Outcome(wall_s, cpu_s, arrived, replica)
 
     async def _step(self, replica: MadeUpReplica, load: Load) -> None:
-        call = TokenServiceAsyncStub(self._tokens).Push(None, metadata=SECURITY.metadata())
-        await call.write(front_pb2.PushRequest(hello=front_pb2.TokenHello(replica=replica.name, incarnation=1)))
+        link, loop, taken = FrameLink("the gateway", math.inf), asyncio.get_running_loop(), 0
 
-        async def acknowledge() -> None:
-            async for _ in call:
-                pass
+        def acknowledge() -> None:
+            nonlocal taken
+            link.wait(0.0)
+            for raw in link.read():
+                taken = parsed(front_pb2.FromGateway, raw).taken
 
-        acknowledging = asyncio.create_task(acknowledge())
+        hello = front_pb2.ToGateway(hello=front_pb2.TokenHello(replica=replica.name, incarnation=1))
+        link.open(await asyncio.to_thread(connect, self._token_address, SECURITY, TOKENS), framed(hello))
+        loop.add_reader(link.fileno(), acknowledge)
         number, due = 0, time.perf_counter()
         while replica.num_made < load.requests * load.tokens:
             batch, result = replica.step(time.perf_counter())
             if batch is not None:
                 number += 1
-                await call.write(front_pb2.PushRequest(number=number, batch=batch))
+                link.send(framed(front_pb2.ToGateway(number=number, batch=batch)))
             if result is not None:
                 self._host.post(result)
             due += load.step_s
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        await call.done_writing()
-        await acknowledging
+        async with asyncio.timeout(RUN_S):
+            while taken < number:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        loop.remove_reader(link.fileno())
+        link.close()
 
     # -- clients, which keep bytes
 

@@ -11,9 +11,8 @@ import gc
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-
-import grpc.aio
 
 import worker.demo
 from cluster.gateway.front_link import FrontLink, LinkSettings
@@ -22,7 +21,8 @@ from cluster.gateway.gateway import Gateway
 from cluster.gateway.models import TextModel
 from cluster.gateway.server import GatewayServer
 from cluster.gateway.settings import GatewaySettings
-from protos.quire.v1.front_pb2_grpc import add_TokenServiceServicer_to_server
+from cluster.messages import Tokens
+from cluster.serving.inside import Inside
 from worker.security import ClusterSecurity
 
 MODEL = "demo"
@@ -33,23 +33,23 @@ async def serve(scheduler: str) -> None:
     async def find() -> str:
         return scheduler
 
-    options = [("grpc.max_receive_message_length", 64 << 20)]
-    tokens = grpc.aio.server(options=options, interceptors=[SECURITY.aio_interceptor()])
-    token_port = tokens.add_insecure_port("127.0.0.1:0")
-    link = FrontLink(LinkSettings("gateway-0", 1, f"127.0.0.1:{token_port}", find, SECURITY))
+    def feed(tokens: Sequence[Tokens]) -> None:
+        gateway.feed(tokens)
+
+    intake = TokenIntake(feed)
+    token_address = await intake.listen(Inside("127.0.0.1", SECURITY))
+    link = FrontLink(LinkSettings("gateway-0", 1, token_address, "", find, SECURITY))
     folder = Path(worker.demo.__file__).parent
     gateway = Gateway(GatewaySettings(port=0), link, {MODEL: TextModel.load(MODEL, folder)})
-    add_TokenServiceServicer_to_server(TokenIntake(gateway.feed), tokens)
-    await tokens.start()
     server = GatewayServer(gateway)
     await server.start()
     gc.freeze()
-    print(json.dumps({"port": server.port, "token_port": token_port}), flush=True)
+    print(json.dumps({"port": server.port, "token_port": int(token_address.rpartition(":")[2])}), flush=True)
     while line := await asyncio.to_thread(sys.stdin.readline):
         if line.strip() == "cpu":
             print(json.dumps({"cpu_s": time.process_time(), "stale": gateway.num_stale}), flush=True)
     await server.stop(0.1)
-    await tokens.stop(None)
+    intake.close()
 
 
 if __name__ == "__main__":

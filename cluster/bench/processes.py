@@ -1,6 +1,6 @@
 """A cluster without Ray for benchmarks and tests: workers and host pools are processes, the centre runs in this one.
 
-Scheduler, admin door and gateway share an event loop on a thread of the caller; everything speaks gRPC on loopback as
+Scheduler, admin door and gateway share an event loop on a thread of the caller; everything speaks over loopback as
 in a cluster that `quire up` starts. Whoever holds it may kill and stop its processes by their ids. With a journal the
 caller can see afterwards, decision by decision, what the scheduler did. A node can be given a network namespace of
 its own: its processes run there, behind an address that the others reach them by.

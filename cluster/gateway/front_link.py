@@ -43,6 +43,7 @@ class LinkSettings:
     gateway: str
     incarnation: int
     token_address: str
+    figures_address: str
     find: Callable[[], Awaitable[str]]
     security: ClusterSecurity
     options: Sequence[tuple[str, int]] = ()
@@ -92,6 +93,7 @@ class FrontLink:
             gateway=settings.gateway,
             incarnation=settings.incarnation,
             token_address=settings.token_address,
+            figures_address=settings.figures_address,
             epoch=self._epoch,
             oldest_protocol=OLDEST_PROTOCOL,
             newest_protocol=NEWEST_PROTOCOL,

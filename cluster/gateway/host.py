@@ -1,7 +1,7 @@
 """A gateway's process: its models' texts, its link to the scheduler, the intake of tokens, and its public port.
 
 Hosted by a Ray actor (`cluster/serving/actors.py`). The intake listens on a port of its own on the internal side;
-workers are told where through the scheduler's directory.
+workers are told where through the scheduler's directory. A second one answers who asks for figures.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from cluster.gateway.gateway import Gateway
 from cluster.gateway.models import TextModel
 from cluster.gateway.server import GatewayServer
 from cluster.gateway.settings import GatewaySettings
+from cluster.messages import Tokens
 from cluster.serving.inside import Inside
 from cluster.watching.metrics import Family
 from cluster.watching.metrics_serve import FiguresService
 from cluster.watching.tracing import Tracer
-from protos.quire.v1.front_pb2_grpc import add_FiguresServiceServicer_to_server, add_TokenServiceServicer_to_server
+from protos.quire.v1.front_pb2_grpc import add_FiguresServiceServicer_to_server
 from worker.model.checkpoint import find_folder
 
 INTERNAL_OPTIONS: list[tuple[str, int]] = [
@@ -46,18 +47,24 @@ async def serve_gateway(
     """Serves until cancelled. `find` gives the scheduler's address; `on_address` gets the public one."""
     texts = {model: load_text(model) for model in models}
     security = inside.security
-    intake_server = grpc.aio.server(options=INTERNAL_OPTIONS, interceptors=[security.aio_interceptor()])
-    token_address = inside.address(security.serve(intake_server, inside.address(0)))
-    link = FrontLink(LinkSettings(settings.name, settings.incarnation, token_address, find, security))
+
+    def feed(tokens: Sequence[Tokens]) -> None:
+        # The gateway is made with a link that tells where the intake is, so the intake is there first.
+        gateway.feed(tokens)
+
+    intake = TokenIntake(feed)
+    internal = grpc.aio.server(options=INTERNAL_OPTIONS, interceptors=[security.aio_interceptor()])
+    figures_address = inside.address(security.serve(internal, inside.address(0)))
+    addresses = await intake.listen(inside), figures_address
+    link = FrontLink(LinkSettings(settings.name, settings.incarnation, *addresses, find, security))
     gateway = Gateway(settings, link, texts, tracer, load_text)
 
     def families() -> list[Family]:
         num_open = gateway.num_open
         return gateway.watch.metrics.families(num_open, gateway.is_connected, gateway.num_stale)
 
-    add_FiguresServiceServicer_to_server(FiguresService(families), intake_server)
-    add_TokenServiceServicer_to_server(TokenIntake(gateway.feed), intake_server)
-    await intake_server.start()
+    add_FiguresServiceServicer_to_server(FiguresService(families), internal)
+    await internal.start()
     server = GatewayServer(gateway)
     await server.start()
     on_address(inside.reachable(settings.host, server.port))
@@ -65,4 +72,5 @@ async def serve_gateway(
         await server.wait()
     finally:
         await server.stop()
-        await intake_server.stop(None)
+        intake.close()
+        await internal.stop(None)

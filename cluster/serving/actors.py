@@ -25,16 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CHANNEL_OPTIONS: list[tuple[str, int]] = [
-    ("grpc.max_receive_message_length", 64 << 20),
-    ("grpc.max_send_message_length", 64 << 20),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 500),
-]
-
 
 def incarnation() -> int:
     """A number that is higher each time a process starts."""
@@ -207,7 +197,6 @@ class WorkerActor:
             worker,
             self._find,
             inside.security,
-            channel_options=CHANNEL_OPTIONS,
             spans=spans,
             hang_s=self._settings.hang_s,
             listening=Listening(inside.host),

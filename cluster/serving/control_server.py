@@ -2,7 +2,7 @@
 
 A stream that breaks is resumed within `silence_s`: plans that the worker has not obeyed are sent again. One that stays
 silent for longer has lost its incarnation, and with it its whole pool: the scheduler is told, and the incarnation is
-refused for ever after. Connections are `cluster/serving/control_stream.py`'s. Nothing here decides; events go to the
+refused for ever after. Connections are `cluster/serving/frame_stream.py`'s. Nothing here decides; events go to the
 host, plans come from it.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from cluster.errors import ProtocolError
 from cluster.messages import GiveUp, HostPoolLost, Plan, ReplicaLost
-from cluster.serving.control_stream import ControlPort, ControlStream
+from cluster.serving.frame_stream import FramePort, FrameStream
 from cluster.serving.host import SchedulerHost
 from cluster.serving.inside import Inside
 from cluster.wire.frames import framed
@@ -29,6 +29,7 @@ from cluster.wire.state import (
 )
 from protos import NEWEST_PROTOCOL
 from protos.quire.v1 import control_pb2 as pb
+from worker.frame_link import CONTROL
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Peer:
     address: str = ""
     # Plans that it has not obeyed yet, oldest first, as they went out.
     unobeyed: deque[tuple[int, bytes]] = field(default_factory=deque)
-    stream: ControlStream | None = None
+    stream: FrameStream | None = None
     # Something went out since the last look: who was told nothing gets a pulse.
     was_told: bool = False
     # Its stream broke then and has not come back: a process that died is found out before it has been silent long.
@@ -69,14 +70,14 @@ class ControlServer:
         self._host = host
         self._silence_s = silence_s
         self.peers: dict[str, Peer] = {}
-        self.port: ControlPort | None = None
-        self._by_stream: dict[ControlStream, Peer] = {}
+        self.port: FramePort | None = None
+        self._by_stream: dict[FrameStream, Peer] = {}
         self._lost: dict[str, int] = {}
         self._directory: dict[str, str] = {}
 
     async def listen(self, inside: Inside) -> str:
         """Where workers and host pools find it."""
-        self.port = ControlPort(inside, self)
+        self.port = FramePort(inside, self, CONTROL, "control streams")
         return await self.port.listen()
 
     def close(self) -> None:
@@ -104,7 +105,7 @@ class ControlServer:
 
     # -- streams
 
-    def heard(self, stream: ControlStream, raw: bytes) -> None:
+    def heard(self, stream: FrameStream, raw: bytes) -> None:
         message = parsed(pb.ToScheduler, raw)
         peer = self._by_stream.get(stream)
         if peer is None:
@@ -113,12 +114,12 @@ class ControlServer:
             peer.heard_at = self._host.now
             self._take(peer, message)
 
-    def ended(self, stream: ControlStream) -> None:
+    def ended(self, stream: FrameStream) -> None:
         peer = self._by_stream.pop(stream, None)
         if peer is not None and peer.stream is stream:
             peer.stream, peer.broken_at = None, self._host.now
 
-    def _greet(self, stream: ControlStream, message: pb.ToScheduler) -> None:
+    def _greet(self, stream: FrameStream, message: pb.ToScheduler) -> None:
         if message.WhichOneof("message") != "hello":
             raise ProtocolError("the first message of a control stream must be a hello")
         hello = message.hello

@@ -42,6 +42,7 @@ class Session:
     gateway: str
     incarnation: int
     token_address: str
+    figures_address: str
     heard_at: float
     # Notices that it has not taken yet, oldest first, by number; `sent` of them went out on the stream that is open.
     untaken: deque[tuple[int, pb.Notice]] = field(default_factory=deque)
@@ -127,12 +128,14 @@ class FrontServer:
                 self.lose(session, "it started anew")
             was_lost = self._lost.get(name) == hello.incarnation
             wants_state = not was_lost and hello.epoch not in (0, epoch)
-            session = Session(name, hello.incarnation, hello.token_address, host.now)
+            session = Session(name, hello.incarnation, hello.token_address, hello.figures_address, host.now)
             self.sessions[name] = session
             log.info("gateway %s is there, incarnation %d", name, hello.incarnation)
         elif hello.epoch != epoch:
             # It has not heard our welcome: for it, this scheduler is new.
-            session = Session(name, hello.incarnation, hello.token_address, host.now, connection=session.connection)
+            connection = session.connection
+            session = Session(name, hello.incarnation, hello.token_address, hello.figures_address, host.now)
+            session.connection = connection
             self.sessions[name] = session
             wants_state = hello.epoch != 0
         else:
@@ -205,9 +208,9 @@ class FrontServer:
         # The gateway may forget them.
         session.news.set()
 
-    def token_addresses(self) -> dict[str, str]:
-        """Where each gateway takes tokens, and tells its figures."""
-        return {name: session.token_address for name, session in self.sessions.items()}
+    def figures_addresses(self) -> dict[str, str]:
+        """Where each gateway tells its figures."""
+        return {name: session.figures_address for name, session in self.sessions.items()}
 
     # -- silence and readiness
 

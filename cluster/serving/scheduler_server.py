@@ -132,7 +132,7 @@ async def serve_scheduler(
     await internal.start()
     await admin.start()
     control_address = await control.listen(inside)
-    figures = ClusterFigures(lambda: scheduler_families(shell, control), front.token_addresses, inside.security)
+    figures = ClusterFigures(lambda: scheduler_families(shell, control), front.figures_addresses, inside.security)
     metrics = await serve_metrics(doors.metrics_host, doors.metrics_port, figures.collect)
     admin_address = inside.reachable(doors.admin.host, bound_port)
     on_address(Addresses(control_address, inside.address(internal_port), admin_address))

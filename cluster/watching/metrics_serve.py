@@ -1,7 +1,7 @@
 """One port for the figures of the whole cluster, as Prometheus reads them: GET /metrics.
 
 Runs in the scheduler's process. The scheduler's figures are its own; each gateway is asked for its own over the
-internal port on which it takes tokens, with a short deadline, so that a gateway that hangs costs one line (`up 0`) and
+internal port of its own, with a short deadline, so that a gateway that hangs costs one line (`up 0`) and
 not the scrape. Whoever wants figures elsewhere (`metrics_ray`) collects the same way. It changes nothing.
 """
 

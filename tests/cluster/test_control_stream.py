@@ -23,8 +23,8 @@ from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
 from protos.quire.v1 import control_pb2 as pb
 from tests.cluster.front_door import Proxy
 from tests.cluster.test_inside import SECRET, identity
-from worker import control_link, handshake
-from worker.control_link import GREETING, ControlLink, connect, keep_open, local_name
+from worker import frame_link, handshake
+from worker.frame_link import CONTROL, FrameLink, connect, keep_open, local_name
 from worker.security import ClusterSecurity, TlsFiles
 
 SECURITY = ClusterSecurity(SECRET)
@@ -68,7 +68,7 @@ class Centre:
             while not holds():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
-    async def heard_by(self, link: ControlLink, count: int) -> list[str]:
+    async def heard_by(self, link: FrameLink, count: int) -> list[str]:
         """The kinds of the next messages down; plans with their numbers. Pulses do not count."""
         found: list[str] = []
         async with asyncio.timeout(10):
@@ -99,7 +99,7 @@ def at_the_port(story: Callable[[Centre], Awaitable[None]], security: ClusterSec
 
 def roads(monkeypatch: pytest.MonkeyPatch, road: str) -> None:
     if road == "tcp":
-        monkeypatch.setattr(control_link, "_connect_here", lambda address: None)
+        monkeypatch.setattr(frame_link, "_connect_here", lambda address: None)
 
 
 @pytest.mark.parametrize("road", ["unix", "tcp", "tls"])
@@ -108,12 +108,12 @@ def test_only_who_knows_the_secret_is_let_in(monkeypatch: pytest.MonkeyPatch, tm
     roads(monkeypatch, "unix" if road == "unix" else "tcp")
 
     async def story(centre: Centre) -> None:
-        link = ControlLink()
-        link.open(await asyncio.to_thread(connect, centre.address, centre.security), hello())
+        link = FrameLink()
+        link.open(await asyncio.to_thread(connect, centre.address, centre.security, CONTROL), hello())
         assert await centre.heard_by(link, 2) == ["welcome", "directory"]
         for count, wrong in enumerate(("another secret, as long.", SECRET[:-1] + "!", SECRET + " "), 1):
             with pytest.raises((NotAuthenticated, OSError)):
-                await asyncio.to_thread(connect, centre.address, ClusterSecurity(wrong, tls))
+                await asyncio.to_thread(connect, centre.address, ClusterSecurity(wrong, tls), CONTROL)
             # The client sees it first, and says nothing more; the scheduler sees the end of the connection.
             assert len(centre.control.peers) == 1, count
         if tls is not None:
@@ -121,7 +121,7 @@ def test_only_who_knows_the_secret_is_let_in(monkeypatch: pytest.MonkeyPatch, tm
             strange: TlsFiles | None = identity(tmp_path / "strange")
             for stranger in (None, strange):
                 with pytest.raises((NotAuthenticated, OSError)):
-                    await asyncio.to_thread(connect, centre.address, ClusterSecurity(SECRET, stranger))
+                    await asyncio.to_thread(connect, centre.address, ClusterSecurity(SECRET, stranger), CONTROL)
         link.close()
         await centre.until(lambda: centre.control.peers["r0"].stream is None)
 
@@ -136,7 +136,7 @@ def test_the_scheduler_believes_nobody_who_only_says_so() -> None:
             with socket.socket(socket.AF_UNIX) as liar:
                 liar.settimeout(10)
                 liar.connect(local_name(centre.address))
-                steps = handshake.greet(GREETING, b"", b"some other secret")
+                steps = handshake.greet(CONTROL, b"", b"some other secret")
                 send, want = next(steps)
                 liar.sendall(send)
                 while want:
@@ -169,13 +169,13 @@ def test_the_scheduler_believes_nobody_who_only_says_so() -> None:
 )
 def test_bytes_that_mean_nothing_end_the_stream_and_are_counted(garbage: bytes) -> None:
     async def story(centre: Centre) -> None:
-        link = ControlLink()
-        link.open(await asyncio.to_thread(connect, centre.address, SECURITY), garbage)
+        link = FrameLink()
+        link.open(await asyncio.to_thread(connect, centre.address, SECURITY, CONTROL), garbage)
         await centre.until(lambda: centre.refused == {"undecodable": 1})
         await asyncio.to_thread(link.wait, 10)
         assert link.read() == [] and not link.is_open
         # The next connection of the same process is as good as any.
-        link.open(await asyncio.to_thread(connect, centre.address, SECURITY), hello())
+        link.open(await asyncio.to_thread(connect, centre.address, SECURITY, CONTROL), hello())
         assert await centre.heard_by(link, 2) == ["welcome", "directory"]
         link.close()
 
@@ -184,15 +184,15 @@ def test_bytes_that_mean_nothing_end_the_stream_and_are_counted(garbage: bytes) 
 
 def test_a_worker_of_another_protocol_and_one_that_was_lost_are_refused() -> None:
     async def story(centre: Centre) -> None:
-        link = ControlLink()
-        link.open(await asyncio.to_thread(connect, centre.address, SECURITY), hello(newest=0))
+        link = FrameLink()
+        link.open(await asyncio.to_thread(connect, centre.address, SECURITY, CONTROL), hello(newest=0))
         assert await centre.heard_by(link, 1) == ["refusal"]
-        link.open(await asyncio.to_thread(connect, centre.address, SECURITY), hello())
+        link.open(await asyncio.to_thread(connect, centre.address, SECURITY, CONTROL), hello())
         assert await centre.heard_by(link, 2) == ["welcome", "directory"]
         centre.control.lose(centre.control.peers["r0"], "for the test")
-        link.open(await asyncio.to_thread(connect, centre.address, SECURITY), hello())
+        link.open(await asyncio.to_thread(connect, centre.address, SECURITY, CONTROL), hello())
         assert await centre.heard_by(link, 1) == ["refusal"]
-        link.open(await asyncio.to_thread(connect, centre.address, SECURITY), hello(incarnation=2))
+        link.open(await asyncio.to_thread(connect, centre.address, SECURITY, CONTROL), hello(incarnation=2))
         assert await centre.heard_by(link, 2) == ["welcome", "directory"]
         link.close()
 
@@ -201,8 +201,8 @@ def test_a_worker_of_another_protocol_and_one_that_was_lost_are_refused() -> Non
 
 def test_plans_that_were_not_obeyed_come_again_and_results_count_once() -> None:
     async def story(centre: Centre) -> None:
-        link = ControlLink()
-        link.open(await asyncio.to_thread(connect, centre.address, SECURITY), hello())
+        link = FrameLink()
+        link.open(await asyncio.to_thread(connect, centre.address, SECURITY, CONTROL), hello())
         assert await centre.heard_by(link, 2) == ["welcome", "directory"]
         for number in (1, 2, 3):
             centre.plan(number)
@@ -212,7 +212,7 @@ def test_plans_that_were_not_obeyed_come_again_and_results_count_once() -> None:
         peer = centre.control.peers["r0"]
         await centre.until(lambda: [number for number, _ in peer.unobeyed] == [2, 3])
         # It obeyed plan 2 and could not say so: that is in its next hello.
-        link.open(await asyncio.to_thread(connect, centre.address, SECURITY), hello(epoch=1, plan=2))
+        link.open(await asyncio.to_thread(connect, centre.address, SECURITY, CONTROL), hello(epoch=1, plan=2))
         assert await centre.heard_by(link, 3) == ["welcome", "directory", "plan 3"]
         link.send(result(2, plan=3))
         await centre.until(lambda: not peer.unobeyed)
@@ -232,9 +232,9 @@ def test_a_link_finds_its_way_back_after_its_connection_was_cut_and_after_a_sile
         async def find() -> str:
             return f"127.0.0.1:{proxy.port}"
 
-        link = ControlLink()
+        link = FrameLink()
         pulse = framed(pb.ToScheduler(pulse=pb.Pulse()))
-        keeping = asyncio.create_task(keep_open(link, find, SECURITY, lambda: hello(epoch=1), lambda: pulse))
+        keeping = asyncio.create_task(keep_open(link, CONTROL, find, SECURITY, lambda: hello(epoch=1), lambda: pulse))
         try:
             assert await centre.heard_by(link, 2) == ["welcome", "directory"]
             proxy.cut()
@@ -258,7 +258,7 @@ def test_nobody_waits_for_an_end_that_takes_nothing() -> None:
     """What the kernel does not take is kept in order, and goes out as soon as the other end reads."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    link = ControlLink()
+    link = FrameLink()
     words = [framed(pb.ToScheduler(hello=pb.Hello(transfer_address=f"{n} " * 40_000))) for n in range(40)]
     link.open(ours, words[0])
     for word in words[1:]:

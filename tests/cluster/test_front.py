@@ -21,15 +21,15 @@ from cluster.gateway.settings import GatewaySettings
 from cluster.messages import Cancel, Submit, Tokens, ids
 from cluster.sampling import SamplingParams
 from cluster.serving.front_server import FrontServer
+from cluster.serving.inside import Inside
 from cluster.sim.live import LiveCluster
+from cluster.wire.frames import framed
+from cluster.wire.plans import parsed
 from cluster.wire.tokens import fill_tokens
 from protos.quire.v1 import front_pb2 as pb
-from protos.quire.v1.front_pb2_grpc import (
-    TokenServiceAsyncStub,
-    add_FrontServiceServicer_to_server,
-    add_TokenServiceServicer_to_server,
-)
+from protos.quire.v1.front_pb2_grpc import add_FrontServiceServicer_to_server
 from tests.cluster.front_door import PROMPT, Proxy, expected, slow, text_model
+from worker.frame_link import TOKENS, FrameLink, connect
 from worker.security import ClusterSecurity
 from worker.token_push import TokenPusher
 
@@ -65,14 +65,6 @@ class Wired:
         self.tasks.append(asyncio.get_running_loop().create_task(front.watch()))
 
 
-async def serve_tokens(intake: TokenIntake) -> tuple[grpc.aio.Server, int]:
-    server = grpc.aio.server(interceptors=[SECURITY.aio_interceptor()])
-    add_TokenServiceServicer_to_server(intake, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    return server, port
-
-
 @contextlib.asynccontextmanager
 async def wired(num_workers: int = 1, step_s: float = 0.01) -> AsyncIterator[Wired]:
     cluster = LiveCluster()
@@ -83,7 +75,7 @@ async def wired(num_workers: int = 1, step_s: float = 0.01) -> AsyncIterator[Wir
     async def find() -> str:
         return f"127.0.0.1:{scheduler_proxy.port}"
 
-    link = FrontLink(LinkSettings("gateway-0", 1, f"127.0.0.1:{token_proxy.port}", find, SECURITY))
+    link = FrontLink(LinkSettings("gateway-0", 1, f"127.0.0.1:{token_proxy.port}", "", find, SECURITY))
     gateway = Gateway(GatewaySettings(port=0), link, {"m": text_model()})
     intake = TokenIntake(gateway.feed)
     server = GatewayServer(gateway)
@@ -91,11 +83,13 @@ async def wired(num_workers: int = 1, step_s: float = 0.01) -> AsyncIterator[Wir
     one = Wired(cluster, parts["front"], scheduler_proxy, token_proxy, gateway, parts["client"], link, intake)
     try:
         await one.serve_front()
-        token_server, token_proxy.target = await serve_tokens(intake)
-        one.servers.append(token_server)
+        address = await intake.listen(Inside("127.0.0.1", SECURITY))
+        token_proxy.target = int(address.rpartition(":")[2])
         for number in range(num_workers):
             worker = cluster.add_worker(f"r{number}", slow(step_s))
-            pusher = one.pushers[worker.name] = TokenPusher(worker.name, worker.incarnation, SECURITY, [])
+            pusher = one.pushers[worker.name] = TokenPusher(
+                worker.name, worker.incarnation, SECURITY, asyncio.get_running_loop()
+            )
             pusher.direct({"gateway-0": f"127.0.0.1:{token_proxy.port}"})
             worker.outlets.tokens = pusher.push
         await server.start()
@@ -108,6 +102,7 @@ async def wired(num_workers: int = 1, step_s: float = 0.01) -> AsyncIterator[Wir
         await server.stop(0.1)
         for pusher in one.pushers.values():
             await pusher.close()
+        intake.close()
         await cluster.close()
         for task in one.tasks:
             task.cancel()
@@ -245,36 +240,41 @@ def test_readiness_comes_from_the_scheduler():
 
 def test_a_message_of_a_dead_incarnation_is_refused():
     async def story(one: Wired) -> None:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{one.token_proxy.port}") as channel:
-            stub = TokenServiceAsyncStub(channel)
+        def batch(number: int) -> pb.ToGateway:
+            message = pb.ToGateway(number=number)
+            fill_tokens(message.batch, [Tokens(1, 0, 1, 0, ids([4]))])
+            return message
 
-            def requests(incarnation: int, *numbers: int) -> list[pb.PushRequest]:
-                found = [pb.PushRequest(hello=pb.TokenHello(replica="r9", incarnation=incarnation))]
-                for number in numbers:
-                    found.append(pb.PushRequest(number=number))
-                    fill_tokens(found[-1].batch, [Tokens(1, 0, 1, 0, ids([4]))])
-                return found
+        async def push(incarnation: int, *messages: pb.ToGateway, is_polite: bool = True) -> tuple[list[int], str]:
+            """What the gateway says that it has taken, at first and at last, and how it ended the stream."""
+            link, heard = FrameLink("the gateway"), list[pb.FromGateway]()
+            address = f"127.0.0.1:{one.token_proxy.port}"
+            connection = await asyncio.to_thread(connect, address, SECURITY, TOKENS)
+            words = [pb.ToGateway(hello=pb.TokenHello(replica="r9", incarnation=incarnation))] if is_polite else []
+            words += messages
+            link.open(connection, b"".join(map(framed, words)))
+            last = messages[-1].number if messages else 0
+            async with asyncio.timeout(5):
+                while link.is_open and not (len(heard) > 1 and heard[-1].taken == last):
+                    await asyncio.to_thread(link.wait, 0.05)
+                    heard += [parsed(pb.FromGateway, raw) for raw in link.read()]
+            ending = "open" if link.is_open else "".join(message.refusal for message in heard) or "cut off"
+            link.close()
+            return [message.taken for message in heard if not message.refusal], ending
 
-            async def push(messages: list[pb.PushRequest]) -> tuple[list[int], grpc.StatusCode]:
-                call = stub.Push(iter(messages), metadata=SECURITY.metadata())
-                taken = []
-                try:
-                    async for response in call:
-                        taken.append(response.taken)
-                except grpc.aio.AioRpcError as error:
-                    return taken, error.code()
-                return taken, grpc.StatusCode.OK
-
-            # A batch that comes twice is taken once; a worker that met an earlier gateway goes on with its numbers.
-            assert await push(requests(2, 7, 8, 8, 9)) == ([7, 8, 8, 9], grpc.StatusCode.OK)
-            assert one.intake.num_stale == 1
-            assert await push(requests(2, 9, 10)) == ([9, 10], grpc.StatusCode.OK)
-            assert (await push(requests(2, 12)))[1] is grpc.StatusCode.FAILED_PRECONDITION
-            assert await push(requests(3, 1)) == ([1], grpc.StatusCode.OK)
-            assert (await push(requests(2, 11)))[1] is grpc.StatusCode.ABORTED
-            broken = pb.PushRequest(number=2, batch=pb.TokenBatch(routes=b"123"))
-            assert (await push([*requests(3), broken]))[1] is grpc.StatusCode.FAILED_PRECONDITION
-            assert (await push([pb.PushRequest(number=1)]))[1] is grpc.StatusCode.INVALID_ARGUMENT
+        # A batch that comes twice is taken once; a worker that met an earlier gateway goes on with its numbers.
+        assert await push(2, batch(7), batch(8), batch(8), batch(9)) == ([0, 9], "open")
+        assert one.intake.num_stale == 1
+        assert await push(2, batch(9), batch(10)) == ([9, 10], "open")
+        assert one.intake.num_stale == 2
+        assert await push(2, batch(12)) == ([10], "cut off")
+        assert await push(3, batch(1)) == ([0, 1], "open")
+        refused, why = await push(2, batch(11))
+        assert not refused and why == "replica r9 runs as incarnation 3; this is 2"
+        broken = pb.ToGateway(number=2, batch=pb.TokenBatch(routes=b"123"))
+        assert await push(3, broken) == ([1], "cut off")
+        assert await push(3, batch(2), is_polite=False) == ([], "cut off")
+        assert one.intake.port is not None and one.intake.port.refused == {"undecodable": 3}
 
     over_the_wire(story)
 
@@ -284,7 +284,7 @@ def test_new_work_is_refused_when_too_much_waits():
         async def find() -> str:
             return "127.0.0.1:1"
 
-        link = FrontLink(LinkSettings("gateway-0", 1, "", find, SECURITY))
+        link = FrontLink(LinkSettings("gateway-0", 1, "", "", find, SECURITY))
         for number in range(MAX_EVENTS):
             link.send(Cancel(str(number)))
         submit = Submit("a/b", "gateway-0", 1, "m", "a", ids([1]), (), SamplingParams())
@@ -301,7 +301,7 @@ def test_an_older_start_of_a_gateway_is_refused():
         async def find() -> str:
             return f"127.0.0.1:{one.scheduler_proxy.port}"
 
-        old = FrontLink(LinkSettings("gateway-0", 0, "", find, SECURITY))
+        old = FrontLink(LinkSettings("gateway-0", 0, "", "", find, SECURITY))
         async for orders in old.orders():
             assert "runs as incarnation 1" in getattr(orders[0], "detail", "")
             break

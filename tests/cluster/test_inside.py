@@ -1,29 +1,29 @@
-"""Internal gRPC ports: who does not show the cluster's secret is refused, on each of them; with TLS also a stranger.
+"""Internal ports: who does not show the cluster's secret is refused, on each of them; with TLS also a stranger.
 
-Control streams are tests/cluster/test_control_stream.py's."""
+What else can go wrong on a stream of frames is in tests/cluster/test_control_stream.py."""
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 
+from cluster.errors import QuireError
 from cluster.gateway.front_tokens import TokenIntake
 from cluster.serving.auth_certificates import make_identity
 from cluster.serving.front_server import FrontServer
 from cluster.serving.host import SchedulerHost
+from cluster.serving.inside import Inside
 from cluster.settings import SchedulerSettings
+from cluster.wire.frames import framed
 from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
 from protos.quire.v1 import front_pb2
-from protos.quire.v1.front_pb2_grpc import (
-    FrontServiceAsyncStub,
-    TokenServiceAsyncStub,
-    add_FrontServiceServicer_to_server,
-    add_TokenServiceServicer_to_server,
-)
+from protos.quire.v1.front_pb2_grpc import FrontServiceAsyncStub, add_FrontServiceServicer_to_server
+from worker import frame_link
+from worker.frame_link import CONTROL, TOKENS, FrameLink, connect
 from worker.security import PEER_NAME, ClusterSecurity, TlsFiles
 
 SECRET = "the secret of these tests"
@@ -37,61 +37,93 @@ def identity(folder: Path) -> TlsFiles:
     return files
 
 
-async def serve(security: ClusterSecurity) -> tuple[grpc.aio.Server, str]:
-    """All internal services as the scheduler and a gateway serve them."""
+@dataclass
+class Ports:
+    """Internal ports as a scheduler and a gateway have them."""
+
+    server: grpc.aio.Server
+    intake: TokenIntake
+    front: str
+    tokens: str
+
+    async def close(self) -> None:
+        self.intake.close()
+        await self.server.stop(None)
+
+
+async def serve(security: ClusterSecurity) -> Ports:
     host = SchedulerHost(SchedulerSettings(), 1)
     server = grpc.aio.server(interceptors=[security.aio_interceptor()])
     add_FrontServiceServicer_to_server(FrontServer(host, lambda: ()), server)
-    add_TokenServiceServicer_to_server(TokenIntake(lambda tokens: None), server)
     port = security.serve(server, "127.0.0.1:0")
     await server.start()
-    return server, f"127.0.0.1:{port}"
+    intake = TokenIntake(lambda tokens: None)
+    return Ports(server, intake, f"127.0.0.1:{port}", await intake.listen(Inside("127.0.0.1", security)))
 
 
-async def opened(security: ClusterSecurity, address: str) -> list[str]:
-    """How the first word on each internal stream is answered."""
+async def front_says(security: ClusterSecurity, address: str) -> str:
+    """How the first word on a gateway's stream to the scheduler is answered."""
     protocols = {"oldest_protocol": OLDEST_PROTOCOL, "newest_protocol": NEWEST_PROTOCOL}
-    front = front_pb2.AttachRequest(hello=front_pb2.GatewayHello(gateway="g", incarnation=1, **protocols))
-    tokens = [front_pb2.PushRequest(hello=front_pb2.TokenHello(replica="r0", incarnation=1))]
-    tokens.append(front_pb2.PushRequest(number=1))
+    hello = front_pb2.AttachRequest(hello=front_pb2.GatewayHello(gateway="g", incarnation=1, **protocols))
 
-    async def say(*words: Any) -> AsyncIterator[Any]:
-        for word in words:
-            yield word
-            # A word that meets the end of its stream would be an error of the client's own.
-            await asyncio.sleep(0.2)
+    async def say() -> AsyncIterator[front_pb2.AttachRequest]:
+        yield hello
         await asyncio.sleep(5)
 
-    found = []
     async with security.aio_channel(address, ()) as channel:
-        for call in (
-            FrontServiceAsyncStub(channel).Attach(say(front), metadata=security.metadata(), timeout=5),
-            TokenServiceAsyncStub(channel).Push(say(*tokens), metadata=security.metadata(), timeout=5),
-        ):
-            try:
-                found.append("answered" if await call.read() is not grpc.aio.EOF else "ended")
-            except grpc.aio.AioRpcError as error:
-                found.append(error.code().name)
+        call = FrontServiceAsyncStub(channel).Attach(say(), metadata=security.metadata(), timeout=5)
+        try:
+            return "answered" if await call.read() is not grpc.aio.EOF else "ended"
+        except grpc.aio.AioRpcError as error:
+            return error.code().name
+        finally:
             call.cancel()
-    return found
+
+
+async def intake_says(security: ClusterSecurity, address: str, greeting: bytes = TOKENS) -> str:
+    """The same of a worker's stream of tokens to a gateway."""
+    link = FrameLink("the gateway")
+    hello = front_pb2.ToGateway(hello=front_pb2.TokenHello(replica="r0", incarnation=1))
+    try:
+        link.open(await asyncio.to_thread(connect, address, security, greeting), framed(hello))
+        async with asyncio.timeout(5):
+            while link.is_open:
+                await asyncio.to_thread(link.wait, 0.05)
+                if link.read():
+                    return "answered"
+    except (QuireError, OSError) as error:
+        return type(error).__name__
+    finally:
+        link.close()
+    return "cut off"
 
 
 @pytest.mark.parametrize("has_tls", [False, True])
-def test_only_who_shows_the_secret_is_let_in(tmp_path: Path, has_tls: bool) -> None:
+def test_only_who_shows_the_secret_is_let_in(tmp_path: Path, has_tls: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     tls = identity(tmp_path / "ours") if has_tls else None
+    if has_tls:
+        # Where both ends are on one machine the kernel alone carries the frames, and TLS adds nothing.
+        monkeypatch.setattr(frame_link, "_connect_here", lambda address: None)
+    refusals = {"NotAuthenticated", "ConnectionError", "ConnectionResetError", "TimeoutError", "SSLError", "cut off"}
+    refusals |= {"SSLEOFError", "SSLCertVerificationError", "BrokenPipeError"}
 
     async def story() -> None:
-        server, address = await serve(ClusterSecurity(SECRET, tls))
+        ports = await serve(ClusterSecurity(SECRET, tls))
         try:
-            assert await opened(ClusterSecurity(SECRET, tls), address) == ["answered"] * 2
+            ours = ClusterSecurity(SECRET, tls)
+            assert await front_says(ours, ports.front) == await intake_says(ours, ports.tokens) == "answered"
+            # A stream of another kind has nothing to say here.
+            assert await intake_says(ours, ports.tokens, CONTROL) in refusals
             for wrong in ("another secret, as long.", SECRET[:-1] + "!", SECRET + " "):
-                assert await opened(ClusterSecurity(wrong, tls), address) == ["UNAUTHENTICATED"] * 2
+                assert await front_says(ClusterSecurity(wrong, tls), ports.front) == "UNAUTHENTICATED"
+                assert await intake_says(ClusterSecurity(wrong, tls), ports.tokens) in refusals
             if has_tls:
                 # The secret alone is not enough, nor is it with the certificate of another authority.
                 strange = identity(tmp_path / "strange")
                 for stranger in (None, strange):
-                    assert await opened(ClusterSecurity(SECRET, stranger), address) == ["UNAVAILABLE"] * 2
+                    assert await front_says(ClusterSecurity(SECRET, stranger), ports.front) == "UNAVAILABLE"
+                    assert await intake_says(ClusterSecurity(SECRET, stranger), ports.tokens) in refusals
         finally:
-            await server.stop(None)
+            await ports.close()
 
     asyncio.run(asyncio.wait_for(story(), 60))

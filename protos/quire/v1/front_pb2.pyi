@@ -53,20 +53,22 @@ class AttachRequest(_message.Message):
     def __init__(self, number: _Optional[int] = ..., taken: _Optional[int] = ..., hello: _Optional[_Union[GatewayHello, _Mapping[str, object]]] = ..., events: _Optional[_Iterable[_Union[FrontEvent, _Mapping[str, object]]]] = ...) -> None: ...
 
 class GatewayHello(_message.Message):
-    __slots__ = ("gateway", "incarnation", "token_address", "epoch", "oldest_protocol", "newest_protocol")
+    __slots__ = ("gateway", "incarnation", "token_address", "epoch", "oldest_protocol", "newest_protocol", "figures_address")
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     OLDEST_PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     NEWEST_PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    FIGURES_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     gateway: str
     incarnation: int
     token_address: str
     epoch: int
     oldest_protocol: int
     newest_protocol: int
-    def __init__(self, gateway: _Optional[str] = ..., incarnation: _Optional[int] = ..., token_address: _Optional[str] = ..., epoch: _Optional[int] = ..., oldest_protocol: _Optional[int] = ..., newest_protocol: _Optional[int] = ...) -> None: ...
+    figures_address: str
+    def __init__(self, gateway: _Optional[str] = ..., incarnation: _Optional[int] = ..., token_address: _Optional[str] = ..., epoch: _Optional[int] = ..., oldest_protocol: _Optional[int] = ..., newest_protocol: _Optional[int] = ..., figures_address: _Optional[str] = ...) -> None: ...
 
 class FrontEvent(_message.Message):
     __slots__ = ("submit", "cancel", "stop_at", "sealed", "closed", "adopt", "pin", "state")
@@ -362,7 +364,7 @@ class DoneNotice(_message.Message):
     host_block_seconds: float
     def __init__(self, gateway: _Optional[str] = ..., route: _Optional[int] = ..., request_id: _Optional[str] = ..., cached_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., device_block_seconds: _Optional[float] = ..., host_block_seconds: _Optional[float] = ...) -> None: ...
 
-class PushRequest(_message.Message):
+class ToGateway(_message.Message):
     __slots__ = ("hello", "number", "batch")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
@@ -380,11 +382,13 @@ class TokenHello(_message.Message):
     incarnation: int
     def __init__(self, replica: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
-class PushResponse(_message.Message):
-    __slots__ = ("taken",)
+class FromGateway(_message.Message):
+    __slots__ = ("taken", "refusal")
     TAKEN_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
     taken: int
-    def __init__(self, taken: _Optional[int] = ...) -> None: ...
+    refusal: str
+    def __init__(self, taken: _Optional[int] = ..., refusal: _Optional[str] = ...) -> None: ...
 
 class TokenBatch(_message.Message):
     __slots__ = ("routes", "indexes", "attempts", "positions", "counts", "ids", "reasons", "extras")

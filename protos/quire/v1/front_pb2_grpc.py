@@ -28,29 +28,6 @@ def add_FrontServiceServicer_to_server(servicer, server):
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("quire.v1.FrontService", methods),))
 
 
-class TokenServiceStub:
-    def __init__(self, channel):
-        self.Push = channel.stream_stream(
-            "/quire.v1.TokenService/Push",
-            request_serializer=front_pb2.PushRequest.SerializeToString,
-            response_deserializer=front_pb2.PushResponse.FromString,
-        )
-
-
-TokenServiceAsyncStub = TokenServiceStub
-
-
-def add_TokenServiceServicer_to_server(servicer, server):
-    methods = {
-        "Push": grpc.stream_stream_rpc_method_handler(
-            servicer.Push,
-            request_deserializer=front_pb2.PushRequest.FromString,
-            response_serializer=front_pb2.PushResponse.SerializeToString,
-        ),
-    }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("quire.v1.TokenService", methods),))
-
-
 class FiguresServiceStub:
     def __init__(self, channel):
         self.GetFigures = channel.unary_unary(

@@ -15,16 +15,6 @@ class FrontServiceAsyncStub:
 
 def add_FrontServiceServicer_to_server(servicer: object, server: grpc.Server | grpc.aio.Server) -> None: ...
 
-class TokenServiceStub:
-    def __init__(self, channel: grpc.Channel) -> None: ...
-    Push: grpc.StreamStreamMultiCallable[front_pb2.PushRequest, front_pb2.PushResponse]
-
-class TokenServiceAsyncStub:
-    def __init__(self, channel: grpc.aio.Channel) -> None: ...
-    Push: grpc.aio.StreamStreamMultiCallable[front_pb2.PushRequest, front_pb2.PushResponse]
-
-def add_TokenServiceServicer_to_server(servicer: object, server: grpc.Server | grpc.aio.Server) -> None: ...
-
 class FiguresServiceStub:
     def __init__(self, channel: grpc.Channel) -> None: ...
     GetFigures: grpc.UnaryUnaryMultiCallable[front_pb2.GetFiguresRequest, front_pb2.GetFiguresResponse]

@@ -1,8 +1,9 @@
-"""The end of control streams that accepts: a port, and a protocol of the event loop for each connection.
+"""The end of internal streams that accepts: a port, and a protocol of the event loop for each connection.
 
-What a stream is, `worker/control_link.py` says. A connection that does not prove within a few seconds that it knows the
-cluster's secret, or sends what is no frame, is closed and counted. Frames go to their owner as they come in, and
-its own go out at once; one that takes nothing for long is cut off, and sends again what is missing when it comes back.
+The scheduler takes control streams here, gateways streams of tokens; what a stream is, `worker/frame_link.py` says.
+A connection that does not prove within a few seconds that it knows the cluster's secret, or sends what is no frame, is
+closed and counted. Frames go to their owner as they come in, and its own go out at once; one that takes nothing for
+long is cut off, and sends again what is missing when it comes back.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from cluster.errors import ConfigError, QuireError
 from cluster.serving.inside import Inside
 from cluster.wire.frames import FrameBuffer
 from worker import handshake
-from worker.control_link import GREETING, MAX_BACKLOG_BYTES, local_name
+from worker.frame_link import MAX_BACKLOG_BYTES, local_name
 
 log = logging.getLogger(__name__)
 
@@ -28,19 +29,21 @@ MAX_STRANGERS = 256
 class Owner(Protocol):
     """Whoever the frames are for."""
 
-    def heard(self, stream: ControlStream, raw: bytes) -> None:
+    def heard(self, stream: FrameStream, raw: bytes) -> None:
         """A message. Raises QuireError if it means nothing: the stream is closed then."""
 
-    def ended(self, stream: ControlStream) -> None: ...
+    def ended(self, stream: FrameStream) -> None: ...
 
 
-class ControlPort:
-    """Where processes of the cluster reach the scheduler with their streams."""
+class FramePort:
+    """Where processes of the cluster reach this one with streams of one kind, which begin with `greeting`."""
 
-    def __init__(self, inside: Inside, owner: Owner) -> None:
+    def __init__(self, inside: Inside, owner: Owner, greeting: bytes, what: str) -> None:
         self.inside = inside
         self.owner = owner
-        self.streams: set[ControlStream] = set()
+        self.greeting = greeting
+        self.what = what
+        self.streams: set[FrameStream] = set()
         self.num_strangers = 0
         # Connections that were closed, by why.
         self.refused: Counter[str] = Counter()
@@ -51,12 +54,12 @@ class ControlPort:
         loop, inside = asyncio.get_running_loop(), self.inside
         context = inside.security.server_context()
         try:
-            server = await loop.create_server(lambda: ControlStream(self), inside.host, 0, ssl=context)
+            server = await loop.create_server(lambda: FrameStream(self), inside.host, 0, ssl=context)
             address = inside.address(server.sockets[0].getsockname()[1])
             # On this machine no TLS: what the kernel passes on is seen by nobody else.
-            local = await loop.create_unix_server(lambda: ControlStream(self), local_name(address))
+            local = await loop.create_unix_server(lambda: FrameStream(self), local_name(address))
         except OSError as error:
-            raise ConfigError(f"control streams cannot be taken on {inside.host}: {error}") from error
+            raise ConfigError(f"{self.what} cannot be taken on {inside.host}: {error}") from error
         self._servers = [server, local]
         return address
 
@@ -67,10 +70,10 @@ class ControlPort:
             stream.close()
 
 
-class ControlStream(asyncio.BufferedProtocol):
+class FrameStream(asyncio.BufferedProtocol):
     """One connection, from the handshake on."""
 
-    def __init__(self, port: ControlPort) -> None:
+    def __init__(self, port: FramePort) -> None:
         self._port = port
         self._transport: asyncio.Transport | None = None
         self._frames = FrameBuffer()
@@ -108,6 +111,9 @@ class ControlStream(asyncio.BufferedProtocol):
         connection = transport.get_extra_info("socket")
         if connection.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # An end whose machine vanished does not stay for ever.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
         if port.num_strangers > MAX_STRANGERS:
             self._refuse("too many", f"{port.num_strangers - 1} connections have not said yet who they are")
             transport.abort()
@@ -115,7 +121,7 @@ class ControlStream(asyncio.BufferedProtocol):
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(handshake.HANDSHAKE_S, self._too_late)
         secret = port.inside.security.secret.encode()
-        self._steps = handshake.welcome(GREETING, lambda name: secret)
+        self._steps = handshake.welcome(port.greeting, lambda name: secret)
         _, self._wanted = next(self._steps)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -136,7 +142,9 @@ class ControlStream(asyncio.BufferedProtocol):
                 num_bytes = self._shake_hands(num_bytes)
             if num_bytes:
                 for raw in self._frames.took(num_bytes):
-                    self._port.owner.heard(self, raw)
+                    # What follows a refusal is not listened to.
+                    if self._transport is not None and not self._transport.is_closing():
+                        self._port.owner.heard(self, raw)
         except QuireError as error:
             self._refuse("undecodable" if self._is_known else "no secret", str(error))
             if self._transport is not None:
@@ -170,4 +178,4 @@ class ControlStream(asyncio.BufferedProtocol):
 
     def _refuse(self, why: str, detail: str) -> None:
         self._port.refused[why] += 1
-        log.warning("a control stream is closed: %s", detail)
+        log.warning("one of the %s is closed: %s", self._port.what, detail)
