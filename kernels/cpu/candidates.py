@@ -11,8 +11,8 @@ import math
 from typing import Final
 
 import numpy as np
-from numba import njit
 
+from kernels.cpu.inner import inner
 from kernels.cpu.noise import exp_of_negative, order_of_bits, race, value_of_order
 from kernels.cpu.ranking import (
     BLOCK,
@@ -37,7 +37,7 @@ U32 = np.uint32
 F32 = np.float32
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@inner
 def draw_of_many(order, bound, top, temperature, filters, key, scratch):
     """Returns (id, number kept). bound: all that top-k keeps is at or above it. filters: top-k, top-p, min-p."""
     k, p, least = filters
@@ -69,7 +69,7 @@ def draw_of_many(order, bound, top, temperature, filters, key, scratch):
     return run_races(ids, values, weights, races, cut, cut_id, least, key)
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@inner
 def order_at(best, temperature, weight):
     """A value, in the order of values, at which a token surely weighs no more than this, though fp32 rounds."""
     value = np.float64(best) + np.float64(temperature) * math.log(max(weight, 1e-37))
@@ -77,13 +77,13 @@ def order_at(best, temperature, weight):
     return order_of_bits(F32(value).view(I32))
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@inner
 def put_weights(values, best, heat, weights):
     for i in range(values.size):
         weights[i] = exp_of_negative((value_of_order(values[i]) - best) * heat)
 
 
-@njit(error_model="numpy", nogil=True, cache=True, fastmath={"reassoc", "nsz"})
+@inner(fastmath={"reassoc", "nsz"})
 def total_of(weights):
     total = np.float64(0.0)
     for i in range(weights.size):
@@ -91,7 +91,7 @@ def total_of(weights):
     return total
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@inner
 def mass_of_all(order, floor, best, heat, scratch):
     """Sum of the weights at or above the floor, block by block, for which one block of scratch is enough."""
     heavy = scratch[:BLOCK]
@@ -105,7 +105,7 @@ def mass_of_all(order, floor, best, heat, scratch):
     return total
 
 
-@njit(error_model="numpy", nogil=True, cache=True, fastmath={"reassoc", "nsz"})
+@inner(fastmath={"reassoc", "nsz"})
 def mass_from(values, weights, cut):
     """Sum of the weights at or above the cut, and their number. The compiler may choose the order of the terms."""
     mass = np.float64(0.0)
@@ -117,7 +117,7 @@ def mass_from(values, weights, cut):
     return mass, I64(count)
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@inner
 def cut_of_mass(ids, values, weights, between, ranked, low, best, heat, target):
     """The cut (value, id) from which upwards the first tokens stand that weigh as much as the target."""
     low, high, above = I64(low), I64(order_of_bits(F32(best).view(I32))) + 1, 0.0
@@ -145,7 +145,7 @@ def cut_of_mass(ids, values, weights, between, ranked, low, best, heat, target):
     return last_needed(ids, values, weights, ranked, low, high, above, target)
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@inner
 def last_needed(ids, values, weights, ranked, low, high, above, target):
     """The first token, from the highest down in [low, high), with which the mass `above` grows to the target."""
     if high - low == 1:
@@ -171,7 +171,7 @@ def last_needed(ids, values, weights, ranked, low, high, above, target):
     return I32(low), I64(0)
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@inner
 def run_races(ids, values, weights, races, cut, cut_id, least, key):
     """The winner among the tokens from the cut upwards, and how many there are. races: scratch for one block."""
     first, second = key

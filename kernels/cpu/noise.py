@@ -7,12 +7,11 @@ over a vocabulary into vector code; and without contraction or reordering, so th
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
-from numba import njit
 
 from kernels import noise
+from kernels.cpu.inner import inner
 
 I32 = np.int32
 U32 = np.uint32
@@ -40,22 +39,18 @@ _L5, _L4, _L3 = F32(-1.2420140846e-1), F32(1.4249322787e-1), F32(-1.6668057665e-
 _L2, _L1, _L0 = F32(2.0000714765e-1), F32(-2.4999993993e-1), F32(3.3333331174e-1)
 
 
-def _device(function: Any) -> Any:
-    return njit(error_model="numpy", nogil=True, cache=True)(function)
-
-
-@_device
+@inner
 def order_of_bits(bits):
     """The bits of an fp32 value as an integer in the order of values; its own inverse."""
     return I32(bits ^ ((bits >> I32(31)) & _MAGNITUDE))
 
 
-@_device
+@inner
 def value_of_order(order):
     return I32(order_of_bits(order)).view(F32)
 
 
-@_device
+@inner
 def exp_of_negative(x):
     """exp(x) for x <= 0, 1e-7 of the true value; below -87 it stays at exp(-87), which no sum can feel."""
     x = max(x, F32(-87.0))
@@ -66,7 +61,7 @@ def exp_of_negative(x):
     return p * I32((I32(n) + I32(127)) << I32(23)).view(F32)
 
 
-@_device
+@inner
 def hash_of_token(token, first, second):
     """32 random bits from a token id and the halves of a key."""
     x = U32(U32(token) * _SPREAD + first)
@@ -77,7 +72,7 @@ def hash_of_token(token, first, second):
     return U32(x ^ (x >> U32(14)))
 
 
-@_device
+@inner
 def race(token, weight, first, second):
     """Exponential noise of this token over its weight; the smallest wins."""
     uniform = min((F32(hash_of_token(token, first, second)) + F32(0.5)) * _SCALE, _LARGEST)

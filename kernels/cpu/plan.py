@@ -25,6 +25,7 @@ from kernels.cpu.attention import (
     ITEM_TOKENS,
     ITEM_WIDTH,
 )
+from kernels.cpu.inner import inner
 from kernels.cpu.merge import MERGE_PARTIAL, MERGE_PARTS, MERGE_TOKEN, MERGE_TOKENS, MERGE_WIDTH
 from kernels.cpu.shapes import Tiling
 
@@ -60,7 +61,7 @@ def build(batch: AttentionBatch, tiling: Tiling, *, group: int, num_kv_heads: in
     return Plan(group, block_size, num_kv_heads, items, merges, num_partial_rows, num_row_keys)
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@inner
 def put_in_order_of_work(work, order):
     """Fills `order` with the indices of `work`, the most first, equals in their old order."""
     size = work.size
@@ -136,5 +137,7 @@ def cut_attention(query_start, context_len, table_rows, geometry):
     put_in_order_of_work(work, order)
     items = np.empty((num_items, ITEM_WIDTH), np.int32)
     for i in range(num_items):
-        items[i] = found[order[i]]
+        # Word by word: an assignment of rows would bring in code for shapes that differ, a second of compiling.
+        for word in range(ITEM_WIDTH):
+            items[i, word] = found[order[i], word]
     return items, merges, partial_rows, row_keys

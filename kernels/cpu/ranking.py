@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from numba import njit
 
+from kernels.cpu.inner import inner
 from kernels.cpu.shapes import LANES
 from kernels.cpu.words import keep_lanes
 
@@ -24,7 +24,7 @@ LEAST_FINITE = I32(-0x7F800000)
 BLOCK: Final = 256
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@inner
 def first_equal(values, value):
     """The lowest index at which `value` stands; it must be there."""
     for start in range(0, values.size, BLOCK):
@@ -39,7 +39,7 @@ def first_equal(values, value):
     return -1
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@inner
 def count_from(order, cut):
     count = I32(0)
     for i in range(order.size):
@@ -47,7 +47,7 @@ def count_from(order, cut):
     return count
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@inner
 def kth_largest(order, k, top):
     """The highest cut that at least k values reach."""
     low, high = I64(LOWEST), I64(top) + 1
@@ -60,13 +60,13 @@ def kth_largest(order, k, top):
     return I32(low)
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@inner
 def packed(order, token):
     """One integer in the order (value, id)."""
     return (I64(order) << 32) | I64(token)
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@inner
 def put_highest_first(values):
     """Sorts a few dozen integers in place; numpy's sort would cost seconds of compile time."""
     gap = 1
@@ -83,7 +83,7 @@ def put_highest_first(values):
         gap //= 3
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@inner
 def put_between(ids, values, low, last, to_ids, to_values):
     """Copies ids and values of all whose value lies in low..last, in their order; returns how many. It may be done in
     place; the targets have LANES more places than there are values."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from kernels.cpu.call import COUNTER, TICKET, ArgumentList, Call
 from kernels.cpu.candidates import draw_of_many
+from kernels.cpu.inner import inner
 from kernels.cpu.jit import Kernel
 from kernels.cpu.noise import exp_of_negative, order_of_bits, race, value_of_order
 from kernels.cpu.ranking import (
@@ -172,7 +173,7 @@ def _draw_bf16(arguments):
     draw_rows(arguments, carray(memory_at(words[_BITS]), shape, np.uint16), 16)
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@inner
 def draw_rows(arguments, bits, shift):
     """Draws as many rows as this thread gets. bits: int32 of fp32 with shift 0, or uint16 of bf16 with shift 16."""
     words = carray(arguments, (_NUM_WORDS,), np.int64)
@@ -241,7 +242,7 @@ def best_of_rows(logits, ids, broken):
         ids[row] = 0 if broken[row] else first_equal(values, value_of_order(top))
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@inner
 def put_in_order(bits, shift, order):
     """Fills `order`; returns its maximum and the largest magnitude, which is above infinity if there is a NaN."""
     top = LOWEST
@@ -256,7 +257,7 @@ def put_in_order(bits, shift, order):
     return top, magnitude
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@inner
 def bound_of_groups(order, groups, k, top):
     """k groups have a maximum at or above this, so the k largest values are there too."""
     size = groups.size
@@ -269,7 +270,7 @@ def bound_of_groups(order, groups, k, top):
     return max(kth_largest(groups, k, top), LEAST_FINITE)
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@inner
 def draw_of_few(order, groups, candidates, bound, top, heat, filters, key):
     """Draw with a small top-k. Returns (id, number kept), or (-1, 0) when equal values leave too many candidates."""
     k, p, least = filters
