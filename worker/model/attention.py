@@ -1,33 +1,28 @@
 """Where transformers' attention modules meet our kernels: the function that they call instead of their own attention.
 
-`register()` makes the attention implementation "quire" known to transformers, with a mask function that builds none.
-Each attention module of a loaded model is given a PagedLayer by `worker/model/model.py`; the function finds it there,
-so that several models live in one process. Keys and values go to the blocks that the step's AttentionBatch names.
+`register()` makes the attention implementation "quire" known to transformers. It has no mask function, so that
+transformers builds no mask and does not ask the device whether sequences are packed. Each attention module of a loaded
+model is given a PagedLayer by `worker/model/model.py`; the function finds it there, so that several models live in one
+process. Keys and values go to the blocks that the step's AttentionBatch names.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from cluster.errors import ModelError
 from kernels.batch import AttentionBatch
 from kernels.dispatch import Backend
 from kernels.layout import LayerCache, LayerShape
+from worker.model.probe import LayerCall, Probe
 
 IMPLEMENTATION = "quire"
+# The same while a model is probed, with masks that the probe hands out.
+PROBED = "quire_probe"
 _ATTRIBUTE = "quire_layer"
-
-
-@dataclass(frozen=True, slots=True)
-class LayerCall:
-    """What one attention module asked for when it was probed."""
-
-    num_heads: int
-    shape: LayerShape
-    window: int
-    softcap: float
-    has_sinks: bool
 
 
 @dataclass
@@ -37,19 +32,21 @@ class StepContext:
     backend: Backend
     # By layer shape and heads: a backend prepares its tasks for one shape at a time. Most models have one.
     batches: dict[tuple[int, LayerShape], AttentionBatch] = field(default_factory=dict)
-    probe: dict[int, LayerCall] | None = None
+    probe: Probe | None = None
 
 
 class PagedLayer:
-    """One layer's attention over paged keys. `cache` and `batch_key` are set once the pool stands."""
+    """One layer's attention over paged keys. `window` is set when the model has been probed, `cache` and `batch_key`
+    once the pool stands."""
 
-    __slots__ = ("batch_key", "cache", "context", "index")
+    __slots__ = ("batch_key", "cache", "context", "index", "window")
 
     def __init__(self, index: int, context: StepContext) -> None:
         self.index = index
         self.context = context
         self.cache: LayerCache | None = None
         self.batch_key: tuple[int, LayerShape] | None = None
+        self.window = 0
 
     def run(
         self,
@@ -58,36 +55,20 @@ class PagedLayer:
         v: torch.Tensor,  # [1, kv_heads, tokens, value_dim]
         *,
         scale: float | None,
-        window: int,
         softcap: float,
         sinks: torch.Tensor | None,
     ) -> torch.Tensor:
         """Attention of one step, [1, tokens, heads, value_dim]."""
         context = self.context
-        if context.probe is not None:
-            return self._probe(q, k, v, window=window, softcap=softcap, sinks=sinks)
         assert self.cache is not None and self.batch_key is not None, "the pool is not attached"
         batch = context.batches[self.batch_key]
         q, k, v = q[0].transpose(0, 1), k[0].transpose(0, 1), v[0].transpose(0, 1)
         context.backend.write_kv(k, v, self.cache, batch.slots)
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        out = context.backend.attention(q, self.cache, batch, scale=scale, window=window, softcap=softcap, sinks=sinks)
+        out = context.backend.attention(
+            q, self.cache, batch, scale=scale, window=self.window, softcap=softcap, sinks=sinks
+        )
         return out.unsqueeze(0)
-
-    def _probe(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        *,
-        window: int,
-        softcap: float,
-        sinks: torch.Tensor | None,
-    ) -> torch.Tensor:
-        assert self.context.probe is not None
-        shape = LayerShape(k.shape[1], k.shape[3], v.shape[3])
-        self.context.probe[self.index] = LayerCall(q.shape[1], shape, window, softcap, sinks is not None)
-        return q.new_zeros(1, q.shape[2], q.shape[1], v.shape[3])
 
 
 def attach(module: torch.nn.Module, layer: PagedLayer) -> None:
@@ -113,19 +94,40 @@ def paged_attention(
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """The signature that transformers calls. What else it passes (dropout, positions) means nothing here."""
-    out = layer_of(module).run(
-        query, key, value, scale=scaling, window=sliding_window or 0, softcap=softcap or 0.0, sinks=s_aux
-    )
-    return out, None
-
-
-def no_mask(*_: object, **__: object) -> None:
-    """Our kernels know what a query sees from the batch."""
+    layer = layer_of(module)
+    probe = layer.context.probe
+    if probe is not None:
+        shape = LayerShape(key.shape[1], key.shape[3], value.shape[3])
+        call = LayerCall(query.shape[1], shape, sliding_window or 0, softcap or 0.0, s_aux is not None)
+        probe.note(layer.index, call, attention_mask, is_causal=getattr(module, "is_causal", True) is not False)
+        return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
+    return layer.run(query, key, value, scale=scaling, softcap=softcap or 0.0, sinks=s_aux), None
 
 
 def register() -> None:
     """Makes transformers know the implementation; doing so again changes nothing."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers import AttentionInterface
 
     AttentionInterface.register(IMPLEMENTATION, paged_attention)
-    AttentionMaskInterface.register(IMPLEMENTATION, no_mask)
+    AttentionInterface.register(PROBED, paged_attention)
+
+
+def register_probe(probe: Probe) -> None:
+    """The masks of a probed model are this probe's."""
+    from transformers import AttentionMaskInterface
+
+    AttentionMaskInterface.register(PROBED, probe.mask)
+
+
+def exchange(module: Any, implementation: str) -> None:
+    """Another attention for all of a model; what transformers would only warn of is a ModelError."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        module.set_attn_implementation(implementation)
+    finally:
+        logging.set_verbosity(level)
+    if module.config._attn_implementation != implementation:
+        raise ModelError(f"{type(module).__name__} does not let its attention be exchanged; give another model")

@@ -148,12 +148,13 @@ def _check_header(file: Path) -> None:
         ) from error
 
 
-def generation_defaults(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's generation settings; end tokens fall back to those of its configuration."""
+def generation_defaults(folder: Path, *configs: Any) -> dict[str, Any]:
+    """The model's generation settings; end tokens fall back to those of the first configuration that has any."""
     path = folder / "generation_config.json"
     defaults = read_json(path) if path.is_file() else {}
-    if defaults.get("eos_token_id") is None and config.get("eos_token_id") is not None:
-        defaults["eos_token_id"] = config["eos_token_id"]
+    for config in configs:
+        if defaults.get("eos_token_id") is None and getattr(config, "eos_token_id", None) is not None:
+            defaults["eos_token_id"] = config.eos_token_id
     return defaults
 
 

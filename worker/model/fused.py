@@ -13,8 +13,8 @@ import torch
 from kernels.cpu.backend import CpuBackend
 from kernels.cpu.decoder import CpuDecoder, why_not
 from kernels.cpu.weights import DecoderWeights, LayerWeights, Linear
-from worker.model.attention import LayerCall
 from worker.model.loading import Loaded
+from worker.model.probe import LayerCall
 
 # Their layers differ in biases, norms of heads and windows only, all of which are read from the modules.
 _KNOWN = {"LlamaForCausalLM", "MistralForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}

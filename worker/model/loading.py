@@ -99,8 +99,10 @@ def load(settings: WorkerSettings, device: torch.device, team: Team | None = Non
     chosen = pick_dtype(settings.dtype, raw, device)
     placing = _placing(device) if team is None else _slicing(config, team, device)
     module = _module(folder, config, chosen, placing, settings.show_progress)
-    defaults = checkpoint.generation_defaults(folder, raw)
-    return Loaded(folder, module.to(device), config, chosen, _max_model_len(config, settings.max_model_len), defaults)
+    decoder = config.get_text_config(decoder=True)
+    defaults = checkpoint.generation_defaults(folder, config, decoder)
+    max_model_len = _max_model_len(decoder, settings.max_model_len)
+    return Loaded(folder, module.to(device), decoder, chosen, max_model_len, defaults)
 
 
 def _placing(device: torch.device) -> dict[str, Any]:
@@ -160,7 +162,7 @@ def _config(folder: Path, raw: Mapping[str, Any]) -> Any:
         raise ModelError(f"{name} has no causal language model in transformers; give a decoder")
     model_class = AutoModelForCausalLM._model_mapping[type(config)]
     model_class = model_class[0] if isinstance(model_class, tuple | list) else model_class
-    if not getattr(model_class, "_supports_attention_backend", False):
+    if not (getattr(model_class, "_supports_attention_backend", False) or model_class._can_set_attn_implementation()):
         raise ModelError(
             f"{model_class.__name__} of transformers has no exchangeable attention (attention backend), so that paged "
             "attention can't run in it; give another model"

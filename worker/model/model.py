@@ -7,8 +7,8 @@ one. It samples nothing and knows no sequences.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -18,10 +18,12 @@ from kernels.cpu.decoder import CpuDecoder, Picked
 from kernels.dispatch import Backend
 from kernels.layout import BlockLayout, KeyOrder
 from kernels.sampling import DrawSettings
-from worker.model.attention import LayerCall, PagedLayer, StepContext, attach
+from worker.model import attention
+from worker.model.attention import PagedLayer, StepContext
 from worker.model.fused import fuse
 from worker.model.loading import Loaded
 from worker.model.packed import PackedLinear, pack_linears
+from worker.model.probe import LayerCall, Probe
 from worker.pool import DevicePool
 from worker.state import Int32
 
@@ -37,8 +39,13 @@ class Model:
         # Linear modules of a decoder that is not fused whose weights were packed.
         self.num_packed = 0
         self._context = StepContext(backend)
-        self._layers = self._give_layers()
-        self.calls = self._probe()
+        self._layers: dict[int, PagedLayer] = {}
+        calls = self._probe()
+        # Other parts of a model (an encoder of images) have layers that no text comes to.
+        self._layers = {index: self._layers[index] for index in calls}
+        for index, call in calls.items():
+            self._layers[index].window = call.window
+        self.calls = list(calls.values())
         self._keys = [(call.num_heads, call.shape) for call in self.calls]
         self._distinct = list(dict.fromkeys(self._keys))
 
@@ -51,7 +58,7 @@ class Model:
             return made
         # The modules go, and with them the weights that were packed.
         self.loaded.module.to("meta")
-        self._layers = []
+        self._layers = {}
         self._fused = made
         return ""
 
@@ -79,7 +86,7 @@ class Model:
         """From now on attention reads and writes this pool."""
         if self._fused is not None:
             self._fused.attach(pool.layers)
-        for layer, cache, key in zip(self._layers, pool.layers, self._keys, strict=False):
+        for layer, cache, key in zip(self._layers.values(), pool.layers, self._keys, strict=False):
             layer.cache = cache
             layer.batch_key = key
         self._block_size = pool.layout.block_size
@@ -146,47 +153,41 @@ class Model:
         )
         return out.logits[0]  # type: ignore[no-any-return]
 
-    def _give_layers(self) -> list[PagedLayer]:
-        layers: dict[int, PagedLayer] = {}
-        for module in self.loaded.module.modules():
-            index = getattr(module, "layer_idx", None)
-            if isinstance(index, int):
-                if getattr(module, "is_causal", True) is False:
-                    name = type(self.loaded.module).__name__
-                    raise ModelError(f"{name} attends to both sides of a token; only causal decoders are supported")
-                attach(module, layers.setdefault(index, PagedLayer(index, self._context)))
-        return [layers[index] for index in sorted(layers)]
+    @torch.inference_mode()
+    def plain_logits(self, ids: torch.Tensor, implementation: str = "eager") -> torch.Tensor:
+        """Logits [tokens, vocabulary] of one sequence, by an attention of transformers and its own cache."""
+        module = self.loaded.module
+        attention.exchange(module, implementation)
+        try:
+            out = module(input_ids=ids.unsqueeze(0), attention_mask=torch.ones_like(ids).unsqueeze(0))
+            return out.logits[0]  # type: ignore[no-any-return]
+        finally:
+            attention.exchange(module, attention.IMPLEMENTATION)
 
-    def _probe(self) -> list[LayerCall]:
+    def _probe(self) -> dict[int, LayerCall]:
         """Runs one token through the model to see what each layer asks of attention; refuses what we can't give."""
-        config, name = self.loaded.config, type(self.loaded.module).__name__
-        calls: dict[int, LayerCall] = {}
-        self._context.probe = calls
+        module, name = self.loaded.module, type(self.loaded.module).__name__
+        for layer_module in module.modules():
+            index = getattr(layer_module, "layer_idx", None)
+            if isinstance(index, int):
+                attention.attach(layer_module, self._layers.setdefault(index, PagedLayer(index, self._context)))
+        self._context.probe = probe = Probe(name)
+        attention.register_probe(probe)
+        attention.exchange(module, attention.PROBED)
         zero = torch.zeros(1, dtype=torch.int64, device=self.device)
         try:
             self.forward(zero, zero, zero)
         except (AttributeError, TypeError, RuntimeError, ValueError, KeyError) as error:
-            raise ModelError(f"{name} does not run without a cache of its own: {error}; give another model") from error
+            why = " ".join(str(error).split())
+            raise ModelError(f"{name} does not run without a cache of its own: {why}; give another model") from error
         finally:
             self._context.probe = None
-        if len(calls) != config.num_hidden_layers:
+            attention.exchange(module, attention.IMPLEMENTATION)
+        calls = probe.calls(self.loaded.config, self.loaded.max_model_len)
+        lacking = {"position_ids", "logits_to_keep"}.difference(inspect.signature(module.forward).parameters)
+        if lacking:
             raise ModelError(
-                f"{name} called attention in {len(calls)} of {config.num_hidden_layers} layers; the others keep a "
-                "state that blocks of keys and values can't hold"
+                f"{name} takes no {max(lacking)}, without which tokens of "
+                "several sequences can't be computed side by side; give another model"
             )
-        found = [calls[index] for index in sorted(calls)]
-        self._check_windows(config, name, found)
-        return found
-
-    @staticmethod
-    def _check_windows(config: Any, name: str, calls: list[LayerCall]) -> None:
-        """A window that transformers puts only into its mask would be lost here."""
-        kinds = getattr(config, "layer_types", None) or []
-        sliding = [i for i, kind in enumerate(kinds) if kind == "sliding_attention"]
-        lost = [i for i in sliding if not calls[i].window]
-        if not kinds and getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-            lost = [i for i, call in enumerate(calls) if not call.window]
-        if lost:
-            raise ModelError(
-                f"{name} does not tell attention the sliding window of layer {lost[0]}; it can't be run exactly"
-            )
+        return calls

@@ -23,6 +23,7 @@ from worker.batch import StepBuilder
 from worker.model import budget, loading, memory
 from worker.model.budget import Budget
 from worker.model.model import Model
+from worker.model.proof import prove
 from worker.pool import DevicePool
 from worker.ranks.team import CLEAR, COPY, Place, Team
 from worker.state import BatchState
@@ -87,6 +88,10 @@ def start(settings: WorkerSettings, say: Say, place: Place | None = None) -> Sta
     if model.num_packed:
         fused += f" ({model.num_packed} products packed)"
     say(f"kernels: {kernels.name}, {fused}, {time.perf_counter() - began:.1f} s")
+    if reason:
+        began = time.perf_counter()
+        prove(model, layout)
+        say(f"proof: the same logits as by transformers' attention, {time.perf_counter() - began:.1f} s")
     began = time.perf_counter()
     free_bytes = memory.free_bytes(device)
     if team is not None:

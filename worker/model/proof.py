@@ -1,0 +1,99 @@
+"""Shows, before a model serves, that it says through paged attention what it says through transformers' own.
+
+`worker/model/startup.py` calls `prove` for every model that keeps transformers' modules. Two short sequences run in
+chunks and decodes, flat in one batch, over blocks that are out of order; their logits are compared with those of each
+sequence alone under plain attention. A model that keeps something beside keys and values, looks at its neighbours in
+the batch or counts positions by itself is found here and refused, whatever its name.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cluster.batcher import Batch
+from cluster.errors import ModelError
+from kernels.layout import BlockLayout
+from worker.batch import StepBuilder
+from worker.model.model import Model
+from worker.pool import DevicePool
+from worker.state import BatchState
+
+# Tokens of each sequence; how many of them are computed in each step.
+LENGTHS = (37, 22)
+STEPS = ((20, 9), (15, 12), (1, 1), (1, 0))
+# Of the length of the logits: more than rounding comes to in fp32 (GPUs multiply it with fewer bits), and less than
+# what any of those mistakes do.
+ALLOWED = {"cpu": 0.001, "cuda": 0.01}
+# With fewer bits rounding is measured, between two of transformers' own attentions; or taken to be at most this.
+ROUNDINGS, MOST_ROUNDING = 4.0, 0.05
+
+
+def prove(model: Model, layout: BlockLayout) -> None:
+    """Raises ModelError for a model whose logits differ; the model is left without a pool."""
+    lengths = [min(length, model.loaded.max_model_len) for length in LENGTHS]
+    tokens = [(np.arange(length) * (13 + row) + 7) % min(model.vocab_size, 997) for row, length in enumerate(lengths)]
+    name = type(model.loaded.module).__name__
+    try:
+        found = _paged(model, layout, tokens)
+    except (AttributeError, TypeError, RuntimeError, ValueError, KeyError, IndexError) as error:
+        why = " ".join(str(error).split())
+        raise ModelError(f"{name} does not run with paged attention: {why}; give another model") from error
+    for own, ids in zip(found, tokens, strict=True):
+        device_ids = torch.from_numpy(ids).to(model.device)
+        wanted = model.plain_logits(device_ids).float()
+        allowed = ALLOWED[model.device.type]
+        if model.loaded.dtype != torch.float32:
+            allowed += ROUNDINGS * _rounding(model, device_ids, wanted)
+        differs = _difference(own, wanted)
+        if differs > allowed:
+            raise ModelError(
+                f"{name} says other things through paged attention than through transformers' own (logits differ by "
+                f"{differs:.1%}, and {allowed:.1%} is rounding), so that it can't be run exactly; give another model"
+            )
+
+
+def _rounding(model: Model, ids: torch.Tensor, wanted: torch.Tensor) -> float:
+    try:
+        return min(MOST_ROUNDING, _difference(model.plain_logits(ids, "sdpa").float(), wanted))
+    except (ModelError, ValueError):
+        # Not every architecture has it.
+        return MOST_ROUNDING
+
+
+def _difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Of most tokens: one whose weights are no numbers, and a few whose experts rounding has changed, prove nothing."""
+    differs = (found - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+    differs = differs[differs.isfinite()]
+    return float(differs.quantile(0.75)) if differs.numel() else 0.0
+
+
+def _paged(model: Model, layout: BlockLayout, tokens: list[NDArray[np.int64]]) -> list[torch.Tensor]:
+    """The logits of all tokens of each sequence, in fp32."""
+    size, count = layout.block_size, len(tokens)
+    longest = max(map(len, tokens))
+    state = BatchState(count, longest, size, model.device)
+    pool = DevicePool(layout, count * state.max_blocks, model.device)
+    model.attach_pool(pool)
+    for row, ids in enumerate(tokens):
+        state.tokens[row, : len(ids)] = ids
+        state.extend(row, 0, np.arange(pool.num_blocks, dtype=np.int32)[::-1][row::count])
+    builder = StepBuilder(state, count * longest)
+    done = np.zeros(count, np.int32)
+    found: list[list[torch.Tensor]] = [[] for _ in tokens]
+    for step in STEPS:
+        ends = np.minimum(done + np.array(step), [len(ids) for ids in tokens]).astype(np.int32)
+        rows = np.flatnonzero(ends > done).astype(np.int32)
+        counts = (ends - done)[rows]
+        total = int(counts.sum())
+        if not total:
+            continue
+        decodes = len(rows) if (counts == 1).all() else 0
+        built = builder.build(Batch(rows, done[rows], counts, decodes, total, 0), ends)
+        model.prepare(built.attention)
+        logits = model.forward(built.ids, built.positions, torch.arange(total, device=model.device)).float()
+        for row, part in zip(rows.tolist(), torch.split(logits, counts.tolist()), strict=True):
+            found[row].append(part.clone())
+        done = ends
+    return [torch.cat(parts) for parts in found]
