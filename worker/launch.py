@@ -130,7 +130,7 @@ class Launcher:
         began = time.perf_counter()
         logit_rows, num_sampled = step.logit_rows, len(step.sampled)
         if wanted:
-            logit_rows = torch.cat([logit_rows, torch.from_numpy(token_rows(wanted)).to(logit_rows.device)])
+            logit_rows = torch.cat([logit_rows, send(token_rows(wanted), logit_rows.device)])
         if padded:
             assert self.graphs is not None
             logits = self.graphs.replay(padded, num_sampled)

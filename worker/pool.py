@@ -18,6 +18,7 @@ from cluster.errors import ConfigError
 from cluster.sizes import format_bytes
 from kernels.layout import BlockLayout, LayerCache
 from kernels.reference import write_kv
+from kernels.sampling import send
 from worker.host_memory import lines_of
 from worker.transfer.memory import POPULATE_WRITE, SharedMemory
 
@@ -84,7 +85,7 @@ class DevicePool:
             self.bytes[self._index(blocks)] = 0
 
     def _index(self, blocks: Sequence[int]) -> torch.Tensor:
-        return torch.from_numpy(np.array(blocks, np.int64)).to(self.device)
+        return send(np.array(blocks, np.int64), self.device)
 
 
 def _shared_pages_are_large() -> bool:

@@ -17,6 +17,7 @@ from cluster.hashing import BlockHasher
 from cluster.messages import Ids, Logprobs, Start
 from cluster.sampling import SamplingParams
 from kernels.cpu.host_loops import NEVER
+from kernels.sampling import send
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -189,9 +190,8 @@ class BatchState:
     def sync_tables(self) -> None:
         """Brings the tables on the device up to date, before a step."""
         if self._stale_tables:
-            rows = torch.tensor(sorted(self._stale_tables))
-            fresh = torch.from_numpy(self.tables)[rows]
-            self.device_tables.index_copy_(0, rows.to(self.device), fresh.to(self.device))
+            rows = np.array(sorted(self._stale_tables), np.int64)
+            self.device_tables.index_copy_(0, send(rows, self.device), send(self.tables[rows], self.device))
             self._stale_tables.clear()
 
     def ids(self, row: int, first: int, last: int) -> Ids:

@@ -314,10 +314,11 @@ class Worker:
         self.num_sampled += flight.num_steps * len(rows)
         if flight.num_steps > 1:
             append_tokens(rows, flight.earlier, state.tokens, state.known)
+        # The first to wait for the device; what else came with these tokens is here then.
+        ids, broken = flight.sampled.ids(), flight.sampled.broken()
         flight.sampled.note_logprobs(state.residents, self._ending)
         if flight.judged is not None:
             flight.judged.note()
-        ids, broken = flight.sampled.ids(), flight.sampled.broken()
         if self._ending:
             # They ended while this step was under way: what it says of them means nothing.
             going = ~np.isin(rows, list(self._ending))

@@ -56,8 +56,6 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json")
     args = parser.parse_args(argv)
-    if args.device != "cpu" and args.batches is None:
-        args.batches = [1, 4, 16, 64, 128, 256]
     if args.requests is not None and args.requests < 1:
         parser.error(f"--requests is {args.requests}; give 1 or more")
     return args

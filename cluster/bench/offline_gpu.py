@@ -1,5 +1,5 @@
 """A GPU's decode steps at batches of 1 to 256: step time against the bytes that must be read, tokens per second beside
-transformers, and how busy the GPU is. `quire bench offline --device cuda` prints it; on a CPU it runs too, for tests.
+transformers, and how busy the GPU is. `quire bench gpu` prints it; on a CPU it runs too, as a rehearsal.
 
 Bytes of a step are the weights, once, and the keys and values of every sequence; the bandwidth is measured in the same
 run. The busy share is kernel time over wall time, from torch's profiler, in a few steps that are not timed.
@@ -7,6 +7,7 @@ run. The busy share is kernel time over wall time, from torch's profiler, in a f
 
 from __future__ import annotations
 
+import gc
 import random
 import time
 from pathlib import Path
@@ -19,8 +20,11 @@ from cluster.bench.offline_models import Workload
 from cluster.bench.offline_step import run_steps
 from cluster.bench.report import Report, Row
 from cluster.sampling import SamplingParams
+from worker.model.model import Model
 
 WARM_STEPS, STEPS, TRACED_STEPS = 16, 64, 16
+# Tokens of each output: more than these steps write, with what is under way.
+LENGTH = WARM_STEPS + STEPS + TRACED_STEPS + 64
 
 
 def decode_batches(report: Report, folder: Path, title: str, batches: list[int], prompt: int, **settings: Any) -> None:
@@ -28,13 +32,21 @@ def decode_batches(report: Report, folder: Path, title: str, batches: list[int],
     llm = Ours(folder, settings.pop("dtype"), max_batch=max(batches), **settings).llm
     worker = llm._worker
     device = worker.parts.device
+    if device.type == "cuda":
+        why = "see what `quire generate --local` says at its start"
+        report.check(f"decode steps are captured ({title})", worker._launcher.graphs is not None, why)
     bandwidth = read_bandwidth(device)
     report.table(f"{title}: memory read", [{"GB/s": bandwidth / 1e9, "device": _name(device)}])
+    weights = _weights_read(worker.parts.model)
     rows: list[Row] = []
     for batch in batches:
+        needed, there_are = batch * -(-(prompt + LENGTH) // worker.settings.block_size), worker.parts.pool.num_blocks
+        if needed > there_are:
+            report.note(f"{title}: {batch} sequences need {needed:,} blocks of {there_are:,}; left out")
+            continue
         seconds, busy = _steps(llm, batch, prompt)
         context = prompt + WARM_STEPS + STEPS // 2
-        moved = worker.parts.model.weights_bytes + batch * context * worker.parts.layout.token_bytes
+        moved = weights + batch * context * worker.parts.layout.token_bytes
         rows.append(
             {
                 "batch": batch,
@@ -48,7 +60,9 @@ def decode_batches(report: Report, folder: Path, title: str, batches: list[int],
         )
     dtype = str(worker.parts.layout.dtype).removeprefix("torch.")
     del llm, worker
+    _give_back(device)
     theirs = Transformers(folder, dtype, str(device))
+    theirs.static(Workload("warm", _prompts(1, prompt, 1000), [8]))
     for row in rows:
         batch = int(row["batch"] or 1)
         outcome = theirs.static(Workload("decode", _prompts(batch, prompt, 1000), [STEPS] * batch), batch)
@@ -56,6 +70,23 @@ def decode_batches(report: Report, folder: Path, title: str, batches: list[int],
         took = (outcome.times[0][-1] - outcome.times[0][0]) / (STEPS - 1)
         rows[rows.index(row)] = {**row, "transformers tokens/s": batch / took, "ratio": took * 1e3 / _number(row)}
     report.table(title, rows)
+    del theirs
+    _give_back(device)
+
+
+def _weights_read(model: Model) -> int:
+    """Bytes of the weights that a step reads: an embedding of its own is looked up and not read."""
+    module: Any = model.loaded.module
+    embedding, head = module.get_input_embeddings().weight, module.get_output_embeddings().weight
+    is_tied = embedding.data_ptr() == head.data_ptr()
+    return model.weights_bytes - (0 if is_tied or embedding.is_meta else int(embedding.nbytes))
+
+
+def _give_back(device: torch.device) -> None:
+    """The next engine has the device for itself."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _number(row: Row) -> float:
@@ -65,8 +96,7 @@ def _number(row: Row) -> float:
 def _steps(llm: Any, batch: int, prompt: int) -> tuple[float, float | None]:
     """Seconds of a steady step of so many decodes, and the share of it in which the GPU computes."""
     engine, worker = llm._engine, llm._worker
-    length = WARM_STEPS + STEPS + TRACED_STEPS + 64
-    params = SamplingParams(temperature=0, max_tokens=length, ignore_eos=True)
+    params = SamplingParams(temperature=0, max_tokens=LENGTH, ignore_eos=True)
     _, requests = llm._make(_prompts(batch, prompt, worker.parts.model.vocab_size), params, keeps_pieces=False)
     for request in requests:
         engine.submit(request)
@@ -111,13 +141,15 @@ def _synchronize(device: torch.device) -> None:
 
 def read_bandwidth(device: torch.device) -> float:
     """Bytes per second of reading memory that no cache holds."""
-    data = torch.ones((1 << 30 if device.type == "cuda" else 64 << 20) // 4, device=device)
+    if device.type == "cuda":
+        from cluster.bench.gpu_clock import Clock
+
+        return Clock(device).ceilings().read
+    data = torch.ones((64 << 20) // 4)
     best = float("inf")
     for _ in range(10):
-        _synchronize(device)
         began = time.perf_counter()
         data.sum()
-        _synchronize(device)
         best = min(best, time.perf_counter() - began)
     return data.nbytes / best
 

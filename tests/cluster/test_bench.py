@@ -112,6 +112,23 @@ def test_kernels_on_a_cpu(tmp_path: Path) -> None:
     assert len(found["tables"]["targets"]) == 4
 
 
+def test_the_gpu_benchmark_rehearsed(tmp_path: Path) -> None:
+    """All of it but the GPU, where Ray is not installed: steps, bytes, transformers beside it, the results file."""
+    out = tmp_path / "gpu.json"
+    arguments = ["gpu", "--rehearse", "--prompt", "24", "--batches", "1", "3", "--json", str(out)]
+    code = f"import sys; sys.modules['ray'] = None; from cluster.bench.__main__ import run; sys.exit(run({arguments}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(out.read_text())["tables"]["decode steps, 14m, float32, cpu"]
+    assert [row["batch"] for row in rows] == [1, 3]
+    # Weights once, keys and values of every sequence.
+    token_bytes = 2 * 8 * 2 * 32 * 4
+    assert (rows[1]["MB to read"] - rows[0]["MB to read"]) * 1e6 == pytest.approx(2 * rows[0]["context"] * token_bytes)
+    assert all(row["tokens/s"] > 0 and row["transformers tokens/s"] > 0 for row in rows)
+
+
 def test_an_unknown_head_shape_is_named() -> None:
     command = [sys.executable, "-m", "cluster.bench", "kernels", "--device", "cpu", "--shape", "no-model"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)

@@ -1,13 +1,14 @@
 """Log-probabilities of tokens under the raw logits, before penalties, temperature and filters, as vLLM reports them.
 
 The sampler asks for those of drawn tokens, the step loop for those of a block of prompt tokens, beam search for the
-best of each row. All stay on the device until `messages` is called, which is when the step is retired.
+best of each row. They leave for the host when the step is issued and are read when it is retired, so that nothing waits
+for what was issued meanwhile.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -24,14 +25,26 @@ class TokenLogprobs:
     top_ids: torch.Tensor  # int64 [rows, top]
     top_logprobs: torch.Tensor  # fp32 [rows, top]
 
+    def leaving(self) -> TokenLogprobs:
+        """The same on their way to the host: whoever reads them waits for what was issued before, and no longer."""
+        if not self.ids.is_cuda:
+            return self
+        return TokenLogprobs(*(to_host(getattr(self, field.name)) for field in fields(self)))
+
     def messages(self, num_top: Sequence[int]) -> list[Logprobs]:
-        """One message per row with so many top tokens each. Waits for the device."""
+        """One message per row with so many top tokens each, once they are on the host."""
         ids, own, ranks = self.ids.tolist(), self.logprobs.tolist(), self.ranks.tolist()
         top_ids, top = self.top_ids.tolist(), self.top_logprobs.tolist()
         return [
             Logprobs(ids[i], own[i], ranks[i], tuple(zip(top_ids[i][:wanted], top[i][:wanted], strict=True)))
             for i, wanted in enumerate(num_top)
         ]
+
+
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in pinned memory, whole when the device has come so far."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
 
 
 def token_logprobs(logits: torch.Tensor, ids: torch.Tensor, num_top: int) -> TokenLogprobs:

@@ -44,7 +44,7 @@ class Penalties:
         slot = self._slots.take(row)
         self._seen = self._slots.grown(self._seen)
         self._counts = self._slots.grown(self._counts)
-        known = torch.from_numpy(np.asarray(tokens, np.int64)).to(self._slots.device)
+        known = send(np.asarray(tokens, np.int64), self._slots.device)
         output = known[num_prompt:]
         self._seen[slot].zero_().index_fill_(0, known, True)
         self._counts[slot].zero_().index_add_(0, output, torch.ones_like(output, dtype=torch.float32))

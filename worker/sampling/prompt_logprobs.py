@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from cluster.batcher import Batch
+from kernels.sampling import send
 from worker.sampling.logprobs import TokenLogprobs, token_logprobs
 from worker.state import BatchState, Resident
 
@@ -26,7 +27,7 @@ class Judged:
     logprobs: TokenLogprobs
 
     def note(self) -> None:
-        """Hands the logprobs to those whose prompt it is. Waits for the device."""
+        """Hands the logprobs to those whose prompt it is, once the step's tokens are here."""
         messages = iter(self.logprobs.messages(np.repeat(self.num_top, self.counts).tolist()))
         for resident, count in zip(self.residents, self.counts, strict=True):
             taken = [next(messages) for _ in range(count)]
@@ -68,10 +69,10 @@ class PromptLogprobs:
         """`logits` [tokens, vocabulary] are those of the wanted tokens, in order."""
         residents = [self._state.at(row) for row, _, _, _ in wanted]
         tokens = [self._state.tokens[row, first : first + count] for row, _, first, count in wanted]
-        ids = torch.from_numpy(np.concatenate(tokens).astype(np.int64)).to(logits.device)
+        ids = send(np.concatenate(tokens).astype(np.int64), logits.device)
         num_top = [resident.sampling.prompt_logprobs or 0 for resident in residents]
         counts = [count for _, _, _, count in wanted]
-        return Judged(residents, counts, num_top, token_logprobs(logits, ids, max(num_top)))
+        return Judged(residents, counts, num_top, token_logprobs(logits, ids, max(num_top)).leaving())
 
 
 def token_rows(wanted: list[tuple[int, int, int, int]]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

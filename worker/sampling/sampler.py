@@ -23,7 +23,7 @@ from kernels import sampling
 from kernels.noise import noise_keys
 from kernels.sampling import DrawSettings, send
 from worker.sampling.bans import BannedRuns, Biases, EarlyStops, ForcedTokens
-from worker.sampling.logprobs import TokenLogprobs, token_logprobs, topk_logprobs
+from worker.sampling.logprobs import TokenLogprobs, to_host, token_logprobs, topk_logprobs
 from worker.sampling.penalties import Penalties
 from worker.sampling.row_slots import Ints, some
 
@@ -69,12 +69,12 @@ class Sampled:
         self.device_ids = ids  # int64 [rows]: what the next step can take without the host
         self._ids, self._broken = ids, broken
         self._done: torch.cuda.Event | None = None
+        self._logprobs = None if logprobs is None else logprobs.leaving()
         if ids.is_cuda:
             # On their way at once: whoever asks later must not wait for the steps that were issued meanwhile.
-            self._ids, self._broken = (_to_host(tensor) for tensor in (ids, broken))
+            self._ids, self._broken = (to_host(tensor) for tensor in (ids, broken))
             self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._done.record()
-        self._logprobs = logprobs
         self._logprob_rows = logprob_rows
         self._num_top = num_top
 
@@ -98,17 +98,13 @@ class Sampled:
         """Hands each row's logprobs to whoever lives there, but for the skipped ones. Waits for the device."""
         if self._logprobs is None:
             return
+        self._wait()
         assert self._logprob_rows is not None and self._num_top is not None
         messages = self._logprobs.messages(self._num_top.tolist())
         for row, message in zip(self._logprob_rows.tolist(), messages, strict=True):
             resident = residents[row]
             if resident is not None and resident.logprobs is not None and row not in skipped:
                 resident.logprobs.append(message)
-
-
-def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor, non_blocking=True)
 
 
 class Sampler:
