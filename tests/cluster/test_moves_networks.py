@@ -6,6 +6,7 @@ ports speak TLS. Workers and host pool are processes, and what they did is read 
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections import Counter
@@ -16,14 +17,25 @@ import grpc
 import pytest
 
 from cluster import Client, SamplingParams
+from cluster.bench.cluster import TOKENIZER
 from cluster.bench.processes import Processes
 from cluster.settings import SchedulerSettings, WorkerSettings
 from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
 from tests.cluster.networks import identity, two_networks
 from tests.cluster.test_moves_exact import drain, replayed
+from tests.engine.models import build
+from worker.model.checkpoint import find_folder
 
-PROMPTS = ("Once upon a time", "In Alder Bridge there was a baker who", "Mira and Otto went to the river, because")
-ELSEWHERE, FETCHED = ("Down by the mill there lived a miller",), "The old lighthouse keeper had a dog that"
+WIDE = {
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 1,
+    "vocab_size": 1024,
+}
+PROMPTS = ([5, 6, 7, 8], list(range(20, 31)), list(range(100, 112)))
+ELSEWHERE, FETCHED = (list(range(200, 210)),), list(range(300, 310))
 PARAMS = (
     SamplingParams(max_tokens=240, temperature=0.0, ignore_eos=True),
     SamplingParams(max_tokens=240, temperature=0.9, seed=5, ignore_eos=True),
@@ -35,12 +47,15 @@ NUM_BLOCKS = 40
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Processes, Path]]:
     folder = tmp_path_factory.mktemp("networks")
+    # A model that computes enough for each byte that a prefix is worth fetching over a network.
+    model = build(tmp_path_factory.mktemp("model"), "llama", **WIDE)
+    for name in TOKENIZER:
+        shutil.copy(find_folder("demo") / name, model / name)
     journal = folder / "journal"
     with (
         two_networks() as (host, networks),
         Processes(
-            # On one busy machine what a small read waits for costs more than the prefix does to compute.
-            SchedulerSettings(preemption="swap", balance_gap=2.0, swap_share=0.02),
+            SchedulerSettings(preemption="swap", balance_gap=2.0),
             journal=journal,
             host=host,
             tls=identity(folder),
@@ -48,18 +63,18 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Processe
         ) as running,
     ):
         common = {"dtype": "float32", "device": "cpu", "max_batch": 16, "debug": True, "show_progress": False}
-        told = running.add_workers({"one": WorkerSettings("demo", kv_blocks=NUM_BLOCKS, **common)}, node="n0")
-        running.add_workers({"two": WorkerSettings("demo", kv_blocks=400, **common)}, node="n1")
+        told = running.add_workers({"one": WorkerSettings(str(model), kv_blocks=NUM_BLOCKS, **common)}, node="n0")
+        running.add_workers({"two": WorkerSettings(str(model), kv_blocks=400, **common)}, node="n1")
         running.add_host_pool("host-1", "64MiB", told["one"], node="n1")
-        running.open_gateway(("demo",))
+        running.open_gateway((str(model),))
         yield running, journal
 
 
-def ask(running: Processes, prompts: tuple[str, ...] = PROMPTS) -> list[list[int]]:
+def ask(running: Processes, prompts: tuple[list[int], ...] = PROMPTS) -> list[list[int]]:
     params = [params for params in PARAMS for _ in prompts]
     with Client(running.gateway) as client:
         client.wait_ready(30.0)
-        answers = client.generate_many(list(prompts) * len(PARAMS), params, model="demo", timeout_s=100.0)
+        answers = client.generate_many(list(prompts) * len(PARAMS), params, timeout_s=100.0)
     return [list(answer.outputs[0].token_ids) for answer in answers]
 
 
@@ -110,12 +125,12 @@ def test_blocks_go_to_another_machine_and_tokens_stay_what_they_are(cluster: tup
         drain(admin, "two")
         before = replayed(journal).counters
         with Client(running.gateway) as client:
-            known = client.generate(FETCHED, max_tokens=200, temperature=0.0, ignore_eos=True, model="demo")
-            text = FETCHED + known.outputs[0].text
-            client.generate(text, max_tokens=8, temperature=0.0, ignore_eos=True, model="demo")
+            known = client.generate(FETCHED, max_tokens=200, temperature=0.0, ignore_eos=True)
+            prompt = FETCHED + known.outputs[0].token_ids
+            client.generate(prompt, max_tokens=8, temperature=0.0, ignore_eos=True)
         drain(admin, "two", undo=True)
         drain(admin, "one")
         with Client(running.gateway) as client:
-            client.generate(text, max_tokens=8, temperature=0.0, ignore_eos=True, model="demo")
+            client.generate(prompt, max_tokens=8, temperature=0.0, ignore_eos=True)
         seen = counted(journal, before)
         assert seen["fetches done"] >= 1 and not seen["fetches failed"], dict(seen)
