@@ -291,6 +291,7 @@ class Admission:
         parent, *others = request.live
         self._fill_table(parent, place)
         forks = tuple(self._fork(parent, sequence, replica) for sequence in others)
+        request.forked_from = parent if forks else None
         if request.host is not None:
             self._start_from_host(request)
             return
@@ -308,6 +309,7 @@ class Admission:
     def _start_from_host(self, request: Request) -> None:
         """Every sequence goes on by itself where it stood, as soon as its blocks are back from host memory."""
         request.state = State.RESTORING
+        request.forked_from = None
         transfer = self._scheduler.swapper.read_back(request)
         for sequence in request.live:
             self.order_start(sequence, (), transfer)

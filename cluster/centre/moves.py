@@ -61,9 +61,9 @@ class Moves:
             return False
         if sampling.logprobs is not None or sampling.prompt_logprobs is not None:
             return False  # what two workers tell at once could reach the gateway without its logprobs
-        if request.tenant.name in self._settings.clear_tenants:
+        if request.tenant.name in self._settings.clear_tenants or request.has_forks_waiting:
             return False
-        # Forks that wait for the prompt have tables that mean nothing yet, and no token to go on with.
+        # A fork that has not begun has no token to go on with.
         return bool(request.width) or all(one.position < one.length for one in live)
 
     def room_for(self, request: Request, target: Replica, margin: float = 0.0) -> bool:
@@ -225,6 +225,7 @@ class Moves:
         request.attempt += 1
         request.replica = request.last_replica = target
         request.state = State.RESTORING
+        request.forked_from = None
         self._settle_in(move, held if kept is None else kept)
         if kept is None:
             self._order(move, rest, places)

@@ -126,6 +126,8 @@ class Rebuild:
             if not known and not request.width:
                 # It may have told the old scheduler that its lease runs out, and says so once.
                 replica.renew(request.sequences[resident.index])
+        # Who of them are forks is not told: until the first has its prompt, others may wait for that.
+        request.forked_from = next(sequence for sequence in request.sequences if sequence.seq)
         if not known:
             self._reroute(request, start.gateway, start.route)
         if request.width and not known:

@@ -385,6 +385,8 @@ class Scheduler:
         waiters, sequence.waiters = sequence.waiters, ()
         if request.pin_until is not None and sequence.reason in (Reason.LENGTH, Reason.STOP):
             self.pins.hold(replica, sequence)
+        if request.forked_from is sequence and not request.has_forks_waiting:
+            request.forked_from = None
         replica.leave(sequence)
         for _, waiter in waiters:
             self.admission.unpark(waiter)

@@ -122,6 +122,7 @@ class Request:
         "block_seconds",
         "cached_tokens",
         "deadline",
+        "forked_from",
         "gateway",
         "host",
         "host_block_seconds",
@@ -177,6 +178,8 @@ class Request:
         self.last_replica: Replica | None = None
         self.attempt = 0
         self.parked_on: Sequence | None = None
+        # Whose prompt its forks share, until it has left with the prompt written. None: each goes on by itself.
+        self.forked_from: Sequence | None = None
         self.is_cancelled = False
         # A replica of its model could hold it: known since it came, or since the first of them has joined.
         self.is_measured = False
@@ -236,6 +239,11 @@ class Request:
     @property
     def live(self) -> list[Sequence]:
         return [sequence for sequence in self.sequences if not sequence.reason]
+
+    @property
+    def has_forks_waiting(self) -> bool:
+        """Its forks wait for the prompt, or left without it: what their tables name was not written."""
+        return self.forked_from is not None and self.forked_from.position < len(self.prompt)
 
     def num_blocks(self, block_size: int, lengths: list[int]) -> int:
         """Blocks that its sequences need together at these lengths, the full prompt blocks shared."""

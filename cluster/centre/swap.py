@@ -187,10 +187,8 @@ class Swapper:
         """All its sequences have stopped: their blocks go to the reserved room, in one transfer."""
         replica, host = request.replica, request.host
         assert replica is not None and host is not None
-        live = request.live
-        waits = len(live) > 1 and live[0].position < len(request.prompt)
-        blocks = self.blocks_of(request, whole=False)
-        if not blocks or request.is_cancelled or waits or any(one.position >= one.length for one in live):
+        blocks, waits = self.blocks_of(request, whole=False), request.has_forks_waiting
+        if not blocks or request.is_cancelled or waits or any(one.position >= one.length for one in request.live):
             # Nobody wants it, or no step has written anything. Or its forks still wait for the prompt and their blocks
             # mean nothing, or one of them has not begun: it would have no token to go on with.
             self.give_up(request, replica)

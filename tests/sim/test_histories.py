@@ -103,6 +103,7 @@ FOUND = {
     1057: "a replica that was given up read what its source had given away, and its gateway was not yet deaf to it",
     80174: "a gateway had all of a request that a new scheduler made again, and knew nothing of it when it was asked",
     1463: "a swap of no blocks made a simulated device do a later step first",
+    204491: "a move copied a prompt that its request's forks still waited for, because all had tokens to go on with",
     308: "a peer read a block before the copy into it that had been issued",
 }
 
