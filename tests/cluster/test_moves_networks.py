@@ -35,7 +35,7 @@ WIDE = {
     "vocab_size": 1024,
 }
 PROMPTS = ([5, 6, 7, 8], list(range(20, 31)), list(range(100, 112)))
-ELSEWHERE, FETCHED = (list(range(200, 210)),), list(range(300, 310))
+ELSEWHERE, FETCHED = (list(range(200, 210)),), list(range(300, 700))
 PARAMS = (
     SamplingParams(max_tokens=240, temperature=0.0, ignore_eos=True),
     SamplingParams(max_tokens=240, temperature=0.9, seed=5, ignore_eos=True),
