@@ -185,7 +185,7 @@ def limits(llm: LLM, shape: str, batch: int, step_rows: list[Row]) -> list[Row]:
     settings = SHAPES[shape]
     weights = decoder.weights_bytes - (0 if settings["tie_word_embeddings"] else decoder._embedding.nbytes)
     elements = sum(layer.heads.weights.numel() + layer.output.weights.numel() for layer in decoder._layers)
-    elements += sum(layer.gate_up.weights.numel() + layer.down.weights.numel() for layer in decoder._layers)
+    elements += sum(layer.inner.weights.numel() + layer.down.weights.numel() for layer in decoder._layers)
     elements += decoder._head.weights.numel()
     seconds = next(float(row["us"] or 0.0) for row in step_rows if row["part"] == "products") * 1e-6
     flops = 2.0 * batch * elements

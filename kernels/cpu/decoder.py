@@ -1,4 +1,4 @@
-"""A decoder of the Llama kind on a CPU: its weights packed once, each step one call from token ids to logits.
+"""A decoder of the Llama or the GPT-2 kind on a CPU: weights packed once, each step one call from ids to logits.
 
 The worker recognises such a model, hands over its weights and later the pool's layers; attention is the backend's own
 kernel, called from inside the program. This file owns the packed weights (`weights` packs them) and the rows that pass
@@ -22,7 +22,7 @@ from kernels.cpu.attention import AttentionShape
 from kernels.cpu.backend import KINDS, CpuBackend
 from kernels.cpu.layers import LayerCalls, Rows
 from kernels.cpu.plan import Plan
-from kernels.cpu.product import ADD, SILU_MUL, STORE, ProductShape, supports
+from kernels.cpu.product import ACTIVATE, ADD, STORE, ProductShape, supports
 from kernels.cpu.program import (
     ALL_ROWS,
     BEST,
@@ -42,7 +42,7 @@ from kernels.cpu.program import (
 from kernels.cpu.rows import RowShape
 from kernels.cpu.sampling import CpuDraw, draw_kernel
 from kernels.cpu.shapes import LANES, HeadShape
-from kernels.cpu.weights import DecoderWeights, Packed, PackedLayer, pack_layer, pack_linears
+from kernels.cpu.weights import DecoderWeights, Norm, Packed, PackedLayer, float_norm, pack_layer, pack_linears
 from kernels.layout import LayerCache
 from kernels.sampling import DrawSettings
 
@@ -82,13 +82,13 @@ class CpuDecoder:
         self._width = weights.num_heads * weights.head_dim
         inner = -(-weights.layers[0].down.weight.shape[1] // LANES) * LANES
         stride = max(self.hidden, -(-self._width // LANES) * LANES, inner) + LANES
-        self._products = ProductShape(KINDS[self.dtype], backend.target, stride)
-        self._embedding = weights.embedding
+        self._products = ProductShape(KINDS[self.dtype], backend.target, stride, weights.activation)
+        self._embedding, self._places = weights.embedding, weights.places
         self._cosines, self._sines = weights.cosines.contiguous(), weights.sines.contiguous()
         self._layers = []
         while weights.layers:
             self._layers.append(pack_layer(weights.layers.pop(0), self._products))
-        self._norm = weights.norm.float()
+        self._norm = float_norm(weights.norm)
         self._head = pack_linears([weights.head], self._products)
         self._make_rows()
         self._calls: LayerCalls | None = None
@@ -100,7 +100,8 @@ class CpuDecoder:
     def weights_bytes(self) -> int:
         """Bytes of all weights as they lie packed."""
         packed = self._head.size_bytes + sum(layer.size_bytes for layer in self._layers)
-        return self._embedding.nbytes + packed
+        places = 0 if self._places is None else self._places.nbytes
+        return self._embedding.nbytes + places + packed
 
     def _make_rows(self) -> None:
         """The rows that pass between ops; products write whole panels, so some are wider than their contents."""
@@ -152,6 +153,8 @@ class CpuDecoder:
             EMBEDDING,
             ids=0,
             table=self._embedding.data_ptr(),
+            positions=0,
+            places=0 if self._places is None else self._places.data_ptr(),
             out=self._residual.data_ptr(),
             out_stride=self._hidden_stride,
             width=self.hidden,
@@ -161,7 +164,7 @@ class CpuDecoder:
         for number, layer in enumerate(self._layers):
             self._write_attention(writer, layer, number, calls)
             self._add_norm(writer, layer.post_norm)
-            self._add_product(writer, layer.gate_up, self._normed, SILU_MUL, self._inner)
+            self._add_product(writer, layer.inner, self._normed, ACTIVATE, self._inner)
             self._add_product(writer, layer.down, self._inner, ADD, self._residual)
         # Where ids, positions, slots and chosen rows lie is written when a step has them (`_point`).
         self._addresses: tuple[int, ...] = ()
@@ -195,6 +198,7 @@ class CpuDecoder:
             query_stride=self._width,
             cosines=self._cosines.data_ptr(),
             sines=self._sines.data_ptr(),
+            angle_stride=self._sines.stride(0) if len(self._sines) > 1 else 0,
             positions=0,
             slots=0,
             keys=cache.k.data_ptr(),
@@ -209,7 +213,7 @@ class CpuDecoder:
         self._merges.append(writer.add(CALL, function=calls.merge.address, arguments=merge))
         self._add_product(writer, layer.output, self._attended, ADD, self._residual)
 
-    def _add_norm(self, writer: ProgramWriter, weight: torch.Tensor, rows: int = ALL_ROWS) -> None:
+    def _add_norm(self, writer: ProgramWriter, norm: Norm, rows: int = ALL_ROWS) -> None:
         writer.add(
             NORM,
             rows,
@@ -217,7 +221,8 @@ class CpuDecoder:
             source_stride=self._hidden_stride,
             chosen=0,
             out=self._normed.data_ptr(),
-            weight=weight.data_ptr(),
+            weight=norm.weight.data_ptr(),
+            bias=0 if norm.bias is None else norm.bias.data_ptr(),
             width=self.hidden,
             epsilon=float(self._epsilon),
         )
@@ -362,6 +367,7 @@ class CpuDecoder:
         table = program.table
         rotations = table[:, 0] == ROTATION
         table[table[:, 0] == EMBEDDING, word_of(EMBEDDING, "ids")] = addresses[0]
+        table[table[:, 0] == EMBEDDING, word_of(EMBEDDING, "positions")] = addresses[1]
         table[rotations, word_of(ROTATION, "positions")] = addresses[1]
         table[rotations, word_of(ROTATION, "slots")] = addresses[2]
         table[self._logits_op - 1, word_of(NORM, "chosen")] = addresses[3]

@@ -7,9 +7,11 @@ added in the order of the depth, whatever else is in the batch. `program` calls 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -19,8 +21,13 @@ from kernels.cpu.jit import Target
 from kernels.cpu.math import sigmoid
 from kernels.cpu.shapes import pair_product
 
-# What becomes of the sums: kept as float32, added to what is there, or silu(gate) * up of interleaved columns.
-STORE, ADD, SILU_MUL = range(3)
+# What becomes of the sums: kept as float32, added to what is there, or made the rows of the next product.
+STORE, ADD, ACTIVATE = range(3)
+
+Activation = Literal["silu_mul", "relu", "gelu_tanh"]
+"""silu(gate) * up of interleaved columns; or a function of each sum."""
+
+_GELU_CUBE, _GELU_SCALE = 0.044715, 2.0 * math.sqrt(2.0 / math.pi)
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class ProductShape:
     kind: Kind
     target: Target
     row_stride: int  # elements between two rows of inputs
+    activation: Activation = "silu_mul"
 
     @property
     def lanes(self) -> int:
@@ -72,7 +80,7 @@ def pack(weight: torch.Tensor, shape: ProductShape) -> torch.Tensor:
 
 
 def interleave(gate: torch.Tensor, up: torch.Tensor, shape: ProductShape) -> torch.Tensor:
-    """Rows of gate and up such that each panel holds one vector of either: what SILU_MUL wants."""
+    """Rows of gate and up such that each panel holds one vector of either: what "silu_mul" wants."""
     lanes = shape.lanes
     size = -(-gate.shape[0] // lanes) * lanes
 
@@ -95,7 +103,7 @@ class Product:
     panels: Value
     rows: Value
     mode: Value
-    out: Pointer  # for STORE and ADD of float32, for SILU_MUL of the rows' kind
+    out: Pointer  # for STORE and ADD of float32, for ACTIVATE of the rows' kind
     out_stride: Value
     next_weights: Pointer  # where this thread reads first in the next product
     counter: Pointer
@@ -223,11 +231,14 @@ def _finish(
 ) -> None:
     """Does with the sums of a tile what the product's mode says."""
     lanes = shape.lanes
-    with code.when(product.mode.equals(SILU_MUL)):
-        for number, (gate, up) in enumerate(sums):
-            target = product.out.of(shape.kind).at((at + number) * product.out_stride + panel * lanes)
-            target.store(0, gate * sigmoid(gate) * up)
-    with code.when(product.mode < SILU_MUL):
+    with code.when(product.mode.equals(ACTIVATE)):
+        for number, row in enumerate(sums):
+            activated = _activated(code, shape, row)
+            column = panel * (len(activated) * lanes)
+            target = product.out.of(shape.kind).at((at + number) * product.out_stride + column)
+            for half, value in enumerate(activated):
+                target.store(half * lanes, value)
+    with code.when(product.mode < ACTIVATE):
         is_added = product.mode.equals(ADD)
         for number, row in enumerate(sums):
             target = product.out.of(F32).at((at + number) * product.out_stride + panel * shape.panel)
@@ -235,3 +246,14 @@ def _finish(
                 old = target.load(half * lanes, lanes)
                 kept = is_added.choose(old, code.number(0.0, lanes))
                 target.store(half * lanes, total + kept)
+
+
+def _activated(code: Code, shape: ProductShape, row: list[Value]) -> list[Value]:
+    """One row of a panel as the next product reads it."""
+    if shape.activation == "silu_mul":
+        gate, up = row
+        return [gate * sigmoid(gate) * up]
+    if shape.activation == "relu":
+        return [value.maximum(code.number(0.0, shape.lanes)) for value in row]
+    # (1 + tanh(u)) / 2 is the sigmoid of 2 u.
+    return [value * sigmoid((value * value * value * _GELU_CUBE + value) * _GELU_SCALE) for value in row]

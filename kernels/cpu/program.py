@@ -20,7 +20,7 @@ from kernels.cpu.call import COUNTER, TICKET, ArgumentList, Call
 from kernels.cpu.ir import F32, I32T, I64, POINTER, Code, Pointer, Value
 from kernels.cpu.jit import Kernel, compile_kernel
 from kernels.cpu.product import Product, ProductShape
-from kernels.cpu.rows import Rotation, RowShape
+from kernels.cpu.rows import Embedding, Rotation, RowShape
 from kernels.cpu.sampling import ARGUMENTS as DRAW_ARGUMENTS
 
 ARGUMENTS = ArgumentList("num_threads", "ops", "num_ops", "counts", "sync", "num_steps", "advance")
@@ -29,11 +29,11 @@ NOTHING, PRODUCT, EMBEDDING, NORM, ROTATION, CALL, BEST, DRAW = range(8)
 # Words of each op, the kind first. `rows` says which of the program's two counts holds.
 WORDS = {
     PRODUCT: ("x", "weights", "bias", "depth", "panels", "mode", "out", "out_stride", "next", "next_stride"),
-    EMBEDDING: ("ids", "table", "out", "out_stride", "width"),
-    NORM: ("source", "source_stride", "chosen", "out", "weight", "width", "epsilon"),
+    EMBEDDING: ("ids", "table", "positions", "places", "out", "out_stride", "width"),
+    NORM: ("source", "source_stride", "chosen", "out", "weight", "bias", "width", "epsilon"),
     ROTATION: (
         "heads", "heads_stride", "num_heads", "num_kv_heads", "query", "query_stride", "cosines", "sines",
-        "positions", "slots", "keys", "values", "block_stride", "query_norm", "key_norm", "epsilon",
+        "angle_stride", "positions", "slots", "keys", "values", "block_stride", "query_norm", "key_norm", "epsilon",
     ),
     CALL: ("function", "arguments"),
     BEST: ("logits", "stride", "vocabulary", "ids", "broken"),
@@ -247,17 +247,16 @@ class _Interpreter:
             cpu_product.emit_product(code, shape, product, thread, num_threads)
 
     def _embedding(self, op: _Op, first: Value, end: Value) -> None:
-        table = self.code.pointer(op.integer("table"), self.products.kind)
-        cpu_rows.emit_embedding(
-            self.code,
-            first,
-            end,
+        embedding = Embedding(
             ids=op.integers("ids"),
-            table=table,
+            table=self.code.pointer(op.integer("table"), self.products.kind),
+            positions=op.integers("positions"),
+            places=self.code.pointer(op.integer("places"), self.products.kind),
             out=op.floats("out"),
             out_stride=op.integer("out_stride"),
             width=op.integer("width"),
         )
+        cpu_rows.emit_embedding(self.code, first, end, embedding)
 
     def _norm(self, op: _Op, first: Value, end: Value) -> None:
         cpu_rows.emit_norm(
@@ -270,6 +269,7 @@ class _Interpreter:
             out=self.code.pointer(op.integer("out"), self.products.kind),
             out_stride=self.products.row_stride,
             weight=op.floats("weight"),
+            bias=op.floats("bias"),
             width=op.integer("width"),
             epsilon=op.number("epsilon"),
         )
@@ -299,6 +299,7 @@ class _Interpreter:
             query_stride=op.integer("query_stride"),
             cosines=op.floats("cosines"),
             sines=op.floats("sines"),
+            angle_stride=op.integer("angle_stride"),
             positions=op.integers("positions"),
             slots=op.integers("slots"),
             keys=of_kind("keys"),

@@ -28,14 +28,29 @@ def share(code: Code, rows: Value, thread: Value, num_threads: Value) -> tuple[V
     return rows * thread // num_threads, rows * (thread + 1) // num_threads
 
 
-def emit_embedding(
-    code: Code, first: Value, end: Value, *, ids: Pointer, table: Pointer, out: Pointer, out_stride: Value, width: Value
-) -> None:
-    """out[row] = table[ids[row]] as float32. The width is a multiple of the vector."""
+@dataclass(frozen=True)
+class Embedding:
+    """Where the rows of a step begin. The width is a multiple of the vector."""
+
+    ids: Pointer
+    table: Pointer
+    positions: Pointer
+    places: Pointer  # what is learned of each position, or null
+    out: Pointer  # float32
+    out_stride: Value
+    width: Value
+
+
+def emit_embedding(code: Code, first: Value, end: Value, op: Embedding) -> None:
+    """out[row] = table[ids[row]] + places[positions[row]] as float32."""
     with code.range(first, end) as row:
-        source, target = table.at(ids.load(row) * width), out.at(row * out_stride)
-        with code.range(0, width, LANES) as at:
+        source, target = op.table.at(op.ids.load(row) * op.width), op.out.at(row * op.out_stride)
+        with code.range(0, op.width, LANES) as at:
             target.store(at, source.load(at, LANES))
+        with code.when(op.places.is_null().equals(0)):
+            place = op.places.at(op.positions.load(row) * op.width)
+            with code.range(0, op.width, LANES) as at:
+                target.store(at, target.load(at, LANES) + place.load(at, LANES))
 
 
 def emit_norm(
@@ -49,23 +64,35 @@ def emit_norm(
     out: Pointer,
     out_stride: int,
     weight: Pointer,
+    bias: Pointer,
     width: Value,
     epsilon: Value,
 ) -> None:
-    """out[row] = rms_norm(source[chosen[row]]) * weight; `chosen` may be null: every row."""
-    every = chosen.is_null()
+    """out[row] = rms_norm(source[chosen[row]]) * weight, or with a bias layer_norm of it; `chosen` may be null: every
+    row."""
+    every, has_bias = chosen.is_null(), bias.is_null().equals(0)
     with code.range(first, end) as row:
         index = code.variable(row)
         with code.when(every.choose(code.integer(0), code.integer(1)).equals(1)):
             index.set(chosen.load(row))
         values, target = source.at(index.get() * source_stride), out.at(row * out_stride)
+        mean = code.variable(code.number(0.0))
+        with code.when(has_bias):
+            total = code.variable(code.number(0.0, LANES))
+            with code.range(0, width, LANES) as at:
+                total.add(values.load(at, LANES))
+            mean.set(total.get().reduce_add() / width.to_float())
+        centre = mean.get()
         squares = code.variable(code.number(0.0, LANES))
         with code.range(0, width, LANES) as at:
-            value = values.load(at, LANES)
+            value = values.load(at, LANES) - centre
             squares.add(value * value)
         scale = _inverse_root(code, squares.get().reduce_add() / width.to_float() + epsilon)
+        # Without a bias its place is read from the weights, and counts nothing.
+        added, share = has_bias.choose_pointer(bias, weight), has_bias.choose(code.number(1.0), code.number(0.0))
         with code.range(0, width, LANES) as at:
-            target.store(at, values.load(at, LANES) * scale * weight.load(at, LANES))
+            normed = (values.load(at, LANES) - centre) * scale * weight.load(at, LANES)
+            target.store(at, normed + added.load(at, LANES) * share)
 
 
 def _inverse_root(code: Code, value: Value) -> Value:
@@ -84,6 +111,7 @@ class Rotation:
     query_stride: Value
     cosines: Pointer  # float32 [positions, head_dim / 2]
     sines: Pointer
+    angle_stride: Value  # 0: the same for all positions
     positions: Pointer
     slots: Pointer
     keys: Pointer
@@ -99,7 +127,7 @@ def emit_rotation(code: Code, shape: RowShape, first: Value, end: Value, op: Rot
     dim, half = shape.head_dim, shape.head_dim // 2
     with code.range(first, end) as row:
         heads = op.heads.at(row * op.heads_stride)
-        angle = op.positions.load(row) * half
+        angle = op.positions.load(row) * op.angle_stride
         cosines, sines = op.cosines.at(angle), op.sines.at(angle)
         with code.range(0, op.num_heads) as head:
             source = heads.at(head * dim)

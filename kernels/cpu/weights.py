@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.cpu.product import ProductShape, interleave, pack
+from kernels.cpu.product import Activation, ProductShape, interleave, pack
 
 
 @dataclass
@@ -21,18 +21,26 @@ class Linear:
 
 
 @dataclass
+class Norm:
+    """A norm as the checkpoint has it: a root mean square's, or with a bias a layer norm's."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+
+
+@dataclass
 class LayerWeights:
     """One layer, as the checkpoint has it."""
 
-    input_norm: torch.Tensor
+    input_norm: Norm
     query: Linear
     key: Linear
     value: Linear
     output: Linear
     query_norm: torch.Tensor | None
     key_norm: torch.Tensor | None
-    post_norm: torch.Tensor
-    gate: Linear
+    post_norm: Norm
+    gate: Linear | None  # for silu(gate) * up; None: a function of `up` alone
     up: Linear
     down: Linear
     window: int = 0
@@ -40,11 +48,13 @@ class LayerWeights:
 
 @dataclass
 class DecoderWeights:
-    """A whole decoder. cosines and sines: float32 [positions, head_dim / 2]."""
+    """A whole decoder. cosines and sines: float32 [positions, head_dim / 2], or one row for all positions."""
 
     embedding: torch.Tensor
+    places: torch.Tensor | None  # what is learned of each position, [positions, hidden]
     layers: list[LayerWeights]
-    norm: torch.Tensor
+    activation: Activation
+    norm: Norm
     head: Linear
     num_heads: int
     num_kv_heads: int
@@ -79,17 +89,17 @@ class PackedLayer:
 
     heads: Packed
     output: Packed
-    gate_up: Packed
+    inner: Packed  # gate and up, or what stands in their place
     down: Packed
-    input_norm: torch.Tensor
-    post_norm: torch.Tensor
+    input_norm: Norm
+    post_norm: Norm
     query_norm: torch.Tensor | None
     key_norm: torch.Tensor | None
     window: int
 
     @property
     def size_bytes(self) -> int:
-        return sum(product.size_bytes for product in (self.heads, self.output, self.gate_up, self.down))
+        return sum(product.size_bytes for product in (self.heads, self.output, self.inner, self.down))
 
 
 def pack_linears(parts: list[Linear], shape: ProductShape) -> Packed:
@@ -103,19 +113,28 @@ def pack_linears(parts: list[Linear], shape: ProductShape) -> Packed:
 
 
 def pack_layer(layer: LayerWeights, shape: ProductShape) -> PackedLayer:
-    gate_up = pack(interleave(layer.gate.weight, layer.up.weight, shape), shape)
-    bias = interleave(_bias(layer.gate), _bias(layer.up), shape)
     return PackedLayer(
         heads=pack_linears([layer.query, layer.key, layer.value], shape),
         output=pack_linears([layer.output], shape),
-        gate_up=Packed(gate_up, bias, layer.gate.weight.shape[1], len(bias)),
+        inner=pack_linears([layer.up], shape) if layer.gate is None else _gate_up(layer.gate, layer.up, shape),
         down=pack_linears([layer.down], shape),
-        input_norm=layer.input_norm.float(),
-        post_norm=layer.post_norm.float(),
+        input_norm=float_norm(layer.input_norm),
+        post_norm=float_norm(layer.post_norm),
         query_norm=None if layer.query_norm is None else layer.query_norm.float(),
         key_norm=None if layer.key_norm is None else layer.key_norm.float(),
         window=layer.window,
     )
+
+
+def float_norm(norm: Norm) -> Norm:
+    """The norm in float32, as rows are."""
+    return Norm(norm.weight.float(), None if norm.bias is None else norm.bias.float())
+
+
+def _gate_up(gate: Linear, up: Linear, shape: ProductShape) -> Packed:
+    packed = pack(interleave(gate.weight, up.weight, shape), shape)
+    bias = interleave(_bias(gate), _bias(up), shape)
+    return Packed(packed, bias, gate.weight.shape[1], len(bias))
 
 
 def _bias(part: Linear) -> torch.Tensor:

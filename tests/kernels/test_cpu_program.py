@@ -10,7 +10,7 @@ import torch
 from kernels.cpu.ir import BF16, F32
 from kernels.cpu.jit import host
 from kernels.cpu.linear import Products
-from kernels.cpu.product import ADD, SILU_MUL, STORE, ProductShape, interleave, pack, supports
+from kernels.cpu.product import ACTIVATE, ADD, STORE, ProductShape, interleave, pack, supports
 from kernels.cpu.program import PRODUCT, Program, ProgramWriter, program_kernel
 from kernels.cpu.rows import RowShape
 from kernels.cpu.weights import Linear, pack_linears
@@ -37,7 +37,7 @@ class Case:
         self.weight = (torch.randn(columns, depth) * depth**-0.5).to(dtype)
         self.up = (torch.randn(columns, depth) * depth**-0.5).to(dtype)
         self.bias, self.up_bias = torch.randn(columns), torch.randn(columns)
-        if mode == SILU_MUL:
+        if mode == ACTIVATE:
             self.packed = pack(interleave(self.weight, self.up, shape), shape)
             self.packed_bias = interleave(self.bias, self.up_bias, shape)
         else:
@@ -52,7 +52,7 @@ class Case:
         width = self.packed.shape[0] * self.shape.panel
         out = torch.full((len(x) + 1, width), float("nan"))
         out[:-1] = 1.0
-        if self.mode == SILU_MUL:
+        if self.mode == ACTIVATE:
             out = torch.full((len(x) + 1, STRIDE), float("nan"), dtype=self.dtype)
         writer = ProgramWriter()
         writer.add(
@@ -76,13 +76,13 @@ class Case:
         exact = x.double() @ self.weight.double().T + self.bias
         if self.mode == ADD:
             exact = exact + 1.0
-        if self.mode == SILU_MUL:
+        if self.mode == ACTIVATE:
             up = x.double() @ self.up.double().T + self.up_bias
             exact = torch.nn.functional.silu(exact) * up
         return exact
 
 
-@pytest.mark.parametrize("mode", [STORE, ADD, SILU_MUL])
+@pytest.mark.parametrize("mode", [STORE, ADD, ACTIVATE])
 @pytest.mark.parametrize("name", KINDS)
 def test_products_are_right_at_odd_sizes(name: str, mode: int, seed: int) -> None:
     torch.manual_seed(seed)
@@ -91,7 +91,7 @@ def test_products_are_right_at_odd_sizes(name: str, mode: int, seed: int) -> Non
         case = Case(name, depth, columns, mode, shape)
         x = torch.randn(rows, depth).to(case.dtype)
         error = (case.run(x, threads).double() - case.wanted(x)).abs().max()
-        scale = case.wanted(x).abs().max() if mode == SILU_MUL else 1.0
+        scale = case.wanted(x).abs().max() if mode == ACTIVATE else 1.0
         assert error <= case.tolerance * max(1.0, float(scale)), (depth, columns, rows, threads)
 
 
@@ -111,7 +111,7 @@ def test_a_processor_without_wide_vectors(seed: int) -> None:
     narrow = replace(host(), accumulators=6, pair_products=False)
     shape = ProductShape(F32, narrow, STRIDE)
     assert (shape.lanes, shape.tiles[0]) == (8, 6)
-    for rows, mode in itertools.product((1, 5, 6, 17), (STORE, ADD, SILU_MUL)):
+    for rows, mode in itertools.product((1, 5, 6, 17), (STORE, ADD, ACTIVATE)):
         case = Case("float32", 96, 70, mode, shape)
         x = torch.randn(rows, 96)
         assert (case.run(x, 2).double() - case.wanted(x)).abs().max() < 2e-4

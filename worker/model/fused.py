@@ -1,4 +1,4 @@
-"""Recognises decoders of the Llama kind and makes the one call that stands for all their modules.
+"""Recognises decoders of the Llama and the GPT-2 kind and makes the one call that stands for all their modules.
 
 `worker/model/model.py` asks for it once the model is loaded and probed. What is not recognised to the last detail keeps
 transformers' own modules: this file only ever says no, and why. The arithmetic is in `kernels/cpu/decoder.py`.
@@ -12,12 +12,18 @@ import torch
 
 from kernels.cpu.backend import CpuBackend
 from kernels.cpu.decoder import CpuDecoder, why_not
-from kernels.cpu.weights import DecoderWeights, LayerWeights, Linear
+from kernels.cpu.weights import DecoderWeights, LayerWeights, Linear, Norm
+from worker.model import fused_learned
 from worker.model.loading import Loaded
 from worker.model.probe import LayerCall
 
 # Their layers differ in biases, norms of heads and windows only, all of which are read from the modules.
-_KNOWN = {"LlamaForCausalLM", "MistralForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
+_LLAMAS = {"LlamaForCausalLM", "MistralForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
+# How each is refused, and how it is read.
+_LEARNED = {
+    "GPT2LMHeadModel": (fused_learned.why_not_gpt2, fused_learned.gpt2),
+    "OPTForCausalLM": (fused_learned.why_not_opt, fused_learned.opt),
+}
 # Rotations whose angles depend on the position alone.
 _ROTATIONS = {"default", "linear", "llama3", "yarn"}
 # Tables of angles larger than this are not worth their memory.
@@ -31,7 +37,8 @@ def fuse(loaded: Loaded, calls: list[LayerCall], backend: object, max_tokens: in
     reason = _not_known(loaded, calls)
     if reason:
         return reason
-    weights = _weights(loaded, calls)
+    learned = _LEARNED.get(type(loaded.module).__name__)
+    weights = _weights(loaded, calls) if learned is None else learned[1](loaded, calls)
     reason = why_not(weights, backend)
     if reason:
         return reason
@@ -41,17 +48,20 @@ def fuse(loaded: Loaded, calls: list[LayerCall], backend: object, max_tokens: in
 def _not_known(loaded: Loaded, calls: list[LayerCall]) -> str:
     module: Any = loaded.module
     config = loaded.config
-    if type(module).__name__ not in _KNOWN:
-        return f"{type(module).__name__} is not one of {', '.join(sorted(_KNOWN))}"
+    name = type(module).__name__
+    if name not in _LLAMAS and name not in _LEARNED:
+        return f"{name} is not one of {', '.join(sorted({*_LLAMAS, *_LEARNED}))}"
     if len({(call.num_heads, call.shape) for call in calls}) > 1 or any(c.softcap or c.has_sinks for c in calls):
         return "its layers differ, or attention does more than softmax"
+    if loaded.max_model_len > _MAX_POSITIONS:
+        return f"it has {loaded.max_model_len:,} positions"
+    if name in _LEARNED:
+        return _LEARNED[name][0](loaded)
     if config.hidden_act != "silu":
         return f"its activation is {config.hidden_act}"
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") not in _ROTATIONS or rope.get("partial_rotary_factor", 1.0) != 1.0:
         return f"its rotation is {rope}"
-    if loaded.max_model_len > _MAX_POSITIONS:
-        return f"it has {loaded.max_model_len:,} positions"
     return ""
 
 
@@ -65,8 +75,10 @@ def _weights(loaded: Loaded, calls: list[LayerCall]) -> DecoderWeights:
     assert cosines.shape[-1] == 2 * half, "the rotation covers a part of each head"
     return DecoderWeights(
         embedding=inner.embed_tokens.weight.detach(),
+        places=None,
         layers=[_layer(layer, call) for layer, call in zip(inner.layers, calls, strict=True)],
-        norm=inner.norm.weight.detach(),
+        activation="silu_mul",
+        norm=Norm(inner.norm.weight.detach()),
         head=_linear(module.lm_head),
         num_heads=call.num_heads,
         num_kv_heads=call.shape.num_kv_heads,
@@ -84,14 +96,14 @@ def _layer(layer: Any, call: LayerCall) -> LayerWeights:
     gate, up = _gate_and_up(mlp)
     query_norm, key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
     return LayerWeights(
-        input_norm=layer.input_layernorm.weight.detach(),
+        input_norm=Norm(layer.input_layernorm.weight.detach()),
         query=query,
         key=key,
         value=value,
         output=_linear(attention.o_proj),
         query_norm=None if query_norm is None else query_norm.weight.detach(),
         key_norm=None if key_norm is None else key_norm.weight.detach(),
-        post_norm=layer.post_attention_layernorm.weight.detach(),
+        post_norm=Norm(layer.post_attention_layernorm.weight.detach()),
         gate=gate,
         up=up,
         down=_linear(mlp.down_proj),
