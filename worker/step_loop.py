@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from cluster.errors import QuireError
 from cluster.messages import Plan, ReplicaState, Result, Tokens
 from worker.spans import AttemptSpans
 from worker.swap import Swap
@@ -113,7 +114,9 @@ class StepLoop:
                 else:
                     link.wait(IDLE_S)
         except BaseException as error:
-            log.critical("the step loop ended: %s: %s", type(error).__name__, error, exc_info=error)
+            # An error of ours says all in its one line.
+            trace = None if isinstance(error, QuireError) else error
+            log.critical("the step loop ended: %s: %s", type(error).__name__, error, exc_info=trace)
             self.error = error
             # Without its loop a worker is dead: the process goes, and is started again with its next incarnation.
             os._exit(70)

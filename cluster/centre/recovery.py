@@ -153,13 +153,26 @@ class Recovery:
                 scheduler.finish(request)
 
     def _take_outputs(self, request: Request, sealed: Sealed) -> None:
+        # Only the worker that drew a token knows its logprobs: what the gateway lacks of it is drawn again.
+        sampling = request.sampling
+        draws_again = sampling is not None and sampling.logprobs is not None and not request.is_cancelled
         for sequence, known, finished in zip(request.sequences, sealed.outputs, sealed.finished, strict=True):
-            if len(known) > len(sequence.outputs) and not sequence.is_ended:
+            if draws_again and finished is Reason.NONE and len(known) < len(sequence.outputs):
+                self._draw_again(request, sequence, known)
+            elif len(known) > len(sequence.outputs) and not sequence.is_ended:
                 sequence.outputs = ids(known)
             if finished is not Reason.NONE and not sequence.is_ended:
                 sequence.reason = finished
             if sequence.is_ended and finished is Reason.NONE:
                 self.replay(request, sequence)
+        if request.state is State.ENDED and request.live:
+            self._scheduler.revive(request)
+
+    def _draw_again(self, request: Request, sequence: Sequence, known: Ids) -> None:
+        """The sequence goes on behind what its gateway has, also if it had ended."""
+        self._scheduler.swapper.forget(request)
+        sequence.outputs, sequence.reason = ids(known), Reason.NONE
+        sequence.names = request.names
 
     def _seal_group(self, request: Request, sealed: Sealed) -> None:
         """Beams go out whole at the end: the gateway has all of them, or the search is made again."""

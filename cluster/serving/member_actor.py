@@ -38,13 +38,18 @@ class MemberActor:
 
     def _run(self) -> None:
         from worker.ranks import member
+        from worker.ranks.team import is_broken
 
         try:
             place = self._meeting.join(self._rank)
             threading.Thread(target=self._watch, args=(place,), name="quire-meeting", daemon=True).start()
             member.run(self._settings, place)
         except BaseException as error:
-            log.critical("the process ends: %s: %s", type(error).__name__, error, exc_info=error)
+            if is_broken(error):
+                # Whichever rank died, rank 0 says so; the others only end with it.
+                log.info("rank %d ends with its replica", self._rank)
+            else:
+                log.critical("the process ends: %s: %s", type(error).__name__, error, exc_info=error)
         os._exit(73)
 
     def _watch(self, place: Place) -> None:

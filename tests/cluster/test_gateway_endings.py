@@ -5,6 +5,7 @@ import asyncio
 import grpc
 import grpc.aio
 import pytest
+from google.rpc import error_details_pb2
 
 from cluster.client.asynchronous import AsyncClient
 from cluster.errors import Aborted, DeadlineExceeded, NotFound, QueueFull, Unavailable, WorkFailed
@@ -396,5 +397,37 @@ def test_a_cancel_through_another_gateway_ends_the_stream():
         await door.settled()
         await client.close()
         await other.stop(0.1)
+
+    at_the_door(story, shapes=[SLOW])
+
+
+def test_a_tag_that_is_under_way_is_refused_and_the_first_goes_on():
+    async def story(door: Door) -> None:
+        call = InferenceServiceAsyncStub(door.channel).GenerateMany()
+        first = request(seed=1, max_tokens=40, ignore_eos=True)
+        await call.write(pb.GenerateManyRequest(tag=5, generate=first))
+        got: list[pb.GenerateResponse] = []
+        refused: list[pb.GenerateResponse] = []
+        has_asked = False
+        while not (got and got[-1].HasField("done")):
+            for response in (await call.read()).responses:
+                (refused if response.HasField("failed") else got).append(response)
+            if chunks(got) and not has_asked:
+                has_asked = True
+                await call.write(pb.GenerateManyRequest(tag=5, generate=request(seed=2, max_tokens=3)))
+        assert [token for chunk in chunks(got) for token in chunk.ids] == expected(PROMPT, 1, 40, ends=False)
+        (failed,) = [response.failed for response in refused]
+        detail = error_details_pb2.BadRequest()
+        assert failed.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+        assert any(one.Unpack(detail) for one in failed.details) and detail.field_violations[0].field == "tag"
+        # One that has ended is free again.
+        await call.write(pb.GenerateManyRequest(tag=5, generate=request(seed=2, max_tokens=3, ignore_eos=True)))
+        again: list[pb.GenerateResponse] = []
+        while not (again and again[-1].HasField("done")):
+            again += (await call.read()).responses
+        assert [token for chunk in chunks(again) for token in chunk.ids] == expected(PROMPT, 2, 3, ends=False)
+        await call.done_writing()
+        assert await call.read() is grpc.aio.EOF and await call.code() is grpc.StatusCode.OK
+        await door.settled()
 
     at_the_door(story, shapes=[SLOW])

@@ -10,6 +10,7 @@ import worker.demo
 from cluster.errors import ConfigError
 from cluster.serving.cluster_settings import ClusterSettings
 from cluster.serving.preflight import NodeReport, compare, look
+from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
 
 DEMO = Path(worker.demo.__file__).parent
 SETTINGS = ClusterSettings(device="cpu", workers=2)
@@ -58,9 +59,9 @@ def test_nodes_must_speak_the_same(tmp_path: Path) -> None:
     good = look(["demo"], [])
     line = refusal(SETTINGS, good, replace(good, version="9.9"))
     assert line.startswith("Quire is ") and "9.9 on node 1" in line
-    assert "the protocol is (1, 1) on node 0 and (2, 3) on node 1" in refusal(
-        SETTINGS, good, replace(good, protocols=(2, 3))
-    )
+    ours, theirs = (OLDEST_PROTOCOL, NEWEST_PROTOCOL), (NEWEST_PROTOCOL + 1, NEWEST_PROTOCOL + 2)
+    line = refusal(SETTINGS, good, replace(good, protocols=theirs))
+    assert f"the protocol is {ours} on node 0 and {theirs} on node 1" in line
 
 
 def test_memory_that_is_not_there_is_named_with_the_figures() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,12 @@ from cluster.messages import (
     Plan,
     Reason,
     Refused,
+    Replay,
     ReplicaJoined,
+    ReplicaLost,
     Result,
+    Seal,
+    Sealed,
     Start,
     Stopped,
     Submit,
@@ -351,3 +356,26 @@ def test_a_new_scheduler_refuses_a_model_that_no_replica_reported() -> None:
     (again,) = scheduler.turn([submit("b", range(8), 4)], 12.1)
     assert isinstance(again, Refused)
     assert again.code == "NOT_FOUND"
+
+
+@pytest.mark.parametrize("logprobs", [None, 1])
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_tokens_whose_logprobs_died_with_their_worker_are_drawn_again(logprobs: int | None, has_ended: bool) -> None:
+    """The worker told the scheduler of 20 tokens, and the gateway got 5 of them before it died."""
+    driver = Driver()
+    asked = submit("q", range(40), 30)
+    begun = starts(driver.turn(replace(asked, sampling=replace(asked.sampling, logprobs=logprobs))))["q"]
+    if has_ended:
+        driver.result(stopped=[(begun, Reason.STOP, 59, 20)])
+    else:
+        driver.result(advances=[(begun, 59, 20)])
+    (seal,) = [one for one in driver.turn(ReplicaLost("r0", 1), joined("r1")) if isinstance(one, Seal)]
+    orders = driver.turn(Sealed("q", seal.attempt, (ids([7] * 5),), (Reason.NONE,)))
+    again = starts(orders)
+    if logprobs is not None:
+        assert len(again["q"].tokens) == 45 and again["q"].attempt > begun.attempt
+    elif has_ended:
+        (told,) = [one for one in orders if isinstance(one, Replay)]
+        assert not again and len(told.tokens.ids) == 20 and told.tokens.reason is Reason.STOP
+    else:
+        assert len(again["q"].tokens) == 60

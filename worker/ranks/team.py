@@ -99,7 +99,7 @@ class Team:
             raise lost(error) from error
 
     def hear(self) -> tuple[int, list[Words]]:
-        """Any other rank waits for the next word. RuntimeError when rank 0 is gone."""
+        """Any other rank waits for the next word. RuntimeError when rank 0 is gone (`is_broken`)."""
         assert not self.leads
         dist.broadcast(self._head, 0, group=self._words)
         flat = self._head.numpy()[1:].copy()
@@ -129,6 +129,11 @@ class Team:
                 # They are gone already.
                 pass
         dist.destroy_process_group()
+
+
+def is_broken(error: BaseException) -> bool:
+    """A word or a sum did not come through, because another rank is gone."""
+    return isinstance(error, RuntimeError) and "onnection" in str(error) and "peer" in str(error)
 
 
 def lost(error: RuntimeError) -> WorkFailed:
