@@ -134,6 +134,9 @@ class TextModel:
         )
 
     def _encode_word(self, word: str) -> Sequence[int]:
+        if self.tokenizer is None:
+            problem = f"model {self.name} has no tokenizer to read {word!r} with"
+            raise InvalidRequest("sampling.bad_words", problem, "use bad_words_token_ids")
         return list(self.tokenizer.encode(word, add_special_tokens=False))
 
     def _check_chars(self, num_chars: int) -> None:

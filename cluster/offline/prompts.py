@@ -56,16 +56,25 @@ def tokens_of(prompt: Any, field: str, text: TextModel) -> tuple[str | None, lis
     return None, _ids(prompt, field)
 
 
-def conversations(messages: Any) -> list[Sequence[Mapping[str, str]]]:
-    """One conversation or many, as a list."""
+def conversations(messages: Any) -> list[list[Mapping[str, str]]]:
+    """One conversation or many, as a list. The content of a message is text, or a list of parts that are text."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise InvalidRequest("messages", "is no conversation", 'give a list of {"role": ..., "content": ...}')
     found = [messages] if isinstance(messages[0], Mapping) else list(messages)
-    for i, conversation in enumerate(found):
-        for message in conversation:
-            if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-                raise InvalidRequest(f"messages[{i}]", "holds a message without role and content", "give both")
-    return found
+    return [[_message(message, f"messages[{i}]") for message in one] for i, one in enumerate(found)]
+
+
+def _message(message: Any, field: str) -> Mapping[str, str]:
+    if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+        raise InvalidRequest(field, "holds a message without role and content", "give both")
+    content = message["content"]
+    if isinstance(content, str):
+        return message
+    is_list = isinstance(content, Sequence)
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in content] if is_list else [content]
+    if not all(isinstance(text, str) for text in texts):
+        raise InvalidRequest(field, f"holds a message whose content is {content!r:.80}", "give text")
+    return {**message, "content": "\n".join(map(str, texts))}
 
 
 def _is_ids(value: Any) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from transformers import BertConfig, BertLMHeadModel
 
 from cluster import LLM, ConfigError, InvalidRequest, ModelError, NeverFits, QuireError, SamplingParams
+from cluster.offline.prompts import conversations
 from tests.engine import models
 
 GREEDY = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
@@ -63,6 +64,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "other shapes": (lambda folder: edit(folder, intermediate_size=128), "do not have the shapes"),
     "unknown architecture": (lambda folder: edit(folder, model_type="pigeon"), "'pigeon'"),
     "quantised": (lambda folder: edit(folder, quantization_config={"quant_method": "gptq"}), "quantised with gptq"),
+    "generation config is no map": (
+        lambda folder: (folder / "generation_config.json").write_text("[1]"),
+        "generation_config.json holds no JSON object",
+    ),
     "encoder-decoder": (lambda folder: edit(folder, model_type="t5", is_encoder_decoder=True), "encoder-decoder"),
     "linear attention": (
         lambda folder: edit(folder, layer_types=["linear_attention", "full_attention", "full_attention"]),
@@ -149,6 +154,7 @@ def llm(tiny_llama: Path) -> LLM:
         ([7] * 30, SamplingParams(n=16, max_tokens=250, temperature=1), NeverFits, "blocks"),
         ([7] * 5, SamplingParams(stop=["x"]), InvalidRequest, "no tokenizer"),
         ([7] * 5, SamplingParams(stop_token_ids=[400]), InvalidRequest, "stop_token_ids"),
+        ([7] * 5, SamplingParams(bad_words=["x"]), InvalidRequest, "bad_words: .*has no tokenizer"),
     ],
 )
 def test_one_bad_prompt_is_named_and_the_engine_goes_on(
@@ -158,6 +164,14 @@ def test_one_bad_prompt_is_named_and_the_engine_goes_on(
     with pytest.raises(error, match=says):
         llm.generate([{"prompt_token_ids": good}, prompt], [GREEDY, params])
     assert len(llm.generate(good, GREEDY)[0].outputs[0].token_ids) == 4
+
+
+def test_messages_are_text() -> None:
+    parts = [{"type": "text", "text": "hi"}, {"type": "text", "text": "you"}]
+    assert conversations([{"role": "user", "content": parts}]) == [[{"role": "user", "content": "hi\nyou"}]]
+    for content in (None, 3, [{"type": "image_url", "image_url": "x"}], [None]):
+        with pytest.raises(InvalidRequest, match=r"messages\[0\]: .*give text"):
+            conversations([{"role": "user", "content": content}])
 
 
 def test_settings_that_are_none_are_named(llm: LLM) -> None:

@@ -97,11 +97,12 @@ def load(settings: WorkerSettings, device: torch.device, team: Team | None = Non
     checkpoint.check_weights(folder)
     config = _config(folder, raw)
     chosen = pick_dtype(settings.dtype, raw, device)
-    placing = _placing(device) if team is None else _slicing(config, team, device)
-    module = _module(folder, config, chosen, placing, settings.show_progress)
     decoder = config.get_text_config(decoder=True)
+    # What can be wrong without the weights is looked at first.
     defaults = checkpoint.generation_defaults(folder, config, decoder)
     max_model_len = _max_model_len(decoder, settings.max_model_len)
+    placing = _placing(device) if team is None else _slicing(config, team, device)
+    module = _module(folder, config, chosen, placing, settings.show_progress)
     return Loaded(folder, module.to(device), decoder, chosen, max_model_len, defaults)
 
 
