@@ -13,6 +13,7 @@ from kernels.gpu.choices import DeviceFacts
 from kernels.gpu.copy import copy_kernel
 from kernels.gpu.merge import merge_kernel, merge_pieces_kernel
 from kernels.gpu.plan import PLAN_SPAN, plan_kernel
+from kernels.gpu.rows import GATE_SPAN, rms_norm_kernel, silu_gate_kernel
 from kernels.gpu.step import (
     PLAN_WARPS,
     PLAN_WAVES,
@@ -122,7 +123,8 @@ def test_the_other_kernels_compile_without_spills(family: str) -> None:
     bf16 = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "k_cache_ptr", "v_cache_ptr", "out_ptr", "outs_ptr"), "*bf16")
     fp32 = dict.fromkeys(("part_ptr", "part_sums_ptr", "lse_ptr", "lses_ptr", "cos_ptr", "sin_ptr"), "*fp32")
     ids = dict.fromkeys(("slots_ptr", "src_ptr", "dst_ptr", "pool_ptr"), "*i64")
-    types = bf16 | fp32 | ids
+    rows = {"x_ptr": "*bf16", "weight_ptr": "*bf16", "epsilon": "fp32"}
+    types = bf16 | fp32 | ids | rows
     jobs = []
     for schedule in ("flat", "parts"):
         group = group_of(family, shape, schedule)
@@ -143,6 +145,8 @@ def test_the_other_kernels_compile_without_spills(family: str) -> None:
     rotary = {"NUM_HEADS": 32, "HEAD_TILE": 16, "HEAD_TILES": 2, "KV_PAD": 8, "HALF": 64, "HALF_PAD": 64, "REST_PAD": 1}
     jobs.append(("rotary write", rotary_write_kernel, written | rotary | {"INTERLEAVED": False}, 4))
     jobs.append(("copy", copy_kernel, {"SPAN": 2048}, 4))
+    jobs.append(("norm", rms_norm_kernel, {"INNER": 1, "DIM": 4096, "LANES": 4096}, 4))
+    jobs.append(("gate", silu_gate_kernel, {"DIM": 14336, "SPAN": GATE_SPAN}, 4))
     for name, kernel, compiled_for, warps in jobs:
         compiled = compile_kernel(kernel, types, compiled_for, family, warps=warps)
         print(f"{family:6} {name:14}: {compiled}")

@@ -26,9 +26,8 @@ LOOPS = Version(version("triton")) >= Version("3.7") or Version(version("numpy")
 @pytest.mark.timeout(600)
 def test_kernels_agree_with_the_reference_in_the_interpreter(seed: int) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--seed", str(seed), "--durations=5"]
-    command += [
-        str(Path(__file__).with_name(f"test_triton_{name}.py")) for name in ("attention", "plan", "ops", "sampling")
-    ]
+    names = ("attention", "plan", "ops", "rows", "sampling")
+    command += [str(Path(__file__).with_name(f"test_triton_{name}.py")) for name in names]
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=590, check=False)
     print(done.stdout[-6000:], done.stderr[-2000:])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,6 +28,9 @@ from worker.model.probe import LayerCall, Probe
 from worker.pool import DevicePool
 from worker.state import Int32
 
+if TYPE_CHECKING:
+    from worker.model.replaced import Replaced
+
 
 class Model:
     """A loaded decoder whose attention reads and writes blocks."""
@@ -38,6 +42,8 @@ class Model:
         self._fused: CpuDecoder | None = None
         # Linear modules of a decoder that is not fused whose weights were packed.
         self.num_packed = 0
+        # On a GPU: modules that were replaced in place.
+        self._replaced: Replaced | None = None
         self._context = StepContext(backend)
         self._layers: dict[int, PagedLayer] = {}
         calls = self._probe()
@@ -51,16 +57,31 @@ class Model:
 
     def fuse(self, max_tokens: int) -> str:
         """Puts one call in place of a recognised decoder's modules, before a pool is attached; or packs the products of
-        its modules and says why not."""
+        its modules, on a GPU replaces some of them, and says why not."""
         made = fuse(self.loaded, self.calls, self.backend, max_tokens)
         if isinstance(made, str):
             self.num_packed = pack_linears(self.loaded.module, self.loaded.dtype, self.backend)
+            if self.backend.name == "triton":
+                # Triton is loaded only where it is used.
+                from worker.model.replaced import Replaced
+
+                self._replaced = Replaced(self.loaded.module)
             return made
         # The modules go, and with them the weights that were packed.
         self.loaded.module.to("meta")
         self._layers = {}
         self._fused = made
         return ""
+
+    @property
+    def num_replaced(self) -> int:
+        return 0 if self._replaced is None else len(self._replaced)
+
+    def put_back(self) -> None:
+        """The modules that were replaced are transformers' own again."""
+        assert self._replaced is not None
+        self._replaced.off()
+        self._replaced = None
 
     @property
     def weights_bytes(self) -> int:
@@ -158,10 +179,14 @@ class Model:
         """Logits [tokens, vocabulary] of one sequence, by an attention of transformers and its own cache."""
         module = self.loaded.module
         attention.exchange(module, implementation)
+        if self._replaced is not None:
+            self._replaced.off()
         try:
             out = module(input_ids=ids.unsqueeze(0), attention_mask=torch.ones_like(ids).unsqueeze(0))
             return out.logits[0]  # type: ignore[no-any-return]
         finally:
+            if self._replaced is not None:
+                self._replaced.on()
             attention.exchange(module, attention.IMPLEMENTATION)
 
     def _probe(self) -> dict[int, LayerCall]:

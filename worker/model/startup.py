@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from cluster.batcher import Batch
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, ModelError
 from cluster.generation_config import not_honoured
 from cluster.settings import WorkerSettings
 from kernels.dispatch import Backend, backend
@@ -87,10 +87,12 @@ def start(settings: WorkerSettings, say: Say, place: Place | None = None) -> Sta
     fused = "decoder fused" if not reason else f"decoder not fused: {reason}"
     if model.num_packed:
         fused += f" ({model.num_packed} products packed)"
+    if model.num_replaced:
+        fused += f" ({model.num_replaced} modules replaced)"
     say(f"kernels: {kernels.name}, {fused}, {time.perf_counter() - began:.1f} s")
     if reason:
         began = time.perf_counter()
-        prove(model, layout)
+        _prove(model, layout, say)
         say(f"proof: the same logits as by transformers' attention, {time.perf_counter() - began:.1f} s")
     began = time.perf_counter()
     free_bytes = memory.free_bytes(device)
@@ -130,6 +132,18 @@ def start(settings: WorkerSettings, say: Say, place: Place | None = None) -> Sta
         prefill_tokens_per_s=min(token_budget, loaded.max_model_len) / seconds,
         team=team,
     )
+
+
+def _prove(model: Model, layout: BlockLayout, say: Say) -> None:
+    try:
+        prove(model, layout)
+    except ModelError as error:
+        if not model.num_replaced:
+            raise
+        # What was replaced is at fault, or it comes again.
+        say(f"modules are transformers' own: {error}")
+        model.put_back()
+        prove(model, layout)
 
 
 class _Trial:
