@@ -15,8 +15,9 @@ import torch
 
 from cluster.bench.offline_engines import Engine, Ours, Outcome, Transformers, measured
 from cluster.bench.offline_gpu import decode_batches
+from cluster.bench.offline_limits import Machine, limits
 from cluster.bench.offline_models import DEFAULT_REQUESTS, SHAPES, WORKLOADS, Workload, folder_of, workload
-from cluster.bench.offline_step import breakdown, limits, prefix_cost, step_cost
+from cluster.bench.offline_step import breakdown, prefix_cost, step_cost
 from cluster.bench.report import Report, Row
 
 ENGINES = ("quire", "static", "continuous")
@@ -151,14 +152,15 @@ def _steps(report: Report, args: argparse.Namespace, dtype: str) -> None:
         return
     folder = folder_of(args.shape)
     llm = Ours(folder, dtype, max_batch=max(64, args.batch)).llm
-    for draws in (False, True):
+    machine = Machine(llm) if llm._worker.parts.model.picks else None
+    for batch, draws in ((args.batch, False), (args.batch, True), (1, False)):
         kind = "top-p and top-k" if draws else "greedy"
-        rows = breakdown(llm, args.shape, args.batch, draws=draws)
-        report.table(f"a step of {args.batch} decodes, {args.shape}, {dtype}, {kind}", rows)
-        if not draws:
-            found = limits(llm, args.shape, args.batch, rows)
-            if found:
-                report.table(f"against the machine, {args.shape}, {dtype}", found)
+        rows = breakdown(llm, args.shape, batch, draws=draws)
+        decodes = "decode" if batch == 1 else "decodes"
+        report.table(f"a step of {batch} {decodes}, {args.shape}, {dtype}, {kind}", rows)
+        if machine is not None and not draws:
+            found = limits(machine, llm, rows, batch)
+            report.table(f"against the machine, {batch} {decodes}, {args.shape}, {dtype}", found)
     report.table(f"a step by its tokens, {args.shape}, {dtype}", [step_cost(llm, args.shape)])
     cost = prefix_cost(lambda caches: Ours(folder, dtype, prefix_caching=caches), args.shape)
     report.table(f"prefix caching where nothing is shared, {args.shape}, {dtype}", cost)

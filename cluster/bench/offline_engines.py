@@ -10,7 +10,6 @@ import queue
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -44,7 +43,8 @@ class Outcome:
 
     @property
     def inter_token_s(self) -> float:
-        gaps = [b - a for times in self.times for a, b in pairwise(times)]
+        """Of the median request: from its first token to its last, per token; those of several steps come at once."""
+        gaps = [(times[-1] - times[0]) / (len(times) - 1) for times in self.times if len(times) > 1]
         return median(gaps) if gaps else 0.0
 
 
@@ -71,7 +71,8 @@ class Ours:
             for row in flight.rows.tolist():
                 resident = residents[row]
                 assert resident is not None
-                stamps.setdefault((resident.request_id, resident.index), []).append(now - started)
+                stamp = [now - started] * flight.num_steps
+                stamps.setdefault((resident.request_id, resident.index), []).extend(stamp)
             retire(flight)
 
         self._worker._retire = stamped  # type: ignore[method-assign]

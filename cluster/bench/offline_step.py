@@ -1,7 +1,8 @@
-"""Where a step's time goes, and how much of the machine it reaches: products, attention, rows, sampling, host.
+"""Where a step's time goes: products, attention, rows, sampling, scheduling, host, rest.
 
 A steady batch of decodes is run; the host's parts are what the worker counts. Inside the fused call the share of each
-kind of op is what the call takes less without it, on the same step. The machine's own limits are measured beside it.
+kind of op is what the call takes less without it, on the same step. `offline_limits.py` says how much of the machine
+that reaches.
 """
 
 from __future__ import annotations
@@ -14,22 +15,20 @@ import numpy as np
 import torch
 
 from cluster.bench.offline_engines import Ours
-from cluster.bench.offline_models import SHAPES, workload
+from cluster.bench.offline_models import workload
 from cluster.bench.report import Row
 from cluster.offline.embedded import Embedded
 from cluster.offline.engine import LLM
 from cluster.sampling import SamplingParams
-from kernels.cpu import memory
 from kernels.cpu import program as cpu_program
 from kernels.cpu.call import COUNTER, TICKET
-from kernels.cpu.product import STORE, ProductShape, pack
 
 WARM_STEPS, STEPS, REPEATS = 20, 60, 25
 _PARTS = {
     "products": (cpu_program.PRODUCT,),
     "attention": (cpu_program.CALL,),
     "rows": (cpu_program.NORM, cpu_program.ROTATION, cpu_program.EMBEDDING),
-    "picking": (cpu_program.BEST, cpu_program.DRAW),
+    "sampling": (cpu_program.BEST, cpu_program.DRAW),
 }
 
 
@@ -52,10 +51,11 @@ def breakdown(llm: LLM, shape: str, batch: int, *, draws: bool) -> list[Row]:
     steps = run_steps(engine, STEPS)
     whole = (time.perf_counter() - began) / steps
     host = {part: (worker.seconds[part] - before[part]) / steps for part in before}
-    parts = {"prepare": host["prepare"], "sampling": host["sample"], "retire": host["retire"]}
+    parts = _inside(worker.parts.model._fused, host["model"])
+    # Chosen inside the call or, where the model is not fused or a row asks for more, by the sampler.
+    parts["sampling"] = parts.get("sampling", 0.0) + host["sample"]
+    parts |= {"prepare": host["prepare"], "retire": host["retire"]}
     parts["scheduling"] = (engine.scheduling_seconds - decided) / steps
-    inner = _inside(worker.parts.model._fused, host["model"])
-    parts = {**inner, **parts}
     parts["rest"] = max(0.0, whole - sum(parts.values()))
     llm._abandon(dict(enumerate(requests)))
     rows: list[Row] = [
@@ -85,7 +85,7 @@ def step_cost(llm: LLM, shape: str) -> Row:
         # New prompts each time: nothing of them is cached.
         drawn = workload("sharegpt", shape, REPEATS, seed=50 + length).prompts
         prompts = iter([(prompt * length)[:length] for prompt in drawn])
-        return _best(lambda: llm.generate(next(prompts), params, use_tqdm=False))
+        return best_time(lambda: llm.generate(next(prompts), params, use_tqdm=False))
 
     took = {length: best(length) for length in (few, many)}
     slope = (took[many] - took[few]) / (many - few)
@@ -174,58 +174,10 @@ def _inside(decoder: Any, model_seconds: float) -> dict[str, float]:
     return found
 
 
-def limits(llm: LLM, shape: str, batch: int, step_rows: list[Row]) -> list[Row]:
-    """What this machine can do in the same run, and what share of it a step reaches."""
-    decoder = llm._worker.parts.model._fused
-    if decoder is None:
-        return []
-    products: ProductShape = decoder._products
-    rate = _product_rate(products, decoder.dtype)
-    bandwidth = _bandwidth()
-    settings = SHAPES[shape]
-    weights = decoder.weights_bytes - (0 if settings["tie_word_embeddings"] else decoder._embedding.nbytes)
-    elements = sum(layer.heads.weights.numel() + layer.output.weights.numel() for layer in decoder._layers)
-    elements += sum(layer.inner.weights.numel() + layer.down.weights.numel() for layer in decoder._layers)
-    elements += decoder._head.weights.numel()
-    seconds = next(float(row["us"] or 0.0) for row in step_rows if row["part"] == "products") * 1e-6
-    flops = 2.0 * batch * elements
-    bound = max(flops / rate, weights / bandwidth)
-    return [
-        {"limit": "product rate, GFLOP/s", "machine": rate / 1e9, "reached": flops / max(seconds, 1e-9) / 1e9},
-        {"limit": "memory read, GB/s", "machine": bandwidth / 1e9, "reached": weights / max(seconds, 1e-9) / 1e9},
-        {"limit": "products at the bound, us", "machine": bound * 1e6, "reached": seconds * 1e6},
-    ]
-
-
-def _best(call: Callable[[], object]) -> float:
+def best_time(call: Callable[[], object]) -> float:
     times = []
     for _ in range(REPEATS):
         began = time.perf_counter()
         call()
         times.append(time.perf_counter() - began)
     return min(times)
-
-
-def _product_rate(shape: ProductShape, dtype: torch.dtype) -> float:
-    depth, columns, rows = 256, 2048, 192
-    weight = pack(torch.randn(columns, depth).to(dtype), shape)
-    x = torch.randn(rows, shape.row_stride).to(dtype)
-    out, bias = torch.zeros(rows, columns), torch.zeros(columns)
-    writer = cpu_program.ProgramWriter()
-    writer.add(
-        cpu_program.PRODUCT,
-        x=x.data_ptr(), weights=weight.data_ptr(), bias=bias.data_ptr(), depth=depth, panels=weight.shape[0],
-        mode=STORE, out=out.data_ptr(), out_stride=columns, next=0, next_stride=0,
-    )  # fmt: skip
-    from kernels.cpu.rows import RowShape
-
-    program = cpu_program.Program(
-        writer.table(), cpu_program.program_kernel(shape, RowShape(shape.kind, 16, 16, False))
-    )
-    seconds = _best(lambda: program.run(rows, 0, torch.get_num_threads()))
-    return 2.0 * rows * depth * columns / seconds
-
-
-def _bandwidth() -> float:
-    data = memory.empty(64 << 20, dtype=torch.float32).fill_(1.0)
-    return data.nbytes / _best(data.sum)
