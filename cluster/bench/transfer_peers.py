@@ -17,7 +17,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from worker.transfer.checksum import Addresses, checksummer
+from worker.transfer.checksum import Addresses, Sums, checksummer
 
 Pool = npt.NDArray[np.uint8]
 MESSAGE_BYTES = 1 << 20
@@ -39,25 +39,14 @@ def memcpy(targets: Addresses, sources: Addresses, size: int) -> Callable[[], No
     return run
 
 
-def checked(targets: Addresses, sources: Addresses, size: int, how: str) -> Callable[[], None]:
-    """The same with a CRC32C of each block: `fused` with the copy, `inline` after it, or `apart` on another thread."""
+def fused(targets: Addresses, sources: Addresses, size: int) -> Callable[[], Sums]:
+    """The same with a CRC32C of each block, in one pass over memory, as transfers do it."""
     lengths = np.full(len(sources), size, np.int64)
-    if how == "fused":
-        return lambda: _drop(checksummer().copy_many(targets, sources, lengths))
-    if how == "inline":
-        return _inline(targets, sources, size)
-    copy, other = memcpy(targets, sources, size), ThreadPoolExecutor(1, "quire-bench-sums")
-
-    def apart() -> None:
-        sums = other.submit(checksummer().copy_many, None, sources, lengths)
-        copy()
-        sums.result()
-
-    return apart
+    return lambda: checksummer().copy_many(targets, sources, lengths)
 
 
-def _inline(targets: Addresses, sources: Addresses, size: int) -> Callable[[], None]:
-    """A piece is copied and then summed while the cache still has it, on the same thread."""
+def inline(targets: Addresses, sources: Addresses, size: int) -> Callable[[], None]:
+    """The same with a CRC32C behind it: a piece is copied and then summed while the cache still has it."""
     copy, sums = ctypes.CDLL(None).memcpy, checksummer().checksum
     copy.argtypes, copy.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t), ctypes.c_void_p
     pairs = list(zip(targets.tolist(), sources.tolist(), strict=True))
@@ -70,10 +59,6 @@ def _inline(targets: Addresses, sources: Addresses, size: int) -> Callable[[], N
                 sums(source + offset, piece)
 
     return run
-
-
-def _drop(_: object) -> None:
-    pass
 
 
 class ByteStream:

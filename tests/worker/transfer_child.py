@@ -40,6 +40,7 @@ class Steps:
     def reserve(self, transfer: str, timeout_s: str, *blocks: str) -> None:
         held = self.peer.memory(write=True)
         assert held is not None
+        self.session = held[1]
         key = TransferKey(1, int(transfer), 0, self.worker.end.name)
         self.name = TransferName(key, self.life, self.peer.incarnation)
         self.blocks = np.array([int(block) for block in blocks], np.int32)
@@ -61,8 +62,9 @@ class Steps:
             self.worker.blocks[0] = data
             crcs = self.worker.end.pool.checksums(np.zeros(1, np.int32)).astype("<u4").tobytes()
             first = place * self.worker.end.layout.chunks_per_block
-            told = pb.WriteRequest(sums=pb.ChunkSums(name=name_message(self.name), first=first, crc32c=crcs))
-            self.peer.stub.Write(iter([told]), **self.peer.stream_options(10.0))
+            with self.peer.line(self.session, lambda: None) as line:
+                line.tell(pb.ChunkSums(name=name_message(self.name), first=first, crc32c=crcs))
+                line.settle()
 
     def commit(self) -> None:
         self.peer.commit(self.name, lambda: None)

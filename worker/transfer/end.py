@@ -155,6 +155,8 @@ class PoolEnd:
     def take_sums(self, name: TransferName, first: int, crcs: Sums) -> Moving:
         """Chunks that the caller wrote through shared memory: reads them once and takes those that sum to `crcs`."""
         moving = self.live(name)
+        if moving.reservation.carrier is not Carrier.SHARED_MEMORY or not moving.reservation.write:
+            raise self.refuse(Refusal.CONFLICT, f"{name.key} does not write through shared memory")
         self.take_copied(moving, first, crcs, lambda: self._sums_of(moving, first, len(crcs)))
         return moving
 

@@ -7,7 +7,6 @@ here, nothing of this process can write to the peer's blocks any more.
 
 from __future__ import annotations
 
-import queue
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -47,9 +46,13 @@ from worker.transfer.wire import (
     ranges_message,
 )
 
-# Sums of what was copied are sent while the next piece of this size is being copied. Smaller pieces cost more than the
-# overlap gains: each is a message, and the two ends read and write the same memory at the same time.
-_PIECE_BYTES = 128 << 20
+# The peer checks a piece of this size while the next one is being copied: far enough behind for the two not to wait for
+# the same memory, near enough to end with the copy.
+_PIECE_BYTES = 16 << 20
+_LAST_BYTES = 2 << 20
+_PIECE_SUMS = 8192
+# Reading waits for nobody: it only looks up now and then.
+_READ_BYTES = 128 << 20
 _STREAM_S = 30.0
 # Before a connection that broke is tried again.
 _PAUSE_S = 0.02
@@ -154,25 +157,23 @@ class PartRun:
     def _write_shared(self, mine: Moving, missing: list[Range]) -> pb.ChunkSums:
         """Copies into the peer's memory, summing as it goes; the peer checks one piece while the next is copied. The
         sums of the last piece go with the commit."""
-        rows = block_rows(self._base, self._end.layout, self._part.theirs)
-        pieces = list(self._pieces(missing))
-        if len(pieces) > 1:
-            self._write_pieces(mine, pieces[:-1], rows)
-        return self._write_piece(mine, *pieces[-1], rows)
-
-    def _write_pieces(self, mine: Moving, pieces: list[tuple[int, int]], rows: Addresses) -> None:
-        sums: queue.SimpleQueue[pb.WriteRequest | None] = queue.SimpleQueue()
-        call = self.peer.write.future(_until_none(sums), **self.peer.stream_options(max(0.1, self._time_left())))
-        done = False
-        try:
+        layout = self._end.layout
+        rows = block_rows(self._base, layout, self._part.theirs)
+        step = max(1, min(_PIECE_BYTES // layout.block_bytes, _PIECE_SUMS // layout.chunks_per_block))
+        *pieces, last = self._pieces(missing, step)
+        # Nothing is copied while the last piece is checked, so it is a small one.
+        small = max(1, _LAST_BYTES // layout.block_bytes)
+        if last[1] - last[0] > small:
+            pieces.append((last[0], last[1] - small))
+            last = (last[1] - small, last[1])
+        if not pieces:
+            return self._write_piece(mine, *last, rows)
+        with self.peer.line(self._session, self._go_on) as line:
             for first, end in pieces:
-                sums.put(pb.WriteRequest(sums=self._write_piece(mine, first, end, rows)))
-            done = True
-        finally:
-            sums.put(None)
-            if not done:
-                _cancel(call)
-        self._result_of(call)
+                line.tell(self._write_piece(mine, first, end, rows))
+            sums = self._write_piece(mine, *last, rows)
+            line.settle()
+        return sums
 
     def _write_piece(self, mine: Moving, first: int, end: int, rows: Addresses) -> pb.ChunkSums:
         blocks = self._part.mine[first:end]
@@ -181,10 +182,9 @@ class PartRun:
         chunk = first * self._end.layout.chunks_per_block
         return pb.ChunkSums(name=name_message(self.there), first=chunk, crc32c=sums_message(crcs))
 
-    def _pieces(self, chunks: list[Range]) -> Iterator[tuple[int, int]]:
-        """The blocks of these chunks, a piece at a time: first place and end."""
+    def _pieces(self, chunks: list[Range], step: int) -> Iterator[tuple[int, int]]:
+        """The blocks of these chunks, `step` of them at a time: first place and end."""
         per_block = self._end.layout.chunks_per_block
-        step = max(1, _PIECE_BYTES // self._end.layout.block_bytes)
         for first, count in chunks:
             begin, end = first // per_block, -(-(first + count) // per_block)
             for place in range(begin, end, step):
@@ -247,7 +247,8 @@ class PartRun:
         per_block = self._end.layout.chunks_per_block
         rows = block_rows(self._base, self._end.layout, self._part.theirs)
         first = self._first_block(first_chunk, len(crcs))
-        for begin, end in self._pieces([(first_chunk, len(crcs))]):
+        step = max(1, _READ_BYTES // self._end.layout.block_bytes)
+        for begin, end in self._pieces([(first_chunk, len(crcs))], step):
             self._go_on()
             if mine.chunks[begin * per_block] != ARRIVED:  # else it came before the connection broke
                 wanted = crcs[(begin - first) * per_block :][: (end - begin) * per_block]
@@ -341,8 +342,3 @@ class PartRun:
 def _cancel(call: Any) -> None:
     """The types of grpc know this method only without any."""
     call.cancel()
-
-
-def _until_none(messages: queue.SimpleQueue[pb.WriteRequest | None]) -> Iterator[pb.WriteRequest]:
-    while (message := messages.get()) is not None:
-        yield message

@@ -152,12 +152,10 @@ class ChunkSums(_message.Message):
     def __init__(self, name: _Optional[_Union[TransferName, _Mapping[str, object]]] = ..., first: _Optional[int] = ..., crc32c: _Optional[bytes] = ...) -> None: ...
 
 class WriteRequest(_message.Message):
-    __slots__ = ("chunks", "sums")
+    __slots__ = ("chunks",)
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
-    SUMS_FIELD_NUMBER: _ClassVar[int]
     chunks: _containers.RepeatedCompositeFieldContainer[TransferChunk]
-    sums: ChunkSums
-    def __init__(self, chunks: _Optional[_Iterable[_Union[TransferChunk, _Mapping[str, object]]]] = ..., sums: _Optional[_Union[ChunkSums, _Mapping[str, object]]] = ...) -> None: ...
+    def __init__(self, chunks: _Optional[_Iterable[_Union[TransferChunk, _Mapping[str, object]]]] = ...) -> None: ...
 
 class WriteResponse(_message.Message):
     __slots__ = ("phase", "missing", "num_refused")
@@ -301,18 +299,30 @@ class ListedTransfer(_message.Message):
     def __init__(self, name: _Optional[_Union[TransferName, _Mapping[str, object]]] = ..., write: _Optional[bool] = ..., phase: _Optional[_Union[TransferPhase, str]] = ..., carrier: _Optional[_Union[Carrier, str]] = ..., blocks: _Optional[bytes] = ..., num_blocks_of_transfer: _Optional[int] = ..., num_missing: _Optional[int] = ..., reason: _Optional[str] = ..., seconds_left: _Optional[float] = ..., quarantined: _Optional[bool] = ...) -> None: ...
 
 class HandoverRequest(_message.Message):
-    __slots__ = ("secret", "caller", "caller_incarnation", "pool_incarnation", "write")
+    __slots__ = ("secret", "caller", "caller_incarnation", "pool_incarnation", "write", "session")
     SECRET_FIELD_NUMBER: _ClassVar[int]
     CALLER_FIELD_NUMBER: _ClassVar[int]
     CALLER_INCARNATION_FIELD_NUMBER: _ClassVar[int]
     POOL_INCARNATION_FIELD_NUMBER: _ClassVar[int]
     WRITE_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
     secret: str
     caller: str
     caller_incarnation: int
     pool_incarnation: int
     write: bool
-    def __init__(self, secret: _Optional[str] = ..., caller: _Optional[str] = ..., caller_incarnation: _Optional[int] = ..., pool_incarnation: _Optional[int] = ..., write: _Optional[bool] = ...) -> None: ...
+    session: int
+    def __init__(self, secret: _Optional[str] = ..., caller: _Optional[str] = ..., caller_incarnation: _Optional[int] = ..., pool_incarnation: _Optional[int] = ..., write: _Optional[bool] = ..., session: _Optional[int] = ...) -> None: ...
+
+class SumsTaken(_message.Message):
+    __slots__ = ("number", "refusal", "detail")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    refusal: str
+    detail: str
+    def __init__(self, number: _Optional[int] = ..., refusal: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class HandoverResponse(_message.Message):
     __slots__ = ("session", "size_bytes", "detail")
