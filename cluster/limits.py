@@ -37,6 +37,9 @@ MAX_FORCED_TOKENS: Final = 256
 MAX_PENALTY: Final = 2.0
 """Presence and frequency penalties lie in -2 to 2, as OpenAI defines them."""
 
+MIN_REPETITION_PENALTY: Final = 0.01
+"""Logits are divided by it: behind much smaller ones no number is left."""
+
 MAX_REPETITION_PENALTY: Final = 10.0
 
 MAX_TEMPERATURE: Final = 100.0

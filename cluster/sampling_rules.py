@@ -25,9 +25,9 @@ _FLOATS: Mapping[str, tuple[float, float, str]] = {
     "top_p": (math.ulp(0.0), 1.0, "give more than 0 and at most 1 (1 is off)"),
     "min_p": (0.0, 1.0, "give 0 (off) to 1"),
     "repetition_penalty": (
-        math.ulp(0.0),
+        limits.MIN_REPETITION_PENALTY,
         limits.MAX_REPETITION_PENALTY,
-        f"give more than 0 and at most {limits.MAX_REPETITION_PENALTY:g} (1 is off)",
+        f"give {limits.MIN_REPETITION_PENALTY:g} to {limits.MAX_REPETITION_PENALTY:g} (1 is off)",
     ),
     "presence_penalty": (-limits.MAX_PENALTY, limits.MAX_PENALTY, "give -2 to 2 (0 is off)"),
     "frequency_penalty": (-limits.MAX_PENALTY, limits.MAX_PENALTY, "give -2 to 2 (0 is off)"),

@@ -29,7 +29,7 @@ from cluster.gateway.answer import Answer, Cursor, Outlet
 from cluster.gateway.catalogue import Catalogue, LoadText, cluster_id
 from cluster.gateway.errors import error_of
 from cluster.gateway.front import Connected, Disconnected, Order, SchedulerLink, ServedModels
-from cluster.gateway.intake import Question
+from cluster.gateway.intake import Question, check_positions
 from cluster.gateway.log import RequestLog
 from cluster.gateway.models import TextModel
 from cluster.gateway.pins import Pins
@@ -149,6 +149,9 @@ class Gateway:
         if len(answer.log.sequences) != len(question.positions):
             problem = f"has {len(question.positions)} entries, and the request {len(answer.log.sequences)} sequences"
             raise InvalidRequest("resume.positions", problem, "give one for each sequence")
+        if not answer.is_adopted:
+            # What another gateway sent may still be on its way here.
+            check_positions(question.positions, [len(sequence.ids) for sequence in answer.log.sequences])
         old = answer.outlet
         answer.outlet, answer.cursor = outlet, Cursor(answer, tag, question.positions)
         if old is not None:
@@ -164,6 +167,8 @@ class Gateway:
         # Another resume may have come first while the prompt was read.
         answer = self._by_id.get(submit.request_id)
         if answer is None:
+            assert question.positions is not None
+            check_positions(question.positions, [submit.sampling.max_tokens or 1] * len(question.positions))
             answer = self._enter(submit, question.client_id, question.grace_s)
             answer.is_adopted = True
             self._send_new(answer, adopt(submit))
@@ -321,8 +326,9 @@ class Gateway:
         self.readiness_changed.set()
 
     def _on_disconnected(self, away: Disconnected) -> None:
+        # Once for each time that it goes, however often it is tried.
+        log.log(logging.WARNING if self.is_connected else logging.DEBUG, "the scheduler is away: %s", away.detail)
         self.is_connected = False
-        log.warning("the scheduler is away: %s", away.detail)
         self.readiness_changed.set()
 
     def _lost_with_scheduler(self, answer: Answer) -> None:

@@ -88,6 +88,14 @@ def read_generate(request: pb.GenerateRequest, timeout_s: float | None, trace: s
     )
 
 
+def check_positions(positions: Sequence[int], sent: Sequence[int]) -> None:
+    """`sent`: how many tokens of each sequence a client can have."""
+    for at, (position, most) in enumerate(zip(positions, sent, strict=True)):
+        if position > most:
+            problem = f"is {position:,}, and {most:,} tokens can have come"
+            raise InvalidRequest(f"resume.positions[{at}]", problem, "give how many tokens you have")
+
+
 def _positions(request: pb.GenerateRequest, params: SamplingParams) -> tuple[int, ...]:
     if not request.request_id:
         raise InvalidRequest("request_id", "is empty, and resume is set", "give the id of the request to go on with")

@@ -8,7 +8,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 from cluster.client.asynchronous import AsyncClient
-from cluster.errors import Aborted, DeadlineExceeded, NotFound, QueueFull, Unavailable, WorkFailed
+from cluster.errors import Aborted, DeadlineExceeded, InvalidRequest, NotFound, QueueFull, Unavailable, WorkFailed
 from cluster.gateway.settings import GatewaySettings
 from cluster.messages import GatewayLost, Tokens, ids
 from cluster.settings import SchedulerSettings
@@ -144,6 +144,27 @@ def test_resume_goes_on_by_position(positions_back: int):
         assert [token for _, ids, _ in pieces for token in ids] == whole.outputs[0].token_ids
         assert "".join(text for _, _, text in pieces) + again[-2].finished.text == whole.outputs[0].text
         assert again[-1].HasField("done")
+        await door.settled()
+
+    at_the_door(story, shapes=[SLOW])
+
+
+def test_a_resume_beyond_what_was_sent_is_refused_by_field():
+    async def story(door: Door) -> None:
+        stub = InferenceServiceAsyncStub(door.channel)
+        asked = request(seed=1, max_tokens=60, ignore_eos=True, request_id="q", resume_grace_s=5.0)
+        call = stub.Generate(asked)
+        got = await read_tokens(call, 3)
+        call.cancel()
+        for position in (1_000, 2**31 - 1):
+            asked.resume.positions[:] = [position]
+            with pytest.raises(InvalidRequest) as caught:
+                await raised(stub.Generate(asked))
+            assert caught.value.field == "resume.positions[0]"
+        # It changed nothing.
+        asked.resume.positions[:] = [len(got)]
+        rest = [token for chunk in chunks(await collect(stub.Generate(asked))) for token in chunk.ids]
+        assert got + rest == expected(PROMPT, 1, 60, ends=False)
         await door.settled()
 
     at_the_door(story, shapes=[SLOW])

@@ -120,6 +120,7 @@ def test_bad_words_become_ids_with_and_without_a_space_before() -> None:
         ({"min_p": -0.5}, "min_p", "-0.5"),
         ({"min_p": 2}, "min_p", "2"),
         ({"repetition_penalty": 0}, "repetition_penalty", "0"),
+        ({"repetition_penalty": 5e-324}, "repetition_penalty", "5e-324"),
         ({"presence_penalty": 2.5}, "presence_penalty", "2.5"),
         ({"frequency_penalty": -3}, "frequency_penalty", "-3"),
         ({"seed": 2**64}, "seed", "18,446,744,073,709,551,616"),
