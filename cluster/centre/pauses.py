@@ -1,7 +1,8 @@
 """How long moved requests stood still, in steps of the replica that they left.
 
-`Moves` says when its source had stopped one and by which plan its target goes on. The pause ends with the first step
-there, of which the target's next result tells; the step that every token takes is not counted. Nothing is decided here.
+`Moves` says when its source had stopped one and by which plan its target goes on. The pause ends when the target has
+obeyed that plan, which it tells just before the step that it then takes: that step is one that every token takes, and
+not counted. Nothing is decided here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections import Counter, deque
 from dataclasses import dataclass
 
 from cluster.centre.replica import Replica
-from cluster.messages import Reason, Result
+from cluster.messages import Result
 
 # A pause that nobody sees.
 SHORT = 3.0
@@ -20,7 +21,7 @@ BOUNDS = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0, 128.0)
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """One that goes on with this plan of its target, which has not told of a step since."""
+    """One that goes on with this plan of its target, which has not told that it obeys it."""
 
     target: Replica
     plan: int
@@ -44,9 +45,6 @@ class Pauses:
         self._standing.append(Standing(target, target.next_plan, stopped_at, step_s))
 
     def on_result(self, target: Replica, result: Result, now: float) -> None:
-        """A result that only hurries to say who was dropped may come before the step."""
-        if not self._standing or any(stopped.reason is Reason.DROPPED for stopped in result.stopped):
-            return
         standing, self._standing = self._standing, []
         for one in standing:
             if one.target is target and one.plan <= result.plan:
@@ -55,8 +53,8 @@ class Pauses:
                 self._standing.append(one)
 
     def end(self, stopped_at: float, step_s: float, now: float) -> None:
-        """Its first step at the target is over."""
-        steps = max(0.0, (now - stopped_at) / step_s - 1.0) if step_s else 0.0
+        """Its first step at the target begins."""
+        steps = (now - stopped_at) / step_s if step_s else 0.0
         self.last.append(steps)
         self.counts[bisect_left(BOUNDS, steps)] += 1
         self.total += steps

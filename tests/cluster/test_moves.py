@@ -137,11 +137,11 @@ def test_where_little_is_left_the_target_writes_it_again_and_nothing_is_read() -
     assert counts.held == counts.moving == 0, "the source is free of it at once"
     assert two.scheduler.requests["q"].state is State.RUNNING
     pauses = two.scheduler.moves.pauses
-    assert not pauses.last, "its target has not told of a step"
+    assert not pauses.last, "its target has not told that it obeys"
     two.turn()
     two.tell("r1")
-    # Two turns of 0.01 s, which is a step: one stood still, one is the step that every token takes.
-    assert [round(steps, 6) for steps in pauses.last] == [1.0] and sum(pauses.counts) == 1
+    # Two turns of 0.01 s, which is a step: the one that it takes now is not counted.
+    assert [round(steps, 6) for steps in pauses.last] == [2.0] and sum(pauses.counts) == 1
 
 
 def test_a_last_read_that_fails_ends_in_computing_again() -> None:
