@@ -9,6 +9,7 @@ import torch
 
 from cluster import LLM, SamplingParams
 from tests.engine import models
+from worker.model.packed_experts import PackedExperts
 
 FUSED = ["gpt2", "llama", "mistral", "opt", "phi3", "qwen2", "qwen2_windows", "qwen3"]
 # As it stands in the table its embeddings are narrower than its layers, which is not recognised.
@@ -54,6 +55,8 @@ def test_what_is_not_recognised_keeps_its_modules_and_has_its_products_packed(ki
     folder = models.build(tmp_path, kind)
     model = engine(folder, token_budget=40)._worker.parts.model
     assert model._fused is None and model.num_packed >= 4
+    experts = sum(isinstance(one, PackedExperts) for one in model.loaded.module.modules())
+    assert experts == (models.CONFIGS[kind][1].get("num_hidden_layers", 0) if kind in ("gpt_oss", "mixtral") else 0)
     # Tokens with packed products are compared in test_architectures. Weights that went are not counted twice.
     plain = engine(folder, token_budget=40, fuse=False)._worker.parts.model
     assert plain.num_packed == 0

@@ -23,7 +23,7 @@ from worker.model import attention
 from worker.model.attention import PagedLayer, StepContext
 from worker.model.fused import fuse
 from worker.model.loading import Loaded
-from worker.model.packed import PackedLinear, pack_linears
+from worker.model.packed import pack_linears, packed_bytes
 from worker.model.probe import LayerCall, Probe
 from worker.pool import DevicePool
 from worker.state import Int32
@@ -40,7 +40,7 @@ class Model:
         self.backend = backend
         self.device = device
         self._fused: CpuDecoder | None = None
-        # Linear modules of a decoder that is not fused whose weights were packed.
+        # Products of a decoder that is not fused whose weights were packed.
         self.num_packed = 0
         # On a GPU: modules that were replaced in place.
         self._replaced: Replaced | None = None
@@ -87,8 +87,7 @@ class Model:
     def weights_bytes(self) -> int:
         if self._fused is not None:
             return self._fused.weights_bytes
-        packed = sum(one.size_bytes for one in self.loaded.module.modules() if isinstance(one, PackedLinear))
-        return self.loaded.weights_bytes + packed
+        return self.loaded.weights_bytes + packed_bytes(self.loaded.module)
 
     @property
     def vocab_size(self) -> int:

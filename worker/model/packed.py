@@ -1,7 +1,8 @@
-"""Puts packed products in place of the linear modules of a model that is not fused, on a CPU.
+"""Puts packed products in place of the linear modules and experts of a model that is not fused, on a CPU.
 
 `worker/model/model.py` asks for it after `fused.py` has said no. Only modules of exactly torch's Linear or of
-transformers' Conv1D are taken; what is around them stays transformers' own. A row's product depends on that row alone.
+transformers' Conv1D are taken, and experts (`packed_experts.py`); what is around them stays transformers' own. A row's
+product depends on that row alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from kernels.cpu.linear import Products
 from kernels.cpu.product import supports
 from kernels.cpu.weights import Linear, Packed
 from kernels.cpu.weights import pack_linears as pack
+from worker.model.packed_experts import PackedExperts, depths
 
 
 class PackedLinear(torch.nn.Module):
@@ -38,19 +40,32 @@ class PackedLinear(torch.nn.Module):
 
 
 def pack_linears(module: torch.nn.Module, dtype: torch.dtype, backend: object) -> int:
-    """Replaces what can be replaced, and returns how many modules that were."""
+    """Replaces what can be replaced, and returns how many products that were."""
     if not isinstance(backend, CpuBackend) or not supports(dtype, backend.target):
         return 0
     found = [(parent, name, child) for parent, name, child in _children(module) if _can_be_packed(child, dtype)]
-    if not found:
+    mixed = [(parent, name, child) for parent, name, child in _children(module) if depths(child, dtype)]
+    most_depths = [_weight(child).shape[1] for _, _, child in found]
+    most_depths += [depth for _, _, child in mixed for depth in depths(child, dtype)]
+    if not most_depths:
         return 0
-    products = Products(dtype, backend.target, max(_weight(child).shape[1] for _, _, child in found))
+    products = Products(dtype, backend.target, max(most_depths))
     for parent, name, child in found:
         packed = pack([Linear(_weight(child), child.bias)], products.shape)
         setattr(parent, name, PackedLinear(packed, products, child.weight.detach()))
         # A tied weight stays with the embedding; any other goes now, before the next is packed.
         del child.weight
-    return len(found)
+    num_packed = len(found)
+    for parent, name, child in mixed:
+        experts = PackedExperts(child, products)
+        setattr(parent, name, experts)
+        num_packed += experts.num_products
+    return num_packed
+
+
+def packed_bytes(module: torch.nn.Module) -> int:
+    """What the packed products of a model take."""
+    return sum(one.size_bytes for one in module.modules() if isinstance(one, PackedLinear | PackedExperts))
 
 
 def _children(module: torch.nn.Module) -> list[tuple[torch.nn.Module, str, Any]]:
