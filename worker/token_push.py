@@ -59,11 +59,12 @@ class GatewayStream:
         self._task = loop.create_task(keep_open(self._link, TOKENS, self._find, self._security, self._say_hello))
 
     def move(self, address: str) -> None:
-        """The gateway is at this address from now on; what an earlier one of its name did not take is sent again."""
-        if address != self._address:
+        """The gateway is at this address from now on; what an earlier one of its name did not take is sent again. A
+        scheduler that has not met it yet knows of none: until it does, tokens go where they went."""
+        if address and address != self._address:
             self._address = address
             self._moved.set()
-            self._link.cut(f"it is at {address or 'no address'} now")
+            self._link.cut(f"it is at {address} now")
 
     async def close(self) -> None:
         if self._task is not None:
