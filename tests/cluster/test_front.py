@@ -187,6 +187,23 @@ def test_the_stream_of_tokens_breaks_again_and_again():
     over_the_wire(story, num_workers=2)
 
 
+def test_tokens_flow_while_a_new_scheduler_has_not_met_the_gateway():
+    """Its directory lacks the gateway then; the streams that run must not stop for that."""
+
+    async def story(one: Wired) -> None:
+        async def disturb() -> None:
+            for pusher in one.pushers.values():
+                pusher.direct({})
+            output = await one.client.generate(PROMPT, seed=1, max_tokens=4, ignore_eos=True)
+            assert output.outputs[0].token_ids == expected(PROMPT, 1, 4, ends=False)
+
+        await check_streams(one, disturb)
+        assert one.token_proxy.num_cut == 0
+        await settled(one)
+
+    over_the_wire(story, num_workers=2)
+
+
 def test_a_new_scheduler_takes_over():
     async def story(one: Wired) -> None:
         async def disturb() -> None:
