@@ -1,4 +1,7 @@
-"""Scheduler to worker: what a plan orders. A sequence is described whole once, then only what changes."""
+"""Scheduler to worker: what a plan orders. A sequence is described whole once, then only what changes.
+
+As in `results.py`, what is made for every plan is not frozen, though nothing changes it.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,7 @@ class Start:
     after: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Extends:
     """New blocks and lease ends, one entry per sequence; `blocks` is flat, `counts[i]` of them from `firsts[i]` on."""
 
@@ -139,7 +142,7 @@ class Transfer:
     timeout_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Plan:
     """What the scheduler orders of one replica. Obeyed in the order: aborts, clears, copies, extends, starts, drops,
     revokes, reroutes, transfers: what a turn has started, its end may already take back. Numbers run from 1 without
