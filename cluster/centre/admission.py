@@ -264,6 +264,8 @@ class Admission:
         live = request.live
         ahead = 0 if request.width else self._settings.ahead
         ends = [min(sequence.limit, sequence.length + ahead + 1) for sequence in live]
+        if live[0].group is not None:
+            ends = [min(live[0].limit, live[0].group[0] + self._settings.ahead + 1)]
         return Need(live[0].length, request.num_blocks(block_size, ends), sum(s.num_places for s in live))
 
     def _uses_cache(self, request: Request) -> bool:
@@ -370,6 +372,9 @@ class Admission:
         if not sequence.request.width:
             return None
         _, tables, search = sequence.group or (0, (), b"")
+        if sequence.request.host is not None:
+            place_of = dict(zip(sequence.host_table, sequence.table, strict=False))
+            tables = tuple([ids([place_of[block] for block in table]) for table in tables])
         return Beams(
             sequence.request.width, ids(sequence.table[len(sequence.table) - sequence.purse :]), tables, search
         )
@@ -388,8 +393,9 @@ class Admission:
             ledger.share([source], seq)
             replica.hold_for_copy(source)
         sequence.lease_end = replica.first_lease(sequence)
-        count = -(-sequence.lease_end // size) - len(shared)
-        blocks = ledger.allocate(count, seq, shared[-1] if shared else -1)
+        group = sequence.group
+        length = -(-sequence.lease_end // size) if group is None else len(sequence.host_table)
+        blocks = ledger.allocate(length - len(shared), seq, shared[-1] if shared else -1)
         assert blocks is not None, f"{sequence} was admitted to {replica.name} without room"
         sequence.table = ids(shared + blocks)
         if sequence.request.width:
@@ -421,8 +427,12 @@ class Admission:
 
     def _fill_purse(self, sequence: Sequence, replica: Replica) -> None:
         """A beam group starts with what its beams need to write up to the end of their first lease."""
-        wanted = sequence.request.num_group_blocks(replica.block_size, sequence.lease_end)
-        purse = replica.ledger.allocate(wanted - len(sequence.table), sequence.seq)
+        request, size, end = sequence.request, replica.block_size, sequence.lease_end
+        if sequence.group is None:
+            num_spare = request.num_group_blocks(size, end) - len(sequence.table)
+        else:
+            num_spare = request.num_purse(size, sequence.group[0], len(sequence.group[1]), end)
+        purse = replica.ledger.allocate(num_spare, sequence.seq)
         assert purse is not None, f"{sequence} was admitted to {replica.name} without room"
         sequence.purse = len(purse)
         sequence.table.extend(purse)

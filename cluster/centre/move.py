@@ -7,7 +7,7 @@ stopped. Nothing here decides or allocates.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
@@ -63,6 +63,13 @@ class Held:
             return cls(table, sequence.position, None)
         position, tables, _ = sequence.group
         return cls(ids(dict.fromkeys([block for table in tables for block in table])), position, sequence.group)
+
+    def group_at(self, place_of: Mapping[int, int]) -> tuple[int, tuple[Ids, ...], bytes] | None:
+        """The group as it is where each of its blocks has another number."""
+        if self.group is None:
+            return None
+        position, tables, search = self.group
+        return position, tuple([ids([place_of[block] for block in table]) for table in tables]), search
 
 
 def num_needed(request: Request, source: Replica, ahead: int) -> int:

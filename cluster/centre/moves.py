@@ -258,13 +258,10 @@ class Moves:
             sequence.paid = ledger.share([block for block in places if block in taken], sequence.seq)
             taken.update(places)
             sequence.table = ids(places)
+            sequence.group = had.group_at(move.place_of)
             num_new = self._lease(sequence, had, target)
             sequence.table.extend([move.spare.pop() for _ in range(num_new)])
             sequence.saved = had.position
-            if had.group is not None:
-                _, tables, search = had.group
-                mapped = tuple([ids([move.place_of[block] for block in table]) for table in tables])
-                sequence.group = (had.position, mapped, search)
             num_cached = next((i for i, block in enumerate(places) if block not in cached), len(places))
             sequence.position = num_cached * target.block_size
             target.enter(sequence)
@@ -276,17 +273,14 @@ class Moves:
     def _lease(self, sequence: Sequence, had: Held, target: Replica) -> int:
         """Its first lease at the target; returns how many blocks that takes beyond what it brings."""
         size, request = target.block_size, sequence.request
-        if had.group is None:
-            sequence.lease_end = target.first_lease(sequence)
-            num_new = -(-sequence.lease_end // size) - len(had.table)
-            if request.width:
-                sequence.purse = request.num_group_blocks(size, sequence.lease_end) - len(had.table) - num_new
-            return num_new + (sequence.purse if request.width else 0)
-        # As `Replica.renew_group` has it: for each further block every beam may need one.
-        wanted = had.position + self._settings.ahead + 1
-        sequence.lease_end = min(sequence.limit, -(-wanted // size) * size)
-        sequence.purse = request.width * (-(-sequence.lease_end // size) - -(-had.position // size))
-        return sequence.purse
+        sequence.lease_end = target.first_lease(sequence)
+        if had.group is not None:
+            sequence.purse = request.num_purse(size, had.position, len(had.group[1]), sequence.lease_end)
+            return sequence.purse
+        num_new = -(-sequence.lease_end // size) - len(had.table)
+        if request.width:
+            sequence.purse = request.num_group_blocks(size, sequence.lease_end) - len(had.table) - num_new
+        return num_new + (sequence.purse if request.width else 0)
 
     # -- how a read ended
 

@@ -254,13 +254,14 @@ class Replica:
             self.renew_group(sequence)
 
     def renew_group(self, sequence: Sequence) -> None:
-        size, width = self.block_size, sequence.request.width
+        size, request = self.block_size, sequence.request
         wanted = sequence.position + self._ahead + 1
         target = min(sequence.limit, -(-wanted // size) * size)
         if target <= sequence.lease_end:
             return
         # Up to its position every beam has its own tail; for each block behind it may need one more from the purse.
-        num_new = max(0, width * (-(-target // size) - -(-sequence.position // size)) - sequence.purse)
+        # Missing beams have been counted, when the purse was.
+        num_new = max(0, request.num_purse(size, sequence.position, request.width, target) - sequence.purse)
         blocks = None if self.wanting and num_new else self.ledger.allocate(num_new, sequence.seq)
         if blocks is None:
             self.wanting[sequence.seq] = sequence
@@ -275,7 +276,10 @@ class Replica:
 
     def first_lease(self, sequence: Sequence) -> int:
         """The lease of a sequence that starts: as far as `renew` would have it; of a beam group one block at least."""
-        wanted = sequence.length + 1 + (0 if sequence.request.width else self._ahead)
+        if sequence.group is not None:
+            wanted = sequence.group[0] + 1 + self._ahead
+        else:
+            wanted = sequence.length + 1 + (0 if sequence.request.width else self._ahead)
         return min(sequence.limit, -(-wanted // self.block_size) * self.block_size)
 
     def enter(self, sequence: Sequence) -> None:
@@ -300,7 +304,8 @@ class Replica:
         sequence.position = sequence.lease_end = 0
         sequence.paid = 0.0
         sequence.has_stopped = False
-        sequence.group = None
+        if sequence.request.host is None:
+            sequence.group = None
         sequence.seq = 0
 
     def serve_wanting(self) -> Sequence | None:

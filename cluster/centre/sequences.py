@@ -85,7 +85,8 @@ class Sequence:
         self.has_stopped = False
         # How many of its names are listed as being computed by it (see `PrefixIndex.begin_computing`).
         self.num_computing = 0
-        # A beam group that stopped to be moved: how far it was, the tables of its beams, and its search.
+        # A beam group that stopped to go on elsewhere: how far it was, the tables of its beams (while it is in host
+        # memory, in numbers of that), and its search.
         self.group: tuple[int, tuple[Ids, ...], bytes] | None = None
         # Requests that wait until this sequence has filled a prefix, and up to which position.
         self.waiters: list[tuple[int, Request]] | tuple[()] = ()
@@ -256,6 +257,12 @@ class Request:
         """Blocks with which every beam can write up to `end` whatever the others do: full prompt blocks shared."""
         shared = len(self.prompt) // block_size
         return shared + self.width * (-(-end // block_size) - shared)
+
+    def num_purse(self, block_size: int, position: int, num_tables: int, end: int) -> int:
+        """Blocks that its beams need from a position on up to `end` beside those that they hold. A beam that is still
+        missing, because its parent has no second heir yet, will take a copy of a part-filled block."""
+        missing = self.width - num_tables if position % block_size else 0
+        return missing + self.width * (-(-end // block_size) - -(-position // block_size))
 
     def __repr__(self) -> str:
         return f"request {self.request_id} ({self.state.name.lower()}, attempt {self.attempt})"

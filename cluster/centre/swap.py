@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cluster.centre.ledger import Ledger
+from cluster.centre.move import Held, can_go_on
 from cluster.centre.rates import Rates, standing_s
 from cluster.centre.replica import Replica
 from cluster.centre.sequences import Request, State
@@ -108,9 +109,11 @@ class Swapper:
         """The cheapest way for this request to leave its replica now, by the policy of the settings."""
         policy = self._settings.preemption
         rate = replica.prefill_tokens_per_s
+        # What a beam group has written it writes again, every beam of it.
         tokens = sum(sequence.position for sequence in request.live)
+        tokens += max(0, tokens - len(request.prompt)) * max(0, request.width - 1)
         recompute = Way(None, tokens / rate if rate else 0.0)
-        if policy == "recompute" or request.pin_until is not None or request.width or request.is_partial:
+        if policy == "recompute" or request.pin_until is not None or request.is_partial:
             return recompute
         if self._is_cleared(request):
             return recompute
@@ -187,8 +190,10 @@ class Swapper:
         """All its sequences have stopped: their blocks go to the reserved room, in one transfer."""
         replica, host = request.replica, request.host
         assert replica is not None and host is not None
-        blocks, waits = self.blocks_of(request, whole=False), request.has_forks_waiting
-        if not blocks or request.is_cancelled or waits or any(one.position >= one.length for one in request.live):
+        held = [Held.of(sequence, replica.block_size) for sequence in request.live]
+        blocks = list(dict.fromkeys([block for one in held for block in one.table]))
+        goes_on = all(map(can_go_on, request.live)) and not request.has_forks_waiting
+        if not blocks or request.is_cancelled or not goes_on:
             # Nobody wants it, or no step has written anything. Or its forks still wait for the prompt and their blocks
             # mean nothing, or one of them has not begun: it would have no token to go on with.
             self.give_up(request, replica)
@@ -198,14 +203,16 @@ class Swapper:
         host.ledger.release(excess, 0)
         place_of = dict(zip(blocks, targets, strict=True))
         seen: set[int] = set()
-        for sequence in request.live:
-            count = -(-sequence.position // replica.block_size)
-            sequence.host_table = [place_of[block] for block in sequence.table[:count]]
+        for sequence, had in zip(request.live, held, strict=True):
+            sequence.host_table = [place_of[block] for block in had.table]
             request.host_paid += host.ledger.share([block for block in sequence.host_table if block in seen], 0)
             seen.update(sequence.host_table)
-            sequence.saved = sequence.position
+            sequence.saved = had.position
         replica.ledger.begin_moving(blocks)
+        live = request.live
         self._detach_all(request, replica)
+        for sequence, had in zip(live, held, strict=True):
+            sequence.group = had.group_at(place_of)
         request.state = State.SWAPPING
         self._order(Moving(request, replica, host, Road.WRITE, blocks, targets))
 
@@ -256,6 +263,7 @@ class Swapper:
         host = request.host
         for sequence in request.sequences:
             sequence.saved = 0
+            sequence.group = None
         if host is None:
             return
         cost = host.ledger.release(request.reserved, 0)

@@ -26,6 +26,7 @@ WANTED = (
     "recompute",
     "fork",
     "beam swap of parents",
+    "beams go on",
     "revoke in flight",
     "wait on a prefix",
     "full-prompt hit",
@@ -80,6 +81,8 @@ class Coverage:
                 counts["fork"] += 1
             if start.beams is not None:
                 counts["beams"] += 1
+                # From host memory or from another replica, in the midst of their search.
+                counts["beams go on"] += bool(start.beams.tables)
             if start.attempt > 1:
                 counts["restart"] += 1
             if start.position and start.position == start.num_prompt - 1 and len(start.tokens) == start.num_prompt:

@@ -76,15 +76,16 @@ def ask(running: Processes, model: str) -> list[RequestOutput]:
         return client.generate_many([prompt for _, prompt, _ in asked], params, model=model, timeout_s=100.0)
 
 
-def swapped(journal: Path, model: str) -> tuple[set[str], Counter[str]]:
-    """Requests whose content was read back from host memory, and the scheduler's counters: by replaying its journal."""
+def swapped(journal: Path, model: str) -> tuple[dict[str, bool], Counter[str]]:
+    """Requests whose content was read back from host memory, and whether beams in the midst of their search were among
+    it; and the scheduler's counters: by replaying its journal."""
     recorded = read(journal, allow_cut=True)
-    scheduler, found = Scheduler(recorded.settings, recorded.epoch), set()
+    scheduler, found = Scheduler(recorded.settings, recorded.epoch), dict[str, bool]()
     for turn in recorded.turns:
         scheduler.turn(turn.events, turn.now)
         for moving in scheduler.swapper.transfers.values():
             if moving.road is Road.READ and moving.request.model == model:
-                found.add(moving.request.request_id)
+                found[moving.request.request_id] = moving.request.sequences[0].group is not None
     scheduler.check()
     return found, scheduler.counters
 
@@ -108,6 +109,7 @@ def test_every_mode_says_the_same_swapped_or_not(cluster: tuple[Processes, Path]
     assert any(one.stop_reason == " river" for output in expected for one in output.outputs)
     went, counters = swapped(journal, SMALL)
     assert len(went) >= len(outputs) / 2, f"{len(went)} of {len(outputs)} requests were swapped: {dict(counters)}"
+    assert any(went.values()), "no beams were swapped"
     assert not counters["transfer read failed"] and not counters["transfer write failed"], dict(counters)
     assert not swapped(journal, LARGE)[0]
 
