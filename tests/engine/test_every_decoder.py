@@ -17,7 +17,7 @@ EXACT = ["gemma3", "gemma4_text", "gpt_oss, mixed layers", "phimoe", "qwen2_moe"
 REFUSED = {
     "bart": "BartForCausalLM takes no position_ids",
     "bert": "BertLMHeadModel attends to both sides",
-    "deepseek_v32, every layer full": "DeepseekV32ForCausalLM does not run with paged attention",
+    "deepseek_v32, every layer full": "DeepseekV32ForCausalLM does not run with",
     "diffllama": "DiffLlamaForCausalLM attends 2 times in layer 0",
     "doge": "DogeForCausalLM builds a mask of its own",
     "falcon": "FalconForCausalLM of transformers has no exchangeable attention",

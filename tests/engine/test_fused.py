@@ -1,6 +1,7 @@
 """The one call that stands for a recognised decoder: token-exact beside its modules, the same bits in any batch, bf16
 close to transformers, and what is not recognised is left as it is."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,17 @@ def test_biases_and_many_threads(tmp_path: Path) -> None:
             assert [output.outputs[0].token_ids for output in outputs] == wanted
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
+def test_the_checkpoint_is_let_go(kind: str, tmp_path: Path) -> None:
+    """Its weights lie packed in memory: a file that stays mapped would be there twice."""
+    if sys.platform != "linux":
+        pytest.skip("maps are read from /proc")
+    folder = models.build(tmp_path, kind)
+    llm = engine(folder)
+    assert llm._worker.parts.model._fused is not None
+    assert str(folder) not in Path("/proc/self/maps").read_text()
 
 
 def test_logprobs_are_the_same_bits_in_any_batch(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def fuse(loaded: Loaded, calls: list[LayerCall], backend: object, max_tokens: in
     reason = why_not(weights, backend)
     if reason:
         return reason
+    _let_go_of_the_file(weights)
     return CpuDecoder(weights, backend, max_tokens)
 
 
@@ -63,6 +64,21 @@ def _not_known(loaded: Loaded, calls: list[LayerCall]) -> str:
     if rope.get("rope_type", "default") not in _ROTATIONS or rope.get("partial_rotary_factor", 1.0) != 1.0:
         return f"its rotation is {rope}"
     return ""
+
+
+def _let_go_of_the_file(weights: DecoderWeights) -> None:
+    """What stays as it is gets memory of its own: a part of a mapped file would keep all of the file mapped."""
+    weights.embedding = weights.embedding.clone()
+    weights.places = None if weights.places is None else weights.places.clone()
+    weights.norm = _own(weights.norm)
+    for layer in weights.layers:
+        layer.input_norm, layer.post_norm = _own(layer.input_norm), _own(layer.post_norm)
+        layer.query_norm = None if layer.query_norm is None else layer.query_norm.clone()
+        layer.key_norm = None if layer.key_norm is None else layer.key_norm.clone()
+
+
+def _own(norm: Norm) -> Norm:
+    return Norm(norm.weight.clone(), None if norm.bias is None else norm.bias.clone())
 
 
 @torch.inference_mode()
