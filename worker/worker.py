@@ -28,7 +28,7 @@ from cluster.messages import (
     Transferred,
 )
 from cluster.settings import WorkerSettings
-from kernels.cpu.host_loops import NEVER, append_tokens, find_reports, take_tokens
+from kernels.cpu.host_loops import NEVER, append_tokens, find_reports, take_tokens, warm_up
 from worker.beams import BeamGroups, Ranked
 from worker.canary import Canary
 from worker.holdings import holdings
@@ -69,7 +69,10 @@ class Worker:
         self.state = BatchState(settings.max_batch, parts.max_model_len, settings.block_size, parts.device)
         self.batcher = Batcher(settings.max_batch, parts.token_budget)
         self.sampler = Sampler(settings.max_batch, parts.model.vocab_size, parts.device)
+        began = time.perf_counter()
         self.sampler.warm_up(parts.layout.dtype)
+        warm_up()
+        say(f"sampling and the host's loops: compiled or found in the cache, {time.perf_counter() - began:.1f} s")
         self.reporter = Reporter(self.state, replica, incarnation)
         self.outbox = Outbox(self.state)
         self.beams = BeamGroups(self.state, self.batcher, self.sampler, parts)

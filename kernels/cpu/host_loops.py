@@ -136,3 +136,14 @@ def append_tokens(rows, steps, tokens, known):
         for step in range(steps.shape[0]):
             tokens[row, known[row]] = steps[step, i]
             known[row] += 1
+
+
+def warm_up() -> None:
+    """Compiles what comes after a step, or finds it in the cache, so that no request waits for it; `fill_step` comes
+    with the first step."""
+    rows, each, grid = np.zeros(0, np.int32), np.zeros(1, np.int32), np.zeros((1, 1), np.int32)
+    flags, ids = np.zeros(1, np.bool_), np.zeros((1, 0), np.int64)
+    take_tokens(rows, ids[0], flags[:0], (grid, each, each, grid), each, each)
+    find_reports(rows, (flags, each, each), (each, each, each, each), 1, 1, each)
+    most_steps(rows, (each, each, each, each), 1, 1)
+    append_tokens(rows, ids, grid, each)

@@ -103,8 +103,10 @@ def start(settings: WorkerSettings, say: Say, place: Place | None = None) -> Sta
     working_bytes = memory.peak_bytes(device, trial.run)
     if team is not None:
         working_bytes = -team.least(-working_bytes)
+    # The first start on a machine compiles what later ones find in a cache.
+    say(f"first step: with what had to be compiled for it, {time.perf_counter() - began:.1f} s")
     seconds = trial.time()
-    say(f"profile: a step of {trial.num_tokens:,} tokens takes {seconds:.3f} s, {time.perf_counter() - began:.1f} s")
+    say(f"profile: a step of {trial.num_tokens:,} tokens takes {seconds:.3f} s")
     sizes = budget.decide(
         settings,
         layout,
