@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -146,3 +148,26 @@ def test_nothing_is_held_once_all_is_answered(running: launch.Running) -> None:
 def test_a_second_cluster_of_the_same_user_is_refused(running: launch.Running) -> None:
     with pytest.raises(ConfigError, match="a cluster runs already"):
         launch.up(SETTINGS, print)
+
+
+OTHER_RAY = """
+import sys
+import ray
+from cluster.errors import ConfigError
+from cluster.serving.launch import connect_ray
+
+ray.__version__ = "2.99.0"
+try:
+    connect_ray(*sys.argv[1:])
+except ConfigError as error:
+    print(error)
+"""
+
+
+@pytest.mark.timeout(90)
+def test_a_process_with_another_ray_is_told_so_in_one_line(running: launch.Running) -> None:
+    """Only what it says of its version is another one: a second Ray would have to be installed."""
+    asked = [sys.executable, "-c", OTHER_RAY, running.ray_address, running.ray_token]
+    said = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+    assert "\n" not in said and said.startswith(f"Ray at {running.ray_address} is of another version"), said
+    assert "2.99.0" in said and said.endswith("install the same on all machines")
