@@ -39,7 +39,6 @@ def main(argv: list[str]) -> int:
                 "longest pause s": round(found.longest_pause_s, 2),
             }
         )
-        print(rows[-1], flush=True)
         name = storm.name
         report.check(f"{name}: at most 3 preemptions in the median", found.median_preemptions <= MOST_PREEMPTIONS)
         report.check(f"{name}: goodput", found.goodput >= LEAST_GOODPUT, f"{found.goodput:.3f} of {LEAST_GOODPUT}")

@@ -309,6 +309,8 @@ class Ledger:
             if self._names[block]:
                 listed = self.index.block_in(self._names[block], self.pool)
                 assert listed == block, self._blame(block, f"its name is listed for block {listed}")
+        unwatched = [block for block in self.watched if not self._names[block]]
+        assert not unwatched, f"pool {self.pool}: blocks {unwatched} lost their names and are still watched"
         counts = self.counts()
         assert states["held"] + states["shared"] == counts.held, f"pool {self.pool}: {states} is not {counts}"
         assert states["shared"] == self.num_shared, f"pool {self.pool}: {states} is not {self.num_shared} shared"

@@ -152,6 +152,17 @@ def _cached_block_reused_without_unlisting(patch: Patch) -> None:
     patch.setattr(Ledger, "_unname", forgetful)
 
 
+def _block_written_behind_though_it_is_used_anew(patch: Patch) -> None:
+    unname = Ledger._unname
+
+    def forgetful(self: Ledger, block: int) -> None:
+        watched, self.watched = self.watched, set()
+        unname(self, block)
+        self.watched = watched
+
+    patch.setattr(Ledger, "_unname", forgetful)
+
+
 def _one_slot_more_than_agrees(patch: Patch) -> None:
     find = Beginnings.find
 
