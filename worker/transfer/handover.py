@@ -136,7 +136,7 @@ class HandoverServer:
                     return None
                 if hello.session:
                     peer.send(pb.HandoverResponse(session=hello.session).SerializeToString())
-                    self._open_line(peer)
+                    self._open_line(peer, hello.processor)
                     stack.pop_all()
                     return None
                 process = _process_of(peer)
@@ -157,10 +157,10 @@ class HandoverServer:
                     os.close(descriptor)
             return session
 
-    def _open_line(self, connection: socket.socket) -> None:
+    def _open_line(self, connection: socket.socket, processor: int) -> None:
         def serve() -> None:
             try:
-                serve_line(connection, self._take)
+                serve_line(connection, self._take, processor)
             finally:
                 with self._lock:
                     del self._lines[connection]

@@ -8,9 +8,11 @@ what was not checked when a line broke is missing at the commit, and sent again.
 
 from __future__ import annotations
 
+import ctypes
+import os
 import socket
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError
@@ -23,9 +25,8 @@ MAX_MESSAGE = 64 << 10
 # Sums that were told and not yet answered: the check is never far behind, and neither end fills the other's socket.
 _MAX_OPEN = 4
 _TICK_S = 0.25
-# How long the pool looks for the next sums itself, and how often, before it lets itself be woken.
-_EAGER_S = 0.02
-_NAP_S = 0.0001
+
+_sched_getcpu = getattr(ctypes.CDLL(None), "sched_getcpu", None)
 
 T = TypeVar("T")
 TakeSums = Callable[[pb.ChunkSums], object]
@@ -87,32 +88,31 @@ class SumsLine:
                 raise Lost(f"the line to the pool's memory broke: {error}") from error
 
 
-def serve_line(connection: socket.socket, take: TakeSums) -> None:
-    """The pool's end: until the writer closes it, or says something that is refused as a whole."""
+def current_processor() -> int:
+    """Where this thread runs, counted from 1; 0: the system does not say."""
+    return 1 + int(_sched_getcpu()) if _sched_getcpu is not None else 0
+
+
+def serve_line(connection: socket.socket, take: TakeSums, processor: int = 0) -> None:
+    """The pool's end: until the writer closes it, or says something that is refused as a whole. Its thread keeps off
+    the writer's processor: the system puts a thread that a message wakes beside the sender, as if that had nothing more
+    to do, and the check would wait for a processor that copies with another one idle."""
+    others = os.sched_getaffinity(0) - {processor - 1}
+    if others:
+        with suppress(OSError):
+            os.sched_setaffinity(0, others)
     with connection:
         connection.settimeout(None)
         answer = pb.SumsTaken()
         while not answer.refusal:
             try:
-                raw = _next_message(connection)
+                raw = connection.recv(MAX_MESSAGE)
                 if not raw:
                     return
                 answer = _look_at(raw, answer.number + 1, take)
                 connection.send(answer.SerializeToString())
             except (OSError, DecodeError):
                 return
-
-
-def _next_message(connection: socket.socket) -> bytes:
-    """A thread that is woken by a message is put beside the sender, as if that had nothing more to do: the check would
-    wait for a processor that copies, with another one idle. One that wakes up by the clock stays where it is."""
-    until = time.monotonic() + _EAGER_S
-    while time.monotonic() < until:
-        try:
-            return connection.recv(MAX_MESSAGE, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            time.sleep(_NAP_S)
-    return connection.recv(MAX_MESSAGE)
 
 
 def _look_at(raw: bytes, number: int, take: TakeSums) -> pb.SumsTaken:

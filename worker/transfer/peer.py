@@ -22,7 +22,7 @@ from worker.security import ClusterSecurity
 from worker.transfer.end import PoolEnd
 from worker.transfer.frames import Lost, prepare
 from worker.transfer.handover import boot_id, take_over
-from worker.transfer.line import SumsLine
+from worker.transfer.line import SumsLine, current_processor
 from worker.transfer.memory import SharedMemory
 from worker.transfer.packed import SERVICE, pack, unpack
 from worker.transfer.socket import greet
@@ -100,9 +100,14 @@ class PeerPool:
 
     def line(self, session: int, go_on: GoOn) -> SumsLine:
         """Over which the sums of what this session writes are checked while more is copied; raises Lost."""
-        return SumsLine(self._joined.handover, self._hello(write=True, session=session), CALL_S, go_on)
+        return SumsLine(
+            self._joined.handover,
+            self._hello(write=True, session=session, processor=current_processor()),
+            CALL_S,
+            go_on,
+        )
 
-    def _hello(self, *, write: bool, session: int = 0) -> pb.HandoverRequest:
+    def _hello(self, *, write: bool, session: int = 0, processor: int = 0) -> pb.HandoverRequest:
         return pb.HandoverRequest(
             secret=self._security.secret,
             caller=self._end.name,
@@ -110,6 +115,7 @@ class PeerPool:
             pool_incarnation=self.incarnation,
             write=write,
             session=session,
+            processor=processor,
         )
 
     def connect(self, name: TransferName, token: bytes) -> tuple[socket.socket, bytes]:

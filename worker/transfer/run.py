@@ -48,7 +48,7 @@ from worker.transfer.wire import (
 
 # The peer checks a piece of this size while the next one is being copied: far enough behind for the two not to wait for
 # the same memory, near enough to end with the copy.
-_PIECE_BYTES = 16 << 20
+_PIECE_BYTES = 8 << 20
 _LAST_BYTES = 2 << 20
 _PIECE_SUMS = 8192
 # Reading waits for nobody: it only looks up now and then.
