@@ -1,7 +1,8 @@
 """What a gateway knows of a model: its tokenizer, chat template, default settings and limits. No weights, no torch.
 
 The gateway loads one `TextModel` per served model at start and asks it to turn prompts into token ids and settings into
-resolved ones. `transformers` is imported only here, and only for the tokenizer.
+resolved ones; so does the embedded engine. A model without a tokenizer takes and gives token ids. `transformers` is
+imported only here, for the tokenizer and for what a configuration leaves to its class.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from cluster.messages import Ids, ids
 from cluster.sampling import SamplingParams
 
 PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")  # all of them is in tokenizer.json
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
+# How configurations call the most positions of a sequence.
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
 CHARS_PER_TOKEN = 64
 """No tokenizer in use packs more characters than this into each token of a long text: such a text is not even tried."""
 
@@ -50,25 +54,23 @@ class TextModel:
         config = _read(folder / "config.json")
         if config is None:
             raise ModelError(f"{folder} has no config.json; give the folder of a model")
-        text_config = config.get("text_config")
-        inner = text_config if isinstance(text_config, dict) else config
-        try:
-            tokenizer = _load_tokenizer(folder)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
         defaults = _read(folder / "generation_config.json") or {}
-        if defaults.get("eos_token_id") is None:
-            defaults["eos_token_id"] = config.get("eos_token_id")
+        inner = _decoder_of(config)
+        ends = _first("eos_token_id", defaults, config, inner)
+        if ends is None or "vocab_size" not in inner:
+            config, inner = _with_class_defaults(folder)
+            ends = _first("eos_token_id", defaults, config, inner)
         return cls(
             name,
-            tokenizer,
+            load_tokenizer(folder),
             vocab_size=int(inner["vocab_size"]),
-            max_model_len=int(inner.get("max_position_embeddings", 2048)),
-            defaults=defaults,
+            max_model_len=int(next((inner[length] for length in _LENGTHS if inner.get(length)), 2048)),
+            defaults={**defaults, "eos_token_id": ends},
         )
 
     def encode(self, text: str) -> Ids:
         """Token ids of a text, with the special tokens that the model wants. Raises `InvalidRequest`."""
+        self._needs_tokenizer("prompt.text", "is text", "send token_ids")
         self._check_chars(len(text))
         # transformers would log that a text is too long; that is ours to say.
         return ids(self.tokenizer.encode(text, verbose=False))
@@ -91,12 +93,14 @@ class TextModel:
         return ids(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
+        self._needs_tokenizer("ids", "shall become text", "give another model")
         self.check_ids("ids", tokens)
         return self._decoder(skip_special_tokens)(list(tokens))
 
     def cutters(self, params: SamplingParams) -> Callable[[], TextCutter | None]:
-        """Makes what cuts the text of each sequence of a request; None where its client wants no text."""
-        if not params.detokenize:
+        """Makes what cuts the text of each sequence of a request; None where there is no text, or its client
+        wants none."""
+        if not params.detokenize or self.tokenizer is None:
             return _no_cutter
         return detokenizers(params, self._decoder(params.skip_special_tokens), self._windows(params))
 
@@ -125,6 +129,8 @@ class TextModel:
 
     def resolve(self, params: SamplingParams, num_prompt: int, max_model_len: int, seed: int) -> SamplingParams:
         """The settings with every figure filled in. Raises `InvalidRequest`, or `ConfigError` for a broken model."""
+        if params.stop:
+            self._needs_tokenizer("sampling.stop", "needs text", "use stop_token_ids")
         return params.with_bad_word_ids(self._encode_word).resolve(
             self.defaults,
             vocab_size=self.vocab_size,
@@ -134,10 +140,12 @@ class TextModel:
         )
 
     def _encode_word(self, word: str) -> Sequence[int]:
-        if self.tokenizer is None:
-            problem = f"model {self.name} has no tokenizer to read {word!r} with"
-            raise InvalidRequest("sampling.bad_words", problem, "use bad_words_token_ids")
+        self._needs_tokenizer("sampling.bad_words", f"holds the text {word!r}", "use bad_words_token_ids")
         return list(self.tokenizer.encode(word, add_special_tokens=False))
+
+    def _needs_tokenizer(self, field: str, problem: str, hint: str) -> None:
+        if self.tokenizer is None:
+            raise InvalidRequest(field, f"{problem}, and model {self.name} has no tokenizer", hint)
 
     def _check_chars(self, num_chars: int) -> None:
         bound = self.max_model_len * CHARS_PER_TOKEN
@@ -145,21 +153,55 @@ class TextModel:
             raise NeverFits("prompt", num_chars, bound, "characters", "shorten the prompt")
 
 
+def _decoder_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the decoder, which a model of text and images has inside its own."""
+    text_config = config.get("text_config")
+    return text_config if isinstance(text_config, dict) else config
+
+
+def _first(name: str, *configs: Mapping[str, Any]) -> Any:
+    return next((config[name] for config in configs if config.get(name) is not None), None)
+
+
+def _with_class_defaults(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration and its decoder's, with what config.json leaves to their classes."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        whole, inner = config.to_dict(), config.get_text_config().to_dict()
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder / 'config.json'} cannot be read: {' '.join(str(error).split())}") from error
+    if not inner.get("vocab_size"):
+        raise ModelError(f"{folder / 'config.json'} names no vocab_size; give the folder of a language model")
+    return whole, inner
+
+
 def _no_cutter() -> None:
     return None
 
 
-def _load_tokenizer(folder: Path) -> Any:
-    """As transformers would choose it. Where the folder says that tokenizer.json is all there is, the choosing is left
-    out: it imports torch, seconds of work for a process that has no use for it."""
-    named = str((_read(folder / "tokenizer_config.json") or {}).get("tokenizer_class", ""))
-    if named in PLAIN_CLASSES and (folder / "tokenizer.json").is_file():
-        from transformers import PreTrainedTokenizerFast
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder, as transformers would choose it; None if it has none. Raises `ModelError`.
 
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    from transformers import AutoTokenizer
+    Where the folder says that tokenizer.json is all there is, the choosing is left out: it imports torch, seconds of
+    work for a process that has no use for it.
+    """
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    try:
+        named = str((_read(folder / "tokenizer_config.json") or {}).get("tokenizer_class", ""))
+        if named in PLAIN_CLASSES and (folder / "tokenizer.json").is_file():
+            from transformers import PreTrainedTokenizerFast
 
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        # Tokenizers raise whatever their own parsers do.
+        why = " ".join(str(error).split())
+        raise ModelError(f"the tokenizer of {folder} can't be loaded: {why}; fetch it again") from error
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from cluster.errors import ConfigError, InvalidRequest, NeverFits, QuireError
 from cluster.gateway.log import RequestLog
-from cluster.gateway.models import TextModel
+from cluster.gateway.models import TextModel, load_tokenizer
 from cluster.offline import prompts as prompt_forms
 from cluster.offline.embedded import Embedded, Live
 from cluster.offline.outputs import RequestOutput, StreamOutput
@@ -25,7 +25,6 @@ from cluster.offline.progress import Progress
 from cluster.offline.results import Results
 from cluster.sampling import SamplingParams
 from cluster.settings import SchedulerSettings, WorkerSettings
-from worker.model.loading import load_tokenizer
 from worker.ranks.local import Ranks
 
 # vLLM's names for the same settings.
@@ -195,8 +194,6 @@ class LLM:
         resolved = self._text.resolve(params, len(tokens), max_model_len, self._seeds.getrandbits(63))
         self._check_room(field, len(tokens), resolved)
         wants_text = resolved.detokenize and self._text.tokenizer is not None
-        if resolved.stop and not wants_text:
-            raise InvalidRequest("sampling.stop", "needs text, and the model has no tokenizer", "use stop_token_ids")
         # Text that nobody reads before the end is made at the end, at once.
         cuts = wants_text and (keeps_pieces or bool(resolved.stop))
         cutters = self._text.cutters(resolved) if cuts else _no_cutter

@@ -232,21 +232,6 @@ def _quiet(show_progress: bool) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model folder; None if it has none. Raises ModelError for one that can't be read."""
-    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
-    if not any((folder / name).is_file() for name in names):
-        return None
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        # Tokenizers raise whatever their own parsers do.
-        why = " ".join(str(error).split())
-        raise ModelError(f"the tokenizer of {folder} can't be loaded: {why}; fetch it again") from error
-
-
 def _max_model_len(config: Any, wanted: int | None) -> int:
     """Tokens of one sequence, prompt and output: what the model has positions for, or less if that is wanted."""
     trained = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
