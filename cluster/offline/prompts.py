@@ -19,8 +19,8 @@ _FORMS = 'give text, a list of token ids, {"prompt": text} or {"prompt_token_ids
 
 
 def listed(prompts: Any) -> list[Any]:
-    """One prompt or many, as a list. A bare list of numbers is one prompt."""
-    if isinstance(prompts, str | Mapping) or _is_ids(prompts):
+    """One prompt, many or none, as a list. A bare list of numbers is one prompt."""
+    if isinstance(prompts, str | Mapping) or (_is_ids(prompts) and len(prompts)):
         return [prompts]
     if not isinstance(prompts, Sequence) or isinstance(prompts, bytes):
         raise InvalidRequest("prompts", f"is of type {type(prompts).__name__}", _FORMS + ", or a list of them")
@@ -80,7 +80,6 @@ def _message(message: Any, field: str) -> Mapping[str, str]:
 def _is_ids(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return value.ndim == 1 and bool(np.issubdtype(value.dtype, np.integer))
-    # An empty list is one empty prompt: nobody asks for no prompts at all.
     is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
     return is_list and all(_is_id(token) for token in value)
 

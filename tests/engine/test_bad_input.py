@@ -166,6 +166,10 @@ def test_one_bad_prompt_is_named_and_the_engine_goes_on(
     assert len(llm.generate(good, GREEDY)[0].outputs[0].token_ids) == 4
 
 
+def test_no_prompts_have_no_answers(llm: LLM) -> None:
+    assert llm.generate([]) == llm.generate([], GREEDY) == llm.generate([], []) == []
+
+
 def test_messages_are_text() -> None:
     parts = [{"type": "text", "text": "hi"}, {"type": "text", "text": "you"}]
     assert conversations([{"role": "user", "content": parts}]) == [[{"role": "user", "content": "hi\nyou"}]]

@@ -91,7 +91,8 @@ def _attention(module: Any) -> Forward:
         parts = linear(hidden_states[0], weight, bias).split_with_sizes(sizes, dim=1)
         q, k, v = (part.view(tokens, -1, dim) for part in parts)
         if query_norm is not None and key_norm is not None:
-            q, k = query_norm(q), key_norm(k)
+            # Read where the merged product left them; the modules would have them copied together first.
+            q, k = (rms_norm(x, one.weight, one.variance_epsilon) for x, one in ((q, query_norm), (k, key_norm)))
         cos, sin = (angles[0, :, :half] for angles in position_embeddings)
         context.backend.rotary_write_kv(q, k, v, cos, sin, layer.cache, batch.slots)
         out = context.backend.attention(q, layer.cache, batch, scale=scale, window=layer.window)
