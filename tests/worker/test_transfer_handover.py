@@ -19,9 +19,7 @@ from protos.quire.v1 import transfer_pb2 as pb
 from tests.worker.transfer_parts import ROOT, SECRET, SECURITY, WorkerPool, num_descriptors, run, wait
 from worker.security import ClusterSecurity, TlsFiles
 from worker.transfer.agent import AgentSettings, TransferAgent
-from worker.transfer.frames import Lost
 from worker.transfer.handover import HandoverServer, take_over
-from worker.transfer.line import SumsLine
 from worker.transfer.memory import SharedMemory
 from worker.transfer.server import TransferServer
 from worker.transfer.states import Carrier
@@ -52,13 +50,8 @@ def died() -> list[int]:
 
 
 @pytest.fixture
-def told() -> list[pb.ChunkSums]:
-    return []
-
-
-@pytest.fixture
-def server(memory: SharedMemory, died: list[int], told: list[pb.ChunkSums]) -> Iterator[HandoverServer]:
-    made = HandoverServer(memory, 7, SECURITY, died.append, told.append)
+def server(memory: SharedMemory, died: list[int]) -> Iterator[HandoverServer]:
+    made = HandoverServer(memory, 7, SECURITY, died.append)
     yield made
     made.close()
 
@@ -116,52 +109,6 @@ def test_strangers_get_nothing(server: HandoverServer, changed: dict[str, object
     with pytest.raises(TransferError, match="was not handed over"):
         take_over("quire-nobody-listens-here", hello(), 1.0)
     wait(lambda: num_descriptors() == before, "nothing stays open")
-
-
-def test_a_line_is_for_those_who_may_write(
-    server: HandoverServer, told: list[pb.ChunkSums], memory: SharedMemory
-) -> None:
-    writing, may_write = take_over(server.name, hello(), 5.0)
-    reading, may_read = take_over(server.name, hello(write=False), 5.0)
-    for changed, words in (
-        ({"session": may_read}, f"session {may_read} does not hold, or may not write"),
-        ({"session": 99}, "session 99 does not hold"),
-        ({"session": may_write, "caller": "v"}, "does not hold"),
-        ({"session": may_write, "secret": "another secret altogether"}, "is another one"),
-    ):
-        with pytest.raises(Lost, match=words):
-            SumsLine(server.name, hello(**changed), 5.0, lambda: None)
-    before = num_descriptors()
-    with SumsLine(server.name, hello(session=may_write), 5.0, lambda: None) as line:
-        for first in range(20):
-            line.tell(pb.ChunkSums(first=first, crc32c=bytes(8)))
-        line.settle()
-        assert [sums.first for sums in told] == list(range(20))
-    wait(lambda: num_descriptors() <= before, "nothing stays open")
-    writing.close()
-    reading.close()
-
-
-def test_a_line_to_a_pool_that_ends_is_lost_at_once(memory: SharedMemory) -> None:
-    reached, held = threading.Event(), threading.Event()
-
-    def take(sums: pb.ChunkSums) -> None:
-        reached.set()
-        held.wait(10.0)
-
-    server = HandoverServer(memory, 7, SECURITY, [].append, take)
-    writing, session = take_over(server.name, hello(), 5.0)
-    with SumsLine(server.name, hello(session=session), 5.0, lambda: None) as line:
-        line.tell(pb.ChunkSums(first=1))
-        assert reached.wait(5.0)
-        closing = threading.Thread(target=server.close)
-        closing.start()
-        with pytest.raises(Lost):
-            line.settle()
-        held.set()
-        closing.join(10.0)
-        assert not closing.is_alive()
-    writing.close()
 
 
 def test_only_death_is_proof(server: HandoverServer, memory: SharedMemory, died: list[int]) -> None:

@@ -37,8 +37,7 @@ STATES = {
     "half copied": (["copy 2"], "ABORTED"),
     "copied": (["copy 4"], "ABORTED"),
     "half checked": (["copy 4", "sums 2"], "ABORTED"),
-    "checked": (["copy 4", "sums 4"], "ABORTED"),
-    "committed": (["copy 4", "sums 4", "commit"], "COMMITTED"),
+    "committed": (["copy 4", "sums 4"], "COMMITTED"),
 }
 
 

@@ -40,7 +40,6 @@ class Steps:
     def reserve(self, transfer: str, timeout_s: str, *blocks: str) -> None:
         held = self.peer.memory(write=True)
         assert held is not None
-        self.session = held[1]
         key = TransferKey(1, int(transfer), 0, self.worker.end.name)
         self.name = TransferName(key, self.life, self.peer.incarnation)
         self.blocks = np.array([int(block) for block in blocks], np.int32)
@@ -56,15 +55,15 @@ class Steps:
             memory_at(row, size)[:] = content(self.name.key.transfer, block, size)
 
     def sums(self, count: str) -> None:
+        """Commits block by block: all but the last answer says what is still missing."""
         size = self.worker.end.layout.block_bytes
         filled = [content(self.name.key.transfer, block, size) for block in self.blocks.tolist()[: int(count)]]
         for place, data in enumerate(filled):
             self.worker.blocks[0] = data
             crcs = self.worker.end.pool.checksums(np.zeros(1, np.int32)).astype("<u4").tobytes()
             first = place * self.worker.end.layout.chunks_per_block
-            with self.peer.line(self.session, lambda: None) as line:
-                line.tell(pb.ChunkSums(name=name_message(self.name), first=first, crc32c=crcs))
-                line.settle()
+            sums = pb.ChunkSums(name=name_message(self.name), first=first, crc32c=crcs)
+            self.peer.commit(self.name, lambda: None, sums)
 
     def commit(self) -> None:
         self.peer.commit(self.name, lambda: None)

@@ -3,8 +3,7 @@
 The server listens on an abstract unix socket with a name that only authenticated peers are told; the kernel says which
 process is at the other end. A peer that shows the secret gets the pool's file descriptor and a session number. The
 process is watched through a pidfd until it is dead: that, and nothing a peer says about itself, is proof that no late
-write can come. With a session it can open lines (`worker/transfer/line.py`). Who may copy what is decided by the
-pool's register.
+write can come. Who may copy what is decided by the pool's register.
 """
 
 from __future__ import annotations
@@ -16,17 +15,14 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from cluster.errors import TransferError
 from protos.quire.v1 import transfer_pb2 as pb
 from worker.security import ClusterSecurity
-from worker.transfer.line import TakeSums, serve_line
 from worker.transfer.memory import SharedMemory
 
 MAX_SESSIONS = 256
-MAX_LINES = 256
 _HELLO_S = 2.0
 _SO_PEERPIDFD = 77  # Linux 6.5; the pid alone could have been given to another process meanwhile
 _MAX_MESSAGE = 4096
@@ -48,24 +44,16 @@ class _Session:
 
 
 class HandoverServer:
-    """Gives `memory` to peers. `died(session)` is called on its thread once a peer's process is dead; `take` gets what
-    comes over lines, on a thread of each."""
+    """Gives `memory` to peers. `died(session)` is called on its thread once a peer's process is dead."""
 
     def __init__(
-        self,
-        memory: SharedMemory,
-        incarnation: int,
-        security: ClusterSecurity,
-        died: Callable[[int], object],
-        take: TakeSums,
+        self, memory: SharedMemory, incarnation: int, security: ClusterSecurity, died: Callable[[int], object]
     ) -> None:
         self.name = f"quire-{secrets.token_hex(12)}"
         self._memory = memory
         self._incarnation = incarnation
         self._security = security
         self._died = died
-        self._take = take
-        self._lines: dict[socket.socket, threading.Thread] = {}
         self._sessions: dict[int, _Session] = {}
         self._next = 1
         self._lock = threading.Lock()
@@ -90,13 +78,6 @@ class HandoverServer:
         os.eventfd_write(self._wake, 1)
         self._thread.join()
         self._socket.close()
-        with self._lock:
-            lines = dict(self._lines)
-            for connection in lines:
-                with suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
-        for thread in lines.values():
-            thread.join()
         os.close(self._wake)
         for session in self._sessions.values():
             os.close(session.process)
@@ -125,19 +106,13 @@ class HandoverServer:
     def _accept(self) -> _Session | None:
         """Takes one peer. A peer that is slow or wrong only costs itself: the hello has a short deadline."""
         peer, _ = self._socket.accept()
-        with ExitStack() as stack:
-            stack.enter_context(peer)
+        with peer:
             peer.settimeout(_HELLO_S)
             try:
                 hello = pb.HandoverRequest.FromString(peer.recv(_MAX_MESSAGE))
                 refused = self._refusal(hello)
                 if refused:
                     peer.send(pb.HandoverResponse(detail=refused).SerializeToString())
-                    return None
-                if hello.session:
-                    peer.send(pb.HandoverResponse(session=hello.session).SerializeToString())
-                    self._open_line(peer, hello.processor)
-                    stack.pop_all()
                     return None
                 process = _process_of(peer)
             except (OSError, ValueError):
@@ -157,28 +132,11 @@ class HandoverServer:
                     os.close(descriptor)
             return session
 
-    def _open_line(self, connection: socket.socket, processor: int) -> None:
-        def serve() -> None:
-            try:
-                serve_line(connection, self._take, processor)
-            finally:
-                with self._lock:
-                    del self._lines[connection]
-
-        thread = threading.Thread(target=serve, name="quire-line", daemon=True)
-        with self._lock:
-            self._lines[connection] = thread
-        thread.start()
-
     def _refusal(self, hello: pb.HandoverRequest) -> str:
         if not self._security.accepts(hello.secret):
             return "the secret of this cluster's pools is another one"
         if hello.pool_incarnation != self._incarnation:
             return f"incarnation {self._incarnation} of the pool is here, {hello.pool_incarnation} was asked for"
-        if hello.session:
-            if not self.allows(hello.session, hello.caller, hello.caller_incarnation, write=True):
-                return f"session {hello.session} does not hold, or may not write"
-            return f"{MAX_LINES} lines are open, the most at a time" if len(self._lines) >= MAX_LINES else ""
         if len(self._sessions) >= MAX_SESSIONS:
             return f"{MAX_SESSIONS} processes have this pool's memory, the most at a time"
         return ""

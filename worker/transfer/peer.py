@@ -22,7 +22,6 @@ from worker.security import ClusterSecurity
 from worker.transfer.end import PoolEnd
 from worker.transfer.frames import Lost, prepare
 from worker.transfer.handover import boot_id, take_over
-from worker.transfer.line import SumsLine, current_processor
 from worker.transfer.memory import SharedMemory
 from worker.transfer.packed import SERVICE, pack, unpack
 from worker.transfer.socket import greet
@@ -86,8 +85,15 @@ class PeerPool:
                 return None
             held = self._memory.get(True) or self._memory.get(write)
             if held is None:
+                hello = pb.HandoverRequest(
+                    secret=self._security.secret,
+                    caller=self._end.name,
+                    caller_incarnation=self._end.incarnation,
+                    pool_incarnation=self.incarnation,
+                    write=write,
+                )
                 try:
-                    held = take_over(self._joined.handover, self._hello(write=write), CALL_S)
+                    held = take_over(self._joined.handover, hello, CALL_S)
                 except TransferError as error:
                     # Another network namespace, say. The other carriers still work.
                     self._unmappable = str(error)
@@ -97,26 +103,6 @@ class PeerPool:
                     held[0].pin()
                 held[0].populate()
             return held
-
-    def line(self, session: int, go_on: GoOn) -> SumsLine:
-        """Over which the sums of what this session writes are checked while more is copied; raises Lost."""
-        return SumsLine(
-            self._joined.handover,
-            self._hello(write=True, session=session, processor=current_processor()),
-            CALL_S,
-            go_on,
-        )
-
-    def _hello(self, *, write: bool, session: int = 0, processor: int = 0) -> pb.HandoverRequest:
-        return pb.HandoverRequest(
-            secret=self._security.secret,
-            caller=self._end.name,
-            caller_incarnation=self._end.incarnation,
-            pool_incarnation=self.incarnation,
-            write=write,
-            session=session,
-            processor=processor,
-        )
 
     def connect(self, name: TransferName, token: bytes) -> tuple[socket.socket, bytes]:
         """A data socket for one transfer, and its marker; raises Lost."""

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import grpc
 
@@ -26,7 +25,7 @@ from worker.transfer.end import PoolEnd
 from worker.transfer.frames import Lost, prepare
 from worker.transfer.handover import HandoverServer
 from worker.transfer.memory import keep_freed_memory
-from worker.transfer.service import TransferService, take_sums
+from worker.transfer.service import TransferService
 from worker.transfer.socket import Receiver, Sender, welcome
 from worker.transfer.states import Carrier, Moving, Refusal, Refused, TransferName
 from worker.transfer.wire import name_from
@@ -69,10 +68,7 @@ class TransferServer:
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         shared = end.pool.shared
-        self._handover: HandoverServer | None = None
-        if shared is not None:
-            take = partial(take_sums, end)
-            self._handover = HandoverServer(shared, end.incarnation, security, end.session_died, take)
+        self._handover = HandoverServer(shared, end.incarnation, security, end.session_died) if shared else None
         self._listener: socket.socket | None = None
         if listening.data_port is not None:
             self._listener = _listen(listening.host, listening.data_port)

@@ -19,7 +19,7 @@ from worker.transfer.chunks import sums_from, sums_message
 from worker.transfer.end import PoolEnd
 from worker.transfer.handover import HandoverServer, boot_id
 from worker.transfer.packed import SERVICE, Batch, PackedChunk, pack, pack_chunks, unpack
-from worker.transfer.states import OF_A_CHUNK, Carrier, Moving, Refusal, Refused, TransferName
+from worker.transfer.states import Carrier, Moving, Refusal, Refused, TransferName
 from worker.transfer.wire import (
     MAX_RANGES,
     STREAM_BYTES,
@@ -43,6 +43,8 @@ SUMS_BYTES = 16 << 20
 # A read of so little gets its sums with the reservation.
 SMALL_BYTES = 1 << 20
 _LONGEST_CALL_S = 3600.0
+# A chunk that is refused for one of these says nothing about the others of its call.
+_OF_A_CHUNK = {Refusal.DOUBLED, Refusal.CORRUPT, Refusal.TRUNCATED, Refusal.OUTSIDE}
 
 
 class Names:
@@ -122,7 +124,7 @@ class TransferService:
         with _Answer(context):
             for request in request_iterator:
                 if request.sums is not None:
-                    raise self._end.refuse(Refusal.CONFLICT, "sums of shared memory go over the line of its session")
+                    raise self._end.refuse(Refusal.CONFLICT, "sums of shared memory go with the commit")
                 for chunk in request.chunks:
                     name = names.of(chunk.name)
                     num_refused += self._refused(partial(self._take_chunk, name), chunk)
@@ -138,10 +140,14 @@ class TransferService:
         try:
             take(part)
         except Refused as refused:
-            if refused.refusal not in OF_A_CHUNK:
+            if refused.refusal not in _OF_A_CHUNK:
                 raise
             return 1
         return 0
+
+    def _take_sums(self, sums: pb.ChunkSums) -> None:
+        """Of what its caller has written through shared memory; raises Refused if the bytes are others."""
+        self._end.take_sums(name_from(sums.name), sums.first, sums_from(sums.crc32c))
 
     def _take_chunk(self, name: TransferName, chunk: PackedChunk) -> None:
         self._end.receive(name, chunk.block, chunk.offset, chunk.length, chunk.crc, chunk.data)
@@ -183,7 +189,7 @@ class TransferService:
         with _Answer(context):
             name = name_from(request.name)
             if request.HasField("sums") and self._end.find(name).live:
-                self._refused(partial(take_sums, self._end), request.sums)
+                self._refused(self._take_sums, request.sums)
             moving = self._end.commit(name)
         return pb.CommitResponse(phase=_phase(moving), missing=ranges_message(moving.missing(MAX_RANGES)))
 
@@ -221,11 +227,6 @@ class TransferService:
             quarantined_blocks=blocks_message(end.quarantined()),
             refused={refusal.value: count for refusal, count in end.refused.items()},
         )
-
-
-def take_sums(end: PoolEnd, sums: pb.ChunkSums) -> None:
-    """Of what its caller has written through shared memory: raises Refused if the bytes are others."""
-    end.take_sums(name_from(sums.name), sums.first, sums_from(sums.crc32c))
 
 
 def _listed(moving: Moving, now: float) -> pb.ListedTransfer:

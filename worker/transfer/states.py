@@ -54,10 +54,6 @@ class Refusal(StrEnum):
     CONFLICT = "conflict"  # the name was used for something else
 
 
-# A chunk that is refused for one of these says nothing about the others of its call.
-OF_A_CHUNK = frozenset((Refusal.DOUBLED, Refusal.CORRUPT, Refusal.TRUNCATED, Refusal.OUTSIDE))
-
-
 class Refused(TransferError):
     """A message or a chunk that was not obeyed. Nothing was changed by it."""
 
