@@ -51,8 +51,6 @@ class HostPoolSettings:
     incarnation: int | None = None
     listening: Listening = field(default_factory=Listening)
     register: RegisterSettings = field(default_factory=RegisterSettings)
-    # Threads that check what workers wrote into the pool.
-    num_threads: int = 1
 
     @property
     def num_blocks(self) -> int:
@@ -77,7 +75,7 @@ class HostPool:
         layout = layout_of(settings.fingerprint, settings.block_bytes)
         self._memory = SharedMemory.create(f"quire-{settings.name}", self.num_blocks * settings.block_bytes)
         self._memory.populate()
-        self._copier = Copier(settings.num_threads)
+        self._copier = Copier()
         pool = HostBytes(layout, self.num_blocks, self._memory.address, self._copier, shared=self._memory)
         self.bytes_per_s = self._measure(pool)
         register = TransferRegister(layout, self.num_blocks, self.incarnation, settings.register, own_content=False)
@@ -182,7 +180,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data-port", type=int, default=0, help="port of the data socket; 0: any, -1: none")
     parser.add_argument("--advertised-data-port", type=int, default=0, help="the one that peers are told; 0: the same")
     parser.add_argument("--incarnation", type=int, help="higher with each start; default: the time")
-    parser.add_argument("--threads", type=int, default=1, help="threads that check what workers wrote")
     parser.add_argument(
         "--idle", type=float, default=10.0, help="seconds of silence after which a transfer is given up"
     )
@@ -210,7 +207,6 @@ def main(argv: list[str] | None = None) -> int:
                 options.advertised_data_port,
             ),
             register=RegisterSettings(idle_s=options.idle),
-            num_threads=options.threads,
         )
         pool = HostPool(settings, security)
     except (QuireError, OSError) as error:

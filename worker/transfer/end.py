@@ -153,11 +153,16 @@ class PoolEnd:
         return moving
 
     def take_sums(self, name: TransferName, first: int, crcs: Sums) -> Moving:
-        """Chunks that the caller wrote through shared memory: reads them once and takes those that sum to `crcs`."""
+        """Chunks that the caller wrote through shared memory, and what they summed to as it copied them.
+
+        Whoever reads blocks of a pool that keeps sums checks them, so that reading them here would be once more. Blocks
+        that steps use are read here, and taken if they sum to `crcs`.
+        """
         moving = self.live(name)
         if moving.reservation.carrier is not Carrier.SHARED_MEMORY or not moving.reservation.write:
             raise self.refuse(Refusal.CONFLICT, f"{name.key} does not write through shared memory")
-        self.take_copied(moving, first, crcs, lambda: self._sums_of(moving, first, len(crcs)))
+        checked = self._register.blocks.own_content
+        self.take_copied(moving, first, crcs, lambda: self._sums_of(moving, first, len(crcs)) if checked else crcs)
         return moving
 
     def take_copied(self, moving: Moving, first: int, crcs: Sums, copy: Callable[[], Sums]) -> None:

@@ -150,14 +150,10 @@ class PartRun:
         return [(0, len(self._part.mine) * self._end.layout.chunks_per_block)]
 
     def _write_shared(self, mine: Moving, missing: list[Range]) -> pb.ChunkSums:
-        """Copies into the peer's memory, summing as it goes. The sums go with the commit, where the peer checks them.
-
-        Checking one piece while the next is copied was measured and brought nothing on two cores: both ends read and
-        write the same memory, and the system puts them on one processor.
-        """
+        """Copies into the peer's memory, summing as it goes. The sums go with the commit."""
         per_block = self._end.layout.chunks_per_block
         rows = block_rows(self._base, self._end.layout, self._part.theirs)
-        # What lies between two gaps is copied once more: a gap of shared memory ends where its pool refused sums.
+        # What lies between two gaps is copied once more.
         first, end = missing[0][0] // per_block, -(-sum(missing[-1]) // per_block)
         blocks = self._part.mine[first:end]
         crcs = self._copying(lambda stop: self._end.pool.copy_out(blocks, rows[first:end], stop))
