@@ -44,8 +44,11 @@ OP_WORDS = 24
 LINE_WORDS = 8
 ALL_ROWS, LOGIT_ROWS = 0, 1
 
-# Looks at the meeting place before a waiting thread gives its core away.
+# Looks at the meeting place before a waiting thread gives its core away, and before it sleeps: whom it waits for may
+# stand behind somebody else on another core, and is brought over to this one only when it is idle.
 _SPINS = 2000
+_YIELDS = 200
+_SLEEP_US = 1
 
 
 class ProgramWriter:
@@ -224,6 +227,8 @@ class _Interpreter:
                 spins.add(code.integer(1))
                 with code.when(spins.get() > _SPINS):
                     code.call("sched_yield", I32T, [])
+                with code.when(spins.get() > _SPINS + _YIELDS):
+                    code.call("usleep", I32T, [Value(code, ir.Constant(I32T, _SLEEP_US))])
         code.builder.fence("seq_cst")
 
     def _product(self, op: _Op, num_rows: Value, counter: Pointer, thread: Value, num_threads: Value) -> None:

@@ -9,6 +9,7 @@ again until it has (`worker/transfer/settle.py`). It decides nothing about which
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import Counter, OrderedDict, deque
@@ -29,6 +30,8 @@ from worker.transfer.states import Blocks, Carrier, TransferKey
 
 _SMOOTHING = 0.2
 _DIRECTORY_S = 1.0
+# Of the threads that copy: steps go first.
+_NICENESS = 5
 _log = logging.getLogger(__name__)
 
 
@@ -172,6 +175,8 @@ class TransferAgent:
     # -- the agent's threads
 
     def _run(self) -> None:
+        # On a CPU copies and steps want the same cores.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         while True:
             with self._wake:
                 while (job := self._next()) is None:
