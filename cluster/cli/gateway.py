@@ -62,7 +62,7 @@ def ask(
 def chat(
     address: Annotated[str | None, typer.Option(help="A gateway. Default: that of `quire up`.")] = None,
     token: Annotated[str | None, typer.Option(help="Token of the caller.", envvar="QUIRE_TOKEN")] = None,
-    model: Annotated[str, typer.Option(help="Which model, where several are served.")] = "demo",
+    model: Annotated[str, typer.Option(help="Which model, where several are served.")] = "",
     max_tokens: Annotated[int, typer.Option(help="At most so many tokens an answer.")] = 300,
     temperature: Annotated[float | None, typer.Option(help="0 always takes the likeliest token.")] = None,
 ) -> None:

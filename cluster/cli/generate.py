@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,7 +36,9 @@ def generate(
         str | None, typer.Option(help="Token of the caller. Also: QUIRE_TOKEN.", envvar="QUIRE_TOKEN")
     ] = None,
     local: Annotated[bool, typer.Option("--local", help="Run the model in this process, without a cluster.")] = False,
-    model: Annotated[str, typer.Option(help="Folder or hub id of a checkpoint, or demo.")] = "demo",
+    model: Annotated[
+        str, typer.Option(help="Folder or hub id of a checkpoint. Default: the one that is served; with --local demo.")
+    ] = "",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     block_size: Annotated[int, typer.Option(help="Slots in a block, 1 to 256.")] = 16,
@@ -78,9 +80,8 @@ def generate(
         raise ConfigError("--file asks a cluster; leave --local out, or use cluster.LLM in a script")
     from cluster.offline.engine import LLM
 
-    llm = LLM(
-        model, device=device, dtype=dtype, block_size=block_size, kv_blocks=kv_blocks, kv_memory=kv_memory, quiet=quiet
-    )
+    sizes: dict[str, Any] = {"block_size": block_size, "kv_blocks": kv_blocks, "kv_memory": kv_memory}
+    llm = LLM(model or "demo", device=device, dtype=dtype, quiet=quiet, **sizes)
     tokenizer = llm.get_tokenizer()
     if chat and getattr(tokenizer, "chat_template", None) is None:
         raise InvalidRequest("chat", "this model has no chat template", "give the text as a prompt instead")
