@@ -150,11 +150,12 @@ class PartRun:
         return [(0, len(self._part.mine) * self._end.layout.chunks_per_block)]
 
     def _write_shared(self, mine: Moving, missing: list[Range]) -> pb.ChunkSums:
-        """Copies into the peer's memory, summing as it goes. The sums go with the commit."""
+        """Copies what is missing first into the peer's memory, summing as it goes. The sums go with the commit, whose
+        answer says what is missing then."""
         per_block = self._end.layout.chunks_per_block
         rows = block_rows(self._base, self._end.layout, self._part.theirs)
-        # What lies between two gaps is copied once more.
-        first, end = missing[0][0] // per_block, -(-sum(missing[-1]) // per_block)
+        chunk, count = missing[0]
+        first, end = chunk // per_block, -(-(chunk + count) // per_block)
         blocks = self._part.mine[first:end]
         crcs = self._copying(lambda stop: self._end.pool.copy_out(blocks, rows[first:end], stop))
         self._check_live(mine)
