@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from cluster.centre.beginnings import MIN_SLOTS
 from cluster.centre.fairness import WaitingQueue
+from cluster.centre.move import renumbered
 from cluster.centre.placement import Board, Need, Place
 from cluster.centre.replica import Replica
 from cluster.centre.sequences import Request, Sequence, State
@@ -373,8 +374,7 @@ class Admission:
             return None
         _, tables, search = sequence.group or (0, (), b"")
         if sequence.request.host is not None:
-            place_of = dict(zip(sequence.host_table, sequence.table, strict=False))
-            tables = tuple([ids([place_of[block] for block in table]) for table in tables])
+            tables = renumbered(tables, dict(zip(sequence.host_table, sequence.table, strict=False)))
         return Beams(
             sequence.request.width, ids(sequence.table[len(sequence.table) - sequence.purse :]), tables, search
         )

@@ -69,7 +69,12 @@ class Held:
         if self.group is None:
             return None
         position, tables, search = self.group
-        return position, tuple([ids([place_of[block] for block in table]) for table in tables]), search
+        return position, renumbered(tables, place_of), search
+
+
+def renumbered(tables: tuple[Ids, ...], place_of: Mapping[int, int]) -> tuple[Ids, ...]:
+    """Tables of beams where each block has another number."""
+    return tuple([ids([place_of[block] for block in table]) for table in tables])
 
 
 def num_needed(request: Request, source: Replica, ahead: int) -> int:

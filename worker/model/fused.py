@@ -14,6 +14,7 @@ from kernels.cpu.backend import CpuBackend
 from kernels.cpu.decoder import CpuDecoder, why_not
 from kernels.cpu.weights import DecoderWeights, LayerWeights, Linear, Norm
 from worker.model import fused_learned
+from worker.model.fused_learned import linear, split
 from worker.model.loading import Loaded
 from worker.model.probe import LayerCall
 
@@ -95,7 +96,7 @@ def _weights(loaded: Loaded, calls: list[LayerCall]) -> DecoderWeights:
         layers=[_layer(layer, call) for layer, call in zip(inner.layers, calls, strict=True)],
         activation="silu_mul",
         norm=Norm(inner.norm.weight.detach()),
-        head=_linear(module.lm_head),
+        head=linear(module.lm_head),
         num_heads=call.num_heads,
         num_kv_heads=call.shape.num_kv_heads,
         head_dim=call.shape.head_dim,
@@ -116,13 +117,13 @@ def _layer(layer: Any, call: LayerCall) -> LayerWeights:
         query=query,
         key=key,
         value=value,
-        output=_linear(attention.o_proj),
+        output=linear(attention.o_proj),
         query_norm=None if query_norm is None else query_norm.weight.detach(),
         key_norm=None if key_norm is None else key_norm.weight.detach(),
         post_norm=Norm(layer.post_attention_layernorm.weight.detach()),
         gate=gate,
         up=up,
-        down=_linear(mlp.down_proj),
+        down=linear(mlp.down_proj),
         window=call.window,
     )
 
@@ -131,23 +132,13 @@ def _heads(attention: Any, call: LayerCall) -> list[Linear]:
     """Queries, keys and values, which some checkpoints keep in one."""
     packed = getattr(attention, "qkv_proj", None)
     if packed is None:
-        return [_linear(module) for module in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        return [linear(module) for module in (attention.q_proj, attention.k_proj, attention.v_proj)]
     kv_width = call.shape.num_kv_heads * call.shape.head_dim
-    return _split(packed, [call.num_heads * call.shape.head_dim, kv_width, kv_width])
+    return split(linear(packed), [call.num_heads * call.shape.head_dim, kv_width, kv_width])
 
 
 def _gate_and_up(mlp: Any) -> list[Linear]:
     packed = getattr(mlp, "gate_up_proj", None)
     if packed is None:
-        return [_linear(mlp.gate_proj), _linear(mlp.up_proj)]
-    return _split(packed, [packed.weight.shape[0] // 2] * 2)
-
-
-def _split(module: Any, sizes: list[int]) -> list[Linear]:
-    whole = _linear(module)
-    biases = [None] * len(sizes) if whole.bias is None else whole.bias.split_with_sizes(sizes)
-    return [Linear(weight, bias) for weight, bias in zip(whole.weight.split_with_sizes(sizes), biases, strict=True)]
-
-
-def _linear(module: Any) -> Linear:
-    return Linear(module.weight.detach(), None if module.bias is None else module.bias.detach())
+        return [linear(mlp.gate_proj), linear(mlp.up_proj)]
+    return split(linear(packed), [packed.weight.shape[0] // 2] * 2)

@@ -93,14 +93,7 @@ def _decoder(
 
 def _gpt2_layer(layer: Any) -> LayerWeights:
     merged = _conv(layer.attn.c_attn)
-    assert merged.bias is not None
-    width = merged.weight.shape[0] // 3
-    query, key, value = (
-        Linear(weight, bias)
-        for weight, bias in zip(
-            merged.weight.split_with_sizes([width] * 3), merged.bias.split_with_sizes([width] * 3), strict=True
-        )
-    )
+    query, key, value = split(merged, [merged.weight.shape[0] // 3] * 3)
     return LayerWeights(
         input_norm=_norm(layer.ln_1),
         query=query,
@@ -120,16 +113,16 @@ def _opt_layer(layer: Any) -> LayerWeights:
     attention = layer.self_attn
     return LayerWeights(
         input_norm=_norm(layer.self_attn_layer_norm),
-        query=_linear(attention.q_proj),
-        key=_linear(attention.k_proj),
-        value=_linear(attention.v_proj),
-        output=_linear(attention.out_proj),
+        query=linear(attention.q_proj),
+        key=linear(attention.k_proj),
+        value=linear(attention.v_proj),
+        output=linear(attention.out_proj),
         query_norm=None,
         key_norm=None,
         post_norm=_norm(layer.final_layer_norm),
         gate=None,
-        up=_linear(layer.fc1),
-        down=_linear(layer.fc2),
+        up=linear(layer.fc1),
+        down=linear(layer.fc2),
     )
 
 
@@ -146,8 +139,14 @@ def _norm(module: Any) -> Norm:
     return Norm(module.weight.detach(), module.bias.detach())
 
 
-def _linear(module: Any) -> Linear:
+def linear(module: Any) -> Linear:
     return Linear(module.weight.detach(), None if module.bias is None else module.bias.detach())
+
+
+def split(whole: Linear, sizes: list[int]) -> list[Linear]:
+    """Several products that a checkpoint keeps in one."""
+    biases = [None] * len(sizes) if whole.bias is None else whole.bias.split_with_sizes(sizes)
+    return [Linear(weight, bias) for weight, bias in zip(whole.weight.split_with_sizes(sizes), biases, strict=True)]
 
 
 def _conv(module: Any) -> Linear:
