@@ -59,14 +59,14 @@ def logs(
 def _reader(place: Path, *, is_given: bool) -> Iterator[Any]:
     """How lines are read: those of this folder, or of all nodes of a cluster on a Ray that others may have joined."""
     from cluster.errors import QuireError
-    from cluster.serving.launch import Running
+    from cluster.lifecycle.launch import Running
     from cluster.watching.logs import read_lines
 
     running = Running.load()
     if is_given or running is None or not running.settings.get("address"):
         yield partial(read_lines, place)
         return
-    from cluster.serving.node_logs import lines_of_all_nodes
+    from cluster.lifecycle.node_logs import lines_of_all_nodes
 
     with ExitStack() as stack:
         try:
@@ -83,7 +83,7 @@ def _warn(text: str) -> None:
 
 def log_folder() -> Path:
     """Where the cluster that this user has up, or had last, keeps its logs."""
-    from cluster.serving.launch import Running, state_folder
+    from cluster.lifecycle.launch import Running, state_folder
 
     running = Running.load()
     noted = "" if running is None else str(running.settings.get("log_dir", ""))

@@ -24,7 +24,7 @@ def scale(
     model: Annotated[str | None, typer.Option(help="Of this model; may be left out where there is one.")] = None,
 ) -> None:
     """Add workers, or drain and end some, while the cluster serves."""
-    from cluster.serving.fleet import scale as change
+    from cluster.lifecycle.fleet import scale as change
 
     change(workers, model, print)
 
@@ -36,7 +36,7 @@ def load(
 ) -> None:
     """Bring a further model into the running cluster, and wait until its gateway takes requests for it."""
     from cluster.cli.gateway import open_client
-    from cluster.serving.fleet import load as bring
+    from cluster.lifecycle.fleet import load as bring
 
     bring(model, workers, print)
     with contextlib.suppress(AccessDenied), open_client(None, token) as client:
@@ -53,6 +53,6 @@ def unload(
     patience: Annotated[float, typer.Option(help="Seconds that accepted requests have to end.")] = 60.0,
 ) -> None:
     """Take a model out of the running cluster: nothing new is taken, what was accepted ends first."""
-    from cluster.serving.fleet import unload as take_out
+    from cluster.lifecycle.fleet import unload as take_out
 
     take_out(model, patience, print)

@@ -52,8 +52,8 @@ def up(
     config: Annotated[Path | None, typer.Option(help="A TOML file with these names as keys.")] = None,
 ) -> None:
     """Start a cluster: scheduler, workers, host memory and gateways, and wait until it serves."""
-    from cluster.serving.cluster_settings import gather
-    from cluster.serving.launch import up as launch
+    from cluster.lifecycle.cluster_settings import gather
+    from cluster.lifecycle.launch import up as launch
 
     given = {name: value for name, value in locals().items() if name not in ("config", "gather", "launch")}
     settings = gather({**given, "model": tuple(model or ())}, config)
@@ -65,7 +65,7 @@ def down(
     grace: Annotated[float, typer.Option(help="Seconds that requests have to end by themselves.")] = 5.0,
 ) -> None:
     """End everything that `quire up` started, and prove that nothing is left."""
-    from cluster.serving.launch import down as end
+    from cluster.lifecycle.launch import down as end
 
     if end(print, grace):
         raise typer.Exit(exits.FAILED)

@@ -1,6 +1,6 @@
 """A gateway's process: its models' texts, its link to the scheduler, the intake of tokens, and its public port.
 
-Hosted by a Ray actor (`cluster/serving/actors.py`). The intake listens on a port of its own on the internal side;
+Hosted by a Ray actor (`cluster/lifecycle/actors.py`). The intake listens on a port of its own on the internal side;
 workers are told where through the scheduler's directory. A second one answers who asks for figures.
 """
 

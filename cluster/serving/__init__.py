@@ -1,1 +1,1 @@
-"""The processes of a cluster on Ray: actors, streams, addresses, start and stop."""
+"""The processes that answer: the scheduler and its streams, the operators' door, who is let in."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from worker.security import PEER_NAME, ClusterSecurity, TlsFiles
 
 if TYPE_CHECKING:
-    from cluster.serving.ray_state import RayState
+    from cluster.lifecycle.ray_state import RayState
 
 SECRET = "inside secret"
 AUTHORITY, CERTIFICATE, KEY = "inside authority", "inside certificate", "inside key"

@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 
 from cluster import Client, SamplingParams
-from cluster.serving import launch
+from cluster.lifecycle import launch
 from protos.quire.v1 import admin_pb2
 from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from cluster.errors import ConfigError
-from cluster.serving.autoscale import Autoscaler, Bounds, Policy, Pressure
+from cluster.lifecycle.autoscale import Autoscaler, Bounds, Policy, Pressure
 
 START_S = 8
 SEATS = 10.0

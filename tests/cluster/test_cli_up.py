@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import main
-from cluster.serving.cluster_settings import ClusterSettings, gather
+from cluster.lifecycle.cluster_settings import ClusterSettings, gather
 
 FREE = ["--port", "0", "--admin-port", "0", "--metrics-port", "0"]
 

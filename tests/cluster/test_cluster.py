@@ -14,8 +14,8 @@ import pytest
 
 from cluster import SamplingParams
 from cluster.errors import ConfigError
-from cluster.serving import launch, ray_head
-from cluster.serving.cluster_settings import ClusterSettings
+from cluster.lifecycle import launch, ray_head
+from cluster.lifecycle.cluster_settings import ClusterSettings
 from protos.quire.v1 import admin_pb2
 from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
 from tests.cluster.clusters import (
@@ -154,7 +154,7 @@ OTHER_RAY = """
 import sys
 import ray
 from cluster.errors import ConfigError
-from cluster.serving.launch import connect_ray
+from cluster.lifecycle.launch import connect_ray
 
 ray.__version__ = "2.99.0"
 try:

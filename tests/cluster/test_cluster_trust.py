@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from cluster import Client
-from cluster.serving import launch
-from cluster.serving.cluster_settings import ClusterSettings
+from cluster.lifecycle import launch
+from cluster.lifecycle.cluster_settings import ClusterSettings
 from tests.cluster.clusters import (
     BEAMS,
     GREEDY,

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import main
-from cluster.serving.cluster_settings import ClusterSettings
-from cluster.serving.launch import Running
+from cluster.lifecycle.cluster_settings import ClusterSettings
+from cluster.lifecycle.launch import Running
 from cluster.watching.doctor import examine, write_bundle
 from cluster.watching.logs import read_lines, shown
 

@@ -20,8 +20,8 @@ import pytest
 import worker.demo
 from cluster import Client
 from cluster.errors import NotFound
-from cluster.serving import fleet, launch
-from cluster.serving.cluster_settings import ClusterSettings
+from cluster.lifecycle import fleet, launch
+from cluster.lifecycle.cluster_settings import ClusterSettings
 from cluster.watching.logs import read_lines
 from protos.quire.v1 import inference_pb2
 from protos.quire.v1.inference_pb2_grpc import InferenceServiceStub

@@ -8,8 +8,8 @@ import pytest
 
 import worker.demo
 from cluster.errors import ConfigError
-from cluster.serving.cluster_settings import ClusterSettings
-from cluster.serving.preflight import NodeReport, compare, look
+from cluster.lifecycle.cluster_settings import ClusterSettings
+from cluster.lifecycle.preflight import NodeReport, compare, look
 from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
 
 DEMO = Path(worker.demo.__file__).parent

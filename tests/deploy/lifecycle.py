@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.serving import ray_head
+from cluster.lifecycle import ray_head
 
 ROOT = Path(__file__).parents[2]
 UP = ("up", "--workers", "1", "--cpus-per-worker", "0.5", "--kv-blocks", "256", "--host-memory", "16MiB")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.serving import ray_head
+from cluster.lifecycle import ray_head
 from tests.deploy.lifecycle import UP, Holdings, environment, interrupt, noted, parents, quire, start
 
 KINDS = ("raylet", "gcs_server", "WorkerActor", "SchedulerActor", "GatewayActor", "HostPoolActor", "DashboardAgent")
@@ -87,7 +87,7 @@ def test_on_a_ray_that_was_started_by_hand(home: Path, words: tuple[str, ...]) -
 
 
 def ray_head_port() -> int:
-    from cluster.serving.launch import free_port
+    from cluster.lifecycle.launch import free_port
 
     return free_port()
 

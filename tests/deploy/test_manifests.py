@@ -13,7 +13,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from cluster.serving.cluster_settings import ClusterSettings, gather
+from cluster.lifecycle.cluster_settings import ClusterSettings, gather
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 KUBERAY = {one["kind"]: one for one in yaml.safe_load_all((DEPLOY / "kuberay.yaml").read_text())}

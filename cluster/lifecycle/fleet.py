@@ -13,10 +13,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import ConfigError, NotFound, Unavailable
-from cluster.serving.cluster_settings import ClusterSettings, check_names
-from cluster.serving.host_memory import create_host_pools, host_pool_name, remove_host_pools
-from cluster.serving.launch import Running, quiet_ray
-from cluster.serving.placing import bundle, create_worker, end_worker, wait_until_joined, wait_until_ready, worker_name
+from cluster.lifecycle.cluster_settings import ClusterSettings, check_names
+from cluster.lifecycle.host_memory import create_host_pools, host_pool_name, remove_host_pools
+from cluster.lifecycle.launch import Running, quiet_ray
+from cluster.lifecycle.placing import (
+    bundle,
+    create_worker,
+    end_worker,
+    wait_until_joined,
+    wait_until_ready,
+    worker_name,
+)
 
 if TYPE_CHECKING:
     import grpc

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConfigError
+from cluster.lifecycle.autoscale import Bounds
 from cluster.serving.auth import Caller, Entry, TokenBook, digest_of, load_tokens
-from cluster.serving.autoscale import Bounds
 from cluster.serving.door import Door, TlsFiles
 from cluster.settings import SchedulerSettings, WorkerSettings
 from cluster.sizes import parse_bytes

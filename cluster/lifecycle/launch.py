@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import ConfigError, Unavailable
-from cluster.serving import leave_ray, ray_head
-from cluster.serving.bring_up import BringUp
-from cluster.serving.cluster_settings import ClusterSettings
-from cluster.serving.host_memory import create_host_pools
-from cluster.serving.placing import CENTRE, START_S, create_worker, wait_until_joined, wait_until_ready, worker_name
-from cluster.serving.preflight import check_early, num_cpus, preflight
+from cluster.lifecycle import leave_ray, ray_head
+from cluster.lifecycle.bring_up import BringUp
+from cluster.lifecycle.cluster_settings import ClusterSettings
+from cluster.lifecycle.host_memory import create_host_pools
+from cluster.lifecycle.placing import CENTRE, START_S, create_worker, wait_until_joined, wait_until_ready, worker_name
+from cluster.lifecycle.preflight import check_early, num_cpus, preflight
 from cluster.watching.tracing import check_trace
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def import_ray() -> None:
     import ray.util.placement_group
     import ray.util.scheduling_strategies  # noqa: F401
 
-    import cluster.serving.actors  # noqa: F401
+    import cluster.lifecycle.actors  # noqa: F401
 
 
 def check_ray_answers(address: str) -> None:
@@ -289,13 +289,13 @@ def _undisturbed() -> Iterator[None]:
 
 def create(settings: ClusterSettings, running: Running, say: Say) -> None:
     """All actors, on the Ray that this process is connected to; what they are reached by goes into `running`. Called by
-    the child of `serving/bring_up.py`."""
+    the child of `lifecycle/bring_up.py`."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from cluster.serving.actors import GatewayActor, ScalerActor, SchedulerActor
+    from cluster.lifecycle.actors import GatewayActor, ScalerActor, SchedulerActor
+    from cluster.lifecycle.ray_state import RayState
     from cluster.serving.inside import prepare
-    from cluster.serving.ray_state import RayState
     from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
 
     settings = replace(settings, device=_device(settings.device))

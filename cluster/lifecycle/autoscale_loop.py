@@ -10,8 +10,8 @@ import logging
 import time
 from typing import Any, Never
 
-from cluster.serving.autoscale import Autoscaler, Bounds, Pressure
-from cluster.serving.fleet import ADMIN_S, Fleet
+from cluster.lifecycle.autoscale import Autoscaler, Bounds, Pressure
+from cluster.lifecycle.fleet import ADMIN_S, Fleet
 from protos.quire.v1 import admin_pb2 as pb
 
 log = logging.getLogger(__name__)

@@ -16,11 +16,11 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.serving.cluster_settings import ClusterSettings
-from cluster.serving.meeting import Meeting
+from cluster.lifecycle.cluster_settings import ClusterSettings
+from cluster.lifecycle.meeting import Meeting
 
 if TYPE_CHECKING:
-    from cluster.serving.ray_state import RayState
+    from cluster.lifecycle.ray_state import RayState
     from cluster.watching.tracing import Tracer
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class SchedulerActor:
     """The one owner of all tables."""
 
     def __init__(self, settings: ClusterSettings, namespace: str) -> None:
-        from cluster.serving.ray_state import RayState
+        from cluster.lifecycle.ray_state import RayState
 
         self._settings = settings
         self._namespace = namespace
@@ -159,7 +159,7 @@ class WorkerActor:
     """One replica on one accelerator, or on some cores; of a tensor-parallel one its rank 0."""
 
     def __init__(self, settings: ClusterSettings, namespace: str, name: str, model: str) -> None:
-        from cluster.serving.ray_state import RayState
+        from cluster.lifecycle.ray_state import RayState
 
         bound_threads(settings)
         self._settings = settings
@@ -233,7 +233,7 @@ class GatewayActor:
     """One front door."""
 
     def __init__(self, settings: ClusterSettings, namespace: str, name: str, port: int) -> None:
-        from cluster.serving.ray_state import RayState
+        from cluster.lifecycle.ray_state import RayState
 
         self._settings = settings
         self._state = RayState(namespace)
@@ -268,7 +268,7 @@ class HostPoolActor:
     def __init__(
         self, settings: ClusterSettings, namespace: str, name: str, block_bytes: int, fingerprint: str
     ) -> None:
-        from cluster.serving.ray_state import RayState
+        from cluster.lifecycle.ray_state import RayState
 
         self._settings = settings
         self._state = RayState(namespace)
@@ -320,7 +320,7 @@ class ScalerActor:
     """Adds and drains workers by pressure, where that is wanted."""
 
     def __init__(self, settings: ClusterSettings, namespace: str, admin: str) -> None:
-        from cluster.serving.ray_state import RayState
+        from cluster.lifecycle.ray_state import RayState
 
         self._settings, self._namespace, self._admin = settings, namespace, admin
         self._state = RayState(namespace)
@@ -328,10 +328,10 @@ class ScalerActor:
         threading.Thread(target=self._run, name="quire-scale", daemon=True).start()
 
     def _run(self) -> None:
+        from cluster.lifecycle.autoscale import Bounds
+        from cluster.lifecycle.autoscale_loop import ScaleLoop
+        from cluster.lifecycle.fleet import Fleet
         from cluster.serving.admin_channel import admin_channel
-        from cluster.serving.autoscale import Bounds
-        from cluster.serving.autoscale_loop import ScaleLoop
-        from cluster.serving.fleet import Fleet
         from cluster.serving.inside import SECRET
 
         settings = self._settings

@@ -2,7 +2,7 @@
 
 Rank 0 calls a meeting, a new one whenever it starts; the others come to it, each to a meeting once. A replica lives and
 dies as a whole: who sees that another meeting was called, or that its own cannot be held, ends its process, and Ray
-starts it again. The ranks of a replica are on one machine (`cluster/serving/placing.py`).
+starts it again. The ranks of a replica are on one machine (`cluster/lifecycle/placing.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cluster.serving.ray_state import RayState
+    from cluster.lifecycle.ray_state import RayState
     from worker.ranks.team import Place
 
 POLL_S = 0.5

@@ -1,7 +1,7 @@
 """Puts the actors of a cluster where they belong: placement groups, resources, and the wait until each serves.
 
-`cluster/serving/launch.py` and `cluster/serving/fleet.py` call it in a process that is connected to Ray. Whatever does
-not come up within its time is one line that says what it waited for.
+`cluster/lifecycle/launch.py` and `fleet.py` beside it call it in a process that is connected to Ray. Whatever does not
+come up within its time is one line that says what it waited for.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import Unavailable
-from cluster.serving.cluster_settings import ClusterSettings
-from cluster.serving.ray_head import free_mib
+from cluster.lifecycle.cluster_settings import ClusterSettings
+from cluster.lifecycle.ray_head import free_mib
 
 START_S = 120.0
 END_S = 10.0
@@ -40,8 +40,8 @@ def create_worker(settings: ClusterSettings, namespace: str, model: str, number:
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    from cluster.serving.actors import WorkerActor
-    from cluster.serving.member_actor import MemberActor
+    from cluster.lifecycle.actors import WorkerActor
+    from cluster.lifecycle.member_actor import MemberActor
 
     name, needs = worker_name(model, number), bundle(settings)
     group = placement_group([needs] * settings.tp, strategy="STRICT_PACK", name=name, lifetime="detached")

@@ -12,9 +12,9 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from cluster.serving.actors import Observed, bound_threads, node_and_pid
-from cluster.serving.cluster_settings import ClusterSettings
-from cluster.serving.meeting import POLL_S, Meeting
+from cluster.lifecycle.actors import Observed, bound_threads, node_and_pid
+from cluster.lifecycle.cluster_settings import ClusterSettings
+from cluster.lifecycle.meeting import POLL_S, Meeting
 
 if TYPE_CHECKING:
     from worker.ranks.team import Place
@@ -26,7 +26,7 @@ class MemberActor:
     """Rank 1 or higher."""
 
     def __init__(self, settings: ClusterSettings, namespace: str, replica: str, model: str, rank: int) -> None:
-        from cluster.serving.ray_state import RayState
+        from cluster.lifecycle.ray_state import RayState
 
         bound_threads(settings)
         state = RayState(namespace)

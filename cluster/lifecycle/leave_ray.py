@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from cluster.serving.ray_head import alive
+from cluster.lifecycle.ray_head import alive
 
 if TYPE_CHECKING:
     import grpc
@@ -44,7 +44,7 @@ def remove_all(namespace: str, patience_s: float) -> list[str]:
     from ray.util import list_named_actors, placement_group_table, remove_placement_group
     from ray.util.placement_group import get_placement_group
 
-    from cluster.serving.ray_state import RayState
+    from cluster.lifecycle.ray_state import RayState
 
     def named() -> list[str]:
         return [entry["name"] for entry in list_named_actors(all_namespaces=True) if entry["namespace"] == namespace]

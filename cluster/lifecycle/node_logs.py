@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cluster.serving.launch import Running, quiet_ray
+from cluster.lifecycle.launch import Running, quiet_ray
 from cluster.watching.logs import of_last_run, read_lines
 
 ANSWER_S = 10.0

@@ -1,6 +1,6 @@
 """How many workers a model should have: grows under pressure that lasts, shrinks after a long calm, within bounds.
 
-A pure decision over figures and time, so that it is tested in virtual time; `cluster/serving/autoscale_loop.py`
+A pure decision over figures and time, so that it is tested in virtual time; `cluster/lifecycle/autoscale_loop.py`
 carries it out. Hysteresis three ways: up and down have thresholds far apart, each must hold for a while, and after a
 change nothing is decided until the cluster has settled. A worker only leaves if the others would then stay well below
 the upper mark.

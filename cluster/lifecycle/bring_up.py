@@ -22,8 +22,8 @@ from dataclasses import asdict
 from typing import Any
 
 from cluster.errors import ConfigError, ModelError, QuireError, Unavailable
-from cluster.serving.cluster_settings import ClusterSettings
-from cluster.serving.ray_head import ESSENTIAL, alive, free_mib, how_it_ended, name_of, token_variables
+from cluster.lifecycle.cluster_settings import ClusterSettings
+from cluster.lifecycle.ray_head import ESSENTIAL, alive, free_mib, how_it_ended, name_of, token_variables
 
 Say = Callable[[str], None]
 # Each wait of the child has a deadline of its own; this is above all of them together.
@@ -37,7 +37,7 @@ class BringUp:
     def __init__(self, settings: ClusterSettings, token: str) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the child
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "cluster.serving.bring_up"],
+            [sys.executable, "-m", "cluster.lifecycle.bring_up"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -134,7 +134,7 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     values = json.loads(sys.stdin.readline())
     settings = ClusterSettings(**{**values, "model": tuple(values["model"])})
-    from cluster.serving import launch
+    from cluster.lifecycle import launch
 
     # While Ray's head is starting: what takes a second to import.
     launch.import_ray()

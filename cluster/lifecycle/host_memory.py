@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import Any
 
-from cluster.serving.cluster_settings import ClusterSettings
-from cluster.serving.placing import CENTRE, START_S, actor_names, end_actors, wait_until_ready
+from cluster.lifecycle.cluster_settings import ClusterSettings
+from cluster.lifecycle.placing import CENTRE, START_S, actor_names, end_actors, wait_until_ready
 
 Say = Callable[[str], None]
 
@@ -25,7 +25,7 @@ def create_host_pools(settings: ClusterSettings, namespace: str, workers: Sequen
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from cluster.serving.actors import HostPoolActor
+    from cluster.lifecycle.actors import HostPoolActor
 
     if settings.host_memory == "0" or settings.tp > 1:
         return

@@ -15,8 +15,8 @@ from typing import Any
 
 from cluster import __version__
 from cluster.errors import ConfigError, QuireError, Unavailable
-from cluster.serving.cluster_settings import ClusterSettings
-from cluster.serving.placing import bundle
+from cluster.lifecycle.cluster_settings import ClusterSettings
+from cluster.lifecycle.placing import bundle
 from cluster.sizes import format_bytes, parse_bytes
 from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
 
