@@ -103,7 +103,7 @@ def _gateway(args: argparse.Namespace) -> tuple[str, str | None]:
     """The address that was given, with its authority, or that of the cluster that this user has up."""
     if args.address:
         return args.address, args.authority or os.environ.get("QUIRE_TLS_AUTHORITY")
-    from cluster.lifecycle.launch import Running
+    from cluster.lifecycle.running import Running
 
     running = Running.load()
     if running is None:

@@ -35,7 +35,7 @@ def open_client(address: str | None, token: str | None) -> Client:
     if address:
         authority = os.environ.get("QUIRE_TLS_AUTHORITY")
         return Client(address, token=token, tls=Tls(authority) if authority else None)
-    from cluster.lifecycle.launch import Running
+    from cluster.lifecycle.running import Running
 
     running = Running.load()
     if running is None:

@@ -59,7 +59,7 @@ def logs(
 def _reader(place: Path, *, is_given: bool) -> Iterator[Any]:
     """How lines are read: those of this folder, or of all nodes of a cluster on a Ray that others may have joined."""
     from cluster.errors import QuireError
-    from cluster.lifecycle.launch import Running
+    from cluster.lifecycle.running import Running
     from cluster.watching.logs import read_lines
 
     running = Running.load()
@@ -83,7 +83,7 @@ def _warn(text: str) -> None:
 
 def log_folder() -> Path:
     """Where the cluster that this user has up, or had last, keeps its logs."""
-    from cluster.lifecycle.launch import Running, state_folder
+    from cluster.lifecycle.running import Running, state_folder
 
     running = Running.load()
     noted = "" if running is None else str(running.settings.get("log_dir", ""))

@@ -12,7 +12,7 @@ from cluster.bench.report import render
 from cluster.errors import NotFound, QuireError, Unavailable
 
 if TYPE_CHECKING:
-    from cluster.lifecycle.launch import Running
+    from cluster.lifecycle.running import Running
 
 AddressOption = Annotated[
     str | None,
@@ -64,7 +64,7 @@ class Admin:
 
 
 def _running() -> Running:
-    from cluster.lifecycle.launch import Running
+    from cluster.lifecycle.running import Running
 
     running = Running.load()
     if running is None or not running.admin:

@@ -165,7 +165,7 @@ class GatewaySums:
         self.gap_ms: float | None = None
 
     def read(self) -> GatewaySums | None:
-        from cluster.lifecycle.launch import Running
+        from cluster.lifecycle.running import Running
         from cluster.watching.doctor import metrics_text
 
         running = Running.load()

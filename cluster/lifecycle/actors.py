@@ -8,96 +8,16 @@ again comes up by itself: whom to talk to is kept in `RayState`, and its incarna
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import threading
-import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from cluster.lifecycle.actor import Observed, Serving, bound_threads, incarnation, node_and_pid
 from cluster.lifecycle.cluster_settings import ClusterSettings
 from cluster.lifecycle.meeting import Meeting
 
 if TYPE_CHECKING:
     from cluster.lifecycle.ray_state import RayState
-    from cluster.watching.tracing import Tracer
-
-log = logging.getLogger(__name__)
-
-
-def incarnation() -> int:
-    """A number that is higher each time a process starts."""
-    return time.time_ns() // 1_000_000
-
-
-def node_and_pid() -> tuple[str, int]:
-    """Where this process is, for whoever has to see that it is gone."""
-    import ray
-
-    return ray.get_runtime_context().get_node_id(), os.getpid()
-
-
-def bound_threads(settings: ClusterSettings) -> None:
-    """As many as Ray booked CPUs. Read when torch and numba are imported, which is later."""
-    os.environ["OMP_NUM_THREADS"] = str(max(1, int(settings.cpus_per_worker)))
-
-
-class Serving:
-    """A server on a thread of its own. When it ends, the process ends, so that Ray starts it again."""
-
-    def __init__(self, serve: Callable[[Callable[[str], None]], Coroutine[Any, Any, None]]) -> None:
-        self._address = ""
-        self._is_ready = threading.Event()
-        self._error = ""
-        self._serve = serve
-        self._thread = threading.Thread(target=self._run, name="quire-serve", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._serve(self._ready))
-        except BaseException as error:
-            self._error = f"{type(error).__name__}: {error}"
-            log.critical("the process ends: %s", self._error, exc_info=error)
-            self._is_ready.set()
-            # Long enough for `ready` to tell why, if somebody asks.
-            time.sleep(2.0)
-        os._exit(73)
-
-    def _ready(self, address: str) -> None:
-        self._address = address
-        self._is_ready.set()
-
-    def wait(self, timeout_s: float) -> str:
-        """The address once it serves; raises RuntimeError with the cause when it does not come up."""
-        if not self._is_ready.wait(timeout_s):
-            raise RuntimeError(f"not ready after {timeout_s:g} s")
-        if self._error:
-            raise RuntimeError(self._error)
-        return self._address
-
-
-class Observed:
-    """What every actor does for whoever watches it: logs, and a tracer where spans are wanted."""
-
-    def __init__(self, settings: ClusterSettings, state: RayState, process: str) -> None:
-        from cluster.watching.logs import begin_logs
-
-        self._settings, self._process, self._run = settings, process, state.key("run").hex()[:8]
-        begin_logs(process, Path(settings.log_dir), settings.log_level, self._run)
-
-    def tracer(self) -> Tracer | None:
-        from cluster.watching.tracing import make_tracer
-
-        return make_tracer(self._settings.trace, self._process, Path(self._settings.log_dir))
-
-    def end(self) -> None:
-        """The process is about to be ended by order."""
-        from cluster.watching.logs import end_logs
-
-        end_logs(self._process, Path(self._settings.log_dir), self._run)
-
 
 CONTROL, FRONT = "control address", "front address"
 
@@ -311,39 +231,6 @@ class HostPoolActor:
 
     def ready(self, timeout_s: float) -> str:
         return self._serving.wait(timeout_s)
-
-    def where(self) -> tuple[str, int]:
-        return node_and_pid()
-
-
-class ScalerActor:
-    """Adds and drains workers by pressure, where that is wanted."""
-
-    def __init__(self, settings: ClusterSettings, namespace: str, admin: str) -> None:
-        from cluster.lifecycle.ray_state import RayState
-
-        self._settings, self._namespace, self._admin = settings, namespace, admin
-        self._state = RayState(namespace)
-        self._observed = Observed(settings, self._state, "scaler")
-        threading.Thread(target=self._run, name="quire-scale", daemon=True).start()
-
-    def _run(self) -> None:
-        from cluster.lifecycle.autoscale import Bounds
-        from cluster.lifecycle.autoscale_loop import ScaleLoop
-        from cluster.lifecycle.fleet import Fleet
-        from cluster.serving.admin_channel import admin_channel
-        from cluster.serving.inside import SECRET
-
-        settings = self._settings
-        bounds = Bounds.read(settings.autoscale)
-        assert bounds is not None
-        token = self._state.key(SECRET).hex() if settings.tokens else ""
-        channel = admin_channel(self._admin, token, settings.tls_authority, tls=bool(settings.tls_certificate))
-        with Fleet(channel, self._namespace, settings, log.info) as fleet:
-            ScaleLoop(fleet, bounds).run()
-
-    def ready(self, timeout_s: float) -> str:
-        return self._settings.autoscale
 
     def where(self) -> tuple[str, int]:
         return node_and_pid()

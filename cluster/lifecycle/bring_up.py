@@ -1,8 +1,7 @@
-"""A process of its own that is connected to Ray while a cluster comes up, and the other end that watches it.
+"""Watches the child in which a cluster comes up (`create.py`), and says in one line what became of it.
 
 Ray ends the process that is connected to it without a word when its own processes die, and the kernel does when memory
-runs out; so `launch.py` leaves that to a child, and says in one line what became of it. The child imports Ray while the
-head is still starting. Settings go in and lines come out as JSON; the child ends when its parent has.
+runs out; so `launch.py` leaves that to a child. Settings go in and lines come out as JSON.
 """
 
 from __future__ import annotations
@@ -10,11 +9,9 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,7 +34,7 @@ class BringUp:
     def __init__(self, settings: ClusterSettings, token: str) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the child
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "cluster.lifecycle.bring_up"],
+            [sys.executable, "-m", "cluster.lifecycle.create"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -107,51 +104,3 @@ class BringUp:
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         said = f"; its last words: {lines[-1][:300]}" if lines else ""
         return f"the process that starts the cluster ended {how_it_ended(code)}{said}"
-
-
-# -- the child
-
-
-def _own_stdout() -> Callable[..., None]:
-    """What tells the parent something. Nothing else may write there: Ray prints what it has to say of a dead actor."""
-    pipe = os.dup(1)
-    os.dup2(2, 1)
-
-    def tell(**told: Any) -> None:
-        os.write(pipe, json.dumps(told).encode() + b"\n")
-
-    return tell
-
-
-def _end_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def main() -> None:
-    tell = _own_stdout()
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    values = json.loads(sys.stdin.readline())
-    settings = ClusterSettings(**{**values, "model": tuple(values["model"])})
-    from cluster.lifecycle import launch
-
-    # While Ray's head is starting: what takes a second to import.
-    launch.import_ray()
-    line = sys.stdin.readline()
-    if not line:
-        return
-    running = launch.Running(**json.loads(line))
-    try:
-        with launch.quiet_ray(running):
-            launch.create(settings, running, lambda text: tell(say=text))
-    except QuireError as error:
-        tell(error=type(error).__name__, detail=str(error))
-    except Exception as error:
-        tell(error="Unavailable", detail=f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
-    else:
-        tell(running=asdict(running))
-
-
-if __name__ == "__main__":
-    main()

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from cluster.errors import ConfigError, NotFound, Unavailable
 from cluster.lifecycle.cluster_settings import ClusterSettings, check_names
 from cluster.lifecycle.host_memory import create_host_pools, host_pool_name, remove_host_pools
-from cluster.lifecycle.launch import Running, quiet_ray
 from cluster.lifecycle.placing import (
     bundle,
     create_worker,
@@ -24,6 +23,8 @@ from cluster.lifecycle.placing import (
     wait_until_ready,
     worker_name,
 )
+from cluster.lifecycle.ray_connection import quiet_ray
+from cluster.lifecycle.running import Running
 
 if TYPE_CHECKING:
     import grpc

@@ -12,7 +12,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from cluster.lifecycle.actors import Observed, bound_threads, node_and_pid
+from cluster.lifecycle.actor import Observed, bound_threads, node_and_pid
 from cluster.lifecycle.cluster_settings import ClusterSettings
 from cluster.lifecycle.meeting import POLL_S, Meeting
 

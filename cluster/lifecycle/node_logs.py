@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cluster.lifecycle.launch import Running, quiet_ray
+from cluster.lifecycle.ray_connection import quiet_ray
+from cluster.lifecycle.running import Running
 from cluster.watching.logs import of_last_run, read_lines
 
 ANSWER_S = 10.0

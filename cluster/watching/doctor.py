@@ -22,8 +22,8 @@ from typing import Any, Literal
 
 from cluster import __version__
 from cluster.errors import QuireError
-from cluster.lifecycle.launch import Running, state_folder
 from cluster.lifecycle.ray_head import alive
+from cluster.lifecycle.running import Running, state_folder
 from cluster.sizes import format_bytes
 from cluster.watching.logs import log_files, read_lines, shown
 
@@ -152,7 +152,7 @@ def _admin() -> Iterator[Finding]:
 def _ports(running: Running | None) -> Iterator[Finding]:
     from cluster.errors import ConfigError
     from cluster.lifecycle.cluster_settings import ClusterSettings
-    from cluster.lifecycle.launch import check_port
+    from cluster.lifecycle.ports import check_port
 
     if running is not None:
         settings = running.settings

@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 
 from cluster import Client, SamplingParams
-from cluster.lifecycle import launch
+from cluster.lifecycle.running import Running
 from protos.quire.v1 import admin_pb2
 from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
 
@@ -44,7 +44,7 @@ class Times:
         return max(self.gaps, default=0.0)
 
 
-def ask(running: launch.Running, prompt: str, params: SamplingParams, times: Times | None = None) -> list[list[int]]:
+def ask(running: Running, prompt: str, params: SamplingParams, times: Times | None = None) -> list[list[int]]:
     """All tokens of one request, through the client, which resumes where its connection broke."""
     outputs: list[list[int]] = [[] for _ in range(params.n)]
     last: float | None = None
@@ -58,7 +58,7 @@ def ask(running: launch.Running, prompt: str, params: SamplingParams, times: Tim
     return outputs
 
 
-def ask_all(running: launch.Running, params: SamplingParams, times: Times | None = None) -> Answers:
+def ask_all(running: Running, params: SamplingParams, times: Times | None = None) -> Answers:
     answers: Answers = [None] * len(PROMPTS)
 
     def one(place: int) -> None:
@@ -103,7 +103,7 @@ def processes_with(text: str) -> dict[int, str]:
     return found
 
 
-def pid_of(running: launch.Running, actor: str) -> int:
+def pid_of(running: Running, actor: str) -> int:
     """The process of an actor of this cluster: a child of its raylet, by what Ray calls it."""
     for pid, words in children(running.ray_pids).items():
         if f"ray::{actor}" in words:
@@ -117,7 +117,7 @@ def soon(delay_s: float, do: Callable[[], None]) -> threading.Timer:
     return timer
 
 
-def kill_soon(running: launch.Running, actor: str, delay_s: float = 0.4) -> tuple[threading.Timer, list[int]]:
+def kill_soon(running: Running, actor: str, delay_s: float = 0.4) -> tuple[threading.Timer, list[int]]:
     """SIGKILL in the middle of the streams; the list holds the process once it is dead."""
     killed: list[int] = []
 
@@ -141,14 +141,14 @@ def wait_for(what: str, holds: Callable[[], bool], timeout_s: float = 100.0) -> 
     raise AssertionError(f"{what}: not so after {timeout_s:g} s")
 
 
-def wait_for_workers(running: launch.Running, count: int) -> None:
+def wait_for_workers(running: Running, count: int) -> None:
     with running.admin_channel() as channel:
         admin = AdminServiceStub(channel)
         listed = lambda: admin.ListWorkers(admin_pb2.ListWorkersRequest(), timeout=5).workers  # noqa: E731
         wait_for(f"{count} workers are there", lambda: len(listed()) == count)
 
 
-def wait_for_all(running: launch.Running, workers: int, host_pools: int) -> None:
+def wait_for_all(running: Running, workers: int, host_pools: int) -> None:
     """Everybody has come back who was killed before."""
     wait_for_workers(running, workers)
     with running.admin_channel() as channel:

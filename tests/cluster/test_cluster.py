@@ -16,6 +16,8 @@ from cluster import SamplingParams
 from cluster.errors import ConfigError
 from cluster.lifecycle import launch, ray_head
 from cluster.lifecycle.cluster_settings import ClusterSettings
+from cluster.lifecycle.ray_connection import quiet_ray
+from cluster.lifecycle.running import Running
 from protos.quire.v1 import admin_pb2
 from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
 from tests.cluster.clusters import (
@@ -47,7 +49,7 @@ SETTINGS = ClusterSettings(
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[launch.Running]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     home = tmp_path_factory.mktemp("quire")
     before = os.environ.get("QUIRE_HOME")
     os.environ["QUIRE_HOME"] = str(home)
@@ -69,7 +71,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[launch.Running
     ],
 )
 def test_streams_survive_the_death_of_any_one_process(
-    running: launch.Running, params: SamplingParams, actors: tuple[str, ...]
+    running: Running, params: SamplingParams, actors: tuple[str, ...]
 ) -> None:
     wait_for_all(running, 2, 1)
     expected = ask_all(running, params)
@@ -84,7 +86,7 @@ def test_streams_survive_the_death_of_any_one_process(
 
 
 @pytest.mark.timeout(150)
-def test_the_small_pools_made_requests_swap(running: launch.Running) -> None:
+def test_the_small_pools_made_requests_swap(running: Running) -> None:
     wait_for_all(running, 2, 1)
     # A scheduler that was killed has begun its counts anew.
     ask_all(running, SAMPLED)
@@ -94,7 +96,7 @@ def test_the_small_pools_made_requests_swap(running: launch.Running) -> None:
 
 
 @pytest.mark.timeout(240)
-def test_a_worker_that_stands_still_for_longer_than_its_leases_changes_nothing(running: launch.Running) -> None:
+def test_a_worker_that_stands_still_for_longer_than_its_leases_changes_nothing(running: Running) -> None:
     wait_for_workers(running, 2)
     expected = ask_all(running, SAMPLED)
     pid = pid_of(running, "WorkerActor")
@@ -107,7 +109,7 @@ def test_a_worker_that_stands_still_for_longer_than_its_leases_changes_nothing(r
 
 
 @pytest.mark.timeout(240)
-def test_a_worker_whose_step_hangs_ends_and_is_started_again(running: launch.Running) -> None:
+def test_a_worker_whose_step_hangs_ends_and_is_started_again(running: Running) -> None:
     import ray
 
     wait_for_workers(running, 2)
@@ -116,7 +118,7 @@ def test_a_worker_whose_step_hangs_ends_and_is_started_again(running: launch.Run
         actor._worker.parts.model.forward = lambda *step: time.sleep(1_000)
         return os.getpid()
 
-    with running.admin_channel() as channel, launch.quiet_ray(running):
+    with running.admin_channel() as channel, quiet_ray(running):
         admin = AdminServiceStub(channel)
         (before,) = {one.incarnation for one in _workers(admin) if one.name == "demo-0"}
         actor = ray.get_actor("demo-0", namespace=running.namespace)
@@ -134,7 +136,7 @@ def _workers(admin: AdminServiceStub) -> list[admin_pb2.Worker]:
 
 
 @pytest.mark.timeout(150)
-def test_nothing_is_held_once_all_is_answered(running: launch.Running) -> None:
+def test_nothing_is_held_once_all_is_answered(running: Running) -> None:
     wait_for_workers(running, 2)
     ask_all(running, GREEDY)
     with running.admin_channel() as channel:
@@ -145,7 +147,7 @@ def test_nothing_is_held_once_all_is_answered(running: launch.Running) -> None:
 
 
 @pytest.mark.timeout(150)
-def test_a_second_cluster_of_the_same_user_is_refused(running: launch.Running) -> None:
+def test_a_second_cluster_of_the_same_user_is_refused(running: Running) -> None:
     with pytest.raises(ConfigError, match="a cluster runs already"):
         launch.up(SETTINGS, print)
 
@@ -154,7 +156,7 @@ OTHER_RAY = """
 import sys
 import ray
 from cluster.errors import ConfigError
-from cluster.lifecycle.launch import connect_ray
+from cluster.lifecycle.ray_connection import connect_ray
 
 ray.__version__ = "2.99.0"
 try:
@@ -165,7 +167,7 @@ except ConfigError as error:
 
 
 @pytest.mark.timeout(90)
-def test_a_process_with_another_ray_is_told_so_in_one_line(running: launch.Running) -> None:
+def test_a_process_with_another_ray_is_told_so_in_one_line(running: Running) -> None:
     """Only what it says of its version is another one: a second Ray would have to be installed."""
     asked = [sys.executable, "-c", OTHER_RAY, running.ray_address, running.ray_token]
     said = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=True).stdout.strip()

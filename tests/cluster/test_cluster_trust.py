@@ -21,6 +21,8 @@ import pytest
 from cluster import Client
 from cluster.lifecycle import launch
 from cluster.lifecycle.cluster_settings import ClusterSettings
+from cluster.lifecycle.ports import free_port
+from cluster.lifecycle.running import Running
 from tests.cluster.clusters import (
     BEAMS,
     GREEDY,
@@ -46,7 +48,7 @@ MAX_PAUSE_S, MAX_ADMISSION_S = 2.0, 5.0
 
 
 @contextmanager
-def up(settings: ClusterSettings, home: Path) -> Iterator[launch.Running]:
+def up(settings: ClusterSettings, home: Path) -> Iterator[Running]:
     before = os.environ.get("QUIRE_HOME")
     os.environ["QUIRE_HOME"] = str(home)
     try:
@@ -112,7 +114,7 @@ class Nodes:
         self.folder = folder
         # Ray puts sockets there, whose path must be short.
         self.temp = f"/tmp/quire-test-{secrets.token_hex(3)}"
-        self.port = launch.free_port()
+        self.port = free_port()
         self._environment = {
             **os.environ,
             "RAY_AUTH_MODE": "token",
@@ -169,7 +171,7 @@ class Nodes:
 
 
 @contextmanager
-def up_on(nodes: Nodes, settings: ClusterSettings, home: Path) -> Iterator[launch.Running]:
+def up_on(nodes: Nodes, settings: ClusterSettings, home: Path) -> Iterator[Running]:
     before = os.environ.get("RAY_AUTH_TOKEN")
     os.environ["RAY_AUTH_TOKEN"] = nodes.token
     try:

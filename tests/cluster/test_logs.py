@@ -14,7 +14,7 @@ import pytest
 
 from cluster.cli import main
 from cluster.lifecycle.cluster_settings import ClusterSettings
-from cluster.lifecycle.launch import Running
+from cluster.lifecycle.running import Running
 from cluster.watching.doctor import examine, write_bundle
 from cluster.watching.logs import read_lines, shown
 

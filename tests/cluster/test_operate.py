@@ -22,6 +22,7 @@ from cluster import Client
 from cluster.errors import NotFound
 from cluster.lifecycle import fleet, launch
 from cluster.lifecycle.cluster_settings import ClusterSettings
+from cluster.lifecycle.running import Running
 from cluster.watching.logs import read_lines
 from protos.quire.v1 import inference_pb2
 from protos.quire.v1.inference_pb2_grpc import InferenceServiceStub
@@ -33,7 +34,7 @@ SETTINGS = ClusterSettings(
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[launch.Running]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     before = os.environ.get("QUIRE_HOME")
     os.environ["QUIRE_HOME"] = str(tmp_path_factory.mktemp("quire"))
     try:
@@ -45,7 +46,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[launch.Running
 
 
 @pytest.mark.timeout(150)
-def test_figures_logs_and_spans_tell_what_happened(running: launch.Running) -> None:
+def test_figures_logs_and_spans_tell_what_happened(running: Running) -> None:
     """One scrape has all processes, the log has a line for each request, and a client's trace reaches the worker."""
     wait_for_workers(running, 2)
     before = samples_of(running)
@@ -83,7 +84,7 @@ def test_figures_logs_and_spans_tell_what_happened(running: launch.Running) -> N
 
 
 @pytest.mark.timeout(150)
-def test_a_load_is_sent_and_measured(running: launch.Running, tmp_path: Path) -> None:
+def test_a_load_is_sent_and_measured(running: Running, tmp_path: Path) -> None:
     """Open and closed loop, from two processes: every request is in the files once, and none failed."""
     wait_for_workers(running, 2)
     common = ["--requests", "24", "--warm-up", "0", "--output-tokens", "9", "--shared-prefix", "40"]
@@ -121,7 +122,7 @@ def test_a_load_is_sent_and_measured(running: launch.Running, tmp_path: Path) ->
 
 
 @pytest.mark.timeout(300)
-def test_models_and_workers_come_and_go_under_load_and_nothing_fails(running: launch.Running, tmp_path: Path) -> None:
+def test_models_and_workers_come_and_go_under_load_and_nothing_fails(running: Running, tmp_path: Path) -> None:
     """Requests run all the while, and every answer is the one that an undisturbed cluster gives."""
     wait_for_workers(running, 2)
     expected = ask_all(running, SAMPLED)
@@ -162,14 +163,14 @@ def test_models_and_workers_come_and_go_under_load_and_nothing_fails(running: la
     assert causes == [], "who was ended by order is taken for a failure"
 
 
-def samples_of(running: launch.Running) -> dict[str, float]:
+def samples_of(running: Running) -> dict[str, float]:
     address = f"http://127.0.0.1:{running.settings['metrics_port']}/metrics"
     text = urllib.request.urlopen(address, timeout=10).read().decode()
     pairs = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
     return {name: float(value) for name, _, value in pairs}
 
 
-def ask_traced(running: launch.Running, traceparent: str) -> str:
+def ask_traced(running: Running, traceparent: str) -> str:
     message = inference_pb2.GenerateRequest(request_id="traced", prompt=inference_pb2.Prompt(text="Once"))
     message.sampling.max_tokens, message.sampling.ignore_eos = 5, True
     with grpc.insecure_channel(running.gateway) as channel:

@@ -87,7 +87,7 @@ def test_on_a_ray_that_was_started_by_hand(home: Path, words: tuple[str, ...]) -
 
 
 def ray_head_port() -> int:
-    from cluster.lifecycle.launch import free_port
+    from cluster.lifecycle.ports import free_port
 
     return free_port()
 
@@ -125,7 +125,8 @@ def test_a_start_whose_process_is_killed_says_so_in_one_line(home: Path) -> None
     children: list[int] = []
     # It is there until the cluster serves, so however slow the machine is it is seen before `up` ends.
     while not children and process.poll() is None:
-        children = [pid for pid, parent in parents().items() if parent == process.pid and b"bring_up" in cmdline(pid)]
+        mine = [pid for pid, parent in parents().items() if parent == process.pid]
+        children = [pid for pid in mine if b"lifecycle.create" in cmdline(pid)]
         time.sleep(0.02)
     assert len(children) == 1, process.communicate(timeout=60)
     os.kill(children[0], signal.SIGKILL)

@@ -1,0 +1,141 @@
+"""The child of `bring_up.py`: creates the actors of a cluster on Ray and waits until each serves.
+
+Settings come in and lines go out as JSON. It imports Ray while the head is still starting, and ends with its parent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+from cluster.errors import QuireError
+from cluster.lifecycle.cluster_settings import ClusterSettings
+from cluster.lifecycle.host_memory import create_host_pools
+from cluster.lifecycle.placing import CENTRE, START_S, create_worker, wait_until_joined, wait_until_ready, worker_name
+from cluster.lifecycle.ports import free_port
+from cluster.lifecycle.preflight import preflight
+from cluster.lifecycle.ray_connection import quiet_ray
+from cluster.lifecycle.running import Running
+
+Say = Callable[[str], None]
+
+
+def import_ray() -> None:
+    """What `create` needs, ahead of time."""
+    import ray.util.placement_group
+    import ray.util.scheduling_strategies  # noqa: F401
+
+    import cluster.lifecycle.actors  # noqa: F401
+
+
+def _device(device: str) -> str:
+    """GPUs where Ray has some and nothing else was asked for: actors see only those that were booked for them."""
+    import ray
+
+    if device != "auto":
+        return device
+    return "cuda" if ray.cluster_resources().get("GPU", 0.0) >= 1 else "cpu"
+
+
+def create(settings: ClusterSettings, running: Running, say: Say) -> None:
+    """All actors, on the Ray that this process is connected to; what they are reached by goes into `running`."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from cluster.lifecycle.actors import GatewayActor, SchedulerActor
+    from cluster.lifecycle.ray_state import RayState
+    from cluster.lifecycle.scaler_actor import ScalerActor
+    from cluster.serving.inside import prepare
+    from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
+
+    settings = replace(settings, device=_device(settings.device))
+    running.settings = settings.as_dict()
+    preflight(settings)
+    # A Ray of our own is never joined by other machines.
+    running.admin_token = prepare(RayState(running.namespace), is_one_machine=not settings.address)
+    # The doors are where `up` was typed: their files are there, and their addresses are known and stay. Not `soft`, for
+    # then Ray puts a detached actor that books nothing on any node.
+    here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
+    options = {**CENTRE, "scheduling_strategy": here}
+    scheduler = ray.remote(SchedulerActor).options(name="scheduler", **options).remote(settings, running.namespace)
+    workers = [
+        create_worker(settings, running.namespace, model, number)
+        for model in settings.model
+        for number in range(settings.workers)
+    ]
+    # Only the first has a port that was asked for; all keep theirs, so that one that dies comes up where it was.
+    ports = [settings.port, *(free_port() for _ in range(1, settings.gateways))]
+    gateways = [
+        ray.remote(GatewayActor)
+        .options(name=f"gateway-{number}", **options)
+        .remote(settings, running.namespace, f"gateway-{number}", port)
+        for number, port in enumerate(ports)
+    ]
+    running.admin = wait_until_ready(scheduler, "the scheduler")
+    say("the scheduler serves")
+    for number, worker in enumerate(workers):
+        wait_until_ready(worker, f"worker {number}")
+    with running.admin_channel() as channel:
+        names = [worker_name(model, number) for model in settings.model for number in range(settings.workers)]
+        wait_until_joined(AdminServiceStub(channel), names)
+    report: list[str] = ray.get(workers[0].report.remote(), timeout=START_S)
+    for line in report:
+        say(f"worker-0 {line}")
+    say(f"{len(workers)} workers are ready")
+    create_host_pools(settings, running.namespace, workers, say)
+    addresses = [wait_until_ready(gateway, f"gateway {number}") for number, gateway in enumerate(gateways)]
+    running.gateway, running.gateways = addresses[0], addresses
+    say(f"{len(gateways)} gateways serve")
+    if settings.autoscale:
+        scaler = ray.remote(ScalerActor).options(name="scaler", **options)
+        say(f"autoscaling: {wait_until_ready(scaler.remote(settings, running.namespace, running.admin), 'the scaler')}")
+
+
+def _own_stdout() -> Callable[..., None]:
+    """What tells the parent something. Nothing else may write there: Ray prints what it has to say of a dead actor."""
+    pipe = os.dup(1)
+    os.dup2(2, 1)
+
+    def tell(**told: Any) -> None:
+        os.write(pipe, json.dumps(told).encode() + b"\n")
+
+    return tell
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> None:
+    tell = _own_stdout()
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    values = json.loads(sys.stdin.readline())
+    settings = ClusterSettings(**{**values, "model": tuple(values["model"])})
+    # While Ray's head is starting: what takes a second to import.
+    import_ray()
+    line = sys.stdin.readline()
+    if not line:
+        return
+    running = Running(**json.loads(line))
+    try:
+        with quiet_ray(running):
+            create(settings, running, lambda text: tell(say=text))
+    except QuireError as error:
+        tell(error=type(error).__name__, detail=str(error))
+    except Exception as error:
+        tell(error="Unavailable", detail=f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+    else:
+        tell(running=asdict(running))
+
+
+if __name__ == "__main__":
+    main()
