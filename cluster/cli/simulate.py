@@ -29,6 +29,15 @@ def simulate(
     faults: Annotated[
         bool, typer.Option("--faults", help="Processes die, networks break, clocks jump.", rich_help_panel=_MISTAKES)
     ] = False,
+    mutate: Annotated[
+        int,
+        typer.Option(
+            help="Mutations of the machines to draw by --seed: which would no history see?", rich_help_panel=_MISTAKES
+        ),
+    ] = 0,
+    results: Annotated[
+        Path, typer.Option(help="Where --mutate keeps what it found, to go on from.", rich_help_panel=_MISTAKES)
+    ] = Path("mutations.jsonl"),
     jobs: Annotated[int, typer.Option(help="Processes at once. 0: one per core.", rich_help_panel=_MISTAKES)] = 0,
     seed: Annotated[int, typer.Option(help="The first seed; histories take this and those that follow.")] = 0,
     workers: Annotated[
@@ -85,8 +94,10 @@ def simulate(
             )
         )  # fmt: skip
         return
+    if mutate > 0 and not workers:
+        raise typer.Exit(_run_mutations(mutate, seed, histories, jobs or os.cpu_count() or 1, results))
     if histories < 1 or workers:
-        raise ConfigError("nothing is to be run; give --histories 1000 or --workers 8, say (one of them)")
+        raise ConfigError("nothing is to be run; give --histories 1000, --mutate 100 or --workers 8, say (one of them)")
     raise typer.Exit(_run_histories(histories, faults, seed, jobs or os.cpu_count() or 1))
 
 
@@ -113,3 +124,29 @@ def _run_histories(histories: int, faults: bool, seed: int, jobs: int) -> int:
     for verdict in summary.failures[:1]:
         print("\n".join(failure(verdict, faults)))
     return exits.FAILED if summary.failures else exits.DONE
+
+
+def _run_mutations(num: int, seed: int, histories: int, jobs: int, results: Path) -> int:
+    """Fails if a mutation lives that is not on the list of those that change nothing."""
+    from cluster.sim.mutants import MOST_HISTORIES, Found, draw, known_survivors, run_mutations
+
+    mutations, most = draw(num, seed), histories or MOST_HISTORIES
+    if not results.parent.is_dir():
+        raise ConfigError(f"--results {results}: there is no folder {results.parent}; give a file in one that exists")
+    print(f"{len(mutations)} mutations, at most {most} histories each, {jobs} at once; kept in {results}", flush=True)
+
+    def say(found: Found) -> None:
+        seen = f"history {found.history}" if found.history else "LIVES"
+        print(f"{seen:>12}  {found.name}", flush=True)
+
+    every = run_mutations(mutations, most, jobs, results, say)
+    living = [found.name for found in every if not found.history]
+    reasons = known_survivors()
+    for name in living:
+        print(
+            f"lives: {name}\n       {reasons.get(name, 'unexplained: a history is missing, or the code is not needed')}"
+        )
+    unknown = [name for name in living if name not in reasons]
+    seen = len(every) - len(living)
+    print(f"{len(every)} mutations: {seen} seen, {len(living)} live, {len(unknown)} of them without a reason")
+    return exits.FAILED if unknown else exits.DONE
