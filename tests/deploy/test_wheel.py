@@ -64,12 +64,7 @@ def test_the_wheel_holds_every_module_and_the_demo_model(wheel: Path, source: Pa
         names = set(archive.namelist())
     ours = [p for room in ("cluster", "worker", "kernels", "protos") for p in (source / room).rglob("*") if p.is_file()]
     # The pages that map the rooms and the rules of the wire package are for the checkout; a README of data goes along.
-    pages = {
-        source / "worker" / "README.md",
-        source / "kernels" / "README.md",
-        source / "protos" / "buf.yaml",
-        *(source / "cluster").rglob("README.md"),
-    }
+    pages = {p for p in ours if p.suffix == ".md" and p.parent.name != "demo"} | {source / "protos" / "buf.yaml"}
     wanted = {str(p.relative_to(source)) for p in ours if "__pycache__" not in p.parts and p not in pages}
     assert not {n for n in wanted if n not in names}
     assert not {n for n in names if n.startswith(("tests", "deploy"))}
