@@ -22,19 +22,21 @@ done
 quire_setup serve,dev
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
 
+logs="$(mktemp -d)"
+trap 'rm -rf "$logs"' EXIT
+report=()
+summaries=()
 failed=()
+begun=$SECONDS
+
+# Runs a check in front, what it prints included.
 check() {
-    local name="$1" begun=$SECONDS
+    local name="$1" began=$SECONDS
     shift
     say "== $name"
     "$@" || failed+=("$name")
-    report+=("$(printf '%5d s  %s' $((SECONDS - begun)) "$name")")
+    report+=("$(printf '%5d s  %s' $((SECONDS - began)) "$name")")
 }
-
-report=()
-begun=$SECONDS
-log="$(mktemp)"
-trap 'rm -f "$log"' EXIT
 
 check "ruff check" "$QUIRE_BIN/ruff" check --quiet .
 check "ruff format" "$QUIRE_BIN/ruff" format --check --quiet .
@@ -49,32 +51,74 @@ if [ ${#targets[@]} -eq 0 ]; then
 fi
 
 # The top-level files share one process, each folder has its own: what one leaves behind does not reach the next.
-groups=()
 top=()
+pairs=()
+alone=()
 for target in "${targets[@]}"; do
-    case "$target" in tests/test_*.py) top+=("$target") ;; *) groups+=("$target") ;; esac
+    case "$target" in
+    tests/test_*.py) top+=("$target") ;;
+    # These use all cores by themselves, or look at times.
+    tests/sim | tests/deploy | tests/kernels) alone+=("$target") ;;
+    *) pairs+=("$target") ;;
+    esac
 done
 
-summaries=()
-run_tests() {
-    local name="$1"
-    shift
-    # 15 minutes is far above what any folder may take; it only makes sure that the run ends.
-    check "$name" run_pytest "$name" "$@"
-}
+# 15 minutes are far above what any folder may take; they only make sure that the run ends.
 run_pytest() {
-    local name="$1" status
+    local name="$1" began=$SECONDS status
     shift
     timeout --kill-after 20 "${QUIRE_FOLDER_LIMIT_S:-900}" "$QUIRE_BIN/python" -m pytest --durations 5 --durations-min 5 \
-        "${trust[@]}" "$@" 2>&1 | tee "$log"
-    status=${PIPESTATUS[0]}
-    [ "$status" -ne 124 ] || say "error: $name ran longer than ${QUIRE_FOLDER_LIMIT_S:-900} s and was stopped"
-    summaries+=("$name" "$(grep -E '(passed|failed|error|skipped|no tests ran).* in [0-9.]+s' "$log" | tail -n 1)")
-    return "$status"
+        "${trust[@]}" "$@" >"$logs/out" 2>&1
+    status=$?
+    [ "$status" -ne 124 ] || say "error: $name ran longer than ${QUIRE_FOLDER_LIMIT_S:-900} s and was stopped" >>"$logs/out"
+    printf '%s\n' "$status" "$((SECONDS - began))" >"$logs/status"
 }
 
-[ ${#top[@]} -eq 0 ] || run_tests "tests/*.py" "${top[@]}"
-for group in "${groups[@]}"; do run_tests "$group" "$group"; done
+# Starts the tests of one name in the background; what they print is shown when they have ended.
+start() {
+    local name="$1"
+    mkdir -p "$logs/$name"
+    say "== $name begins"
+    (logs="$logs/$name" && run_pytest "$@") &
+    running["$name"]=$!
+}
+
+# Shows what has ended, and takes note of it.
+gather() {
+    local name status took
+    for name in "${!running[@]}"; do
+        if [ -f "$logs/$name/status" ]; then
+            wait "${running[$name]}"
+            unset "running[$name]"
+            { read -r status && read -r took; } <"$logs/$name/status"
+            say "== $name"
+            cat "$logs/$name/out"
+            report+=("$(printf '%5d s  %s' "$took" "$name")")
+            summaries+=("$name" "$(grep -E '(passed|failed|error|skipped|no tests ran).* in [0-9.]+s' "$logs/$name/out" | tail -n 1)")
+            [ "$status" -eq 0 ] || failed+=("$name")
+        fi
+    done
+}
+
+# Ctrl-C ends what runs in the background too.
+declare -A running=()
+trap 'trap - INT; kill "${running[@]}" 2>/dev/null; wait; exit 130' INT
+room_for() {
+    while [ "${#running[@]}" -ge "$1" ]; do
+        wait -n "${running[@]}" 2>/dev/null
+        gather
+    done
+}
+[ ${#top[@]} -eq 0 ] || start "tests/*.py" "${top[@]}"
+for group in "${pairs[@]}"; do
+    room_for 2
+    start "$group" "$group"
+done
+for group in "${alone[@]}"; do
+    room_for 1
+    start "$group" "$group"
+done
+room_for 1
 
 say ""
 say "Time of each part:"
