@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConfigError, ModelError
+from worker.model import gguf
 
 DEMO = "demo"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -23,18 +24,21 @@ _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
 def find_folder(model: str) -> Path:
-    """The folder of a local path, of the demo model, or of a hub id (downloaded if it is not there yet)."""
+    """The folder of a local path, of a GGUF file, of the demo model, of SmolLM2 from its package, or of a hub id
+    (downloaded if it is not there yet)."""
     if model == DEMO:
         return Path(__file__).parent.parent / "demo"
+    if model == gguf.SMOLLM2:
+        return gguf.folder_of(gguf.smollm2())
     if not model.strip():
-        raise ModelError(f"the name of the model is empty; give a folder, a hub id (owner/name) or {DEMO!r}")
+        raise ModelError(f"the name of the model is empty; give a folder, a GGUF file, a hub id or {DEMO!r}")
     path = Path(model).expanduser()
     if path.is_dir():
         return path
     if path.exists():
-        raise ModelError(f"model {model} is a file; give the folder that it lies in")
+        return gguf.folder_of(path)
     if not _HUB_ID.fullmatch(model) or model.startswith("."):
-        raise ModelError(f"there is no model folder {model}; give a folder, a hub id (owner/name) or {DEMO!r}")
+        raise ModelError(f"there is no model folder {model}; give a folder, a GGUF file, a hub id or {DEMO!r}")
     return _download(model)
 
 
