@@ -178,6 +178,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=0, help="port of the transfer service; 0: any")
     parser.add_argument("--data-port", type=int, default=0, help="port of the data socket; 0: any, -1: none")
+    parser.add_argument("--advertised-port", type=int, default=0, help="the one that peers are told; 0: the same")
     parser.add_argument("--advertised-data-port", type=int, default=0, help="the one that peers are told; 0: the same")
     parser.add_argument("--incarnation", type=int, help="higher with each start; default: the time")
     parser.add_argument(
@@ -204,6 +205,7 @@ def main(argv: list[str] | None = None) -> int:
                 options.host,
                 options.port,
                 None if options.data_port < 0 else options.data_port,
+                options.advertised_port,
                 options.advertised_data_port,
             ),
             register=RegisterSettings(idle_s=options.idle),

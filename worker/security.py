@@ -105,9 +105,6 @@ class ClusterSecurity:
     def server_options(self) -> list[tuple[str, int]]:
         return list(_OPTIONS)
 
-    def interceptor(self) -> grpc.ServerInterceptor[Any, Any]:
-        return _Guard(self)
-
     def aio_interceptor(self) -> grpc.aio.ServerInterceptor[Any, Any]:
         return _AioGuard(self)
 
@@ -128,29 +125,8 @@ class ClusterSecurity:
         return context
 
 
-class _Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in its types only
-    """Refuses calls without the secret before they reach the service."""
-
-    def __init__(self, security: ClusterSecurity) -> None:
-        self._security = security
-
-        def refuse(request: object, context: grpc.ServicerContext) -> None:
-            context.abort(grpc.StatusCode.UNAUTHENTICATED, _REFUSAL)
-
-        self._refuse_unary = grpc.unary_unary_rpc_method_handler(refuse)
-
-    def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        if _shows_secret(self._security, handler_call_details):
-            return continuation(handler_call_details)
-        return self._refuse_unary
-
-
 class _AioGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its types only
-    """The same for servers of an event loop. It looks once per stream."""
+    """Refuses calls without the secret before they reach the service. It looks once per stream."""
 
     def __init__(self, security: ClusterSecurity) -> None:
         self._security = security

@@ -11,7 +11,6 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError
 
 from cluster.errors import (
     Aborted,
@@ -21,10 +20,12 @@ from cluster.errors import (
     NeverFits,
     NotAuthenticated,
     NotFound,
+    ProtocolError,
     QueueFull,
     QuireError,
     Unavailable,
 )
+from cluster.wire.plans import parsed
 from protos.quire.v1 import common_pb2 as pb
 
 DETAILS_KEY = "grpc-status-details-bin"
@@ -42,8 +43,8 @@ def error_from_call(error: grpc.aio.AioRpcError) -> QuireError:
     for key, value in trailers:
         if key == DETAILS_KEY and isinstance(value, bytes):
             try:
-                return error_from_status(pb.Status.FromString(value))
-            except DecodeError:
+                return error_from_status(parsed(pb.Status, value))
+            except ProtocolError:
                 break
     return _plain(error.code().name, error.details() or error.code().name)
 
@@ -52,7 +53,10 @@ def error_from_status(status: pb.Status) -> QuireError:
     """The error in a google.rpc.Status, by the reason in its ErrorInfo."""
     for detail in status.details:
         if detail.type_url.endswith("/google.rpc.ErrorInfo"):
-            info = pb.ErrorInfo.FromString(detail.value)
+            try:
+                info = parsed(pb.ErrorInfo, detail.value)
+            except ProtocolError:
+                break
             if info.domain == "quire":
                 return _rebuilt(info.reason, status.message, info.metadata)
     names = {code.value[0]: code.name for code in grpc.StatusCode}

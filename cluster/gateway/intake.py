@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
-from cluster.errors import InvalidRequest, NeverFits, Unsupported
+from cluster.errors import InvalidRequest, NeverFits, ProtocolError, Unsupported
 from cluster.gateway.models import TextModel
 from cluster.gateway.settings import MAX_PIN_S, MAX_PRIORITY, MAX_REQUEST_ID_CHARS, MAX_RESUME_GRACE_S
 from cluster.messages import Ids, ids
 from cluster.sampling import SamplingParams
+from cluster.wire.plans import parsed
 from cluster.wire.sampling import sampling_from
 from protos.quire.v1 import inference_pb2 as pb
 
@@ -51,8 +52,8 @@ class Question:
 def parse(kind: type[Request], raw: bytes) -> Request:
     """The message that a client sent. Undecodable bytes are its mistake, not ours."""
     try:
-        return kind.FromString(raw)
-    except DecodeError as error:
+        return parsed(kind, raw)
+    except ProtocolError as error:
         name = kind.DESCRIPTOR.full_name
         raise InvalidRequest("message", f"{len(raw):,} bytes are no {name}", "generate code from our .proto") from error
 

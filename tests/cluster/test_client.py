@@ -220,6 +220,13 @@ def test_errors_come_back_as_they_were(error):
     assert status.code == grpc.StatusCode[error.grpc_status].value[0]
 
 
+def test_details_that_cannot_be_decoded_leave_the_code_and_the_words():
+    status = common_pb2.Status(code=grpc.StatusCode.NOT_FOUND.value[0], message="no such model")
+    status.details.add(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\xff\xff\xff\xff")
+    error = error_from_status(status)
+    assert isinstance(error, errors.NotFound) and "no such model" in str(error)
+
+
 def test_every_error_that_has_a_status_can_be_told():
     def tree(root):
         yield root

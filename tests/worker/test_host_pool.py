@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 import pytest
 
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, TransferError
 from cluster.messages import HostPoolJoined, HostPoolSettled, Road
 from protos.quire.v1 import transfer_pb2 as pb
 from protos.quire.v1.transfer_pb2_grpc import TransferServiceStub
@@ -20,6 +20,7 @@ from tests.worker.transfer_parts import (
     CALL_S,
     FINGERPRINT,
     ROOT,
+    SECRET,
     SECURITY,
     PoolProcess,
     WorkerPool,
@@ -33,7 +34,7 @@ from tests.worker.transfer_parts import (
 from worker.host_pool import HostPool, HostPoolSettings
 from worker.security import ClusterSecurity
 from worker.transfer.register import RegisterSettings
-from worker.transfer.states import Carrier
+from worker.transfer.states import Carrier, Lost, Refused
 
 BLOCK_BYTES = 1 << 16
 
@@ -88,17 +89,14 @@ def test_it_says_what_it_is(pool: PoolProcess) -> None:
 
 
 def test_calls_need_the_secret_and_a_deadline(pool: PoolProcess) -> None:
-    asked = pb.ListRequest()
-    for metadata in (None, (("authorization", "Bearer another secret of these"),), (("authorization", ""),)):
-        with pytest.raises(grpc.RpcError) as refused:
-            pool.stub.List(asked, timeout=CALL_S, metadata=metadata)
-        assert status_of(refused.value)[0] is grpc.StatusCode.UNAUTHENTICATED
-    with pytest.raises(grpc.RpcError) as refused:
-        pool.stub.List(asked, metadata=pool.metadata)
-    assert status_of(refused.value) == (
-        grpc.StatusCode.INVALID_ARGUMENT,
-        "every call of the transfer service needs a deadline",
-    )
+    with grpc.insecure_channel(pool.address) as channel:
+        stub = TransferServiceStub(channel)
+        for metadata in (None, (("authorization", f"Bearer {SECRET}"),), (("quire-ask-bin", b"x" * 16),)):
+            with pytest.raises(grpc.RpcError) as refused:
+                stub.Join(pb.JoinRequest(), timeout=CALL_S, metadata=metadata)
+            assert status_of(refused.value)[0] is grpc.StatusCode.UNAUTHENTICATED
+    with pytest.raises(Lost, match=r"needs a deadline, of at most 120 s"):
+        pool.calls.unary("Join", pb.JoinRequest(), pb.JoinResponse, 3600.0)
 
 
 def test_a_worker_with_another_secret_gets_nowhere(pool: PoolProcess, seed: int) -> None:
@@ -107,7 +105,7 @@ def test_a_worker_with_another_secret_gets_nowhere(pool: PoolProcess, seed: int)
     agent._security = ClusterSecurity("not the secret of these tests")
     answer = run(agent, order(1, Road.WRITE, pool, [0], [0]))
     agent.close()
-    assert not answer.ok and "this port takes calls of the cluster's own processes only" in answer.detail
+    assert not answer.ok and "does not know the secret of this cluster" in answer.detail
 
 
 def test_joining_with_another_layout_is_refused(pool: PoolProcess) -> None:
@@ -117,9 +115,8 @@ def test_joining_with_another_layout_is_refused(pool: PoolProcess) -> None:
     ):
         fields = {"fingerprint": FINGERPRINT, "block_bytes": BLOCK_BYTES, "chunk_bytes": BLOCK_BYTES, **changed}
         asked = pb.JoinRequest(caller="w", layout=pb.PoolLayout(**fields))  # type: ignore[arg-type]
-        with pytest.raises(grpc.RpcError) as refused:
-            pool.stub.Join(asked, timeout=CALL_S, metadata=pool.metadata)
-        assert words in status_of(refused.value)[1]
+        with pytest.raises(Refused, match=words):
+            pool.calls.unary("Join", asked, pb.JoinResponse, CALL_S)
 
 
 def test_release_frees_and_clears(pool: PoolProcess, seed: int) -> None:
@@ -130,14 +127,13 @@ def test_release_frees_and_clears(pool: PoolProcess, seed: int) -> None:
     def release(blocks: list[int], clear: bool, incarnation: int = 77) -> int:
         packed = np.array(blocks, "<i4").tobytes()
         asked = pb.ReleaseRequest(epoch=1, pool_incarnation=incarnation, blocks=packed, clear=clear)
-        return pool.stub.Release(asked, timeout=CALL_S, metadata=pool.metadata).num_released
+        return pool.calls.unary("Release", asked, pb.ReleaseResponse, CALL_S).num_released
 
     assert release([10, 12, 15], clear=True) == 2
     assert pool.committed() == [11]
     assert release([10], clear=False) == 0
-    with pytest.raises(grpc.RpcError) as refused:
+    with pytest.raises(Refused, match="incarnation 77 of host-0 holds"):
         release([11], clear=False, incarnation=76)
-    assert "incarnation 77 of host-0 holds" in status_of(refused.value)[1]
     assert "nothing committed" in run(agent, order(2, Road.READ, pool, [0], [10])).detail
     # Cleared in the memory itself, which this process has mapped.
     peer = agent._peers[pool.name]
@@ -281,7 +277,6 @@ def test_a_call_that_was_given_up_while_the_pool_stood_still_holds_nothing(tmp_p
     """Its caller went on without an answer. Mostly the pool sees that and does not obey; where its word came first, a
     transfer that nobody speaks of ends long before the minute that was asked for."""
     with host_pool(tmp_path, 4, BLOCK_BYTES, "--idle", "1") as started:
-        stub = TransferServiceStub(started.channel)
         layout = pb.PoolLayout(fingerprint=FINGERPRINT, block_bytes=BLOCK_BYTES, chunk_bytes=BLOCK_BYTES)
         name = pb.TransferName(
             epoch=1, transfer=1, caller="w", caller_incarnation=1, pool_incarnation=started.incarnation
@@ -292,15 +287,15 @@ def test_a_call_that_was_given_up_while_the_pool_stood_still_holds_nothing(tmp_p
         )
         started.listed()
         started.stop()
-        with pytest.raises(grpc.RpcError):
-            stub.Reserve(asked, timeout=0.5, metadata=started.metadata)
+        with pytest.raises(Lost):
+            started.calls.unary("Reserve", asked, pb.ReserveResponse, 0.5)
         started.resume()
         asked.name.transfer = 2
 
         def reserved() -> bool:
             try:
-                stub.Reserve(asked, timeout=10, metadata=started.metadata)
-            except grpc.RpcError:
+                started.calls.unary("Reserve", asked, pb.ReserveResponse, 10)
+            except TransferError:
                 return False
             return True
 

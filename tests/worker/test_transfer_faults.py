@@ -121,13 +121,14 @@ def test_data_socket(num_blocks: int, block_bytes: int, rounds: int, tmp_path: P
     [pytest.param(32, 2, id="1MiB-short"), pytest.param(250, 4, id="1MiB-2000", marks=LONG)],
 )
 def test_grpc_streams(num_blocks: int, rounds: int, tmp_path: Path, seed: int) -> None:
-    with host_pool(tmp_path, num_blocks, MIB) as pool:
-        faults = StreamFaults(pool.address, RATE, seed)
+    direct, told = free_port(), free_port()
+    faults = StreamFaults(told, f"127.0.0.1:{direct}", RATE, seed)
+    with host_pool(tmp_path, num_blocks, MIB, "--port", str(direct), "--advertised-port", str(told)) as pool:
         worker = WorkerPool(num_blocks, MIB, seed)
-        outcomes = swap(pool, worker, Carrier.STREAM, faults.address, rounds, seed)
-        faults.close()
+        outcomes = swap(pool, worker, Carrier.STREAM, pool.address, rounds, seed)
         refused = Counter(dict(pool.listed().refused)) + Counter({w.value: n for w, n in worker.end.refused.items()})
         assert not pool.quarantined() and len(pool.committed()) == num_blocks
+    faults.close()
     print(f"messages: {dict(faults.done)}, refused: {dict(refused)}, outcomes: {dict(outcomes)}")
     messages = sum(faults.done.values())
     assert messages > 2 * rounds * num_blocks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cluster.errors import ProtocolError
 from protos.quire.v1 import transfer_pb2 as pb
 from worker.transfer.chunks import Outgoing
 from worker.transfer.packed import PackedChunk, pack_chunks, unpack
@@ -60,7 +61,7 @@ def test_every_message_that_ends_too_early_is_refused_or_has_fewer_chunks() -> N
     for end in range(1, len(whole)):
         try:
             assert len(unpack(whole[:end]).chunks) < count
-        except ValueError:
+        except ProtocolError:
             refused += 1
     # Only where a chunk ends is what came so far a message.
     assert refused == len(whole) - 1 - (count - 1)
@@ -72,5 +73,5 @@ def test_every_message_that_ends_too_early_is_refused_or_has_fewer_chunks() -> N
     ids=["field", "number", "beyond", "field of a chunk", "nothing"],
 )
 def test_what_is_no_message_of_chunks_is_refused(wrong: bytes) -> None:
-    with pytest.raises(ValueError, match=r"field|number|part|early|beyond"):
+    with pytest.raises(ProtocolError, match=r"field|number|part|early|beyond"):
         unpack(wrong)

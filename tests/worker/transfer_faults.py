@@ -127,17 +127,16 @@ class FrameFaults:
 
 
 class StreamFaults:
-    """A gRPC server that passes every call on to `address`, spoiling the messages of Write and Read."""
+    """A gRPC server at `port` that passes every call on to `address`, spoiling the messages of Write and Read."""
 
-    def __init__(self, address: str, rate: float, seed: int) -> None:
+    def __init__(self, port: int, address: str, rate: float, seed: int) -> None:
         self.done: Counter[str] = Counter()
         self._rate = rate
         self._draw = random.Random(seed)
         self._channel = grpc.insecure_channel(address, options=_OPTIONS)
         self._server = grpc.server(ThreadPoolExecutor(16), options=_OPTIONS)
         self._server.add_generic_rpc_handlers([_Handlers(self)])
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
-        self.address = f"127.0.0.1:{self.port}"
+        self._server.add_insecure_port(f"127.0.0.1:{port}")
         self._server.start()
 
     def close(self) -> None:
@@ -146,17 +145,20 @@ class StreamFaults:
 
     def unary(self, method: str, request: bytes, context: grpc.ServicerContext) -> bytes:
         try:
-            call = self._channel.unary_unary(method)
-            return call(request, timeout=context.time_remaining(), metadata=_metadata(context))  # type: ignore[no-any-return]
+            say = self._channel.unary_unary(method)
+            answer, call = say.with_call(request, timeout=context.time_remaining(), metadata=_metadata(context))
+            context.send_initial_metadata(call.initial_metadata())
+            return answer  # type: ignore[no-any-return]
         except grpc.RpcError as error:
             _pass_on(error, context)
             raise
 
     def write(self, method: str, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        call = self._channel.stream_unary(method)
+        say, metadata = self._channel.stream_unary(method), _metadata(context)
+        call = say.future(self._spoiled(requests), timeout=context.time_remaining(), metadata=metadata)
         try:
-            spoiled = self._spoiled(requests)
-            return call(spoiled, timeout=context.time_remaining(), metadata=_metadata(context))  # type: ignore[no-any-return]
+            context.send_initial_metadata(call.initial_metadata())
+            return call.result()  # type: ignore[no-any-return]
         except grpc.RpcError as error:
             _pass_on(error, context)
             raise
@@ -166,6 +168,7 @@ class StreamFaults:
             request, timeout=context.time_remaining(), metadata=_metadata(context)
         )
         try:
+            context.send_initial_metadata(call.initial_metadata())
             yield from self._spoiled(call)
         except grpc.RpcError as error:
             _pass_on(error, context)
@@ -194,11 +197,11 @@ class _Handlers(grpc.GenericRpcHandler):
 
 
 def _metadata(context: grpc.ServicerContext) -> list[tuple[str, str]]:
-    return [(key, value) for key, value in context.invocation_metadata() if key == "authorization"]
+    return [(key, value) for key, value in context.invocation_metadata() if key.startswith("quire-")]
 
 
 def _pass_on(error: grpc.RpcError, context: grpc.ServicerContext) -> None:
-    context.set_trailing_metadata(tuple(pair for pair in error.trailing_metadata() if pair[0] == "quire-refusal"))
+    context.set_trailing_metadata(tuple(pair for pair in error.trailing_metadata() if pair[0].startswith("quire-")))
     context.abort(error.code(), error.details())
 
 

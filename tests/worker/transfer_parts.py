@@ -19,10 +19,10 @@ import numpy.typing as npt
 
 from cluster.messages import Road, Transfer, Transferred, ids
 from protos.quire.v1 import transfer_pb2 as pb
-from protos.quire.v1.transfer_pb2_grpc import TransferServiceStub
 from worker.security import ClusterSecurity
 from worker.transfer.agent import AgentSettings, TransferAgent
 from worker.transfer.bytes import HostBytes
+from worker.transfer.calls import Calls
 from worker.transfer.copy import Copier
 from worker.transfer.end import PoolEnd
 from worker.transfer.register import RegisterSettings, TransferRegister
@@ -45,12 +45,10 @@ class PoolProcess:
         self.address = str(told["address"])
         self.incarnation = int(str(told["incarnation"]))
         self.told = told
-        self.channel = SECURITY.channel(self.address)
-        self.stub = TransferServiceStub(self.channel)
-        self.metadata = SECURITY.metadata()
+        self.calls = Calls(self.address, SECURITY)
 
     def listed(self, epoch: int = 0) -> pb.ListResponse:
-        return self.stub.List(pb.ListRequest(epoch=epoch), timeout=CALL_S, metadata=self.metadata)
+        return self.calls.unary("List", pb.ListRequest(epoch=epoch), pb.ListResponse, CALL_S)
 
     def committed(self) -> list[int]:
         return np.frombuffer(self.listed().committed_blocks, "<i4").tolist()
@@ -103,7 +101,7 @@ def host_pool(
         assert line, f"the host pool ended with {process.wait(10)}"
         pool = PoolProcess(process, json.loads(line))
         yield pool
-        pool.channel.close()
+        pool.calls.close()
     finally:
         process.kill()
         process.wait(10)

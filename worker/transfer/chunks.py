@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cluster.errors import ProtocolError
 from worker.transfer.bytes import Rows
 from worker.transfer.checksum import Sums, checksummer
 from worker.transfer.copy import chunk_pieces
@@ -94,5 +95,7 @@ def sums_message(sums: Sums | None) -> bytes:
 
 
 def sums_from(packed: bytes) -> Sums:
-    """CRCs as the wire packs them."""
+    """CRCs as the wire packs them. Raises ProtocolError."""
+    if len(packed) % 4:
+        raise ProtocolError(f"{len(packed)} bytes are no whole number of checksums")
     return np.frombuffer(packed, "<u4").astype(np.uint32)

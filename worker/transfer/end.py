@@ -21,7 +21,7 @@ from worker.transfer.bytes import PoolBytes
 from worker.transfer.checksum import Sums, address_of
 from worker.transfer.chunks import Came, Chunks
 from worker.transfer.register import TransferRegister
-from worker.transfer.states import Blocks, Carrier, Moving, Phase, Refusal, Refused, Reservation, TransferName
+from worker.transfer.states import Blocks, Carrier, Moving, Phase, Range, Refusal, Refused, Reservation, TransferName
 
 T = TypeVar("T")
 _SMALL_BYTES = 64 << 10
@@ -197,6 +197,10 @@ class PoolEnd:
     def computed_sums(self, moving: Moving, first_block: int, num_blocks: int) -> Sums:
         """What blocks of a transfer sum to as they lie in the pool now."""
         return self.pool.checksums(moving.reservation.blocks[first_block : first_block + num_blocks])
+
+    def asked_for(self, moving: Moving, ranges: list[Range]) -> list[Range]:
+        """These ranges, if they are chunks of the transfer, none of them twice. Raises Refused."""
+        return self._decide(lambda now: self._register.asked_for(moving, ranges))
 
     # -- seen
 

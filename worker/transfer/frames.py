@@ -17,10 +17,9 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
-from cluster.errors import TransferError
 from worker.handshake import NOTHING_YET
 from worker.transfer.checksum import address_of, checksummer
-from worker.transfer.states import Range, TransferName
+from worker.transfer.states import Lost, Range, TransferName
 
 MARKER_BYTES = 12
 MAX_RANGES = 1024
@@ -58,10 +57,6 @@ class Frame(NamedTuple):
     crc: int
     # The transfer as packed in the header, to be compared with what is expected.
     transfer: bytes
-
-
-class Lost(TransferError):
-    """The connection is of no use any more; what arrived before still counts."""
 
 
 def pack_name(name: TransferName) -> bytes:

@@ -1,31 +1,46 @@
 """Hands a pool's memory to processes of the same machine, and proves when such a process is dead.
 
-The server listens on an abstract unix socket with a name that only authenticated peers are told; the kernel says which
-process is at the other end. A peer that shows the secret gets the pool's file descriptor and a session number. The
-process is watched through a pidfd until it is dead: that, and nothing a peer says about itself, is proof that no late
-write can come. Who may copy what is decided by the pool's register.
+The server listens on an abstract Unix socket with a name that only authenticated peers are told. The kernel says which
+user's process is at the other end, at either end; another user's gets nothing. Then both prove that they know the
+cluster's secret, and the peer gets the pool's file descriptor and a session number. Its process is watched through a
+pidfd until it is dead: that, and nothing a peer says about itself, is proof that no late write can come. One thread
+does all of it and waits for no peer. Who may copy what is decided by the pool's register.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import select
 import socket
 import struct
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from cluster.errors import TransferError
+from cluster.errors import ProtocolError, QuireError, TransferError
+from cluster.wire.plans import parsed
 from protos.quire.v1 import transfer_pb2 as pb
+from worker import handshake
 from worker.security import ClusterSecurity
 from worker.transfer.memory import SharedMemory
+from worker.transfer.wire import MAX_NAME_CHARS
 
+GREETING = b"QTH1"
 MAX_SESSIONS = 256
+# Of one process: it maps a pool to read and to write, and anew after a restart of its agent.
+MAX_SESSIONS_OF_PROCESS = 32
+# Peers that have yet to say what they want, together and of one process. One more takes the place of the oldest.
+MAX_GREETINGS, MAX_GREETINGS_OF_PROCESS = 64, 4
 _HELLO_S = 2.0
 _SO_PEERPIDFD = 77  # Linux 6.5; the pid alone could have been given to another process meanwhile
-_MAX_MESSAGE = 4096
+_MAX_HELLO_BYTES = 1024
+_LENGTH = struct.Struct("<H")
+
+log = logging.getLogger(__name__)
 
 
 def boot_id() -> str:
@@ -40,7 +55,54 @@ class _Session:
     caller: str
     caller_incarnation: int
     write: bool
+    pid: int
     process: int  # a pidfd
+
+
+@dataclass(slots=True)
+class _Greeting:
+    """A peer that has yet to say what it wants."""
+
+    peer: socket.socket
+    pid: int
+    steps: handshake.Steps[pb.HandoverRequest]
+    deadline: float
+    num_wanted: int = 0
+    came: bytearray = field(default_factory=bytearray)
+
+    def go_on(self) -> pb.HandoverRequest | None:
+        """Reads what has come, and answers; its request once all is said. Raises OSError, QuireError."""
+        while True:
+            if len(self.came) < self.num_wanted:
+                try:
+                    came = self.peer.recv(self.num_wanted - len(self.came))
+                except BlockingIOError:
+                    return None
+                if not came:
+                    raise ConnectionError("the peer has gone")
+                self.came += came
+                continue
+            taken, self.came = bytes(self.came), bytearray()
+            try:
+                # What is sent fits into any socket's buffer.
+                answer, self.num_wanted = self.steps.send(taken) if self.num_wanted else next(self.steps)
+            except StopIteration as over:
+                request: pb.HandoverRequest = over.value
+                return request
+            if answer:
+                self.peer.sendall(answer)
+
+
+def _welcome(secret: bytes) -> handshake.Steps[pb.HandoverRequest]:
+    """What the server says and hears: the peer's proof, then what it wants."""
+    yield from handshake.welcome(GREETING, lambda name: secret)
+    size = _LENGTH.unpack((yield b"", _LENGTH.size))[0]
+    if size > _MAX_HELLO_BYTES or not size:
+        raise ProtocolError(f"a hello of {size:,} bytes")
+    hello = parsed(pb.HandoverRequest, (yield b"", size))
+    if len(hello.caller) > MAX_NAME_CHARS:
+        raise ProtocolError(f"a caller's name of {len(hello.caller):,} characters")
+    return hello
 
 
 class HandoverServer:
@@ -57,10 +119,16 @@ class HandoverServer:
         self._sessions: dict[int, _Session] = {}
         self._next = 1
         self._lock = threading.Lock()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        self._greetings: dict[int, _Greeting] = {}
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._socket.bind(f"\0{self.name}")
-        self._socket.listen(16)
+        self._socket.listen(64)
+        self._socket.setblocking(False)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
+        self._poll.register(self._wake, select.POLLIN)
+        self._by_process: dict[int, int] = {}
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="quire-handover", daemon=True)
         self._thread.start()
@@ -79,67 +147,115 @@ class HandoverServer:
         self._thread.join()
         self._socket.close()
         os.close(self._wake)
+        for greeting in self._greetings.values():
+            greeting.peer.close()
         for session in self._sessions.values():
             os.close(session.process)
+        self._greetings.clear()
         self._sessions.clear()
 
     def _run(self) -> None:
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        poll.register(self._wake, select.POLLIN)
-        by_process: dict[int, int] = {}
         while not self._closing:
-            for descriptor, _ in poll.poll():
-                if descriptor == self._socket.fileno():
-                    session = self._accept()
-                    if session is not None:
-                        by_process[session.process] = session.number
-                        poll.register(session.process, select.POLLIN)
-                elif descriptor in by_process:
-                    number = by_process.pop(descriptor)
-                    poll.unregister(descriptor)
-                    with self._lock:
-                        del self._sessions[number]
-                    os.close(descriptor)
-                    self._died(number)
+            for descriptor, _ in self._poll.poll(1000 * _HELLO_S if self._greetings else None):
+                try:
+                    self._look(descriptor)
+                except Exception:
+                    # Whatever it was: this thread proves peers dead.
+                    log.exception("a peer of the handover of %s", self.name)
+            now = time.monotonic()
+            for descriptor, greeting in list(self._greetings.items()):
+                if now >= greeting.deadline:
+                    self._drop(descriptor)
 
-    def _accept(self) -> _Session | None:
-        """Takes one peer. A peer that is slow or wrong only costs itself: the hello has a short deadline."""
-        peer, _ = self._socket.accept()
-        with peer:
-            peer.settimeout(_HELLO_S)
+    def _look(self, descriptor: int) -> None:
+        if descriptor == self._socket.fileno():
+            self._accept()
+        elif descriptor in self._by_process:
+            self._bury(descriptor)
+        elif descriptor in self._greetings:
+            greeting = self._greetings[descriptor]
             try:
-                hello = pb.HandoverRequest.FromString(peer.recv(_MAX_MESSAGE))
-                refused = self._refusal(hello)
-                if refused:
-                    peer.send(pb.HandoverResponse(detail=refused).SerializeToString())
-                    return None
-                process = _process_of(peer)
-            except (OSError, ValueError):
-                return None
-            with self._lock:
-                session = _Session(self._next, hello.caller, hello.caller_incarnation, hello.write, process)
-                self._next += 1
-                self._sessions[session.number] = session
-            answer = pb.HandoverResponse(session=session.number, size_bytes=self._memory.size)
-            descriptor = self._memory.descriptor if hello.write else self._memory.read_only()
-            try:
-                socket.send_fds(peer, [answer.SerializeToString()], [descriptor])
-            except OSError:
-                pass  # it has gone; its pidfd will say so
-            finally:
-                if not hello.write:
-                    os.close(descriptor)
-            return session
+                hello = greeting.go_on()
+                if hello is not None:
+                    self._hand_over(greeting, hello)
+                    self._drop(descriptor)
+            except (OSError, QuireError) as error:
+                log.info("a peer of process %d gets no memory: %s", greeting.pid, error)
+                self._drop(descriptor)
 
-    def _refusal(self, hello: pb.HandoverRequest) -> str:
-        if not self._security.accepts(hello.secret):
-            return "the secret of this cluster's pools is another one"
+    def _bury(self, process: int) -> None:
+        """The process of a session is dead."""
+        number = self._by_process.pop(process)
+        self._poll.unregister(process)
+        with self._lock:
+            del self._sessions[number]
+        os.close(process)
+        self._died(number)
+
+    def _accept(self) -> None:
+        try:
+            peer, _ = self._socket.accept()
+        except OSError:
+            return  # it has gone
+        pid, user = credentials_of(peer)
+        if user != os.geteuid():
+            log.warning("process %d of user %d wants the memory of %s", pid, user, self.name)
+            peer.close()
+            return
+        of_it = [descriptor for descriptor, held in self._greetings.items() if held.pid == pid]
+        if len(of_it) >= MAX_GREETINGS_OF_PROCESS:
+            self._drop(of_it[0])
+        elif len(self._greetings) >= MAX_GREETINGS:
+            self._drop(next(iter(self._greetings)))
+        peer.setblocking(False)
+        steps = _welcome(self._security.secret.encode())
+        self._greetings[peer.fileno()] = _Greeting(peer, pid, steps, time.monotonic() + _HELLO_S)
+        self._poll.register(peer, select.POLLIN)
+
+    def _drop(self, descriptor: int) -> None:
+        greeting = self._greetings.pop(descriptor)
+        self._poll.unregister(descriptor)
+        greeting.peer.close()
+
+    def _hand_over(self, greeting: _Greeting, hello: pb.HandoverRequest) -> None:
+        peer = greeting.peer
+        refused = self._refusal(hello, greeting.pid)
+        if refused:
+            _send(peer, pb.HandoverResponse(detail=refused))
+            return
+        process = _process_of(peer)
+        with self._lock:
+            session = _Session(self._next, hello.caller, hello.caller_incarnation, hello.write, greeting.pid, process)
+            self._next += 1
+            self._sessions[session.number] = session
+        self._by_process[process] = session.number
+        self._poll.register(process, select.POLLIN)
+        descriptor = self._memory.descriptor if hello.write else self._memory.read_only()
+        try:
+            _send(peer, pb.HandoverResponse(session=session.number, size_bytes=self._memory.size), descriptor)
+        finally:
+            if not hello.write:
+                os.close(descriptor)
+
+    def _refusal(self, hello: pb.HandoverRequest, pid: int) -> str:
         if hello.pool_incarnation != self._incarnation:
             return f"incarnation {self._incarnation} of the pool is here, {hello.pool_incarnation} was asked for"
         if len(self._sessions) >= MAX_SESSIONS:
-            return f"{MAX_SESSIONS} processes have this pool's memory, the most at a time"
+            return f"this pool's memory was given away {MAX_SESSIONS} times, the most at a time"
+        if Counter(session.pid for session in self._sessions.values())[pid] >= MAX_SESSIONS_OF_PROCESS:
+            return f"process {pid} was given this pool's memory {MAX_SESSIONS_OF_PROCESS} times, the most at a time"
         return ""
+
+
+def _send(peer: socket.socket, answer: pb.HandoverResponse, *descriptors: int) -> None:
+    body = answer.SerializeToString()
+    socket.send_fds(peer, [_LENGTH.pack(len(body)) + body], descriptors)
+
+
+def credentials_of(peer: socket.socket) -> tuple[int, int]:
+    """Process and user at the other end of a Unix socket, as the kernel says."""
+    pid, user, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, user
 
 
 def _process_of(peer: socket.socket) -> int:
@@ -147,7 +263,7 @@ def _process_of(peer: socket.socket) -> int:
     try:
         return struct.unpack("i", peer.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, 4))[0]  # type: ignore[no-any-return]
     except OSError:
-        pid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        pid, _ = credentials_of(peer)
         if pid <= 0:
             raise
         process = os.pidfd_open(pid)
@@ -160,23 +276,36 @@ def _process_of(peer: socket.socket) -> int:
         return process
 
 
-def take_over(name: str, hello: pb.HandoverRequest, timeout_s: float) -> tuple[SharedMemory, int]:
+def take_over(
+    name: str, hello: pb.HandoverRequest, security: ClusterSecurity, timeout_s: float
+) -> tuple[SharedMemory, int]:
     """Connects to a handover server and maps its memory; returns it with the session. Raises TransferError."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as server:
+    body = hello.SerializeToString()
+    descriptors: list[int] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as server:
         server.settimeout(timeout_s)
         try:
             server.connect(f"\0{name}")
-            server.send(hello.SerializeToString())
-            message, descriptors, _, _ = socket.recv_fds(server, _MAX_MESSAGE, 1)
-        except OSError as error:
+            if credentials_of(server)[1] != os.geteuid():
+                raise ProtocolError("another user's process listens there")
+            handshake.drive(server, handshake.greet(GREETING, b"", security.secret.encode()))
+            server.sendall(_LENGTH.pack(len(body)) + body)
+            # The descriptor comes with the first bytes; the answer is one write of few bytes.
+            message, descriptors, _, _ = socket.recv_fds(server, _LENGTH.size + _MAX_HELLO_BYTES, 1)
+            answer = parsed(pb.HandoverResponse, message[_LENGTH.size :])
+        except (OSError, QuireError) as error:
+            _close(descriptors)
             raise TransferError(f"the pool's memory was not handed over: {error}") from error
-    answer = pb.HandoverResponse.FromString(message)
     if not answer.session or len(descriptors) != 1:
-        for descriptor in descriptors:
-            os.close(descriptor)
+        _close(descriptors)
         raise TransferError(f"the pool's memory was not handed over: {answer.detail or 'no answer'}")
     try:
         os.set_inheritable(descriptors[0], False)
         return SharedMemory(descriptors[0], answer.size_bytes, writable=hello.write), answer.session
     except OSError as error:
         raise TransferError(f"the pool's memory cannot be mapped: {error}") from error
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

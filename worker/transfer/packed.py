@@ -11,6 +11,8 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from cluster.errors import ProtocolError
+from cluster.wire.plans import parsed
 from protos.quire.v1 import transfer_pb2 as pb
 from worker.transfer.chunks import Outgoing
 
@@ -21,7 +23,7 @@ _NAME, _BLOCK, _OFFSET, _LENGTH, _CRC, _DATA = 0x0A, 0x10, 0x18, 0x20, 0x2D, 0x3
 _FIXED = struct.Struct("<I")
 
 
-class Message(Protocol):
+class Packs(Protocol):
     def SerializeToString(self) -> bytes: ...
 
 
@@ -62,13 +64,13 @@ def pack_chunks(name: bytes, chunks: Sequence[Outgoing]) -> bytes:
     return b"".join(parts)
 
 
-def pack(message: bytes | Message) -> bytes:
+def pack(message: bytes | Packs) -> bytes:
     """For gRPC: what was packed here goes as it is."""
     return message if isinstance(message, bytes) else message.SerializeToString()
 
 
 def unpack(packed: bytes) -> Batch:
-    """For gRPC; the chunks hold on to `packed`. Raises ValueError for what is no such message."""
+    """For gRPC; the chunks hold on to `packed`. Raises ProtocolError for what is no such message."""
     view, at, end = memoryview(packed), 0, len(packed)
     chunks: list[PackedChunk] = []
     sums: pb.ChunkSums | None = None
@@ -77,16 +79,16 @@ def unpack(packed: bytes) -> Batch:
             tag = packed[at]
             size, at = _read(packed, at + 1)
             if size > end - at:
-                raise ValueError(f"a part of {size:,} bytes in a message of {end:,}")
+                raise ProtocolError(f"a part of {size:,} bytes in a message of {end:,}")
             if tag == _CHUNKS:
                 chunks.append(_chunk(packed, view, at, at + size))
             elif tag == _SUMS:
-                sums = pb.ChunkSums.FromString(packed[at : at + size])
+                sums = parsed(pb.ChunkSums, packed[at : at + size])
             else:
-                raise ValueError(f"a message of chunks has no field of tag {tag:#x}")
+                raise ProtocolError(f"a message of chunks has no field of tag {tag:#x}")
             at += size
     except (IndexError, struct.error) as error:
-        raise ValueError(f"a message of chunks of {end:,} bytes ends too early") from error
+        raise ProtocolError(f"a message of chunks of {end:,} bytes ends too early") from error
     return Batch(chunks, sums)
 
 
@@ -107,9 +109,9 @@ def _chunk(packed: bytes, view: memoryview, at: int, end: int) -> PackedChunk:
                 data = view[at : at + size]
             at += size
         else:
-            raise ValueError(f"a chunk has no field of tag {tag:#x}")
+            raise ProtocolError(f"a chunk has no field of tag {tag:#x}")
     if at != end:
-        raise ValueError("a field of a chunk goes beyond its end")
+        raise ProtocolError("a field of a chunk goes beyond its end")
     return PackedChunk(name, numbers[_BLOCK], numbers[_OFFSET], numbers[_LENGTH], numbers[_CRC], data)
 
 
@@ -124,7 +126,7 @@ def _read(packed: bytes, at: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         shift, at = shift + 7, at + 1
         if shift > 63:
-            raise ValueError("a number of more than 64 bits")
+            raise ProtocolError("a number of more than 64 bits")
     return value | byte << shift, at + 1
 
 

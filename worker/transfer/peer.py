@@ -10,25 +10,24 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import grpc
+from google.protobuf.message import Message
 
 from cluster.errors import TransferError
 from protos.quire.v1 import transfer_pb2 as pb
-from protos.quire.v1.transfer_pb2_grpc import TransferServiceStub
 from worker.handshake import HANDSHAKE_S
 from worker.security import ClusterSecurity
+from worker.transfer.calls import Calls
 from worker.transfer.end import PoolEnd
-from worker.transfer.frames import Lost, prepare
+from worker.transfer.frames import prepare
 from worker.transfer.handover import boot_id, take_over
 from worker.transfer.memory import SharedMemory
-from worker.transfer.packed import SERVICE, pack, unpack
 from worker.transfer.socket import greet
-from worker.transfer.states import Carrier, Refusal, Refused, Reservation, TransferName
-from worker.transfer.wire import error_from, layout_message, name_message, reservation_message
+from worker.transfer.states import Carrier, Lost, Refusal, Refused, Reservation, TransferName
+from worker.transfer.wire import MAX_REASON_CHARS, layout_message, name_message, reservation_message
 
-Response = TypeVar("Response")
+Response = TypeVar("Response", bound=Message)
 GoOn = Callable[[], None]
 
 # One try of a call, and how long a peer that says nothing is asked again: computing anew beats waiting for long.
@@ -44,14 +43,9 @@ class PeerPool:
         self.name = name
         self.address = address
         self.incarnation = 0
+        self.calls = Calls(address, security)
         self._end = end
         self._security = security
-        self._metadata = security.metadata()
-        self._channel = security.channel(address)
-        self.stub = TransferServiceStub(self._channel)
-        # The two calls that carry chunks, whose bytes are not copied on the way to gRPC and back.
-        self.write = self._channel.stream_unary(f"/{SERVICE}/Write", pack, pb.WriteResponse.FromString)
-        self.read = self._channel.unary_stream(f"/{SERVICE}/Read", pb.ReadRequest.SerializeToString, unpack)
         self._joined = pb.JoinResponse()
         self._mapping = threading.Lock()
         # By whether it may be written.
@@ -62,7 +56,7 @@ class PeerPool:
         """Learns who is there; raises Refused if the two pools cannot exchange blocks."""
         end = self._end
         asked = pb.JoinRequest(caller=end.name, caller_incarnation=end.incarnation, layout=layout_message(end.layout))
-        self._joined = self.call(self.stub.Join, asked, go_on)
+        self._joined = self._call("Join", asked, pb.JoinResponse, go_on)
         self.incarnation = self._joined.pool_incarnation
 
     def carriers(self) -> list[Carrier]:
@@ -86,14 +80,13 @@ class PeerPool:
             held = self._memory.get(True) or self._memory.get(write)
             if held is None:
                 hello = pb.HandoverRequest(
-                    secret=self._security.secret,
                     caller=self._end.name,
                     caller_incarnation=self._end.incarnation,
                     pool_incarnation=self.incarnation,
                     write=write,
                 )
                 try:
-                    held = take_over(self._joined.handover, hello, CALL_S)
+                    held = take_over(self._joined.handover, hello, self._security, CALL_S)
                 except TransferError as error:
                     # Another network namespace, say. The other carriers still work.
                     self._unmappable = str(error)
@@ -127,61 +120,47 @@ class PeerPool:
     # -- calls
 
     def reserve(self, asked: Reservation, go_on: GoOn) -> pb.ReserveResponse:
-        return self.call(self.stub.Reserve, reservation_message(asked), go_on)
+        return self._call("Reserve", reservation_message(asked), pb.ReserveResponse, go_on)
 
     def commit(self, name: TransferName, go_on: GoOn, sums: pb.ChunkSums | None = None) -> pb.CommitResponse:
-        return self.call(self.stub.Commit, pb.CommitRequest(name=name_message(name), sums=sums), go_on)
+        request = pb.CommitRequest(name=name_message(name), sums=sums)
+        return self._call("Commit", request, pb.CommitResponse, go_on)
 
     def abort(self, name: TransferName, reason: str, timeout_s: float) -> bool:
         """Says that nothing of this end writes any more; False if it was not heard."""
-        message = pb.AbortRequest(name=name_message(name), reason=reason, stopped=True)
+        request = pb.AbortRequest(name=name_message(name), reason=reason[:MAX_REASON_CHARS], stopped=True)
         try:
-            self.stub.Abort(message, timeout=timeout_s, metadata=self._metadata)
-        except grpc.RpcError as error:
-            # A pool of another incarnation has no memory that this transfer could reach.
-            return isinstance(error_from(error, self.name), Refused)
+            self.calls.unary("Abort", request, pb.AbortResponse, timeout_s)
+        except Refused:
+            pass  # a pool of another incarnation has no memory that this transfer could reach
+        except TransferError:
+            return False
         return True
 
-    def call(self, method: Callable[..., Response], request: object, go_on: GoOn) -> Response:
+    def _call(self, method: str, request: Message, kind: type[Response], go_on: GoOn) -> Response:
         """Until it is answered or refused, or `go_on` raises. A peer that is busy is asked for as long as that."""
         pause_s = _PAUSE_S
         give_up_at = time.monotonic() + PATIENCE_S
         while True:
             go_on()
             try:
-                return method(request, timeout=CALL_S, metadata=self._metadata)
-            except grpc.RpcError as error:
-                problem = error_from(error, self.name)
-                if isinstance(problem, Refused):
-                    if problem.refusal is not Refusal.BUSY:
-                        raise problem from error
-                    give_up_at = time.monotonic() + PATIENCE_S
-                elif _is_final(error) or time.monotonic() >= give_up_at:
-                    raise problem from error
+                return self.calls.unary(method, request, kind, CALL_S)
+            except Refused as refused:
+                if refused.refusal is not Refusal.BUSY:
+                    raise
+                give_up_at = time.monotonic() + PATIENCE_S
+            except Lost as lost:
+                if lost.final or time.monotonic() >= give_up_at:
+                    raise
             _wait(pause_s, go_on)
             pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
-    def stream_options(self, timeout_s: float) -> dict[str, Any]:
-        """What a call of Write or Read takes beside its messages."""
-        return {"timeout": timeout_s, "metadata": self._metadata}
-
     def close(self) -> None:
         """No transfer uses it any more."""
-        self._channel.close()
+        self.calls.close()
         for memory, _ in self._memory.values():
             memory.close()
         self._memory.clear()
-
-
-def _is_final(error: grpc.RpcError) -> bool:
-    """A repetition would get the same answer."""
-    call: Any = error
-    return call.code() in (
-        grpc.StatusCode.UNAUTHENTICATED,
-        grpc.StatusCode.UNIMPLEMENTED,
-        grpc.StatusCode.INVALID_ARGUMENT,
-        grpc.StatusCode.INTERNAL,
-    )
 
 
 def _wait(pause_s: float, go_on: GoOn) -> None:

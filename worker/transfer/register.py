@@ -25,6 +25,7 @@ from worker.transfer.states import (
     Moving,
     Phase,
     PoolLayout,
+    Range,
     Refusal,
     Refused,
     Reservation,
@@ -173,12 +174,14 @@ class TransferRegister:
 
     def begin_chunks(self, moving: Moving, first: int, count: int, now: float) -> None:
         """Leave to write these chunks into the pool; `end_chunks` must follow. Raises Refused."""
-        assert moving.reservation.write and count > 0, moving.key
+        assert moving.reservation.write, moving.key
         self._expire_one(moving, now)
         self._check_live(moving)
-        if first < 0 or first + count > len(moving.chunks):
-            last = first + count - 1
-            raise Refused(Refusal.OUTSIDE, f"{moving.key} has {len(moving.chunks):,} chunks and no chunk {last}")
+        if count < 1 or first < 0 or first + count > len(moving.chunks):
+            detail = (
+                f"{moving.key} has {len(moving.chunks):,} chunks; {count:,} from chunk {first:,} on are not among them"
+            )
+            raise Refused(Refusal.OUTSIDE, detail)
         if moving.chunks.count(MISSING, first, first + count) != count:
             raise Refused(Refusal.DOUBLED, f"{moving.key}: chunk {first} came before")
         moving.chunks[first : first + count] = bytes((ARRIVING,)) * count
@@ -214,6 +217,14 @@ class TransferRegister:
         moving.finishing, moving.finished = False, done
         moving.heard_at = now
         self._settle(moving)
+
+    def asked_for(self, moving: Moving, ranges: list[Range]) -> list[Range]:
+        """These ranges, if they are chunks of the transfer and not more than it has. Raises Refused."""
+        total = len(moving.reservation.blocks) * self.layout.chunks_per_block
+        inside = all(first >= 0 and count > 0 and first + count <= total for first, count in ranges)
+        if not inside or sum(count for _, count in ranges) > total:
+            raise Refused(Refusal.OUTSIDE, f"{moving.key} has {total:,} chunks; others, or more, are asked for")
+        return ranges
 
     def touch(self, moving: Moving, now: float) -> bool:
         """The other end was heard of. False if the transfer has ended, so that nothing more may be read for it."""

@@ -10,9 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
-
-import grpc
 
 from cluster.errors import TransferError
 from protos.quire.v1 import transfer_pb2 as pb
@@ -21,7 +18,6 @@ from worker.transfer.checksum import Addresses, Sums
 from worker.transfer.chunks import sums_from, sums_message
 from worker.transfer.copy import Stopped, block_rows
 from worker.transfer.end import PoolEnd
-from worker.transfer.frames import Lost
 from worker.transfer.packed import Batch, pack_chunks
 from worker.transfer.peer import GoOn, PeerPool
 from worker.transfer.socket import Receiver, Sender
@@ -29,6 +25,7 @@ from worker.transfer.states import (
     ARRIVED,
     Blocks,
     Carrier,
+    Lost,
     Moving,
     Phase,
     Range,
@@ -38,13 +35,7 @@ from worker.transfer.states import (
     TransferKey,
     TransferName,
 )
-from worker.transfer.wire import (
-    MAX_RANGES,
-    STREAM_BYTES,
-    error_from,
-    name_message,
-    ranges_message,
-)
+from worker.transfer.wire import MAX_RANGES, STREAM_BYTES, name_message, ranges_message
 
 # Copying waits for nobody: it only looks up now and then.
 _PIECE_BYTES = 128 << 20
@@ -172,10 +163,10 @@ class PartRun:
 
     def _write_stream(self, mine: Moving, missing: list[Range]) -> None:
         """The missing chunks through the service itself."""
-        call = self.peer.write.future(
-            self._chunks(mine, missing), **self.peer.stream_options(min(_STREAM_S, max(0.1, self._time_left())))
-        )
-        self._result_of(call)
+        self.peer.calls.write(self._chunks(mine, missing), self._call_s(), self._go_on)
+
+    def _call_s(self) -> float:
+        return min(_STREAM_S, max(0.1, self._time_left()))
 
     def _chunks(self, mine: Moving, missing: list[Range]) -> Iterator[bytes]:
         """Runs on a thread of gRPC; ends early when the transfer does."""
@@ -218,7 +209,7 @@ class PartRun:
         if reply.crc32c:
             self._read_pieces(mine, 0, sums_from(reply.crc32c))
             return
-        for answer in self._answers(pb.ReadRequest(name=name_message(self.there))):
+        for answer in self._read_call(pb.ReadRequest(name=name_message(self.there))):
             if answer.sums is not None:
                 self._read_pieces(mine, answer.sums.first, sums_from(answer.sums.crc32c))
 
@@ -251,7 +242,7 @@ class PartRun:
 
     def _read_stream(self, mine: Moving) -> None:
         request = pb.ReadRequest(name=name_message(self.there), chunks=ranges_message(mine.missing(MAX_RANGES)))
-        for answer in self._answers(request):
+        for answer in self._read_call(request):
             for chunk in answer.chunks:
                 try:
                     self._end.receive(self._here, chunk.block, chunk.offset, chunk.length, chunk.crc, chunk.data)
@@ -260,14 +251,8 @@ class PartRun:
                     self._check_live(mine)
             self._go_on()
 
-    def _answers(self, request: pb.ReadRequest) -> Iterator[Batch]:
-        call = self.peer.read(request, **self.peer.stream_options(min(_STREAM_S, max(0.1, self._time_left()))))
-        try:
-            yield from call
-        except grpc.RpcError as error:
-            raise self._problem(error) from error
-        finally:
-            _cancel(call)
+    def _read_call(self, request: pb.ReadRequest) -> Iterator[Batch]:
+        return self.peer.calls.read(request, self._call_s())
 
     # -- both ways
 
@@ -296,28 +281,3 @@ class PartRun:
     def _check_live(self, mine: Moving) -> None:
         if not self._end.touch(mine):
             raise Refused(Refusal.LATE, f"{mine.key} has ended here: {mine.reason}")
-
-    def _result_of(self, call: grpc.Future[pb.WriteResponse]) -> None:
-        """Waits for the answer to Write, asking `go_on` meanwhile."""
-        while True:
-            try:
-                call.result(timeout=0.25)
-                return
-            except grpc.FutureTimeoutError:
-                try:
-                    self._go_on()
-                except BaseException:
-                    _cancel(call)
-                    raise
-            except grpc.RpcError as error:
-                raise self._problem(error) from error
-
-    def _problem(self, error: grpc.RpcError) -> TransferError:
-        """A call that was not answered is lost, and what is missing can be sent again."""
-        problem = error_from(error, self.peer.name)
-        return problem if isinstance(problem, Refused) else Lost(str(problem))
-
-
-def _cancel(call: Any) -> None:
-    """The types of grpc know this method only without any."""
-    call.cancel()

@@ -16,23 +16,39 @@ from dataclasses import dataclass
 
 import grpc
 
-from cluster.errors import ConfigError, TransferError
+from cluster.errors import ConfigError, QuireError
 from protos.quire.v1 import transfer_pb2 as pb
-from protos.quire.v1.transfer_pb2_grpc import add_TransferServiceServicer_to_server
 from worker.handshake import HANDSHAKE_S
 from worker.security import ClusterSecurity
 from worker.transfer.end import PoolEnd
-from worker.transfer.frames import Lost, prepare
+from worker.transfer.frames import prepare
 from worker.transfer.handover import HandoverServer
 from worker.transfer.memory import keep_freed_memory
+from worker.transfer.proof import Challenger
 from worker.transfer.service import TransferService
 from worker.transfer.socket import Receiver, Sender, welcome
-from worker.transfer.states import Carrier, Moving, Refusal, Refused, TransferName
+from worker.transfer.states import Carrier, Lost, Moving, Refusal, Refused, TransferName
 from worker.transfer.wire import name_from
 
-MAX_CONNECTIONS = 128
+# Data sockets together and of one caller, and those that have yet to prove what they are for: one more of these takes
+# the place of the oldest.
+MAX_CONNECTIONS, MAX_CONNECTIONS_OF_CALLER = 128, 16
+MAX_GREETINGS = 32
+MAX_GRPC_CONNECTIONS = 512
 _NUM_CALL_THREADS = 16
-_MAX_CALLS = 256
+_MAX_CALLS, _MAX_CALLS_OF_CONNECTION = 256, 32
+# The blocks of a transfer by number, the sums of its chunks, or a batch of chunks of 1 MiB each.
+MAX_MESSAGE_BYTES = 8 << 20
+_OPTIONS = {
+    "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
+    "grpc.max_metadata_size": 4096,
+    "grpc.absolute_max_metadata_size": 4096,
+    "grpc.max_allowed_incoming_connections": MAX_GRPC_CONNECTIONS,
+    "grpc.max_concurrent_streams": _MAX_CALLS_OF_CONNECTION,
+    # Of who connects and says nothing; of a connection without a call, which its owner opens again when it needs one.
+    "grpc.server_handshake_timeout_ms": int(1000 * HANDSHAKE_S),
+    "grpc.max_connection_idle_ms": 60_000,
+}
 _TICK_S = 0.1
 
 
@@ -43,7 +59,8 @@ class Listening:
     host: str = "127.0.0.1"
     port: int = 0
     data_port: int | None = 0
-    # What peers are told, where a port mapping stands between; 0: the port itself.
+    # What peers are told, where a port mapping stands between; 0: the ports themselves.
+    advertised_port: int = 0
     advertised_data_port: int = 0
 
 
@@ -64,7 +81,8 @@ class TransferServer:
         self._context = security.server_context()
         self._tick = tick
         self._closing = threading.Event()
-        self._connections: set[socket.socket] = set()
+        # By socket: the caller of its transfer; "" until it has proven which that is.
+        self._connections: dict[socket.socket, str] = {}
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         shared = end.pool.shared
@@ -75,17 +93,15 @@ class TransferServer:
         self.data_port = self._listener.getsockname()[1] if self._listener else 0
         self._server = grpc.server(
             ThreadPoolExecutor(_NUM_CALL_THREADS, "quire-transfer-call"),
-            interceptors=[security.interceptor()],
-            options=security.server_options(),
+            options=list({**dict(security.server_options()), **_OPTIONS}.items()),
             maximum_concurrent_rpcs=_MAX_CALLS,
         )
         told = listening.advertised_data_port or self.data_port
-        service = TransferService(end, told, self._handover)
-        self._server.add_generic_rpc_handlers([service.chunk_handlers()])
-        add_TransferServiceServicer_to_server(service, self._server)
         host = f"[{listening.host}]" if ":" in listening.host else listening.host
         self.port = security.serve(self._server, f"{host}:{listening.port}")
-        self.address = f"{host}:{self.port}"
+        self.address = f"{host}:{listening.advertised_port or self.port}"
+        service = TransferService(end, told, self._handover)
+        self._server.add_generic_rpc_handlers([service.handlers(Challenger(security.secret, self.address))])
         self._server.start()
         self._start(self._run_ticks, "quire-transfer-tick")
         if self._listener:
@@ -131,13 +147,11 @@ class TransferServer:
             except OSError:
                 return
             with self._lock:
-                full = len(self._connections) >= MAX_CONNECTIONS
-                if not full:
-                    self._connections.add(connection)
-            if full:
-                connection.close()
-            else:
-                self._start(lambda connection=connection: self._serve(connection), "quire-transfer-data")  # type: ignore[misc]
+                unproven = [held for held, caller in self._connections.items() if not caller]
+                if len(unproven) >= MAX_GREETINGS:
+                    _shut(unproven[0])
+                self._connections[connection] = ""
+            self._start(lambda connection=connection: self._serve(connection), "quire-transfer-data")  # type: ignore[misc]
 
     def _serve(self, connection: socket.socket) -> None:
         """One connection, which carries one transfer. Its peer learns from the service how things stand."""
@@ -147,6 +161,7 @@ class TransferServer:
                 connection = self._secure(connection, self._context)
             prepare(connection)
             moving, name, marker = welcome(connection, self._find)
+            self._admit(connection, name.key.caller)
 
             def go_on() -> None:
                 if self._closing.is_set():
@@ -156,18 +171,26 @@ class TransferServer:
 
             role = Receiver if moving.reservation.write else Sender
             role(connection, marker, self._end, moving, name, go_on).run()
-        except (TransferError, OSError):
+        except (QuireError, OSError):
             pass  # counted where it was refused; the caller asks the service what is missing
         finally:
             with self._lock:
-                self._connections.discard(connection)
+                self._connections.pop(connection, None)
             connection.close()
+
+    def _admit(self, connection: socket.socket, caller: str) -> None:
+        """It has proven that it is here for a transfer of `caller`."""
+        with self._lock:
+            proven = [held for held in self._connections.values() if held]
+            if len(proven) >= MAX_CONNECTIONS or proven.count(caller) >= MAX_CONNECTIONS_OF_CALLER:
+                raise Lost(f"{len(proven)} data connections are open, {proven.count(caller)} of {caller}")
+            self._connections[connection] = caller
 
     def _secure(self, plain: socket.socket, context: ssl.SSLContext) -> socket.socket:
         secured = context.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
         with self._lock:
-            self._connections.discard(plain)
-            self._connections.add(secured)
+            self._connections.pop(plain, None)
+            self._connections[secured] = ""
         secured.do_handshake()
         return secured
 

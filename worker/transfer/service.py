@@ -12,13 +12,16 @@ from functools import partial
 from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
-from cluster.errors import TransferError
+from cluster.errors import ProtocolError, TransferError
+from cluster.wire.plans import parsed
 from protos.quire.v1 import transfer_pb2 as pb
 from worker.transfer.chunks import sums_from, sums_message
 from worker.transfer.end import PoolEnd
 from worker.transfer.handover import HandoverServer, boot_id
 from worker.transfer.packed import SERVICE, Batch, PackedChunk, pack, pack_chunks, unpack
+from worker.transfer.proof import Challenger
 from worker.transfer.states import Carrier, Moving, Refusal, Refused, TransferName
 from worker.transfer.wire import (
     MAX_RANGES,
@@ -32,6 +35,7 @@ from worker.transfer.wire import (
     name_message,
     ranges_from,
     ranges_message,
+    reason_from,
     reservation_from,
 )
 
@@ -42,7 +46,7 @@ Part = TypeVar("Part")
 SUMS_BYTES = 16 << 20
 # A read of so little gets its sums with the reservation.
 SMALL_BYTES = 1 << 20
-_LONGEST_CALL_S = 3600.0
+LONGEST_CALL_S = 120.0
 # A chunk that is refused for one of these says nothing about the others of its call.
 _OF_A_CHUNK = {Refusal.DOUBLED, Refusal.CORRUPT, Refusal.TRUNCATED, Refusal.OUTSIDE}
 
@@ -56,7 +60,7 @@ class Names:
 
     def of(self, packed: bytes) -> TransferName:
         if self.last is None or packed != self._packed:
-            self.last, self._packed = name_from(pb.TransferName.FromString(packed)), packed
+            self.last, self._packed = name_from(parsed(pb.TransferName, packed)), packed
         return self.last
 
 
@@ -69,24 +73,47 @@ class TransferService:
         self._handover = handover
         self._boot_id = boot_id()
 
-    def chunk_handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
-        """For the two calls that carry chunks; added before all others, so that gRPC takes these."""
-        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "Write": grpc.stream_unary_rpc_method_handler(self.Write, unpack, pack),
-            "Read": grpc.unary_stream_rpc_method_handler(self.Read, pb.ReadRequest.FromString, pack),
+    def handlers(self, challenger: Challenger) -> grpc.GenericRpcHandler[Any, Any]:
+        """For gRPC. It hands over bytes: who calls is looked at before a body is read, and what cannot be decoded is a
+        mistake of the caller."""
+        one: dict[str, tuple[type[Message], Callable[[Any], Message]]] = {
+            "Join": (pb.JoinRequest, self.Join),
+            "Reserve": (pb.ReserveRequest, self.Reserve),
+            "Commit": (pb.CommitRequest, self.Commit),
+            "Abort": (pb.AbortRequest, self.Abort),
+            "Release": (pb.ReleaseRequest, self.Release),
+            "List": (pb.ListRequest, self.List),
         }
-        return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
-    def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:
+        def answer(name: str, raw: Iterator[bytes], context: Context) -> Message:
+            with _Answer(context, challenger, name):
+                kind, method = one[name]
+                return method(parsed(kind, _only(raw)))
+
+        def write(raw: Iterator[bytes], context: Context) -> Message:
+            with _Answer(context, challenger, "Write"):
+                return self.Write(map(unpack, raw))
+
+        def read(raw: Iterator[bytes], context: Context) -> Iterator[bytes | Message]:
+            with _Answer(context, challenger, "Read"):
+                yield from self.Read(parsed(pb.ReadRequest, _only(raw)))
+
+        made: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            name: grpc.stream_unary_rpc_method_handler(partial(answer, name), None, pack) for name in one
+        }
+        made["Write"] = grpc.stream_unary_rpc_method_handler(write, None, pack)
+        made["Read"] = grpc.stream_stream_rpc_method_handler(read, None, pack)
+        return grpc.method_handlers_generic_handler(SERVICE, made)
+
+    def Join(self, request: pb.JoinRequest) -> pb.JoinResponse:
         end = self._end
-        with _Answer(context):
-            difference = end.layout.differs(layout_from(request.layout))
-            if difference:
-                raise end.refuse(
-                    Refusal.LAYOUT,
-                    f"{request.caller} has {difference} in {end.name}: they cannot exchange blocks; "
-                    "start both with the same model, dtype and block size",
-                )
+        difference = end.layout.differs(layout_from(request.layout))
+        if difference:
+            raise end.refuse(
+                Refusal.LAYOUT,
+                f"{request.caller} has {difference} in {end.name}: they cannot exchange blocks; "
+                "start both with the same model, dtype and block size",
+            )
         return pb.JoinResponse(
             pool=end.name,
             pool_incarnation=end.incarnation,
@@ -97,17 +124,15 @@ class TransferService:
             boot_id=self._boot_id,
         )
 
-    def Reserve(self, request: pb.ReserveRequest, context: Context) -> pb.ReserveResponse:
-        with _Answer(context):
-            asked = reservation_from(request)
-            if asked.carrier is Carrier.SHARED_MEMORY:
-                name, handover = asked.name, self._handover
-                if not (
-                    handover
-                    and handover.allows(asked.session, name.key.caller, name.caller_incarnation, write=asked.write)
-                ):
-                    raise self._end.refuse(Refusal.STALE, f"{name.key}: session {asked.session} does not hold")
-            moving = self._end.reserve(asked)
+    def Reserve(self, request: pb.ReserveRequest) -> pb.ReserveResponse:
+        asked = reservation_from(request)
+        if asked.carrier is Carrier.SHARED_MEMORY:
+            name, handover = asked.name, self._handover
+            if not (
+                handover and handover.allows(asked.session, name.key.caller, name.caller_incarnation, write=asked.write)
+            ):
+                raise self._end.refuse(Refusal.STALE, f"{name.key}: session {asked.session} does not hold")
+        moving = self._end.reserve(asked)
         answer = pb.ReserveResponse(phase=_phase(moving), token=moving.token)
         if asked.write:
             answer.missing.extend(ranges_message(moving.missing(MAX_RANGES)))
@@ -119,18 +144,17 @@ class TransferService:
             answer.crc32c = sums_message(sums)
         return answer
 
-    def Write(self, request_iterator: Iterator[Batch], context: Context) -> pb.WriteResponse:
+    def Write(self, requests: Iterator[Batch]) -> pb.WriteResponse:
         num_refused, names = 0, Names()
-        with _Answer(context):
-            for request in request_iterator:
-                if request.sums is not None:
-                    raise self._end.refuse(Refusal.CONFLICT, "sums of shared memory go with the commit")
-                for chunk in request.chunks:
-                    name = names.of(chunk.name)
-                    num_refused += self._refused(partial(self._take_chunk, name), chunk)
-            if names.last is None:
-                raise self._end.refuse(Refusal.UNKNOWN, "nothing came that names a transfer")
-            moving = self._end.find(names.last)
+        for request in requests:
+            if request.sums is not None:
+                raise self._end.refuse(Refusal.CONFLICT, "sums of shared memory go with the commit")
+            for chunk in request.chunks:
+                name = names.of(chunk.name)
+                num_refused += self._refused(partial(self._take_chunk, name), chunk)
+        if names.last is None:
+            raise self._end.refuse(Refusal.UNKNOWN, "nothing came that names a transfer")
+        moving = self._end.find(names.last)
         return pb.WriteResponse(
             phase=_phase(moving), missing=ranges_message(moving.missing(MAX_RANGES)), num_refused=num_refused
         )
@@ -152,16 +176,15 @@ class TransferService:
     def _take_chunk(self, name: TransferName, chunk: PackedChunk) -> None:
         self._end.receive(name, chunk.block, chunk.offset, chunk.length, chunk.crc, chunk.data)
 
-    def Read(self, request: pb.ReadRequest, context: Context) -> Iterator[bytes | pb.ReadResponse]:
-        with _Answer(context):
-            name = name_from(request.name)
-            moving = self._end.live(name)
-            if moving.reservation.write:
-                raise self._end.refuse(Refusal.CONFLICT, f"{name.key} was reserved to be written")
-            if moving.reservation.carrier is Carrier.SHARED_MEMORY:
-                yield from self._read_sums(moving, request.name)
-            else:
-                yield from self._read_chunks(moving, request)
+    def Read(self, request: pb.ReadRequest) -> Iterator[bytes | Message]:
+        name = name_from(request.name)
+        moving = self._end.live(name)
+        if moving.reservation.write:
+            raise self._end.refuse(Refusal.CONFLICT, f"{name.key} was reserved to be written")
+        if moving.reservation.carrier is Carrier.SHARED_MEMORY:
+            yield from self._read_sums(moving, request.name)
+        else:
+            yield from self._read_chunks(moving, request)
 
     def _read_sums(self, moving: Moving, name: pb.TransferName) -> Iterator[pb.ReadResponse]:
         end = self._end
@@ -174,7 +197,7 @@ class TransferService:
 
     def _read_chunks(self, moving: Moving, request: pb.ReadRequest) -> Iterator[bytes]:
         chunks, name = self._end.chunks(moving), request.name.SerializeToString()
-        ranges = ranges_from(request.chunks) or [(0, len(chunks))]
+        ranges = self._end.asked_for(moving, ranges_from(request.chunks)) or [(0, len(chunks))]
         for first, end in chunks.batches(ranges, STREAM_BYTES):
             packed = pack_chunks(name, chunks.outgoing(first, end))
             self._check_live(moving)
@@ -185,34 +208,32 @@ class TransferService:
         if not self._end.touch(moving):
             raise self._end.refuse(Refusal.LATE, f"{moving.key} has ended: {moving.reason}")
 
-    def Commit(self, request: pb.CommitRequest, context: Context) -> pb.CommitResponse:
-        with _Answer(context):
-            name = name_from(request.name)
-            if request.HasField("sums") and self._end.find(name).live:
-                self._refused(self._take_sums, request.sums)
-            moving = self._end.commit(name)
+    def Commit(self, request: pb.CommitRequest) -> pb.CommitResponse:
+        name = name_from(request.name)
+        if request.HasField("sums") and request.sums.name != request.name:
+            raise ProtocolError("a commit came with the sums of another transfer")
+        if request.HasField("sums") and self._end.find(name).live:
+            self._refused(self._take_sums, request.sums)
+        moving = self._end.commit(name)
         return pb.CommitResponse(phase=_phase(moving), missing=ranges_message(moving.missing(MAX_RANGES)))
 
-    def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
-        with _Answer(context):
-            moving = self._end.abort(name_from(request.name), request.reason, stopped=request.stopped)
+    def Abort(self, request: pb.AbortRequest) -> pb.AbortResponse:
+        moving = self._end.abort(name_from(request.name), reason_from(request), stopped=request.stopped)
         if moving is None:
             return pb.AbortResponse(phase=pb.TRANSFER_PHASE_ABORTED)
         quarantined = len(moving.reservation.blocks) if moving.quarantined else 0
         return pb.AbortResponse(phase=_phase(moving), num_quarantined=quarantined)
 
-    def Release(self, request: pb.ReleaseRequest, context: Context) -> pb.ReleaseResponse:
+    def Release(self, request: pb.ReleaseRequest) -> pb.ReleaseResponse:
         end = self._end
-        with _Answer(context):
-            if request.pool_incarnation != end.incarnation:
-                raise end.refuse(Refusal.STALE, f"incarnation {end.incarnation} of {end.name} holds")
-            released = end.release(request.epoch, blocks_from(request.blocks), clear=request.clear)
+        if request.pool_incarnation != end.incarnation:
+            raise end.refuse(Refusal.STALE, f"incarnation {end.incarnation} of {end.name} holds")
+        released = end.release(request.epoch, blocks_from(request.blocks), clear=request.clear)
         return pb.ReleaseResponse(num_released=len(released))
 
-    def List(self, request: pb.ListRequest, context: Context) -> pb.ListResponse:
+    def List(self, request: pb.ListRequest) -> pb.ListResponse:
         end = self._end
-        with _Answer(context):
-            end.adopt_epoch(request.epoch)
+        end.adopt_epoch(request.epoch)
         blocks, transfers, epochs = end.committed()
         return pb.ListResponse(
             pool=end.name,
@@ -249,20 +270,35 @@ def _phase(moving: Moving) -> str:
     return pb.TransferPhase.Name(moving.phase.value)
 
 
-class _Answer:
-    """Around the work of a call: it needs a deadline, must still be wanted, and errors become statuses."""
+def _only(raw: Iterator[bytes]) -> bytes:
+    """The one message of a call."""
+    for message in raw:
+        return message
+    raise ProtocolError("a call came without its message")
 
-    def __init__(self, context: Context) -> None:
+
+class _Answer:
+    """Around the work of a call: its caller must be proven, it needs a deadline, must still be wanted, and errors
+    become statuses."""
+
+    def __init__(self, context: Context, challenger: Challenger, method: str) -> None:
         self._context = context
+        self._challenger = challenger
+        self._method = method
 
     def __enter__(self) -> None:
+        context = self._context
+        self._challenger.admit(self._method, context)
         # gRPC says "none" as one of some centuries.
-        if (self._context.time_remaining() or 0.0) > _LONGEST_CALL_S:
-            self._context.abort(grpc.StatusCode.INVALID_ARGUMENT, "every call of the transfer service needs a deadline")
-        if not self._context.is_active():
+        if (context.time_remaining() or 0.0) > LONGEST_CALL_S:
+            detail = f"every call of the transfer service needs a deadline, of at most {LONGEST_CALL_S:g} s"
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, detail)
+        if not context.is_active():
             # It lay here while this process stood still; its caller has gone on without an answer.
-            self._context.abort(grpc.StatusCode.CANCELLED, "the caller has gone")
+            context.abort(grpc.StatusCode.CANCELLED, "the caller has gone")
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, TransferError):
             abort_call(self._context, error)
+        if isinstance(error, ProtocolError):
+            self._context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable
 
 from cluster.errors import NotAuthenticated, ProtocolError, TransferError
+from cluster.wire.plans import parsed
 from protos.quire.v1 import transfer_pb2 as pb
 from worker import handshake
 from worker.transfer.chunks import Came
@@ -23,12 +24,11 @@ from worker.transfer.frames import (
     FrameReader,
     FrameWriter,
     Kind,
-    Lost,
     pack_name,
     pack_ranges,
     unpack_ranges,
 )
-from worker.transfer.states import Moving, Phase, Range, Refusal, Refused, TransferName
+from worker.transfer.states import Lost, Moving, Phase, Range, Refusal, Refused, TransferName
 
 GREETING = b"QTX1"
 # Silence after which the receiver asks again; it doubles with each time.
@@ -56,10 +56,7 @@ def welcome(
     found: list[tuple[Moving, TransferName]] = []
 
     def token_of(named: bytes) -> bytes:
-        try:
-            found.append(find(pb.TransferName.FromString(named)))
-        except ValueError as error:
-            raise Lost("the greeting of a data socket was not understood") from error
+        found.append(find(parsed(pb.TransferName, named)))
         return found[0][0].token
 
     marker = _agreed(connection, handshake.welcome(GREETING, token_of))
@@ -194,7 +191,7 @@ class Sender:
                 raise TransferError(f"the other end gave the transfer up: {packed.decode(errors='replace')}")
             if frame.kind is Kind.WANT and frame.block > done_round:
                 done_round = frame.block
-                self._send(unpack_ranges(packed))
+                self._send(self._end.asked_for(self._moving, unpack_ranges(packed)))
                 self._writer.control(Kind.END, done_round)
 
     def _send(self, ranges: list[Range]) -> None:

@@ -66,6 +66,15 @@ class Refused(TransferError):
         return self.detail
 
 
+class Lost(TransferError):
+    """A connection or a call is of no use any more; what arrived before still counts. `final`: another try would not
+    help."""
+
+    def __init__(self, detail: str, *, final: bool = False) -> None:
+        super().__init__(detail)
+        self.final = final
+
+
 @dataclass(frozen=True, slots=True)
 class TransferKey:
     """A transfer, or a part of it, within one pool."""

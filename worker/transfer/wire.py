@@ -11,11 +11,12 @@ from typing import Any
 import grpc
 import numpy as np
 
-from cluster.errors import TransferError
+from cluster.errors import ProtocolError, TransferError
 from protos.quire.v1 import transfer_pb2 as pb
 from worker.transfer.states import (
     Blocks,
     Carrier,
+    Lost,
     PoolLayout,
     Range,
     Refusal,
@@ -26,15 +27,22 @@ from worker.transfer.states import (
 )
 
 MAX_RANGES = 1024
+MAX_NAME_CHARS = 256
+MAX_REASON_CHARS = 1024
+MAX_TIMEOUT_S = 86_400.0
+# Numbers are kept as signed ones.
+_MAX_NUMBER = (1 << 63) - 1
 # Chunks of one message of Write and Read.
 STREAM_BYTES = 1 << 20
 
 _STATUS = {
+    Refusal.OUTSIDE: grpc.StatusCode.INVALID_ARGUMENT,
     Refusal.BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Refusal.UNKNOWN: grpc.StatusCode.NOT_FOUND,
     Refusal.LATE: grpc.StatusCode.ABORTED,
 }
 _METADATA = "quire-refusal"
+_REFUSALS = {refusal.value: refusal for refusal in Refusal}
 
 
 def name_message(name: TransferName) -> pb.TransferName:
@@ -50,6 +58,9 @@ def name_message(name: TransferName) -> pb.TransferName:
 
 
 def name_from(message: pb.TransferName) -> TransferName:
+    if max(message.epoch, message.transfer, message.caller_incarnation, message.pool_incarnation) > _MAX_NUMBER:
+        raise ProtocolError(f"a transfer's name has a number beyond {_MAX_NUMBER}")
+    _check_chars("the name of a caller", message.caller, MAX_NAME_CHARS)
     key = TransferKey(message.epoch, message.transfer, message.part, message.caller)
     return TransferName(key, message.caller_incarnation, message.pool_incarnation)
 
@@ -59,6 +70,7 @@ def layout_message(layout: PoolLayout) -> pb.PoolLayout:
 
 
 def layout_from(message: pb.PoolLayout) -> PoolLayout:
+    _check_chars("the fingerprint of a layout", message.fingerprint, MAX_NAME_CHARS)
     return PoolLayout(message.fingerprint, message.block_bytes, message.chunk_bytes)
 
 
@@ -68,7 +80,7 @@ def blocks_message(blocks: Blocks) -> bytes:
 
 def blocks_from(packed: bytes) -> Blocks:
     if len(packed) % 4:
-        raise Refused(Refusal.OUTSIDE, f"{len(packed)} bytes are no list of block ids of 4 bytes each")
+        raise ProtocolError(f"{len(packed)} bytes are no list of block ids of 4 bytes each")
     return np.frombuffer(packed, "<i4").astype(np.int32)
 
 
@@ -80,7 +92,7 @@ def reservation_message(asked: Reservation) -> pb.ReserveRequest:
         blocks=blocks_message(asked.blocks),
         carrier=pb.Carrier.Name(asked.carrier.value),
         session=asked.session,
-        timeout_s=asked.timeout_s,
+        timeout_s=min(max(asked.timeout_s, 0.01), MAX_TIMEOUT_S),
         num_blocks_of_transfer=asked.num_blocks_of_transfer,
     )
 
@@ -89,7 +101,9 @@ def reservation_from(message: pb.ReserveRequest) -> Reservation:
     try:
         carrier = Carrier(message.carrier)
     except ValueError:
-        raise Refused(Refusal.CONFLICT, f"there is no carrier {message.carrier}") from None
+        raise ProtocolError(f"there is no carrier {message.carrier}") from None
+    if not 0 < message.timeout_s <= MAX_TIMEOUT_S:
+        raise ProtocolError(f"a transfer's time is {message.timeout_s} s; above 0 and at most {MAX_TIMEOUT_S:g} can be")
     return Reservation(
         name=name_from(message.name),
         write=message.write,
@@ -107,7 +121,19 @@ def ranges_message(ranges: Sequence[Range]) -> list[pb.ChunkRange]:
 
 
 def ranges_from(messages: Sequence[pb.ChunkRange]) -> list[Range]:
+    if len(messages) > MAX_RANGES:
+        raise ProtocolError(f"{len(messages):,} ranges of chunks are asked for at once; {MAX_RANGES:,} can be")
     return [(message.first, message.count) for message in messages]
+
+
+def reason_from(message: pb.AbortRequest) -> str:
+    _check_chars("the reason of an abort", message.reason, MAX_REASON_CHARS)
+    return message.reason
+
+
+def _check_chars(what: str, text: str, limit: int) -> None:
+    if len(text) > limit:
+        raise ProtocolError(f"{what} has {len(text):,} characters; {limit:,} are the most")
 
 
 def abort_call(context: grpc.ServicerContext, error: TransferError) -> None:
@@ -118,11 +144,19 @@ def abort_call(context: grpc.ServicerContext, error: TransferError) -> None:
     context.abort(grpc.StatusCode.ABORTED, str(error))
 
 
-def error_from(error: grpc.RpcError, peer: str) -> TransferError:
-    """What a failed call means: Refused where the other end said so, else that it could not be reached."""
+_FINAL = (
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.INTERNAL,
+)
+
+
+def error_from(error: grpc.RpcError, peer: str) -> Refused | Lost:
+    """What a failed call means: Refused where the other end said so, else that there was no answer."""
     call: Any = error  # every error of a call is a Call too, which the types cannot say
     detail = call.details() or call.code().name.lower().replace("_", " ")
     for name, value in call.trailing_metadata() or ():
-        if name == _METADATA:
-            return Refused(Refusal(value), f"{peer}: {detail}")
-    return TransferError(f"{peer} did not answer: {detail}")
+        if name == _METADATA and value in _REFUSALS:
+            return Refused(_REFUSALS[value], f"{peer}: {detail}")
+    return Lost(f"{peer} did not answer: {detail}", final=call.code() in _FINAL)

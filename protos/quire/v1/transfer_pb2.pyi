@@ -299,18 +299,16 @@ class ListedTransfer(_message.Message):
     def __init__(self, name: _Optional[_Union[TransferName, _Mapping[str, object]]] = ..., write: _Optional[bool] = ..., phase: _Optional[_Union[TransferPhase, str]] = ..., carrier: _Optional[_Union[Carrier, str]] = ..., blocks: _Optional[bytes] = ..., num_blocks_of_transfer: _Optional[int] = ..., num_missing: _Optional[int] = ..., reason: _Optional[str] = ..., seconds_left: _Optional[float] = ..., quarantined: _Optional[bool] = ...) -> None: ...
 
 class HandoverRequest(_message.Message):
-    __slots__ = ("secret", "caller", "caller_incarnation", "pool_incarnation", "write")
-    SECRET_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("caller", "caller_incarnation", "pool_incarnation", "write")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     CALLER_INCARNATION_FIELD_NUMBER: _ClassVar[int]
     POOL_INCARNATION_FIELD_NUMBER: _ClassVar[int]
     WRITE_FIELD_NUMBER: _ClassVar[int]
-    secret: str
     caller: str
     caller_incarnation: int
     pool_incarnation: int
     write: bool
-    def __init__(self, secret: _Optional[str] = ..., caller: _Optional[str] = ..., caller_incarnation: _Optional[int] = ..., pool_incarnation: _Optional[int] = ..., write: _Optional[bool] = ...) -> None: ...
+    def __init__(self, caller: _Optional[str] = ..., caller_incarnation: _Optional[int] = ..., pool_incarnation: _Optional[int] = ..., write: _Optional[bool] = ...) -> None: ...
 
 class HandoverResponse(_message.Message):
     __slots__ = ("session", "size_bytes", "detail")
