@@ -134,3 +134,11 @@ def test_an_unknown_head_shape_is_named() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "there is no head shape named 'no-model'; there are small, llama-8b" in done.stderr
+
+
+def test_the_examples_of_paging_hold_on_the_real_parts(tmp_path: Path) -> None:
+    assert bench.run(["seeds", "--seconds", "0", "--json", str(tmp_path / "out.json")]) == 0
+    found = json.loads((tmp_path / "out.json").read_text())
+    rows = {row["example"]: row for row in found["tables"]["Examples"]}
+    assert rows["sixteen lengths, pages of 16"]["ours"] == "552 pages, 73.0 % saved"
+    assert len(found["checks"]) == len(rows) >= 16 and all(check["ok"] for check in found["checks"])
