@@ -53,6 +53,8 @@ class SchedulerSettings:
     seal_timeout_s: float = 5.0
     # A new scheduler waits this long for replicas and gateways to tell what they hold.
     rebuild_s: float = 2.0
+    # What fits only a replica that is lost waits this long for it to come back; then it is refused.
+    replica_return_s: float = 30.0
     # A request of a dead gateway waits this long for its client to come back through another one.
     orphan_grace_s: float = 10.0
     # Blocks that pins may keep, as a share of a pool.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from cluster.centre.beginnings import MIN_SLOTS
 from cluster.centre.fairness import WaitingQueue
+from cluster.centre.fits import size_of
 from cluster.centre.move import renumbered
 from cluster.centre.placement import Board, Need, Place
 from cluster.centre.replica import Replica
@@ -37,14 +38,34 @@ class Admission:
         self.closed: set[str] = set()
         # Requests that came before any replica of their model had reported to this new scheduler.
         self._unheard: list[Request] = []
+        # Requests that fit no replica which is here, and one that may come back: others go on without them. When they
+        # are looked at again, and until when replicas that this new scheduler has never heard of may still come.
+        self._aside: dict[int, Request] = {}
+        self._look_at = float("inf")
+        self._unknown_until = 0.0
 
     # -- replicas
 
     def add(self, replica: Replica) -> None:
         self._boards.setdefault(replica.joined.model, Board(self._settings)).add(replica)
+        self._look_at = self._scheduler.now
 
     def remove(self, replica: Replica) -> None:
-        self._boards[replica.joined.model].remove(replica)
+        """It is lost: what fits there alone waits a while for it to come back."""
+        until = self._scheduler.now + self._settings.replica_return_s
+        self._boards[replica.joined.model].remove(replica, until)
+
+    @property
+    def next_due(self) -> float | None:
+        """When those that were set aside are looked at again."""
+        return self._look_at if self._aside else None
+
+    def expire(self, now: float) -> None:
+        """At the beginning of a turn: who has not come back in time is counted no more."""
+        for board in self._boards.values():
+            board.sizes.expire(now)
+        if self._scheduler.rebuild.ends_at is not None:
+            self._unknown_until = self._scheduler.rebuild.ends_at + self._settings.replica_return_s
 
     def forget_model(self, model: str) -> None:
         """It was closed and its last replica is gone: it is as if it had never been here."""
@@ -82,7 +103,7 @@ class Admission:
             board = self._boards.get(request.model)
             if board is None:
                 return "NOT_FOUND", self._not_served(request.model), 0.0
-            detail = self._never_fits(request, board)
+            detail = board.sizes.refusal(request, board.block_size)
             if detail:
                 return "INVALID_ARGUMENT", detail, 0.0
         num_waiting = self.num_waiting(request.model)
@@ -109,40 +130,13 @@ class Admission:
             if request.model not in self._boards and request.state is State.QUEUED:
                 self._scheduler.break_off(request, "NOT_FOUND", self._not_served(request.model), Reason.DROPPED)
 
-    def _never_fits(self, request: Request, board: Board) -> str:
-        """Why no replica could ever hold this request alone; empty if one could, or if none was here yet."""
-        if not board.replicas:
-            return ""
-        size = board.block_size
-        kind, field, num_places = (
-            ("beams", "beam_width", request.width) if request.width else ("sequence(s)", "n", len(request.sequences))
-        )
-        length = len(request.prompt) + request.max_tokens - 1
-        needed = request.num_blocks(size, [length] * len(request.sequences))
-        asked = f"a prompt of {len(request.prompt):,} tokens with max_tokens {request.max_tokens:,}"
-        if needed > board.largest_pool:
-            return (
-                f"{asked} and {num_places} {kind} needs {needed:,} blocks of {size} tokens; "
-                f"the largest pool has {board.largest_pool:,}; lower max_tokens or {field}, or raise kv_memory"
-            )
-        if length + 1 > board.longest:
-            return (
-                f"{asked} is longer than the {board.longest:,} tokens that the model takes; shorten the prompt or "
-                "lower max_tokens"
-            )
-        if num_places > board.most_seats:
-            return (
-                f"{num_places} {kind} are more than the {board.most_seats} that a replica runs at once; lower {field}"
-            )
-        request.is_measured = True
-        return ""
-
     def num_waiting(self, model: str) -> int:
         queue = self._queues.get(model)
-        return len(queue) if queue is not None else 0
+        num_aside = sum(request.model == model for request in self._aside.values())
+        return num_aside + (len(queue) if queue is not None else 0)
 
     def waiting(self) -> list[Request]:
-        return [request for queue in self._queues.values() for request in queue]
+        return [*self._aside.values(), *(request for queue in self._queues.values() for request in queue)]
 
     def heads(self) -> list[Request]:
         """Who goes next, of each model."""
@@ -157,7 +151,8 @@ class Admission:
     def withdraw(self, request: Request) -> None:
         """It waits no more, in whichever way it did."""
         if request.state is State.QUEUED:
-            self._queues[request.model].remove(request)
+            if self._aside.pop(request.arrival, None) is None:
+                self._queues[request.model].remove(request)
         elif request.state is State.PARKED:
             self._leave_parking(request)
 
@@ -198,25 +193,22 @@ class Admission:
         """Starts what fits, in order of each model's queue. Figures of `touched` replicas have changed."""
         for replica in touched:
             self._boards[replica.joined.model].refresh(replica)
+        if self._look_at <= now:
+            self._look_again()
         for model, queue in self._queues.items():
             board = self._boards.get(model)
             while board is not None:
                 request = queue.head()
                 if request is None:
                     break
+                if request.measured != board.sizes.version and not self._measure(request, board, queue):
+                    continue
                 names = self._matchable(request, board)
                 hits = self._scheduler.index.match(names) if names else {}
                 owner = self._prefix_owner(request, names, hits)
                 if owner is not None:
                     queue.pop(request)
                     self._park(request, *owner)
-                    continue
-                too_large = "" if request.is_measured else self._never_fits(request, board)
-                if too_large and self._scheduler.rebuild.ends_at is not None:
-                    break  # a replica that could hold it may not have reported yet
-                if too_large:
-                    # It was accepted while no replica was here to measure it by.
-                    self._scheduler.break_off(request, "INVALID_ARGUMENT", too_large, Reason.DROPPED)
                     continue
                 place = board.choose(self._need(request, board.block_size), hits)
                 if place is None and self._give_up_pin(board):
@@ -227,6 +219,29 @@ class Admission:
                 request.queue_seconds += now - request.queued_at
                 self._start(request, place, hits)
                 board.refresh(place.replica)
+
+    def _measure(self, request: Request, board: Board, queue: WaitingQueue) -> bool:
+        """Whether a replica that is here could hold it alone. What fits only one that may come back is set aside, and
+        what fits none is refused: it was accepted while larger ones were here, or none."""
+        if board.sizes.are_here(size_of(request, board.block_size)):
+            request.measured = board.sizes.version
+            return True
+        rebuild_ends_at, now = self._scheduler.rebuild.ends_at, self._scheduler.now
+        due = [board.sizes.next_due, rebuild_ends_at, self._unknown_until if request.is_inherited else None]
+        later = [when for when in due if when is not None and when > now]
+        detail = board.sizes.refusal(request, board.block_size)
+        if detail and (rebuild_ends_at is None and not (request.is_inherited and now < self._unknown_until)):
+            self._scheduler.break_off(request, "INVALID_ARGUMENT", detail, Reason.DROPPED)
+        else:
+            queue.pop(request)
+            self._aside[request.arrival] = request
+            self._look_at = min([self._look_at, *(later or [now])])
+        return False
+
+    def _look_again(self) -> None:
+        aside, self._aside, self._look_at = self._aside, {}, float("inf")
+        for request in aside.values():
+            self._queues[request.model].push(request, returns=True)
 
     def _give_up_pin(self, board: Board) -> bool:
         """Nothing runs on a replica and still the head does not fit: pins give way to work."""
@@ -267,7 +282,8 @@ class Admission:
         ends = [min(sequence.limit, sequence.length + ahead + 1) for sequence in live]
         if live[0].group is not None:
             ends = [min(live[0].limit, live[0].group[0] + self._settings.ahead + 1)]
-        return Need(live[0].length, request.num_blocks(block_size, ends), sum(s.num_places for s in live))
+        num_places, num_positions = sum(sequence.num_places for sequence in live), live[0].limit + 1
+        return Need(live[0].length, request.num_blocks(block_size, ends), num_places, num_positions)
 
     def _uses_cache(self, request: Request) -> bool:
         """Logprobs of a prompt are known only to who computes it."""
@@ -279,6 +295,8 @@ class Admission:
         if request.parked_on is not None:
             return f"{request.parked_on.request.request_id} computes its prefix"
         board = self._boards.get(request.model)
+        if request.arrival in self._aside:
+            return "no replica that is here could hold it, and one that could may come back"
         if board is None or not board.replicas:
             more = "" if self._scheduler.rebuild.ends_at is None else " yet: the scheduler has just started"
             return f"no replica of {request.model} is here{more}"

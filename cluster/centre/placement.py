@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.centre.fits import Size, Sizes
 from cluster.centre.replica import Replica
 from cluster.settings import PlacementName, SchedulerSettings
 
@@ -29,6 +30,8 @@ class Need:
     num_tokens: int
     num_blocks: int
     num_places: int
+    # The longest that one of its sequences can get, and the token behind it.
+    num_positions: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +47,7 @@ class Board:
 
     def __init__(self, settings: SchedulerSettings) -> None:
         self.replicas: list[Replica] = []
-        # The most that any replica ever had, those included that are away for the moment.
-        self.largest_pool = 0
-        self.longest = 0
-        self.most_seats = 0
+        self.sizes = Sizes()
         # Slots of a block, the same on all replicas of a model; 1 while none has joined.
         self.block_size = 1
         self._settings = settings
@@ -59,23 +59,24 @@ class Board:
         self._residents = np.zeros(0, np.float64)
         self._prefill = np.zeros(0, np.float64)
         self._fullness = np.zeros(0, np.float64)
+        self._longest = np.zeros(0, np.int64)
 
     def add(self, replica: Replica) -> None:
+        joined = replica.joined
+        self.block_size = replica.block_size
+        self.sizes.come(replica.name, Size(joined.num_blocks, joined.max_model_len, joined.max_batch))
         self._resize([*self.replicas, replica])
 
-    def remove(self, replica: Replica) -> None:
+    def remove(self, replica: Replica, may_return_until: float) -> None:
+        self.sizes.go(replica.name, may_return_until)
         self._resize([other for other in self.replicas if other is not replica])
 
     def _resize(self, replicas: list[Replica]) -> None:
         self.replicas = replicas
         self._row = {replica.name: row for row, replica in enumerate(replicas)}
         self._row_of_pool = {replica.ledger.pool: row for row, replica in enumerate(replicas)}
-        for replica in replicas:
-            self.block_size = replica.block_size
-            self.largest_pool = max(self.largest_pool, replica.ledger.num_blocks)
-            self.longest = max(self.longest, replica.joined.max_model_len)
-            self.most_seats = max(self.most_seats, replica.joined.max_batch)
         count = len(replicas)
+        self._longest = np.array([replica.joined.max_model_len for replica in replicas], np.int64)
         self._free, self._seats = np.zeros(count, np.int64), np.zeros(count, np.int64)
         self._residents, self._prefill, self._fullness = np.zeros(count), np.zeros(count), np.zeros(count)
         for replica in replicas:
@@ -100,12 +101,13 @@ class Board:
         if not self.replicas:
             return None
         scores = self._scores(need.num_tokens)
-        scores[(self._free < need.num_blocks) | (self._seats < need.num_places)] = np.inf
+        is_short = self._longest < need.num_positions
+        scores[(self._free < need.num_blocks) | (self._seats < need.num_places) | is_short] = np.inf
         found: dict[int, list[int]] = {}
         for pool, hit in hits.items():
             row = self._row_of_pool.get(pool)
-            if row is None:
-                continue  # a pool in host memory
+            if row is None or is_short[row]:
+                continue  # a pool in host memory, or a replica that takes nothing so long
             replica = self.replicas[row]
             num_shared = min(len(hit), (need.num_tokens - 1) // replica.block_size)
             idle = sum(1 for block in hit if not replica.ledger.holders(block))

@@ -118,7 +118,7 @@ class Rebuild:
                 self._unconfirmed[request_id] = request
         request.state, request.replica, request.last_replica = State.RUNNING, replica, replica
         request.attempt = start.attempt
-        request.is_measured = True
+        request.is_inherited = True
         request.is_partial = len(residents) < len(request.sequences)
         for resident in residents:
             self._settle(request.sequences[resident.index], resident)
@@ -250,8 +250,7 @@ class Rebuild:
         request = self._scheduler.enter(open_request.submit)
         request.state = State.SEALING
         request.attempt = open_request.attempt
-        # Whatever made tokens of it could hold it.
-        request.is_measured = any(open_request.outputs)
+        request.is_inherited = True
         request.is_cacheable = False
         self._take_outputs(request, open_request)
         return request

@@ -132,6 +132,7 @@ class Scheduler:
     def turn(self, events: Sequence[Event], now: float) -> list[Order]:
         """Takes all that has happened since the last turn, in order, and says what is to be done."""
         self.clock.now = now
+        self.admission.expire(now)
         self.rebuild.begin_if_due()
         for event in events:
             self._obey[type(event)](event)
@@ -158,7 +159,7 @@ class Scheduler:
     @property
     def next_deadline(self) -> float | None:
         """When a turn is due even if nothing happens."""
-        times = (self.deadlines.next, self.rebuild.ends_at)
+        times = (self.deadlines.next, self.rebuild.ends_at, self.admission.next_due)
         return min((time for time in times if time is not None), default=None)
 
     @property

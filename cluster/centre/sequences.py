@@ -131,11 +131,12 @@ class Request:
         "is_adopted",
         "is_cacheable",
         "is_cancelled",
-        "is_measured",
+        "is_inherited",
         "is_partial",
         "last_replica",
         "max_tokens",
         "may_fetch",
+        "measured",
         "model",
         "moved_at",
         "names",
@@ -182,8 +183,10 @@ class Request:
         # Whose prompt its forks share, until it has left with the prompt written. None: each goes on by itself.
         self.forked_from: Sequence | None = None
         self.is_cancelled = False
-        # A replica of its model could hold it: known since it came, or since the first of them has joined.
-        self.is_measured = False
+        # The version of its model's sizes by which a replica that is here could hold it (see `Sizes`).
+        self.measured = 0
+        # A scheduler before this one had accepted it: some replica could hold it then.
+        self.is_inherited = False
         # Its blocks are named and can be shared: prefix caching is on and its prompt came with names.
         self.is_cacheable = False
         self.queued_at = now
