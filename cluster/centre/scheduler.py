@@ -374,8 +374,11 @@ class Scheduler:
         if on_replica and all(other.has_stopped for other in on_replica):
             if request.host is not None:
                 self.swapper.write_out(request)
-            else:
+            elif self.moves.is_stopping(request):
                 self.moves.finish(request)
+            else:
+                # Its move was given up between two of its sequences' last words.
+                self.swapper.give_up(request, replica)
         elif not on_replica:
             self.off_replica(replica, request)
 

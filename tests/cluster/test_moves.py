@@ -166,6 +166,26 @@ def test_a_target_that_is_lost_leaves_the_request_where_it_runs() -> None:
     assert not two.scheduler.moves.reads and not two.scheduler.moves.by_request
 
 
+def test_a_target_that_is_lost_between_the_stops_of_two_sequences_leaves_both_to_start_again() -> None:
+    two = Two()
+    two.turn(Drain("r1"))
+    begun = starts(list(two.turn(submit("q", PROMPT, 100, n=2)).values()))["q"]
+    two.turn(Drain("r1", on=False))
+    (fork,) = begun.forks
+    other = replace(begun, seq=fork.seq, table=fork.table)
+    two.tell("r0", advances=Advances(*columns(begun.seq, len(PROMPT) + 1, 2)))
+    two.tell("r0", advances=Advances(*columns(other.seq, len(PROMPT) + 1, 2)))
+    (copies,) = two.turn(Drain("r0"))["r1"].transfers
+    assert {drop.seq for drop in two.done("r1", copies)["r0"].drops} == {begun.seq, other.seq}
+    two.stop("r0", begun, len(PROMPT) + 2, 1)
+    two.turn(ReplicaLost("r1", 1))
+    two.stop("r0", other, len(PROMPT) + 2, 1)
+    request = two.scheduler.requests["q"]
+    assert request.state is State.QUEUED and not two.scheduler.replicas["r0"].residents
+    again = starts(list(two.turn(Drain("r0", on=False)).values()))["q"]
+    assert len(again.tokens) == len(PROMPT) + 3 and len(again.forks) == 1
+
+
 def test_what_a_lost_target_still_reads_stays_until_its_gateway_is_deaf() -> None:
     two = Two()
     begun = two.start()
