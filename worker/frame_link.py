@@ -2,7 +2,7 @@
 
 Control streams and streams of tokens are frames of protobuf (`cluster/wire/frames.py`) on a socket of their own: an
 abstract Unix socket where both ends are on one machine, TCP otherwise, with TLS where that is set up; both ends prove
-that they know the cluster's secret (`worker/handshake.py`). A gRPC stream takes three to ten times as long here.
+that they know the cluster's secret (`cluster/links/handshake.py`). A gRPC stream takes three to ten times as long here.
 
 `keep_open` runs in the process's event loop: it finds the other end, connects, says hello and pulses. Whoever reads and
 writes frames does so straight from and to the socket: no other thread has to wake up in between. No call waits for the
@@ -23,9 +23,9 @@ import time
 from collections.abc import Awaitable, Callable
 
 from cluster.errors import ProtocolError, QuireError
+from cluster.links import handshake
+from cluster.links.security import ClusterSecurity
 from cluster.wire.frames import FrameBuffer
-from worker import handshake
-from worker.security import ClusterSecurity
 
 log = logging.getLogger(__name__)
 

@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from cluster.errors import ConfigError, QuireError
+from cluster.links.security import ClusterSecurity, TlsFiles
 from cluster.messages import HostPoolJoined, HostPoolSettled
 from cluster.sizes import format_bytes, parse_bytes
-from worker.security import ClusterSecurity, TlsFiles
 from worker.transfer.blocks import COMMITTED, QUARANTINED, WRITING
 from worker.transfer.bytes import HostBytes
 from worker.transfer.copy import Copier

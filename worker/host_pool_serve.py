@@ -12,6 +12,7 @@ import os
 from collections.abc import Awaitable, Callable
 
 from cluster.errors import ProtocolError
+from cluster.links.security import ClusterSecurity
 from cluster.wire.frames import framed
 from cluster.wire.plans import parsed
 from cluster.wire.state import fill_host_pool_joined, fill_host_pool_settled, give_up_from
@@ -19,7 +20,6 @@ from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
 from protos.quire.v1 import control_pb2 as pb
 from worker.frame_link import CONTROL, LOST_EXIT, PULSES, FrameLink, keep_open
 from worker.host_pool import HostPool
-from worker.security import ClusterSecurity
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 
+from cluster.links.security import ClusterSecurity
 from cluster.messages import Tokens
 from worker.frame_link import CONTROL, keep_open
 from worker.replica_stream import ReplicaStream
-from worker.security import ClusterSecurity
 from worker.spans import AttemptSpans
 from worker.step_loop import HANG_S, StepLoop
 from worker.swap import Swap

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from cluster.links.security import ClusterSecurity
 from worker.pool import DevicePool
-from worker.security import ClusterSecurity
 from worker.transfer.agent import TransferAgent
 from worker.transfer.bytes import PoolBytes
 from worker.transfer.copy import Copier

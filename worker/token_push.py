@@ -14,13 +14,13 @@ import threading
 from collections import deque
 
 from cluster.errors import ProtocolError
+from cluster.links.security import ClusterSecurity
 from cluster.messages import Tokens
 from cluster.wire.frames import framed
 from cluster.wire.plans import parsed
 from cluster.wire.tokens import fill_tokens
 from protos.quire.v1 import front_pb2 as pb
 from worker.frame_link import TOKENS, FrameLink, keep_open
-from worker.security import ClusterSecurity
 
 log = logging.getLogger(__name__)
 

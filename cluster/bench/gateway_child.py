@@ -21,9 +21,9 @@ from cluster.gateway.gateway import Gateway
 from cluster.gateway.models import TextModel
 from cluster.gateway.server import GatewayServer
 from cluster.gateway.settings import GatewaySettings
+from cluster.links.security import ClusterSecurity
 from cluster.messages import Tokens
 from cluster.serving.inside import Inside
-from worker.security import ClusterSecurity
 
 MODEL = "demo"
 SECURITY = ClusterSecurity("a secret of this benchmark's own")

@@ -25,13 +25,13 @@ import grpc
 
 from cluster.gateway.host import serve_gateway
 from cluster.gateway.settings import GatewaySettings
+from cluster.links.security import ClusterSecurity, TlsFiles
 from cluster.serving.door import Door
 from cluster.serving.inside import Inside
 from cluster.serving.scheduler_server import Addresses, Doors, serve_scheduler
 from cluster.settings import SchedulerSettings, WorkerSettings
 from protos.quire.v1 import admin_pb2 as pb
 from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
-from worker.security import ClusterSecurity, TlsFiles
 
 START_S = 120.0
 

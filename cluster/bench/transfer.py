@@ -19,8 +19,8 @@ import numpy as np
 from cluster.bench.report import Report
 from cluster.bench.transfer_peers import ByteStream, ObjectStore, Pool, fused, inline, memcpy
 from cluster.bench.transfer_pool import host_pool, processor_seconds
+from cluster.links.security import ClusterSecurity
 from cluster.messages import Road, Transfer, ids
-from worker.security import ClusterSecurity
 from worker.transfer.agent import AgentSettings, TransferAgent
 from worker.transfer.bytes import HostBytes
 from worker.transfer.checksum import checksummer

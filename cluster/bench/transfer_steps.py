@@ -22,10 +22,10 @@ import numpy as np
 
 from cluster.bench.report import Report
 from cluster.bench.transfer_pool import delayed_seconds, host_pool, processor_seconds, thread_seconds
+from cluster.links.security import ClusterSecurity
 from cluster.messages import Plan, Result, Road, Start, Tokens, Transfer, ids
 from cluster.sampling import SamplingParams
 from cluster.settings import WorkerSettings
-from worker.security import ClusterSecurity
 from worker.step_loop import Inbound, Outbound, StepLoop
 from worker.swap import Swap
 from worker.worker import Worker

@@ -19,12 +19,12 @@ import grpc.aio
 
 from cluster.errors import ProtocolError, Unavailable
 from cluster.gateway.front import MAX_EVENTS, Connected, Disconnected, Order, ServedModel, ServedModels
+from cluster.links.security import ClusterSecurity
 from cluster.messages import Adopt, Pin, Submit
 from cluster.wire.front import FrontEvent, fill_event, notice_from
 from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
 from protos.quire.v1 import front_pb2 as pb
 from protos.quire.v1.front_pb2_grpc import FrontServiceAsyncStub
-from worker.security import ClusterSecurity
 
 log = logging.getLogger(__name__)
 

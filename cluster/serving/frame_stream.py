@@ -15,9 +15,9 @@ from collections import Counter
 from typing import Protocol
 
 from cluster.errors import ConfigError, QuireError
+from cluster.links import handshake
 from cluster.serving.inside import Inside
 from cluster.wire.frames import FrameBuffer
-from worker import handshake
 from worker.frame_link import MAX_BACKLOG_BYTES, local_name
 
 log = logging.getLogger(__name__)

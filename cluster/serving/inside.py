@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worker.security import PEER_NAME, ClusterSecurity, TlsFiles
+from cluster.links.security import PEER_NAME, ClusterSecurity, TlsFiles
 
 if TYPE_CHECKING:
     from cluster.lifecycle.ray_state import RayState

@@ -14,11 +14,11 @@ from collections.abc import Awaitable, Callable, Mapping
 import grpc.aio
 
 from cluster.errors import ConfigError
+from cluster.links.security import ClusterSecurity
 from cluster.watching.metrics import CONTENT_TYPE, Described, Family, Sample, merged, render
 from cluster.watching.metrics_names import SCHEDULER
 from protos.quire.v1 import front_pb2 as pb
 from protos.quire.v1.front_pb2_grpc import FiguresServiceAsyncStub
-from worker.security import ClusterSecurity
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from cluster.bench.processes import Network
+from cluster.links.security import PEER_NAME, TlsFiles
 from cluster.serving.auth_certificates import make_identity
-from worker.security import PEER_NAME, TlsFiles
 
 
 def ip(*arguments: str) -> None:

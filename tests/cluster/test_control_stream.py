@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import NotAuthenticated, ProtocolError
+from cluster.links.security import ClusterSecurity, TlsFiles
 from cluster.messages import Plan, ReplicaJoined, Result
 from cluster.serving.control_server import ControlServer
 from cluster.serving.host import SchedulerHost
@@ -25,7 +26,6 @@ from tests.cluster.front_door import Proxy
 from tests.cluster.test_inside import SECRET, identity
 from worker import frame_link, handshake
 from worker.frame_link import CONTROL, FrameLink, connect, keep_open, local_name
-from worker.security import ClusterSecurity, TlsFiles
 
 SECURITY = ClusterSecurity(SECRET)
 SILENCE_S = 4.0

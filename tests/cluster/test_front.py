@@ -18,6 +18,7 @@ from cluster.gateway.front_tokens import TokenIntake
 from cluster.gateway.gateway import Gateway
 from cluster.gateway.server import GatewayServer
 from cluster.gateway.settings import GatewaySettings
+from cluster.links.security import ClusterSecurity
 from cluster.messages import Cancel, Submit, Tokens, ids
 from cluster.sampling import SamplingParams
 from cluster.serving.front_server import FrontServer
@@ -30,7 +31,6 @@ from protos.quire.v1 import front_pb2 as pb
 from protos.quire.v1.front_pb2_grpc import add_FrontServiceServicer_to_server
 from tests.cluster.front_door import PROMPT, Proxy, expected, slow, text_model
 from worker.frame_link import TOKENS, FrameLink, connect
-from worker.security import ClusterSecurity
 from worker.token_push import TokenPusher
 
 SILENCE_S = 0.8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from cluster.links.security import ClusterSecurity
 from cluster.messages import (
     Drain,
     Event,
@@ -26,7 +27,6 @@ from tests.cluster.front_door import Proxy
 from tests.cluster.test_scheduler import submit
 from worker.host_pool import HostPool, HostPoolSettings
 from worker.host_pool_serve import serve_host_pool
-from worker.security import ClusterSecurity
 
 BLOCK_BYTES, NUM_BLOCKS = 4096, 16
 SILENCE_S = 4.0

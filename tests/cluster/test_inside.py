@@ -13,6 +13,7 @@ import pytest
 
 from cluster.errors import QuireError
 from cluster.gateway.front_tokens import TokenIntake
+from cluster.links.security import PEER_NAME, ClusterSecurity, TlsFiles
 from cluster.serving.auth_certificates import make_identity
 from cluster.serving.front_server import FrontServer
 from cluster.serving.host import SchedulerHost
@@ -24,7 +25,6 @@ from protos.quire.v1 import front_pb2
 from protos.quire.v1.front_pb2_grpc import FrontServiceAsyncStub, add_FrontServiceServicer_to_server
 from worker import frame_link
 from worker.frame_link import CONTROL, TOKENS, FrameLink, connect
-from worker.security import PEER_NAME, ClusterSecurity, TlsFiles
 
 SECRET = "the secret of these tests"
 

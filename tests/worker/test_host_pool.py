@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from cluster.errors import ConfigError, TransferError
+from cluster.links.security import ClusterSecurity
 from cluster.messages import HostPoolJoined, HostPoolSettled, Road
 from protos.quire.v1 import transfer_pb2 as pb
 from protos.quire.v1.transfer_pb2_grpc import TransferServiceStub
@@ -32,7 +33,6 @@ from tests.worker.transfer_parts import (
     wait,
 )
 from worker.host_pool import HostPool, HostPoolSettings
-from worker.security import ClusterSecurity
 from worker.transfer.register import RegisterSettings
 from worker.transfer.states import Carrier, Lost, Refused
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from cluster.errors import ConfigError, TransferError
+from cluster.links.security import ClusterSecurity, TlsFiles
 from cluster.messages import Road, Transfer, ids
 from cluster.serving.auth_certificates import make_certificates
 from protos.quire.v1 import transfer_pb2 as pb
 from tests.worker.transfer_parts import ROOT, SECRET, SECURITY, WorkerPool, num_descriptors, run, wait
-from worker.security import ClusterSecurity, TlsFiles
 from worker.transfer.agent import AgentSettings, TransferAgent
 from worker.transfer.handover import HandoverServer, take_over
 from worker.transfer.memory import SharedMemory
@@ -28,7 +28,7 @@ SIZE = 1 << 20
 CHILD = """
 import sys
 from protos.quire.v1 import transfer_pb2 as pb
-from worker.security import ClusterSecurity
+from cluster.links.security import ClusterSecurity
 from worker.transfer.handover import take_over
 hello = pb.HandoverRequest(caller="w", caller_incarnation=3, pool_incarnation=7, write=True)
 memory, session = take_over(sys.argv[1], hello, ClusterSecurity(sys.argv[2]), 5.0)

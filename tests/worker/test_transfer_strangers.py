@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from cluster.errors import TransferError
+from cluster.links.security import ClusterSecurity
 from cluster.messages import Road
 from protos.quire.v1 import transfer_pb2 as pb
 from tests.worker.test_transfer_handover import CHILD, hello
@@ -40,7 +41,6 @@ from tests.worker.transfer_parts import (
     status_of,
     wait,
 )
-from worker.security import ClusterSecurity
 from worker.transfer.calls import Calls
 from worker.transfer.handover import HandoverServer, take_over
 from worker.transfer.memory import SharedMemory
@@ -113,7 +113,7 @@ def test_whatever_a_stranger_says_deaths_are_proven(said: bytes, handover: Hando
 
 
 def test_who_knows_the_secret_and_talks_nonsense_does_no_more(handover: HandoverServer) -> None:
-    from worker import handshake
+    from cluster.links import handshake
     from worker.transfer.handover import GREETING
 
     for said in (b"\0\0", b"\xff\xff", struct.pack("<H", 4) + b"\xff\xff\xff\xff", b"\x01"):

@@ -17,9 +17,9 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
+from cluster.links.security import ClusterSecurity
 from cluster.messages import Road, Transfer, Transferred, ids
 from protos.quire.v1 import transfer_pb2 as pb
-from worker.security import ClusterSecurity
 from worker.transfer.agent import AgentSettings, TransferAgent
 from worker.transfer.bytes import HostBytes
 from worker.transfer.calls import Calls

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cluster.errors import QuireError, TransferError
+from cluster.links.security import ClusterSecurity
 from cluster.messages import Road, Transfer, Transferred
-from worker.security import ClusterSecurity
 from worker.transfer.end import PoolEnd
 from worker.transfer.memory import keep_freed_memory
 from worker.transfer.peer import PeerPool

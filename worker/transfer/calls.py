@@ -14,8 +14,8 @@ import grpc
 from google.protobuf.message import Message
 
 from cluster.errors import NotAuthenticated, ProtocolError, TransferError
+from cluster.links.security import ClusterSecurity
 from cluster.wire.plans import parsed
-from worker.security import ClusterSecurity
 from worker.transfer.packed import SERVICE, Batch, pack, unpack
 from worker.transfer.proof import Prover
 from worker.transfer.states import Lost

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
-from worker.handshake import NOTHING_YET
+from cluster.links.handshake import NOTHING_YET
 from worker.transfer.checksum import address_of, checksummer
 from worker.transfer.states import Lost, Range, TransferName
 

@@ -22,10 +22,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cluster.errors import ProtocolError, QuireError, TransferError
+from cluster.links import handshake
+from cluster.links.security import ClusterSecurity
 from cluster.wire.plans import parsed
 from protos.quire.v1 import transfer_pb2 as pb
-from worker import handshake
-from worker.security import ClusterSecurity
 from worker.transfer.memory import SharedMemory
 from worker.transfer.wire import MAX_NAME_CHARS
 

@@ -15,9 +15,9 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from cluster.errors import TransferError
+from cluster.links.handshake import HANDSHAKE_S
+from cluster.links.security import ClusterSecurity
 from protos.quire.v1 import transfer_pb2 as pb
-from worker.handshake import HANDSHAKE_S
-from worker.security import ClusterSecurity
 from worker.transfer.calls import Calls
 from worker.transfer.end import PoolEnd
 from worker.transfer.frames import prepare

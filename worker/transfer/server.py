@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import grpc
 
 from cluster.errors import ConfigError, QuireError
+from cluster.links.handshake import HANDSHAKE_S
+from cluster.links.security import ClusterSecurity
 from protos.quire.v1 import transfer_pb2 as pb
-from worker.handshake import HANDSHAKE_S
-from worker.security import ClusterSecurity
 from worker.transfer.end import PoolEnd
 from worker.transfer.frames import prepare
 from worker.transfer.handover import HandoverServer

@@ -12,9 +12,9 @@ import socket
 from collections.abc import Callable
 
 from cluster.errors import NotAuthenticated, ProtocolError, TransferError
+from cluster.links import handshake
 from cluster.wire.plans import parsed
 from protos.quire.v1 import transfer_pb2 as pb
-from worker import handshake
 from worker.transfer.chunks import Came
 from worker.transfer.end import PoolEnd
 from worker.transfer.frames import (

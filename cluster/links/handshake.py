@@ -2,7 +2,8 @@
 
 Both send a nonce, and an HMAC of both nonces under the secret; the end that connects says first which secret it means,
 by a name. The steps are generators that yield what to send and how many bytes to read next, so that a blocking socket
-(`drive`) and an event loop go through the same ones. Data sockets of transfers and control streams begin with it.
+(`drive`) and an event loop go through the same ones. Data sockets of transfers and links begin with it, each with a
+magic of its own, which the proof covers.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ def greet(magic: bytes, name: bytes, secret: bytes) -> Steps[bytes]:
     nonce = secrets.token_bytes(_NONCE_BYTES)
     answer = yield magic + struct.pack("<H", len(name)) + name + nonce, _NONCE_BYTES + _PROOF_BYTES
     nonces = nonce + answer[:_NONCE_BYTES]
-    if not hmac.compare_digest(answer[_NONCE_BYTES:], _proof(secret, b"server", nonces)):
+    if not hmac.compare_digest(answer[_NONCE_BYTES:], _proof(secret, magic + b"server", nonces)):
         raise NotAuthenticated("the other end of the connection does not know the secret")
-    yield _proof(secret, b"client", nonces), 0
-    return _proof(secret, b"marker", nonces)
+    yield _proof(secret, magic + b"client", nonces), 0
+    return _proof(secret, magic + b"marker", nonces)
 
 
 def welcome(magic: bytes, secret_of: Callable[[bytes], bytes]) -> Steps[bytes]:
@@ -53,10 +54,10 @@ def welcome(magic: bytes, secret_of: Callable[[bytes], bytes]) -> Steps[bytes]:
     secret = secret_of(rest[:size])
     answer = secrets.token_bytes(_NONCE_BYTES)
     nonces = rest[size:] + answer
-    proof = yield answer + _proof(secret, b"server", nonces), _PROOF_BYTES
-    if not hmac.compare_digest(proof, _proof(secret, b"client", nonces)):
+    proof = yield answer + _proof(secret, magic + b"server", nonces), _PROOF_BYTES
+    if not hmac.compare_digest(proof, _proof(secret, magic + b"client", nonces)):
         raise NotAuthenticated("a peer on a connection does not know the secret")
-    return _proof(secret, b"marker", nonces)
+    return _proof(secret, magic + b"marker", nonces)
 
 
 def _proof(secret: bytes, role: bytes, nonces: bytes) -> bytes:

@@ -1,0 +1,195 @@
+"""The end of a conversation that opens connections: a pure machine that says hello and goes on where both ends stand.
+
+Its owner opens a connection, sends what `open` returns, and passes on what comes; what was said meanwhile waits. Only
+the newest life of the other end counts: an older one that answers is left. It has one connection at a time. It knows no
+socket and no clock; `Listener` is the other end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cluster.errors import ProtocolError
+from cluster.links.frames import (
+    HELLO,
+    MESSAGE,
+    PART,
+    PULSE,
+    REFUSAL,
+    WELCOME,
+    Frame,
+    Hello,
+    refusal_from,
+    welcome_from,
+)
+from cluster.links.numbers import Numbers
+from cluster.links.terms import Close, Heard, Met, Order, Pulsed, Read, Refused, Send, Terms, readable
+
+
+class Dialer:
+    """Talks to `peer` as `me`. `read` makes messages of bytes, `read_card` what a welcome brings along."""
+
+    def __init__(self, me: str, life: int, peer: str, terms: Terms, read: Read, read_card: Read = bytes) -> None:
+        self.me = me
+        self.life = life
+        self.peer = peer
+        self.terms = terms
+        # The highest life of the other end that was met; 0: none.
+        self.peer_life = 0
+        self.numbers = Numbers(terms)
+        self.silence_s = terms.silence_s
+        # Counts the connections of this life; 0: none yet.
+        self.connection = 0
+        self.is_open = False
+        # The other end has answered on this connection.
+        self.is_met = False
+        # A new life of the other end asks what is held here. What is said before that is a part of it.
+        self.owes_state = False
+        self._read = read
+        self._read_card = read_card
+        self._heard_at = 0.0
+        self._was_told = False
+
+    def begin(self, life: int) -> None:
+        """Another life of this end, on the next connection: nothing that was said counts, and nobody was met."""
+        assert life > self.life, f"life {life} of {self.me} after {self.life}"
+        self.life, self.peer_life, self.connection = life, 0, 0
+        self.numbers = Numbers(self.terms)
+        self.is_open = self.is_met = self.owes_state = False
+
+    # -- connections
+
+    def open(self, card: bytes, now: float) -> bytes:
+        """There is a connection; returns what goes out first on it."""
+        self.connection += 1
+        self.is_open, self.is_met, self._heard_at, self._was_told = True, False, now, True
+        self.numbers.reopen()
+        hello = Hello(
+            self.me,
+            self.life,
+            self.peer,
+            self.peer_life,
+            self.connection,
+            self.terms.oldest_protocol,
+            self.terms.newest_protocol,
+            card,
+        )
+        return hello.pack(self.numbers.taken)
+
+    def broke(self) -> None:
+        self.is_open = self.is_met = False
+
+    def touched(self, now: float) -> None:
+        """Bytes have come, be they a whole frame or not."""
+        self._heard_at = now
+
+    # -- words
+
+    def say(self, message: bytes) -> list[bytes]:
+        """Returns the frames that go out now; what does not is kept. Raises ProtocolError where it is too large."""
+        if self.owes_state:
+            return []
+        self.numbers.say(message)
+        return self._due()
+
+    def say_state(self, message: bytes) -> list[bytes]:
+        """What is held here, for a new life of the other end that asked. Not asked (any more): nothing is said."""
+        if not self.owes_state:
+            return []
+        self.owes_state = False
+        return self.say(message)
+
+    def pulse(self, note: bytes = b"") -> list[bytes]:
+        """Called `PULSES` times in `silence_s`: a word of life, where nothing was said since the last time."""
+        was_told, self._was_told = self._was_told, False
+        if not self.is_met or (was_told and not note):
+            return []
+        return [self.numbers.pulse(note)]
+
+    def silence(self, now: float) -> list[Order]:
+        """Called when all that has come was heard."""
+        if not self.is_open or now - self._heard_at <= self.silence_s:
+            return []
+        return [self._close(f"{self.peer} has said nothing for {now - self._heard_at:.1f} s")]
+
+    def heard(self, frames: Sequence[Frame]) -> list[Order]:
+        """Of the connection that is open."""
+        orders: list[Order] = []
+        numbers, read = self.numbers, self._read
+        try:
+            for kind, number, taken, body in frames:
+                if not self.is_met:
+                    self._answered(kind, taken, body, orders)
+                    continue
+                numbers.acknowledge(taken)
+                if kind in (MESSAGE, PART):
+                    message = numbers.take(kind, number, body, read)
+                    if message is not None:
+                        orders.append(Heard(self.peer, message))
+                elif kind == PULSE:
+                    orders.append(Pulsed(self.peer, body))
+                else:
+                    raise ProtocolError(f"a frame of kind {kind} in the midst of a conversation")
+        except ProtocolError as error:
+            orders.append(self._close(str(error), is_garbled=True))
+        if self.is_met:
+            orders += [Send(self.connection, frame) for frame in self._due()]
+            if numbers.owes_word:
+                orders.append(Send(self.connection, numbers.pulse()))
+        return orders
+
+    def _due(self) -> list[bytes]:
+        if not self.is_met:
+            return []
+        frames = self.numbers.due()
+        if frames:
+            self._was_told = True
+        return frames
+
+    def _answered(self, kind: int, taken: int, body: bytes, orders: list[Order]) -> None:
+        if not self.is_open:
+            return
+        if kind == REFUSAL:
+            refusal = refusal_from(body)
+            is_lost = refusal.reason in ("lost", "numbers")
+            orders += [Refused(is_lost, refusal.detail), self._close(f"it refuses: {refusal.detail}")]
+            return
+        if kind != WELCOME:
+            known = "a hello" if kind == HELLO else f"a frame of kind {kind}"
+            raise ProtocolError(f"the answer to a hello was {known}")
+        welcome = welcome_from(body)
+        terms = self.terms
+        if not terms.oldest_protocol <= welcome.protocol <= terms.newest_protocol:
+            raise ProtocolError(f"{self.peer} speaks protocol {welcome.protocol}; install the same Quire on both")
+        if welcome.life < self.peer_life:
+            orders.append(self._close(f"life {welcome.life} of {self.peer} answers, and {self.peer_life} was met"))
+            return
+        card = readable(self._read_card, welcome.card)
+        is_new = welcome.life != self.peer_life
+        if is_new:
+            self._meet_anew(welcome.life)
+        self.numbers.acknowledge(taken)
+        if is_new:
+            self.owes_state = welcome.wants_state
+        self.silence_s, self.is_met = welcome.silence_s, True
+        orders.append(Met(self.peer, welcome.life, is_new, self.owes_state, card))
+
+    def _meet_anew(self, life: int) -> None:
+        is_first, self.peer_life = self.peer_life == 0, life
+        if self.terms.keeps or is_first:
+            # What was said to nobody yet is for whoever is met first.
+            self.numbers.renumber()
+        else:
+            self.numbers = Numbers(self.terms)
+
+    def _close(self, detail: str, *, is_garbled: bool = False) -> Close:
+        connection = self.connection
+        self.broke()
+        return Close(connection, detail, is_garbled)
+
+    def check(self) -> None:
+        """Raises AssertionError if anything here does not fit together."""
+        self.numbers.check()
+        assert self.is_open or not self.is_met, "met without a connection"
+        assert self.peer_life or not self.is_met, "met nobody"
+        assert not self.owes_state or not self.numbers.said, "something was said before the state"
