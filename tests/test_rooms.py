@@ -26,6 +26,9 @@ DECIDING = (
     "cluster.limits",
     "cluster.sizes",
     "cluster.sizing",
+    "cluster.links.dialer",
+    "cluster.links.listener",
+    "cluster.links.strangers",
 )
 # The files of `cluster` that a worker may know: messages and their form on the wire, settings, errors, the batcher.
 KNOWN_TO_WORKERS = {
@@ -101,8 +104,9 @@ def test_a_room_imports_only_what_it_may(room: str) -> None:
 def test_workers_know_few_files_of_cluster() -> None:
     for name, path in MODULES.items():
         if name.startswith("worker"):
-            # The files wire*.py are the form of messages on the wire.
-            known = {i for i in imports_of(path) if i.split(".")[0] == "cluster" and not i.startswith("cluster.wire")}
+            # How messages are written, and how they travel.
+            known = {i for i in imports_of(path) if i.split(".")[0] == "cluster"}
+            known = {i for i in known if not i.startswith(("cluster.wire", "cluster.links"))}
             assert known <= KNOWN_TO_WORKERS, f"{name} imports {sorted(known - KNOWN_TO_WORKERS)}"
 
 

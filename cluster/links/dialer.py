@@ -29,11 +29,15 @@ from cluster.links.terms import Close, Heard, Met, Order, Pulsed, Read, Refused,
 class Dialer:
     """Talks to `peer` as `me`. `read` makes messages of bytes, `read_card` what a welcome brings along."""
 
-    def __init__(self, me: str, life: int, peer: str, terms: Terms, read: Read, read_card: Read = bytes) -> None:
+    def __init__(
+        self, me: str, life: int, peer: str, terms: Terms, read: Read, read_card: Read = bytes, has_state: bool = False
+    ) -> None:
+        """`has_state`: what an earlier life of the other end ordered is held here; the next one is to ask for it."""
         self.me = me
         self.life = life
         self.peer = peer
         self.terms = terms
+        self.has_state = has_state
         # The highest life of the other end that was met; 0: none.
         self.peer_life = 0
         self.numbers = Numbers(terms)
@@ -70,6 +74,7 @@ class Dialer:
             self.peer,
             self.peer_life,
             self.connection,
+            self.has_state and self.peer_life != 0,
             self.terms.oldest_protocol,
             self.terms.newest_protocol,
             card,

@@ -84,7 +84,7 @@ class FrameBuffer:
 
 # ---------------------------------------------------------------- the three words that begin a connection
 
-_HELLO = struct.Struct("<HHQQQHH")
+_HELLO = struct.Struct("<HHQQQ?HH")
 _WELCOME = struct.Struct("<HQ?d")
 _REFUSAL = struct.Struct("<BQ")
 
@@ -100,6 +100,8 @@ class Hello:
     peer_life: int
     # Rises with each connection of this life: an older one that comes late does not count.
     connection: int
+    # It holds what an earlier life of the other end ordered, which this one may not know.
+    has_state: bool
     oldest_protocol: int
     newest_protocol: int
     # What only the use of the conversation understands.
@@ -114,6 +116,7 @@ class Hello:
             self.life,
             self.peer_life,
             self.connection,
+            self.has_state,
             len(name),
             len(peer),
         )
@@ -121,12 +124,12 @@ class Hello:
 
 
 def hello_from(body: bytes) -> Hello:
-    oldest, newest, life, peer_life, connection, name_bytes, peer_bytes = _unpack(_HELLO, body)
+    oldest, newest, life, peer_life, connection, has_state, name_bytes, peer_bytes = _unpack(_HELLO, body)
     at, after = _HELLO.size + name_bytes, _HELLO.size + name_bytes + peer_bytes
     if name_bytes > MAX_NAME_BYTES or peer_bytes > MAX_NAME_BYTES or after > len(body):
         raise ProtocolError(f"a hello of {len(body):,} bytes has names of {name_bytes} and {peer_bytes}")
     name, peer = _text(body[_HELLO.size : at]), _text(body[at:after])
-    return Hello(name, life, peer, peer_life, connection, oldest, newest, body[after:])
+    return Hello(name, life, peer, peer_life, connection, has_state, oldest, newest, body[after:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +156,8 @@ def welcome_from(body: bytes) -> Welcome:
 
 REFUSALS = ("protocol", "another", "outlived", "old", "lost", "numbers", "card")
 """Why a hello is refused: no common protocol; another end was called; a later life of the caller is known; this is an
-older life than the caller has met; the caller's life was declared lost; its numbers do not fit; its card means nothing."""
+older life than the caller has met; the caller's life was declared lost; its numbers do not fit; its card means nothing.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,7 +142,7 @@ class Listener:
             orders += self.lose(peer.name, f"it started anew as {hello.life}", now)
         if peer is None or is_new:
             peer = self.peers[hello.name] = Peer(hello.name, hello.life, Numbers(self.terms), now)
-            peer.wants_state = hello.peer_life != 0
+            peer.wants_state = hello.has_state
         self._adopt(peer, connection, hello, now, orders)
         if hello.peer_life == self.life:
             peer.numbers.acknowledge(taken)

@@ -1,7 +1,7 @@
 """A `Listener` on a port of the event loop: the end that is called, with the connections that its peers open.
 
-It gives the machine what comes and the time, does what it orders, and passes the rest on to its owner: who was met, what
-was heard, who is lost.
+It gives the machine what comes and the time, does what it orders, and passes the rest on to its owner: who was met,
+what was heard, who is lost.
 """
 
 from __future__ import annotations

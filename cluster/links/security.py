@@ -1,8 +1,8 @@
 """Who may speak on an internal port: one secret of the cluster, and TLS both ways where it is set up.
 
-Streams of frames and data sockets are opened only to whoever proves that it knows the secret (`cluster/links/handshake.py`);
-gRPC calls carry it as a bearer token, so a port without TLS belongs on loopback. Servers, clients and data sockets take
-what they need from `ClusterSecurity`; nothing here reads the environment.
+Links and data sockets are opened only to whoever proves that it knows the secret (`cluster/links/handshake.py`); gRPC
+calls carry it as a bearer token, so a port without TLS belongs on loopback. Servers, clients and data sockets take what
+they need from `ClusterSecurity`; nothing here reads the environment.
 """
 
 from __future__ import annotations

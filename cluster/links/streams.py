@@ -24,8 +24,8 @@ from cluster.links.strangers import Strangers
 
 log = logging.getLogger(__name__)
 
-MAX_STRANGERS, MAX_OF_ONE_ADDRESS = 256, 64
-"""Connections that have not proved yet who they are: of all, and of one address."""
+MAX_STRANGERS, MAX_OF_ONE_ADDRESS = 1024, 64
+"""Connections that have not proved yet who they are: of all, and of one address of another machine."""
 _NO_DESCRIPTOR_S = 0.2
 
 
@@ -50,6 +50,8 @@ class FramePort:
         self.greeting = greeting
         self.what = what
         self.streams: set[FrameStream] = set()
+        # On this machine all come from one user.
+        self.local_strangers: Strangers[Arrival] = Strangers(MAX_STRANGERS, MAX_STRANGERS)
         self.strangers: Strangers[Arrival] = Strangers(MAX_STRANGERS, MAX_OF_ONE_ADDRESS)
         # Connections that were closed, by why.
         self.refused: Counter[str] = Counter()
@@ -101,10 +103,11 @@ class FramePort:
                 connection.close()
                 self.refuse("another user", str(error))
                 continue
-            arrival = Arrival(self, connection)
-            evicted = self.strangers.come(arrival, address)
+            strangers = self.local_strangers if is_local(connection) else self.strangers
+            arrival = Arrival(self, strangers, connection)
+            evicted = strangers.come(arrival, address)
             if evicted is not None:
-                evicted.end("too many", f"{len(self.strangers)} have not said yet who they are")
+                evicted.end("too many", f"{len(strangers)} have not said yet who they are")
             arrival.task = loop.create_task(arrival.open())
             self._start(arrival.task)
 
@@ -112,15 +115,20 @@ class FramePort:
 class Arrival:
     """A connection that has not proved yet who it is, from when it was accepted."""
 
-    def __init__(self, port: FramePort, connection: socket.socket) -> None:
+    def __init__(self, port: FramePort, strangers: Strangers[Arrival], connection: socket.socket) -> None:
         self.port = port
+        self._strangers = strangers
         self.task: asyncio.Task[None] | None = None
         self.stream: FrameStream | None = None
         self._connection = connection
+        self._has_begun = False
         self._timer = asyncio.get_running_loop().call_later(handshake.HANDSHAKE_S, self._too_late)
 
     async def open(self) -> None:
         """TLS where there is any; the handshake is the stream's."""
+        if self._connection.fileno() < 0:
+            return
+        self._has_begun = True
         context = None if is_local(self._connection) else self.port.security.server_context()
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
@@ -141,14 +149,15 @@ class Arrival:
         self.over()
         if self.stream is not None:
             self.stream.abort()
-        elif self.task is not None:
+        elif self.task is not None and self._has_begun:
             self.task.cancel()
+        else:
             self._connection.close()
 
     def over(self) -> None:
         """It is no stranger any more: known, or gone."""
         self._timer.cancel()
-        self.port.strangers.gone(self)
+        self._strangers.gone(self)
 
 
 class FrameStream(asyncio.BufferedProtocol):
@@ -173,9 +182,10 @@ class FrameStream(asyncio.BufferedProtocol):
             transport.write(frames)
 
     def close(self) -> None:
-        """After what was sent before."""
-        if self._transport is not None:
+        """After what was sent before, if the other end takes it soon."""
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.close()
+            asyncio.get_running_loop().call_later(handshake.HANDSHAKE_S, self.abort)
 
     def abort(self) -> None:
         """Whatever was sent before."""
