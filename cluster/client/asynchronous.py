@@ -8,7 +8,8 @@ have an id and a seed before they are sent, and go on by position when a connect
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -55,20 +56,24 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
+        """Waits a moment until streams that were left are ended at the gateway too."""
         await self._connection.close()
 
     # -- generating
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, options: Options | None = None, **settings: Any
-    ) -> AsyncIterator[StreamOutput]:
+    ) -> AsyncGenerator[StreamOutput, None]:
         """Tokens of one prompt as they come. `settings` are fields of `SamplingParams` or `Options` by name."""
         return self._receive(prompt, *_chosen(params, options, settings))
 
-    async def _receive(self, prompt: Prompt, params: SamplingParams, options: Options) -> AsyncIterator[StreamOutput]:
+    async def _receive(
+        self, prompt: Prompt, params: SamplingParams, options: Options
+    ) -> AsyncGenerator[StreamOutput, None]:
         reception = Reception(prompt, generate_message(prompt, params, options))
-        async for output in receive(self._connection, reception, options.timeout_s):
-            yield output
+        async with aclosing(receive(self._connection, reception, options.timeout_s)) as outputs:
+            async for output in outputs:
+                yield output
 
     async def generate(
         self, prompt: Prompt, params: SamplingParams | None = None, options: Options | None = None, **settings: Any
@@ -116,14 +121,31 @@ class AsyncClient:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         options: Options | None = None,
         **settings: Any,
-    ) -> AsyncIterator[StreamOutput]:
+    ) -> AsyncGenerator[StreamOutput, None]:
         """Tokens of all prompts as they come, on one stream; `prompt_index` tells whose. The first error ends it."""
         receptions, timeout_s = self._receptions(prompts, params, options, settings)
-        async for _, event in Many(self._connection, receptions, timeout_s).events():
-            if isinstance(event, QuireError):
-                raise event
-            if event is not None:
-                yield event
+        async with aclosing(Many(self._connection, receptions, timeout_s).events()) as events:
+            async for _, event in events:
+                if isinstance(event, QuireError):
+                    raise event
+                if event is not None:
+                    yield event
+
+    async def try_each(
+        self, asked: Iterable[tuple[Prompt, SamplingParams, Options]]
+    ) -> AsyncGenerator[tuple[int, RequestOutput | QuireError], None]:
+        """The number of each request and what came of it, as soon as it has ended, whichever is first. `asked` is read
+        as there is room."""
+        receptions = (
+            Reception(prompt, generate_message(prompt, params, how), number, how.timeout_s)
+            for number, (prompt, params, how) in enumerate(asked)
+        )
+        async with aclosing(Many(self._connection, receptions, None).events()) as events:
+            async for reception, event in events:
+                if isinstance(event, QuireError):
+                    yield reception.number, event
+                elif event is None:
+                    yield reception.number, reception.output()
 
     def _receptions(
         self,

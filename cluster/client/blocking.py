@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from cluster.client.asynchronous import AsyncClient, ModelCard
@@ -34,6 +35,8 @@ class Client:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="quire-client", daemon=True)
         self._thread.start()
+        # What is under way on the loop by our order, whoever waits for it.
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._client = self._wait(_made(address, token, tls))
         self._is_closed = False
 
@@ -48,7 +51,7 @@ class Client:
         if self._is_closed:
             return
         self._is_closed = True
-        self._wait(_closed(self._client))
+        self._wait(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10.0)
         self._loop.close()
@@ -97,6 +100,13 @@ class Client:
         """Tokens of all prompts as they come, on one stream; `prompt_index` tells whose. The first error ends it."""
         return self._iterate(self._client.stream_many(prompts, params, options, **settings))
 
+    def try_each(
+        self, asked: Iterable[tuple[Prompt, SamplingParams, Options]]
+    ) -> Iterator[tuple[int, RequestOutput | QuireError]]:
+        """The number of each request and what came of it, as soon as it has ended, whichever is first. `asked` is read
+        as there is room, on the client's own thread."""
+        return self._iterate(self._client.try_each(asked))
+
     # -- all else
 
     def cancel(self, request_id: str, *, timeout_s: float = 10.0) -> bool:
@@ -126,7 +136,7 @@ class Client:
         if not self._thread.is_alive():
             coroutine.close()
             raise Unavailable("this client is closed; make another")
-        waiting = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        waiting = asyncio.run_coroutine_threadsafe(self._noted(coroutine), self._loop)
         try:
             return waiting.result()
         except BaseException:
@@ -134,39 +144,48 @@ class Client:
             waiting.cancel()
             raise
 
-    def _iterate(self, outputs: AsyncIterator[StreamOutput]) -> Iterator[StreamOutput]:
-        pieces: queue.SimpleQueue[StreamOutput | BaseException | None] = queue.SimpleQueue()
+    async def _noted(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            return await coroutine
+        finally:
+            self._tasks.discard(task)
+
+    async def _end(self) -> None:
+        under_way = self._tasks - {asyncio.current_task()}
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+        # Streams that were left have their last word now.
+        await self._client.close()
+
+    def _iterate(self, outputs: AsyncGenerator[T, None]) -> Iterator[T]:
+        pieces: queue.SimpleQueue[tuple[T] | BaseException | None] = queue.SimpleQueue()
         room = asyncio.Semaphore(MAX_AHEAD)
 
         async def pump() -> None:
             try:
-                async for output in outputs:
-                    await room.acquire()
-                    pieces.put(output)
+                async with aclosing(outputs):
+                    async for output in outputs:
+                        await room.acquire()
+                        pieces.put((output,))
                 pieces.put(None)
             except BaseException as error:
                 pieces.put(error)
                 raise
 
-        pumping = asyncio.run_coroutine_threadsafe(pump(), self._loop)
+        pumping = asyncio.run_coroutine_threadsafe(self._noted(pump()), self._loop)
         try:
             while (piece := pieces.get()) is not None:
                 if isinstance(piece, BaseException):
                     raise piece
                 self._loop.call_soon_threadsafe(room.release)
-                yield piece
+                yield piece[0]
         finally:
             pumping.cancel()
 
 
 async def _made(address: str | Sequence[str], token: str | None, tls: Tls | None) -> AsyncClient:
     return AsyncClient(address, token=token, tls=tls)
-
-
-async def _closed(client: AsyncClient) -> None:
-    await client.close()
-    this = asyncio.current_task()
-    under_way = [task for task in asyncio.all_tasks() if task is not this]
-    for task in under_way:
-        task.cancel()
-    await asyncio.gather(*under_way, return_exceptions=True)

@@ -6,10 +6,12 @@ resumed by position is done in `cluster/client/stream.py`. It knows nothing of r
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -20,6 +22,9 @@ from protos.quire.v1.inference_pb2_grpc import InferenceServiceAsyncStub
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 MAX_MESSAGE_BYTES = 64 << 20
 KEEPALIVE_S = 30.0
+
+PARTING_S = 2.0
+"""How long a client that is closed waits for what it still has to say: that requests shall end."""
 
 _RETRY = {
     "maxAttempts": 4,
@@ -79,6 +84,8 @@ class Connection:
         self._tls = tls
         self._current = 0
         self._channels: dict[str, grpc.aio.Channel] = {}
+        # Last words under way: tasks that outlive the streams that they speak of.
+        self._parting: set[asyncio.Task[None]] = set()
 
     @property
     def address(self) -> str:
@@ -119,7 +126,15 @@ class Connection:
             options.append(("grpc.ssl_target_name_override", self._tls.name))
         return grpc.aio.secure_channel(address, self._tls.credentials(), options=options)
 
+    def say_last(self, words: Coroutine[Any, Any, None]) -> None:
+        """Runs this beside everything else; `close` waits for it a moment."""
+        task = asyncio.get_running_loop().create_task(words)
+        self._parting.add(task)
+        task.add_done_callback(self._parting.discard)
+
     async def close(self) -> None:
+        if self._parting:
+            await asyncio.wait(self._parting, timeout=PARTING_S)
         channels, self._channels = list(self._channels.values()), {}
         for channel in channels:
             await channel.close(None)

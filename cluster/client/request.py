@@ -90,13 +90,18 @@ class _Sequence:
 class Reception:
     """The answer to one request so far."""
 
-    def __init__(self, prompt: Prompt, request: pb.GenerateRequest, number: int = 0) -> None:
+    def __init__(
+        self, prompt: Prompt, request: pb.GenerateRequest, number: int = 0, timeout_s: float | None = None
+    ) -> None:
+        """`timeout_s`: counted from when it is first sent."""
         self.request = request
         self.number = number
         self.is_done = False
         self.is_accepted = False
         # How often it was sent.
         self.num_sent = 0
+        self._timeout_s = timeout_s
+        self._until: float | None = None
         self._prompt = prompt
         has_logprobs = request.sampling.HasField("logprobs")
         num = request.sampling.n if request.sampling.HasField("n") else 1
@@ -107,6 +112,23 @@ class Reception:
     @property
     def has_tokens(self) -> bool:
         return any(sequence.ids or sequence.finish_reason for sequence in self._sequences)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the cluster has taken it."""
+        return self.is_accepted or self.has_tokens
+
+    def send(self, now: float, left_s: float | None) -> float | None:
+        """It is sent now, where `left_s` are left for all; returns the seconds that are left for it."""
+        self.num_sent += 1
+        if self._until is None and self._timeout_s is not None:
+            self._until = now + self._timeout_s
+        own_s = None if self._until is None else self._until - now
+        return min((one for one in (left_s, own_s) if one is not None), default=None)
+
+    def again(self) -> pb.GenerateRequest:
+        """What to send after its connection broke."""
+        return self.resumed() if self.has_begun else self.request
 
     def resumed(self) -> pb.GenerateRequest:
         """Asks for what has not come yet."""
