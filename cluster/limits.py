@@ -48,3 +48,6 @@ MIN_TEMPERATURE: Final = 1e-5
 """A temperature below this is greedy: the quotient would leave fp32."""
 
 MAX_SEED: Final = 2**64 - 1
+
+MAX_PRIORITY: Final = 1_000_000
+"""Priorities of requests lie in -1,000,000 to 1,000,000; lower goes first."""

@@ -27,6 +27,7 @@ from cluster.bench.serve_figures import Figures, Floats, Limits, figures, percen
 from cluster.bench.serve_load import ARRIVALS, LoadShape
 from cluster.bench.serve_page import Line, page, plot
 from cluster.errors import ConfigError, QuireError, Unavailable
+from cluster.private_files import token_of
 from cluster.sim.traces import TRACES
 
 START_S = 3.0  # for the processes to draw their load
@@ -63,7 +64,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="quire bench serve", description=__doc__)
     add = parser.add_argument
     add("--address", help="a gateway; default: that of `quire up`")
-    add("--token", default=os.environ.get("QUIRE_TOKEN"), help="of the caller; also QUIRE_TOKEN")
+    add("--token-file", type=Path, help="with the caller's token; default: QUIRE_TOKEN_FILE, or QUIRE_TOKEN itself")
     add("--authority", help="PEM file, for a gateway with TLS")
     add("--model", default="", help="which model, where several are served")
     add("--arrival", choices=ARRIVALS, default="poisson")
@@ -89,6 +90,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     for name in ("json", "csv", "html"):
         add(f"--{name}", help=f"write a {name.upper()} file")
     args = parser.parse_args(argv)
+    args.token = token_of("QUIRE_TOKEN", args.token_file)
     for name, low in (("clients", 1), ("seconds", 0.1), ("warm_up", 0.0), ("scale", 0.01), ("cv", 0.01)):
         if getattr(args, name) < low:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name):g}; give at least {low:g}")

@@ -24,7 +24,7 @@ from cluster.errors import QuireError
 GROUPS = (
     "up",
     "generate",
-    "gateway",
+    "chat",
     "status",
     "models",
     "top",

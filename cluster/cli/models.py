@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from cluster.cli.connecting import TokenOption, open_client
 from cluster.errors import AccessDenied, Unavailable
 
 # A gateway reads the tokenizer of a new model; a large one takes seconds.
@@ -32,14 +33,13 @@ def scale(
 def load(
     model: Annotated[str, typer.Argument(help="Folder or hub id of a checkpoint, or demo.")],
     workers: Annotated[int, typer.Option(help="Workers that serve it.")] = 1,
-    token: Annotated[str | None, typer.Option(help="Token of the caller.", envvar="QUIRE_TOKEN")] = None,
+    token_file: TokenOption = None,
 ) -> None:
     """Bring a further model into the running cluster, and wait until its gateway takes requests for it."""
-    from cluster.cli.gateway import open_client
     from cluster.lifecycle.fleet import load as bring
 
     bring(model, workers, print)
-    with contextlib.suppress(AccessDenied), open_client(None, token) as client:
+    with contextlib.suppress(AccessDenied), open_client(None, token_file) as client:
         until = time.monotonic() + LISTED_S
         while model not in [card.name for card in client.models(timeout_s=LISTED_S)]:
             if time.monotonic() > until:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -60,7 +60,7 @@ class Client:
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, options: Options | None = None, **settings: Any
-    ) -> Iterator[StreamOutput]:
+    ) -> Generator[StreamOutput, None, None]:
         """Tokens of one prompt as they come. `settings` are fields of `SamplingParams` or `Options` by name."""
         return self._iterate(self._client.stream(prompt, params, options, **settings))
 
@@ -96,13 +96,13 @@ class Client:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         options: Options | None = None,
         **settings: Any,
-    ) -> Iterator[StreamOutput]:
+    ) -> Generator[StreamOutput, None, None]:
         """Tokens of all prompts as they come, on one stream; `prompt_index` tells whose. The first error ends it."""
         return self._iterate(self._client.stream_many(prompts, params, options, **settings))
 
     def try_each(
         self, asked: Iterable[tuple[Prompt, SamplingParams, Options]]
-    ) -> Iterator[tuple[int, RequestOutput | QuireError]]:
+    ) -> Generator[tuple[int, RequestOutput | QuireError], None, None]:
         """The number of each request and what came of it, as soon as it has ended, whichever is first. `asked` is read
         as there is room, on the client's own thread."""
         return self._iterate(self._client.try_each(asked))
@@ -161,7 +161,7 @@ class Client:
         # Streams that were left have their last word now.
         await self._client.close()
 
-    def _iterate(self, outputs: AsyncGenerator[T, None]) -> Iterator[T]:
+    def _iterate(self, outputs: AsyncGenerator[T, None]) -> Generator[T, None, None]:
         pieces: queue.SimpleQueue[tuple[T] | BaseException | None] = queue.SimpleQueue()
         room = asyncio.Semaphore(MAX_AHEAD)
 

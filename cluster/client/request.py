@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from cluster.errors import InvalidRequest, ProtocolError
+from cluster.limits import MAX_PRIORITY
 from cluster.offline.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamOutput
 from cluster.sampling import SamplingParams
 from cluster.wire.sampling import fill_sampling
@@ -64,13 +65,18 @@ def generate_message(prompt: Prompt, params: SamplingParams, options: Options) -
     """A request that can be sent again: it has an id and a seed of its own, so that a repeat is the same request."""
     if params.seed is None:
         params = replace(params, seed=secrets.randbits(63))
-    message = pb.GenerateRequest(
-        request_id=options.request_id or secrets.token_hex(12),
-        model=options.model,
-        prompt=prompt_message(prompt),
-        priority=options.priority,
-        resume_grace_s=options.resume_grace_s,
-    )
+    if not -MAX_PRIORITY <= options.priority <= MAX_PRIORITY:
+        raise InvalidRequest("priority", f"is {options.priority:,}", f"give -{MAX_PRIORITY:,} to {MAX_PRIORITY:,}")
+    try:
+        message = pb.GenerateRequest(
+            request_id=options.request_id or secrets.token_hex(12),
+            model=options.model,
+            prompt=prompt_message(prompt),
+            priority=options.priority,
+            resume_grace_s=options.resume_grace_s,
+        )
+    except UnicodeEncodeError as error:
+        raise InvalidRequest("request", f"holds text that is no Unicode: {error.reason}", "mend the text") from error
     fill_sampling(message.sampling, params)
     return message
 
@@ -197,6 +203,7 @@ class Reception:
             finished_s=done.total_s,
             cached_tokens=done.cached_tokens,
             preemptions=done.preemptions,
+            prompt_tokens=done.prompt_tokens,
         )
 
     def output(self) -> RequestOutput:

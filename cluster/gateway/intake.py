@@ -17,7 +17,8 @@ from google.protobuf.message import Message
 
 from cluster.errors import InvalidRequest, NeverFits, ProtocolError, Unsupported
 from cluster.gateway.models import TextModel
-from cluster.gateway.settings import MAX_PIN_S, MAX_PRIORITY, MAX_REQUEST_ID_CHARS, MAX_RESUME_GRACE_S
+from cluster.gateway.settings import MAX_PIN_S, MAX_REQUEST_ID_CHARS, MAX_RESUME_GRACE_S
+from cluster.limits import MAX_PRIORITY
 from cluster.messages import Ids, ids
 from cluster.sampling import SamplingParams
 from cluster.wire.plans import parsed

@@ -14,7 +14,6 @@ from cluster.serving.door import Door, TlsFiles
 
 MAX_RESUME_GRACE_S = 60.0
 MAX_REQUEST_ID_CHARS = 128
-MAX_PRIORITY = 1_000_000
 MAX_PIN_S = 86_400.0
 
 

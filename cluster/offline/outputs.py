@@ -45,6 +45,7 @@ class RequestMetrics:
     finished_s: float = 0.0
     cached_tokens: int = 0
     preemptions: int = 0
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

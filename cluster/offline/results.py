@@ -43,7 +43,9 @@ class Results:
             prompt_logprobs=None if prompt_logprobs is None else [self._candidates(one) for one in prompt_logprobs],
             outputs=[self._completion(sequence, live.sampling) for sequence in sequences],
             finished=True,
-            metrics=RequestMetrics(live.first_token_s, live.finished_s, live.cached_tokens, live.preemptions),
+            metrics=RequestMetrics(
+                live.first_token_s, live.finished_s, live.cached_tokens, live.preemptions, len(live.prompt)
+            ),
             error=None if error is None else str(error),
         )
 

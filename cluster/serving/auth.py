@@ -65,7 +65,9 @@ class TokenBook:
         if not self._entries:
             return LOCAL
         if authorization is None:
-            raise NotAuthenticated("no token: give --token or QUIRE_TOKEN, or the header `authorization: Bearer TOKEN`")
+            raise NotAuthenticated(
+                "no token: give QUIRE_TOKEN or --token-file, or the header `authorization: Bearer TOKEN`"
+            )
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer" or not token or len(token) > MAX_TOKEN_CHARS:
             raise NotAuthenticated("the authorization header must read `Bearer TOKEN`")

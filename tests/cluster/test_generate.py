@@ -1,5 +1,6 @@
 """`quire generate --local` on the demo model, in this process: what a new user sees first."""
 
+import io
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,6 @@ def test_quiet_is_the_text_alone_and_a_seed_repeats_it(capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "--chat QUESTION"),
         (["--model", "nowhere", "Hi"], "nowhere"),
         (["--temperature", "-1", "Hi"], "temperature"),
         (["--top-p", "nan", "Hi"], "top_p"),
@@ -54,6 +54,41 @@ def test_wrong_input_is_one_line(words: list[str], says: str, capsys: pytest.Cap
     shown = capsys.readouterr()
     assert (shown.out, shown.err.count("\n")) == ("", 1), shown.err
     assert says in shown.err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--device", "cpu", "Hi"], "--device says nothing to a cluster"),
+        (["--kv-blocks", "9", "Hi"], "--kv-blocks says nothing to a cluster"),
+        (["--block-size", "16", "Hi"], "--block-size says nothing to a cluster"),
+        (["--local", "--address", "x", "Hi"], "--address is for a cluster"),
+        (["--local", "--token-file", "x", "Hi"], "--token-file is for a cluster"),
+        (["--out", "x", "Hi"], "--out is for the answers of a batch"),
+        (["--file", "x", "--local"], "--file asks a cluster"),
+        (["--file", "x", "Hi"], "--file has the prompts"),
+        (["-", "-"], "- stands 2 times"),
+        (["-", "--chat", "-"], "- stands 2 times"),
+        (["-"], "there are none"),
+        ([], "--chat QUESTION"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main(["generate", *words]) == 2
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err.count("\n")) == ("", 1) and says in shown.err, shown.err
+
+
+def test_prompts_come_through_a_pipe(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    for words, given in ((["Once upon a time"], "x"), (["-"], "Once upon a time\n"), ([], "Once upon a time")):
+        monkeypatch.setattr("sys.stdin", io.StringIO(given))
+        assert main(["generate", "--local", "--quiet", *SMALL, "--max-tokens", "8", *words]) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1] == told[2] and told[0].startswith("Once upon a time") and told[0].count("\n") == 1
 
 
 def test_without_a_cluster_it_says_what_to_do(

@@ -8,20 +8,45 @@ import struct
 import termios
 import threading
 
+import pytest
+
 from cluster.cli.streams import Streams
+from cluster.errors import Unavailable
 
 PIECES = [(1, "second ", None), (0, "first ", None), (1, "text", "stop"), (0, "text", "length")]
 
 
-def test_in_a_pipe_each_text_comes_whole_and_in_order() -> None:
+def test_in_a_pipe_the_first_that_is_not_over_streams_and_the_others_wait_for_their_turn() -> None:
     out = io.StringIO()
+    seen = []
     with Streams(["a", "b"], ["Go on: ", ""], out) as streams:
         for piece in PIECES:
             streams.add(*piece)
-            if piece != PIECES[-1]:
-                # The second is over first and waits for its turn.
-                assert out.getvalue() == ""
-    assert out.getvalue() == "[a]\nGo on: first text\n\n[b]\nsecond text\n\n"
+            seen.append(out.getvalue())
+    first = "[a]\nGo on: first "
+    assert seen == ["", first, first, first + "text\n\n[b]\nsecond text\n\n"]
+
+
+def test_quiet_is_nothing_but_the_texts() -> None:
+    out = io.StringIO()
+    with Streams(["a", "b"], ["Go on: ", ""], out, quiet=True) as streams:
+        for piece in PIECES:
+            streams.add(*piece)
+    assert out.getvalue() == "Go on: first text\nsecond text\n"
+
+
+def test_what_came_before_a_failure_is_kept() -> None:
+    def fail(out: io.StringIO) -> None:
+        with Streams(["a", "b", "c", "d"], ["", "", "", "> "], out) as streams:
+            streams.add(0, "one", "stop")
+            streams.add(1, "half ")
+            streams.add(3, "a third")
+            raise Unavailable("gone")
+
+    out = io.StringIO()
+    with pytest.raises(Unavailable):
+        fail(out)
+    assert out.getvalue() == "[a]\none\n\n[b]\nhalf \n[d]\n> a third\n"
 
 
 def test_a_text_is_shown_as_soon_as_those_before_it_are_over() -> None:
