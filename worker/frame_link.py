@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 CONTROL, TOKENS = b"QCT1", b"QTK1"
 """How the two kinds of streams begin."""
 RETRY_S = 0.2
+# Until it asks again who was told why it can't be taken.
+REFUSED_RETRY_S = 5.0
 # Until the scheduler has said how long it bears silence.
 FIRST_SILENCE_S = 3.0
 PULSES = 8
@@ -66,6 +68,8 @@ class FrameLink:
         self._heard_at = 0.0
         self.silence_s = silence_s
         self.num_undecodable = 0
+        # Until the next try, once this connection is of no use any more.
+        self.retry_s = RETRY_S
         # Called with the lock held once a connection is of no use any more; from any thread.
         self.broken: Callable[[], object] = lambda: None
 
@@ -226,7 +230,8 @@ async def keep_open(
                 # Once for each reason, however often it is tried.
                 log.log(logging.DEBUG if why == said else logging.INFO, "%s cannot be reached: %s", link.peer, why)
                 said = why
-            await asyncio.sleep(RETRY_S)
+            retry_s, link.retry_s = link.retry_s, RETRY_S
+            await asyncio.sleep(retry_s)
     finally:
         link.broken = lambda: None
         link.close()

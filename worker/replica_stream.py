@@ -19,7 +19,7 @@ from cluster.wire.plans import fill_result, parsed, plan_from
 from cluster.wire.state import fill_replica_joined, fill_replica_state
 from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
 from protos.quire.v1 import control_pb2 as pb
-from worker.frame_link import LOST_EXIT, FrameLink
+from worker.frame_link import LOST_EXIT, REFUSED_RETRY_S, FrameLink
 from worker.step_loop import Inbound, NewEpoch, Outbound
 from worker.worker import Worker
 
@@ -44,6 +44,8 @@ class ReplicaStream:
         self._direct = direct
         # The epoch, and the last plan that was obeyed in it.
         self._stand = (0, 0)
+        # Why it was last refused; said once, however often it asks.
+        self._refusal = ""
         # Results that the scheduler may not have: number and frame, oldest first.
         self._untaken: deque[tuple[int, bytes]] = deque()
 
@@ -106,7 +108,10 @@ class ReplicaStream:
         elif kind == "directory":
             self._direct({entry.name: entry.address for entry in message.directory.entries})
         elif kind == "refusal":
-            log.error("%s", message.refusal.detail)
+            self.link.retry_s = REFUSED_RETRY_S
+            if message.refusal.detail != self._refusal:
+                self._refusal = message.refusal.detail
+                log.error("%s", self._refusal)
             if message.refusal.is_lost:
                 # Declared lost while it was away. What it holds means nothing any more, so it starts anew.
                 os._exit(LOST_EXIT)

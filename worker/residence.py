@@ -87,7 +87,7 @@ class Residence:
         settings = worker.settings
         # Blocks that beams write are never shared with other requests.
         if settings.prefix_caching and start.beams is None:
-            resident.hasher = BlockHasher(settings.hash_key, start.salt, settings.block_size)
+            resident.hasher = BlockHasher(settings.hash_key, worker.parts.digest, start.salt, settings.block_size)
             resident.chain = start.chain
             resident.num_chained = start.num_prompt // settings.block_size
         if sampling.logprobs is not None:

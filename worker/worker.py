@@ -125,6 +125,7 @@ class Worker:
             max_model_len=parts.max_model_len,
             prefill_tokens_per_s=parts.prefill_tokens_per_s,
             bytes_per_s=self.bytes_per_s,
+            digest=parts.digest,
         )
 
     @property

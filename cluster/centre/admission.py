@@ -18,7 +18,7 @@ from cluster.centre.placement import Board, Need, Place
 from cluster.centre.replica import Replica
 from cluster.centre.sequences import Request, Sequence, State
 from cluster.hashing import HASH_BYTES
-from cluster.messages import Beams, Copy, Drop, Fork, Reason, Start, Started, ids
+from cluster.messages import Beams, Copy, Drop, Fork, Reason, ReplicaJoined, Start, Started, ids
 
 if TYPE_CHECKING:
     from cluster.centre.scheduler import Scheduler
@@ -49,6 +49,11 @@ class Admission:
     def add(self, replica: Replica) -> None:
         self._boards.setdefault(replica.joined.model, Board(self._settings)).add(replica)
         self._look_at = self._scheduler.now
+
+    def why_not(self, joined: ReplicaJoined) -> str:
+        """Why a replica can't join those of its model; empty if it can."""
+        board = self._boards.get(joined.model)
+        return "" if board is None else board.why_not(joined)
 
     def remove(self, replica: Replica) -> None:
         """It is lost: what fits there alone waits a while for it to come back."""
@@ -201,6 +206,8 @@ class Admission:
                 request = queue.head()
                 if request is None:
                     break
+                if board.replicas and request.digest != board.digest and not self._goes_on(request, board):
+                    continue
                 if request.measured != board.sizes.version and not self._measure(request, board, queue):
                     continue
                 names = self._matchable(request, board)
@@ -242,6 +249,19 @@ class Admission:
         aside, self._aside, self._look_at = self._aside, {}, float("inf")
         for request in aside.values():
             self._queues[request.model].push(request, returns=True)
+
+    def _goes_on(self, request: Request, board: Board) -> bool:
+        """Another model has its model's name by now: all replicas went, and then came others. Nothing that is known of
+        its blocks counts there; an answer that has begun, and what was to be kept, end here (False)."""
+        if request.pin_until is not None or any(sequence.outputs for sequence in request.sequences):
+            digests = f"digest {request.digest.hex()} before and {board.digest.hex()} now"
+            detail = f"model {request.model} was replaced by another of this name before the end ({digests}); ask again"
+            self._scheduler.break_off(request, "ABORTED", detail, Reason.DROPPED)
+            return False
+        self._scheduler.swapper.forget(request)
+        request.forget_names()
+        request.digest = board.digest
+        return True
 
     def _give_up_pin(self, board: Board) -> bool:
         """Nothing runs on a replica and still the head does not fit: pins give way to work."""

@@ -25,7 +25,7 @@ from cluster.messages import Event, Order
 from cluster.sampling import SamplingParams
 from cluster.settings import SchedulerSettings
 
-VERSION = 2
+VERSION = 3
 
 _CLASSES: dict[str, type[Any]] = {
     name: kind

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from cluster.centre.fits import Size, Sizes
 from cluster.centre.replica import Replica
+from cluster.messages import ReplicaJoined
 from cluster.settings import PlacementName, SchedulerSettings
 
 # A prefill chunk of this many tokens takes a step, and each resident takes one token of it.
@@ -48,8 +49,10 @@ class Board:
     def __init__(self, settings: SchedulerSettings) -> None:
         self.replicas: list[Replica] = []
         self.sizes = Sizes()
-        # Slots of a block, the same on all replicas of a model; 1 while none has joined.
+        # Slots of a block and the digest of the model, the same on all replicas of a model; 1 while none has joined.
+        # They are those of the first replica, and can change only while none is here.
         self.block_size = 1
+        self.digest = b""
         self._settings = settings
         self._turn = 0
         self._row: dict[str, int] = {}
@@ -61,9 +64,24 @@ class Board:
         self._fullness = np.zeros(0, np.float64)
         self._longest = np.zeros(0, np.int64)
 
+    def why_not(self, joined: ReplicaJoined) -> str:
+        """Why this replica can't stand beside those that are here; empty if it can. Blocks of one model have one size,
+        and a request goes on elsewhere only where the same model is: else its tokens would be wrong."""
+        if not self.replicas:
+            return ""
+        model, wayout = joined.model, "serve it under another name, or unload the model first"
+        if joined.digest != self.digest:
+            return (
+                f"its weights, configuration or dtype are not those of {model} here: digest {joined.digest.hex()} and "
+                f"{self.digest.hex()}; {wayout}"
+            )
+        if joined.block_size != self.block_size:
+            return f"its blocks have {joined.block_size} tokens and those of {model} here {self.block_size}; {wayout}"
+        return ""
+
     def add(self, replica: Replica) -> None:
         joined = replica.joined
-        self.block_size = replica.block_size
+        self.block_size, self.digest = replica.block_size, joined.digest
         self.sizes.come(replica.name, Size(joined.num_blocks, joined.max_model_len, joined.max_batch))
         self._resize([*self.replicas, replica])
 

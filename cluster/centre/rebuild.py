@@ -19,6 +19,7 @@ from cluster.messages import (
     Ids,
     OpenRequest,
     Reason,
+    ReplicaJoined,
     ReplicaState,
     Reroute,
     Resident,
@@ -61,10 +62,12 @@ class Rebuild:
     # -- what replicas hold
 
     def on_replica_state(self, state: ReplicaState) -> None:
-        self._begin()
         scheduler = self._scheduler
         scheduler.recovery.on_replica_joined(state.joined)
-        replica = scheduler.replicas[state.joined.replica]
+        replica = scheduler.replicas.get(state.joined.replica)
+        if replica is None:
+            return  # turned away
+        self._begin()
         if replica.incarnation != state.joined.incarnation or replica.residents:
             scheduler.counters["stale states"] += 1
             return
@@ -107,7 +110,7 @@ class Rebuild:
             self._disown(older)
         known = request is None and (request_id in scheduler.requests or request_id in scheduler.unclosed)
         if request is None:
-            request = self._from_start(residents[0], replica.joined.model)
+            request = self._from_start(residents[0], replica.joined)
             if older is not None:
                 self._succeed(older, request)
             elif known:
@@ -165,20 +168,21 @@ class Rebuild:
         request.model, request.deadline = older.model, older.deadline
         request.gateway, request.route = older.gateway, older.route
 
-    def _from_start(self, resident: Resident, model: str) -> Request:
+    def _from_start(self, resident: Resident, joined: ReplicaJoined) -> Request:
         """A request as far as a Start tells of it; its gateway will tell the rest."""
         scheduler, start = self._scheduler, resident.start
         submit = Submit(
             start.request_id,
             start.gateway,
             start.route,
-            model,
+            joined.model,
             "",
             ids(start.tokens[: start.num_prompt]),
             (),
             start.sampling,
             start.precedence >> 40,
             start.salt,
+            digest=joined.digest,
         )
         request = Request(submit, start.precedence & ARRIVAL_MASK, scheduler.tenants.get(""), scheduler.now)
         scheduler.tenants.enter(request.tenant)

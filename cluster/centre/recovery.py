@@ -26,6 +26,7 @@ from cluster.messages import (
     Seal,
     Sealed,
     Tokens,
+    TurnAway,
     ids,
 )
 
@@ -40,6 +41,8 @@ class Recovery:
         self._scheduler = scheduler
         # What is kept for attempts that a lost replica may still be running, by request.
         self._until_deaf: dict[str, list[Callable[[], None]]] = {}
+        # Incarnations of replicas that can't join as things are.
+        self._turned_away: dict[str, int] = {}
 
     # -- replicas come and go
 
@@ -51,6 +54,11 @@ class Recovery:
                 scheduler.counters["stale joins"] += 1
                 return
             self.lose(known)
+        wrong = scheduler.admission.why_not(joined)
+        if wrong:
+            self._turn_away(joined, wrong)
+            return
+        self._turned_away.pop(joined.replica, None)
         scheduler.num_pools += 1
         replica = Replica(
             joined,
@@ -65,6 +73,15 @@ class Recovery:
         scheduler.swapper.rates.at_start(joined.node, joined.bytes_per_s)
         scheduler.admission.add(replica)
         replica.write()
+
+    def _turn_away(self, joined: ReplicaJoined, why: str) -> None:
+        """It asks again and again, and joins once those are gone that it can't stand beside; people are told once."""
+        scheduler = self._scheduler
+        scheduler.counters["replicas turned away"] += 1
+        scheduler.tell(TurnAway(joined.replica, joined.incarnation, why))
+        if self._turned_away.get(joined.replica) != joined.incarnation:
+            self._turned_away[joined.replica] = joined.incarnation
+            scheduler.notes.add(scheduler.now, "turned away", joined.replica, why)
 
     def on_replica_lost(self, lost: ReplicaLost) -> None:
         replica = self._scheduler.replicas.get(lost.replica)

@@ -123,6 +123,7 @@ class Request:
         "block_seconds",
         "cached_tokens",
         "deadline",
+        "digest",
         "forked_from",
         "gateway",
         "host",
@@ -169,6 +170,8 @@ class Request:
         self.gateway = submit.gateway
         self.route = submit.route
         self.model = submit.model
+        # Of the model that its names were made for, or that it ran on.
+        self.digest = submit.digest
         self.tenant = tenant
         self.prompt = submit.prompt
         self.names = b"".join(submit.hashes)
@@ -248,6 +251,13 @@ class Request:
     def has_forks_waiting(self) -> bool:
         """Its forks wait for the prompt, or left without it: what their tables name was not written."""
         return self.forked_from is not None and self.forked_from.position < len(self.prompt)
+
+    def forget_names(self) -> None:
+        """Its blocks have no names from now on: nothing is found for it, and nothing of it is found."""
+        self.is_cacheable = False
+        self.names = b""
+        for sequence in self.sequences:
+            sequence.names = b""
 
     def num_blocks(self, block_size: int, lengths: list[int]) -> int:
         """Blocks that its sequences need together at these lengths, the full prompt blocks shared."""

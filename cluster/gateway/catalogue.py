@@ -39,11 +39,13 @@ class Catalogue:
         self._gateway = gateway
         self._route = first_route
         self._hash_key = b""
-        self._hashers: dict[tuple[str, int], BlockHasher] = {}
+        self._hashers: dict[tuple[bytes, str, int], BlockHasher] = {}
 
     def take_served(self, served: ServedModels) -> None:
         """The scheduler's word on what is served. A model that was loaded meanwhile gets its tokenizer here too."""
         self.served = {model.name: model for model in served.models}
+        digests = {model.digest for model in served.models}
+        self._hashers = {key: hasher for key, hasher in self._hashers.items() if key[0] in digests}
         for name in self.served.keys() - self.models.keys() - self._loading.keys() if self._load is not None else ():
             self._loading[name] = asyncio.create_task(self._load_text(name))
 
@@ -91,11 +93,12 @@ class Catalogue:
             model=served.name,
             tenant=tenant,
             prompt=prompt,
-            hashes=self._hasher(tenant, served.block_size).prompt(prompt),
+            hashes=self._hasher(served, tenant).prompt(prompt),
             sampling=model.resolve(question.params, len(prompt), longest, seed=secrets.randbits(63)),
             priority=question.priority,
             salt=tenant.encode(),
             deadline=None if question.timeout_s is None else time.monotonic() + question.timeout_s,
+            digest=served.digest,
         )
 
     async def pin(self, tenant: str, model_name: str, prompt: pb.Prompt, ttl_s: float) -> tuple[Pin, int]:
@@ -103,7 +106,7 @@ class Catalogue:
         served, model = self.find(model_name)
         tokens = await read_prompt(prompt, model)
         check_length(tokens, _longest(served, model))
-        hashes = self._hasher(tenant, served.block_size).prompt(tokens)
+        hashes = self._hasher(served, tenant).prompt(tokens)
         if not hashes:
             problem = f"has {len(tokens)} tokens, and only full blocks of {served.block_size} can be kept"
             raise InvalidRequest("prompt", problem, "give a longer prefix")
@@ -117,6 +120,7 @@ class Catalogue:
             hashes=hashes,
             until=time.monotonic() + ttl_s,
             salt=tenant.encode(),
+            digest=served.digest,
         )
         return pin, len(hashes) * served.block_size
 
@@ -124,10 +128,10 @@ class Catalogue:
         self._route += 1
         return self._route
 
-    def _hasher(self, tenant: str, block_size: int) -> BlockHasher:
-        key = (tenant, block_size)
+    def _hasher(self, served: ServedModel, tenant: str) -> BlockHasher:
+        key = (served.digest, tenant, served.block_size)
         if key not in self._hashers:
-            self._hashers[key] = BlockHasher(self._hash_key, tenant.encode(), block_size)
+            self._hashers[key] = BlockHasher(self._hash_key, served.digest, tenant.encode(), served.block_size)
         return self._hashers[key]
 
 

@@ -29,6 +29,7 @@ class ServedModel:
     num_replicas: int = 0
     block_size: int = 16
     max_model_len: int = 0
+    digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,4 +186,5 @@ def _model_from(message: pb.ServedModel) -> ServedModel:
         num_replicas=message.num_replicas,
         block_size=message.block_size,
         max_model_len=message.max_model_len,
+        digest=message.digest,
     )

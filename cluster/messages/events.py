@@ -28,6 +28,7 @@ class Submit:
     deadline: float | None = None  # on the scheduler's clock
     outputs: tuple[Ids, ...] = ()  # a gateway submits anew what it has already sent (scheduler rebuilt, resume)
     trace: str = ""  # W3C traceparent of the gateway's span; empty: nobody traces
+    digest: bytes = b""  # of the model that `hashes` were made for
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ class ReplicaJoined:
     max_model_len: int
     prefill_tokens_per_s: float = 0.0  # measured at start; 0 = not known
     bytes_per_s: float = 0.0  # of copies out of its pool within its node, measured at start; 0 = it serves no peers
+    digest: bytes = b""  # of the model: replicas of one name have one, and the names of their blocks depend on it
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +205,7 @@ class Pin:
     hashes: tuple[bytes, ...]
     until: float
     salt: bytes = b""
+    digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,4 +85,13 @@ class GiveUp:
     transfers: tuple[int, ...]
 
 
-Order: TypeAlias = Plan | GiveUp | Accepted | Started | Refused | Seal | Replay | Done
+@dataclass(frozen=True, slots=True)
+class TurnAway:
+    """To a replica: it can't join as things are. It may ask again; nothing is counted on it until then."""
+
+    replica: str
+    incarnation: int
+    detail: str
+
+
+Order: TypeAlias = Plan | GiveUp | TurnAway | Accepted | Started | Refused | Seal | Replay | Done

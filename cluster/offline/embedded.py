@@ -79,7 +79,7 @@ class Embedded:
         self.live: dict[int, Live] = {}
         # Seconds that went into decisions, beside what the worker counts.
         self.scheduling_seconds = 0.0
-        self._hasher = BlockHasher(worker.settings.hash_key, b"", worker.settings.block_size)
+        self._hasher = BlockHasher(worker.settings.hash_key, worker.parts.digest, b"", worker.settings.block_size)
         self._caches = settings.prefix_caching
         # Steps since a result was taken, and how many may pass: one less than the slots that a lease has left then.
         self._steps_alone = 0
@@ -113,6 +113,7 @@ class Embedded:
                 hashes=self._hasher.prompt(prompt) if self._caches else (),
                 sampling=live.sampling,
                 priority=priority,
+                digest=self.worker.parts.digest,
             )
         )
 

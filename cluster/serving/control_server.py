@@ -14,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from cluster.errors import ProtocolError
-from cluster.messages import GiveUp, HostPoolLost, Plan, ReplicaLost
+from cluster.messages import GiveUp, HostPoolLost, Plan, ReplicaLost, TurnAway
 from cluster.serving.frame_stream import FramePort, FrameStream
 from cluster.serving.host import SchedulerHost
 from cluster.serving.inside import Inside
@@ -70,6 +70,7 @@ class ControlServer:
         self._host = host
         self._silence_s = silence_s
         self.peers: dict[str, Peer] = {}
+        host.turn_away = self._turn_away
         self.port: FramePort | None = None
         self._by_stream: dict[FrameStream, Peer] = {}
         self._lost: dict[str, int] = {}
@@ -190,6 +191,19 @@ class ControlServer:
         _tell(peer, frame)
         if len(peer.unobeyed) > MAX_UNOBEYED:
             self.lose(peer, f"it has not obeyed {len(peer.unobeyed):,} plans")
+
+    def _turn_away(self, order: TurnAway) -> None:
+        """It is as if it had never come; it comes again by itself."""
+        peer = self.peers.get(order.replica)
+        if peer is None or peer.incarnation != order.incarnation:
+            return
+        del self.peers[peer.name]
+        self._host.replica_links.pop(peer.name, None)
+        refusal = pb.Refusal(detail=f"{peer.name} can't join: {order.detail}")
+        _tell(peer, framed(pb.FromScheduler(refusal=refusal)))
+        if peer.stream is not None:
+            peer.stream.close()
+        self.announce(peer.name, "")
 
     def _give_up(self, peer: Peer, order: GiveUp) -> None:
         """To a host pool. What is lost with a broken stream, either way, is made good by `watch`."""

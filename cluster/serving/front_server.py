@@ -255,5 +255,6 @@ def _models_message(models: tuple[ServedModel, ...]) -> pb.ServedModels:
             num_replicas=model.num_replicas,
             block_size=model.block_size,
             max_model_len=model.max_model_len,
+            digest=model.digest,
         )
     return message

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from cluster.centre.journal import JournalWriter
 from cluster.centre.scheduler import Scheduler
-from cluster.messages import Event, GiveUp, Order, Plan, Tick
+from cluster.messages import Event, GiveUp, Order, Plan, Tick, TurnAway
 from cluster.settings import SchedulerSettings
 from cluster.watching.metrics import TURN_BOUNDS, Histogram
 from cluster.wire.front import Notice
@@ -50,6 +50,8 @@ class SchedulerHost:
         # By replica: takes plans. By host pool: takes what is given up. By gateway: takes notices.
         self.replica_links: dict[str, Callable[[Plan], None]] = {}
         self.pool_links: dict[str, Callable[[GiveUp], None]] = {}
+        # Tells a replica that it can't join; set by whoever holds their streams.
+        self.turn_away: Callable[[TurnAway], None] = lambda order: None
         self.gateway_links: dict[str, Callable[[Notice], None]] = {}
         # Called after every turn, for whoever watches.
         self.after_turn: list[Callable[[], None]] = []
@@ -114,6 +116,8 @@ class SchedulerHost:
             link = self.replica_links.get(order.replica)
             if link is not None:
                 link(order)
+        elif isinstance(order, TurnAway):
+            self.turn_away(order)
         elif isinstance(order, GiveUp):
             pool = self.pool_links.get(order.pool)
             if pool is not None:

@@ -70,6 +70,7 @@ def served_models(host: SchedulerHost, control: ControlServer) -> tuple[ServedMo
                 len(names),
                 replicas[0].block_size,
                 max(replica.joined.max_model_len for replica in replicas),
+                replicas[0].joined.digest,
             )
         )
     return tuple(models)

@@ -68,9 +68,9 @@ def best(found: list[Found], count: int) -> list[Found]:
     return sorted(found, key=lambda each: (-each.score, each.tokens))[:count]
 
 
-def search(prompt: Sequence[int], seed: int, width: int, max_tokens: int, end_one_in: int) -> list[Found]:
+def search(model: str, prompt: Sequence[int], seed: int, width: int, max_tokens: int, end_one_in: int) -> list[Found]:
     """What a beam search must find, computed on chains of slots alone."""
-    before, read = before_first(), 0
+    before, read = before_first(model), 0
     for token in prompt:
         before = slot_value(before, token)
         read = crc32(before.to_bytes(SLOT_BYTES, "little"), read)

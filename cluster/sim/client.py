@@ -36,6 +36,7 @@ class Ask:
     cancel_after_s: float | None = None
     stop_at: tuple[int, int] | None = None  # a stop string ends this sequence after so many tokens
     resumes: bool = True  # comes back through another gateway when its own has died
+    model: str = "m"
 
 
 @dataclass(slots=True)
@@ -86,7 +87,7 @@ class Client:
             return
         for index, mine in enumerate(self.received):
             name = f"{ask.request_id}[{index}] ({self.outcome})"
-            wrong = follow(ask.prompt, ask.seed, index, mine, self.end_one_in, self.num_noises)
+            wrong = follow(ask.model, ask.prompt, (ask.seed, index, self.num_noises), mine, self.end_one_in)
             if wrong is not None:
                 raise Violation(f"{name} has a wrong token at {wrong}: {mine}")
             limit = ask.max_tokens
@@ -108,7 +109,7 @@ class Client:
             return
         wanted = []
         for noise in range(self.num_noises):
-            found = search(ask.prompt, ask.seed + noise, ask.beam_width, ask.max_tokens, self.end_one_in)
+            found = search(ask.model, ask.prompt, ask.seed + noise, ask.beam_width, ask.max_tokens, self.end_one_in)
             wanted.append([list(each.tokens) for each in best(found, ask.n)])
         if self.received not in wanted:
             raise Violation(f"{ask.request_id} ({self.outcome}) found beams {self.received}, not {wanted}")

@@ -31,6 +31,7 @@ WANTED = (
     "wait on a prefix",
     "full-prompt hit",
     "hit inside a block",
+    "two models",
     "scheduler rebuild",
     "transfer abort",
     "gateway loss",
@@ -44,6 +45,7 @@ class Coverage:
 
     def __init__(self, shape: WorldShape) -> None:
         self.counts: Counter[str] = Counter()
+        self.counts["two models"] = len({worker.model for worker in shape.workers}) - 1
         self._block_size = shape.workers[0].block_size
 
     def look(self, events: list[Event], orders: list[Order]) -> None:

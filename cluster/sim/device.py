@@ -19,7 +19,9 @@ from cluster.sim.model import SLOT_BYTES, before_first, values
 class Blocks:
     """The content of a pool. Knows nothing of who holds what: it does what it is told, late or not."""
 
-    def __init__(self, num_blocks: int, block_size: int, random: Random) -> None:
+    def __init__(self, num_blocks: int, block_size: int, random: Random, model: str = "") -> None:
+        """`model`: the one that computes here; nobody computes in host memory."""
+        self._before_first = before_first(model)
         self.block_size = block_size
         self.num_bytes = block_size * SLOT_BYTES
         self.content = [bytearray(random.randbytes(self.num_bytes)) for _ in range(num_blocks)]
@@ -30,7 +32,7 @@ class Blocks:
             block, slot = table[(start - 1) // self.block_size], (start - 1) % self.block_size
             before = int.from_bytes(self.content[block][slot * SLOT_BYTES : (slot + 1) * SLOT_BYTES], "little")
         else:
-            before = before_first()
+            before = self._before_first
         new = values(before, tokens)
         at, position, end = 0, start, start + len(tokens)
         while position < end:

@@ -35,7 +35,7 @@ from cluster.messages import (
 from cluster.sampling import SamplingParams
 from cluster.sim.client import Ask, Client, Violation
 from cluster.sim.clock import Clock, Process
-from cluster.sim.model import END_TOKEN
+from cluster.sim.model import END_TOKEN, digest_of
 
 ROUTE_BITS = 32
 """A route is `life << ROUTE_BITS | number`."""
@@ -111,14 +111,15 @@ class SimGateway(Process):
             request_id=ask.request_id,
             gateway=self.name,
             route=route,
-            model="m",
+            model=ask.model,
             tenant=ask.tenant,
             prompt=prompt,
-            hashes=BlockHasher(self._key, ask.salt, self._block_size).prompt(prompt),
+            hashes=BlockHasher(self._key, digest_of(ask.model), ask.salt, self._block_size).prompt(prompt),
             sampling=sampling_of(ask),
             priority=ask.priority,
             salt=ask.salt,
             deadline=None if ask.deadline_s is None else self.clock.now + ask.deadline_s,
+            digest=digest_of(ask.model),
         )
 
     def _cancel(self, request: Open) -> None:

@@ -111,7 +111,7 @@ class History:
 
     def _arrive(self, client: Client) -> None:
         gateways = self._gateways()
-        if not gateways or not self.world.serves:
+        if not gateways or not self.world.serves(client.ask.model):
             self.world.clock.after(0.1, self._arrive, client)
             return
         gateway = self.world.gateways[gateways[client.ask.gateway % len(gateways)]]

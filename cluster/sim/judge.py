@@ -72,6 +72,8 @@ class Judge:
         """Whether the largest pool could hold the request alone."""
         ask = client.ask
         for shape in world.shape.workers:
+            if shape.model != ask.model:
+                continue
             length = len(ask.prompt) + ask.max_tokens - 1
             shared = len(ask.prompt) // shape.block_size if ask.n > 1 else 0
             needed = shared + ask.n * (-(-length // shape.block_size) - shared)

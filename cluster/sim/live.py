@@ -17,6 +17,7 @@ from cluster.messages import ReplicaLost, Result, Tokens
 from cluster.serving.host import SchedulerHost
 from cluster.settings import SchedulerSettings
 from cluster.sim.clock import Action, Clock
+from cluster.sim.model import digest_of
 from cluster.sim.worker import Outlets, SimWorker, WorkerShape
 
 SHAPE = WorkerShape(
@@ -136,7 +137,13 @@ class LiveCluster:
             models.setdefault(worker.shape.model, []).append(worker)
         return tuple(
             ServedModel(
-                name, True, "", len(workers), workers[0].shape.block_size, min(w.shape.max_model_len for w in workers)
+                name,
+                True,
+                "",
+                len(workers),
+                workers[0].shape.block_size,
+                min(w.shape.max_model_len for w in workers),
+                digest_of(name),
             )
             for name, workers in models.items()
         )

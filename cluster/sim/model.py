@@ -1,9 +1,10 @@
 """The model of a simulated worker: what a slot holds, and which token follows.
 
-A slot holds a number made from its token and from the slot before it, as keys and values depend on all that came
-before; a draw reads every slot through the table, as attention does. So a lost, doubled, reordered or wrong token, a
-block of another prefix, a missed copy or a stale block changes what comes out. What a request may say is known to
-`follow` alone, without blocks, workers or a cluster. Nothing here holds state.
+A slot holds a number made from its token and from the slot before it, the first one's from the model, as keys and
+values depend on weights and on all that came before; a draw reads every slot through the table, as attention does. So a
+lost, doubled, reordered or wrong token, a block of another prefix or another model, a missed copy or a stale block
+changes what comes out. What a request may say is known to `follow` alone, without blocks, workers or a cluster. Nothing
+here holds state.
 """
 
 from __future__ import annotations
@@ -34,8 +35,14 @@ def values(before: int, tokens: Iterable[int]) -> bytes:
     return bytes(out)
 
 
-def before_first() -> int:
-    return _FIRST
+def before_first(model: str) -> int:
+    """What stands before the first slot: models of one layout differ in every slot and every draw."""
+    return crc32(model.encode(), _FIRST)
+
+
+def digest_of(model: str) -> bytes:
+    """What the names of a model's blocks depend on."""
+    return before_first(model).to_bytes(SLOT_BYTES, "little")
 
 
 def draw(read: int, seed: int, index: int, position: int, end_one_in: int) -> int:
@@ -47,20 +54,22 @@ def draw(read: int, seed: int, index: int, position: int, end_one_in: int) -> in
 
 
 def follow(
-    prompt: Sequence[int], seed: int, index: int, tokens: Sequence[int], end_one_in: int, num_noises: int
+    model: str, prompt: Sequence[int], noise: tuple[int, int, int], tokens: Sequence[int], end_one_in: int
 ) -> int | None:
-    """Where the tokens of a sequence leave what the model could have said; None if they never do.
+    """Where the tokens of a sequence leave what the model could have said; None if they never do. `noise`: the seed,
+    the sequence's index, and how many noises replicas have.
 
     Each token must be a draw from all tokens before it, with one of the noises that replicas draw with: one noise
     means that every replica says the same, several that a sequence goes on differently wherever it was moved to.
     """
-    before, read = _FIRST, 0
+    seed, index, num_noises = noise
+    before, read = before_first(model), 0
     for token in prompt:
         before = crc32(_token.pack(token), before)
         read = crc32(before.to_bytes(SLOT_BYTES, "little"), read)
     position = len(prompt) - 1
     for number, token in enumerate(tokens):
-        if not any(token == draw(read, seed + noise, index, position, end_one_in) for noise in range(num_noises)):
+        if not any(token == draw(read, seed + own, index, position, end_one_in) for own in range(num_noises)):
             return number
         if token == END_TOKEN and number + 1 < len(tokens):
             return number + 1

@@ -104,10 +104,10 @@ def _figures(batch: Batch) -> tuple[float, float, float]:
 class Said:
     """The recorded tokens of each request, as a fleet asks for them."""
 
-    def __init__(self, seen: Record, block_size: int) -> None:
+    def __init__(self, seen: Record, joined: ReplicaJoined) -> None:
         self._tokens: dict[str, Ids] = {}
         self._reasons: dict[str, Reason] = {}
-        self._hash_key, self._block_size = seen.hash_key, block_size
+        self._hash_key, self._digest, self._block_size = seen.hash_key, joined.digest, joined.block_size
         self._names_blocks = seen.settings.prefix_caching
         starts: dict[int, Start] = {}
         for turn in seen.turns:
@@ -142,7 +142,7 @@ class Said:
     def names(self, start: Start, first: int, last: int) -> bytes:
         if not self._names_blocks:
             return b""
-        hasher = BlockHasher(self._hash_key, start.salt, self._block_size)
+        hasher = BlockHasher(self._hash_key, self._digest, start.salt, self._block_size)
         chain = hasher.prompt(array("i", self._tokens[start.request_id][: last * self._block_size]))
         return b"".join(chain[first:last])
 
@@ -167,7 +167,7 @@ class _Repeat:
         (joined,) = [event for event in seen.turns[0].events if isinstance(event, ReplicaJoined)]
         machine = Machine(cost, joined.num_blocks, joined.block_size, joined.block_bytes, 0.0)
         self.seen, self.joined = seen, joined
-        said = Said(seen, joined.block_size)
+        said = Said(seen, joined)
         self.fleet = Fleet(1, seen.max_batch, seen.token_budget, machine, said)
         self.obeying = Obeying(self.fleet, tells_all=True)
         self.scheduler = Scheduler(seen.settings)

@@ -51,7 +51,7 @@ class Steps:
         on_retire: Callable[[dict[str, list[Tokens]]], None],
     ) -> None:
         self.shape = shape
-        self.blocks = Blocks(shape.num_blocks, shape.block_size, random)
+        self.blocks = Blocks(shape.num_blocks, shape.block_size, random, shape.model)
         self.stream = Stream(owner)
         self.batcher = Batcher(shape.max_batch, shape.token_budget)
         self.filled = Filled()

@@ -36,6 +36,7 @@ from cluster.messages import (
     Transferred,
 )
 from cluster.sim.clock import Clock, Process
+from cluster.sim.model import digest_of
 from cluster.sim.reports import Report
 from cluster.sim.running import Running
 from cluster.sim.shape import WorkerShape
@@ -99,6 +100,7 @@ class SimWorker(Process):
             max_model_len=shape.max_model_len,
             prefill_tokens_per_s=1.0 / shape.per_token_s,
             bytes_per_s=self.blocks.num_bytes / self.transfers.PIECE_S,
+            digest=digest_of(shape.model),
         )
 
     def meet(self, epoch: int) -> ReplicaJoined | ReplicaState:
@@ -201,9 +203,10 @@ class SimWorker(Process):
             self.steps.set_lease(running, lease_end)
 
     def _start(self, start: Start) -> None:
-        hasher = self._hashers.get(start.salt)
+        hasher, shape = self._hashers.get(start.salt), self.shape
         if hasher is None:
-            hasher = self._hashers[start.salt] = BlockHasher(self.shape.key, start.salt, self.shape.block_size)
+            hasher = BlockHasher(shape.key, digest_of(shape.model), start.salt, shape.block_size)
+            self._hashers[start.salt] = hasher
         parent = Running(start, self.steps.free_row(), hasher)
         self._enter(parent, start.precedence, paused=False)
         for fork in start.forks:

@@ -38,6 +38,7 @@ def draw_scenario(seed: int, with_faults: bool) -> Scenario:
     random = Random(f"scenario/{seed}")
     world = _draw_world(random, with_faults)
     asks = _draw_asks(random, world)
+    world, asks = _share_among_models(Random(f"models/{seed}"), world, asks)
     span = max(ask.at for ask in asks) + 1.0
     faults = draw_faults(random, world, span) if with_faults else ()
     return Scenario(seed, world, asks, faults, full_check=seed % 10 == 0)
@@ -77,6 +78,16 @@ def _draw_world(random: Random, with_faults: bool) -> WorldShape:
         # A new life that is quick meets messages of the old one.
         restart_s=random.choice((0.04, 0.3)),
     )
+
+
+def _share_among_models(random: Random, world: WorldShape, asks: tuple[Ask, ...]) -> tuple[WorldShape, tuple[Ask, ...]]:
+    """Every third cluster serves two models of one layout, which are asked the same things and share host memory."""
+    if random.random() < 0.67:
+        return world, asks
+    models = ["m", "m2", *random.choices(("m", "m2"), k=len(world.workers) - 2)]
+    workers = tuple(replace(shape, model=model) for shape, model in zip(world.workers, models, strict=True))
+    asked = tuple(replace(ask, model=random.choice(("m", "m2"))) for ask in asks)
+    return replace(world, workers=workers), asked
 
 
 def _draw_settings(random: Random, block_size: int) -> SchedulerSettings:

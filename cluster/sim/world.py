@@ -23,6 +23,7 @@ from cluster.messages import (
     Road,
     Tokens,
     Transfer,
+    TurnAway,
 )
 from cluster.settings import SchedulerSettings
 from cluster.sim.client import Violation
@@ -156,10 +157,10 @@ class World:
         if not self._unjoined:
             self.complete_at = min(self.complete_at, self.clock.now)
 
-    @property
-    def serves(self) -> bool:
-        """A gateway takes requests once it was told that its model is served."""
-        return any(stream.has_joined for stream in self.worker_streams.values())
+    def serves(self, model: str) -> bool:
+        """A gateway takes requests once it was told that their model is served."""
+        streams = self.worker_streams.values()
+        return any(stream.has_joined for stream in streams if stream.worker.shape.model == model)
 
     # -- who reaches whom
 
@@ -234,6 +235,8 @@ class World:
             if stream is not None and stream.worker.incarnation == order.incarnation:
                 stream.plan(order)
             return
+        if isinstance(order, TurnAway):
+            raise Violation(f"{order.replica} was turned away: {order.detail}")
         if isinstance(order, GiveUp):
             self._give_up(order)
             return

@@ -66,6 +66,7 @@ def _fill_submit(message: pb.Submit, submit: Submit, now: float) -> None:
         message.timeout_s = submit.deadline - now
     message.outputs.extend([output.tobytes() for output in submit.outputs])
     message.trace = submit.trace
+    message.digest = submit.digest
 
 
 def _submit_from(message: pb.Submit, now: float) -> Submit:
@@ -83,6 +84,7 @@ def _submit_from(message: pb.Submit, now: float) -> Submit:
         deadline=now + message.timeout_s if message.HasField("timeout_s") else None,
         outputs=tuple([ids_from(output) for output in message.outputs]),
         trace=message.trace,
+        digest=message.digest,
     )
 
 
@@ -102,6 +104,7 @@ def _fill_pin(message: pb.Pin, pin: Pin, now: float) -> None:
     message.hashes = b"".join(pin.hashes)
     message.ttl_s = pin.until - now
     message.salt = pin.salt
+    message.digest = pin.digest
 
 
 def _pin_from(message: pb.Pin, now: float) -> Pin:
@@ -115,6 +118,7 @@ def _pin_from(message: pb.Pin, now: float) -> Pin:
         hashes=_hashes_from(message.hashes),
         until=now + message.ttl_s,
         salt=message.salt,
+        digest=message.digest,
     )
 
 

@@ -53,7 +53,7 @@ def text_model() -> TextModel:
 def expected(prompt: Sequence[int], seed: int, max_tokens: int, index: int = 0, *, ends: bool = True) -> list[int]:
     """What the simulated model must say: it is followed token by token from the prompt. Not `ends`: with ignore_eos."""
     outputs: list[int] = []
-    before, read = sim_model.before_first(), 0
+    before, read = sim_model.before_first("m"), 0
     for token in prompt:
         before = sim_model.slot_value(before, token)
         read = sim_model.crc32(before.to_bytes(sim_model.SLOT_BYTES, "little"), read)

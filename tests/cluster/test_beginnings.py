@@ -89,7 +89,7 @@ def test_another_salt_finds_nothing() -> None:
     driver = Driver()
     after_old(driver)
     prompt = submit("new", [*OLD[:10], 999], 4).prompt
-    hashes = BlockHasher(b"key", b"other", SIZE).prompt(prompt)
+    hashes = BlockHasher(b"key", b"", b"other", SIZE).prompt(prompt)
     start, copies = ask(driver, [*OLD[:10], 999], salt=b"other", hashes=hashes)
     assert start.position == 0 and not copies
 

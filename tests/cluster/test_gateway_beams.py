@@ -17,7 +17,7 @@ def test_hypotheses_come_whole_with_score_and_text():
     async def story(door: Door) -> None:
         params = SamplingParams(beam_width=4, n=3, seed=5, max_tokens=30)
         output = await door.client.generate(PROMPT, params, model="m")
-        want = best(search(PROMPT, 5, 4, 30, SHAPE.end_one_in), 3)
+        want = best(search("m", PROMPT, 5, 4, 30, SHAPE.end_one_in), 3)
         assert [tuple(one.token_ids) for one in output.outputs] == [found.tokens for found in want]
         assert [one.score for one in output.outputs] == [found.score for found in want]
         assert [one.finish_reason for one in output.outputs] == [found.reason.name.lower() for found in want]

@@ -42,7 +42,7 @@ from cluster.sampling import SamplingParams
 from cluster.settings import SchedulerSettings
 
 SIZE = 16
-HASHER = BlockHasher(b"key", b"", SIZE)
+HASHER = BlockHasher(b"key", b"", b"", SIZE)
 
 
 def joined(name: str = "r0", num_blocks: int = 64, max_batch: int = 8) -> ReplicaJoined:

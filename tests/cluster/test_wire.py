@@ -164,7 +164,12 @@ results = st.builds(
     step_seconds=finite,
     prefill_tokens_per_s=finite,
 )
-replicas = st.builds(m.ReplicaJoined, names, longs, names, names, counts, counts, longs, names, counts, counts, finite)
+replicas = st.builds(
+    m.ReplicaJoined,
+    *(names, longs, names, names, counts, counts, longs, names, counts, counts, finite),
+    bytes_per_s=finite,
+    digest=blobs,
+)
 states = st.builds(
     m.ReplicaState,
     replicas,
@@ -201,6 +206,7 @@ submits = st.builds(
     # Halves of a second come back exactly, whatever the clocks of the two ends say.
     deadline=st.none() | st.integers(-1000, 10**6).map(lambda halves: halves / 2),
     outputs=tuples(ids),
+    digest=blobs,
 )
 events = st.one_of(
     submits,
@@ -209,7 +215,9 @@ events = st.one_of(
     st.builds(m.Sealed, names, counts, tuples(ids), tuples(reasons)),
     st.builds(m.Closed, names, names, longs),
     st.builds(m.Adopt, names, names, names, longs),
-    st.builds(m.Pin, names, names, longs, names, names, ids, tuples(hashes), st.integers(0, 10**6).map(float), blobs),
+    st.builds(
+        m.Pin, *(names, names, longs, names, names, ids, tuples(hashes), st.integers(0, 10**6).map(float), blobs, blobs)
+    ),
     st.builds(m.GatewayState, names, tuples(st.builds(m.OpenRequest, submits, counts, tuples(ids), tuples(reasons)))),
 )
 notices = st.one_of(

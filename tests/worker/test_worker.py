@@ -64,7 +64,7 @@ def start(seq: int = 1, **changes: Any) -> Start:
         "precedence": seq,
         "sampling": sampling,
         "salt": b"",
-        "chain": BlockHasher(KEY, b"", SIZE).prompt(ids(PROMPT))[-1],
+        "chain": b"c" * HASH_BYTES,
     }
     return Start(**{**fields, **changes})
 
@@ -128,14 +128,16 @@ def test_reports_prefill_ahead_of_need_and_standing_still(worker: Worker, greedy
 
 
 def test_names_of_generated_blocks(worker: Worker, greedy: list[int]) -> None:
-    worker.obey(plan(1, starts=(start(table=ids(range(12)), lease_end=33),)))
+    hasher = BlockHasher(KEY, worker.joined().digest, b"", SIZE)
+    chain = hasher.prompt(ids(PROMPT))[-1]
+    worker.obey(plan(1, starts=(start(table=ids(range(12)), lease_end=33, chain=chain),)))
     run_dry(worker)
     result = result_of(worker)
     stopped = result.stopped[0]
     assert (stopped.reason, stopped.position) == (Reason.LENGTH, 33)
     names = result.advances.hashes + stopped.hashes
     known = ids(PROMPT + greedy)
-    wanted = BlockHasher(KEY, b"", SIZE).prompt(known)
+    wanted = hasher.prompt(known)
     # Blocks 0 and 1 are the prompt's, which the gateway names; 2 to 7 were filled here.
     assert [names[at : at + HASH_BYTES] for at in range(0, len(names), HASH_BYTES)] == list(wanted[2:8])
     assert list(result.advances.ids) + list(stopped.ids) == greedy

@@ -19,6 +19,7 @@ import torch
 from cluster.errors import ConfigError, ModelError
 from cluster.settings import WorkerSettings
 from worker.model import attention, checkpoint
+from worker.model.digest import ModelDigest
 from worker.ranks.team import Team
 
 DTYPES = {
@@ -43,6 +44,7 @@ class Loaded:
     dtype: torch.dtype
     max_model_len: int
     defaults: Mapping[str, Any]
+    digest: bytes
 
     @property
     def vocab_size(self) -> int:
@@ -94,7 +96,7 @@ def load(settings: WorkerSettings, device: torch.device, team: Team | None = Non
     ConfigError."""
     folder = checkpoint.find_folder(settings.model)
     raw = checkpoint.check_config(folder)
-    checkpoint.check_weights(folder)
+    files = checkpoint.check_weights(folder)
     config = _config(folder, raw)
     chosen = pick_dtype(settings.dtype, raw, device)
     decoder = config.get_text_config(decoder=True)
@@ -102,8 +104,10 @@ def load(settings: WorkerSettings, device: torch.device, team: Team | None = Non
     defaults = checkpoint.generation_defaults(folder, config, decoder)
     max_model_len = _max_model_len(decoder, settings.max_model_len)
     placing = _placing(device) if team is None else _slicing(config, team, device)
-    module = _module(folder, config, chosen, placing, settings.show_progress)
-    return Loaded(folder, module.to(device), decoder, chosen, max_model_len, defaults)
+    # Whichever slice a rank loads, its blocks are those of the whole model; only rank 0 tells.
+    with ModelDigest(files if team is None or team.leads else (), raw, str(chosen)) as digest:
+        module = _module(folder, config, chosen, placing, settings.show_progress).to(device)
+        return Loaded(folder, module, decoder, chosen, max_model_len, defaults, digest.result())
 
 
 def _placing(device: torch.device) -> dict[str, Any]:

@@ -46,6 +46,8 @@ class Started:
     max_model_len: int
     token_budget: int
     prefill_tokens_per_s: float
+    # Of the model: see `worker/model/digest.py`.
+    digest: bytes
     # The other ranks; None where the model is whole in this process.
     team: Team | None
 
@@ -132,6 +134,7 @@ def start(settings: WorkerSettings, say: Say, place: Place | None = None) -> Sta
         max_model_len=min(loaded.max_model_len, sizes.num_tokens),
         token_budget=token_budget,
         prefill_tokens_per_s=min(token_budget, loaded.max_model_len) / seconds,
+        digest=loaded.digest,
         team=team,
     )
 

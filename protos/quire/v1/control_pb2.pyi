@@ -395,7 +395,7 @@ class Transferred(_message.Message):
     def __init__(self, transfer: _Optional[int] = ..., ok: _Optional[bool] = ..., detail: _Optional[str] = ..., size_bytes: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class ReplicaJoined(_message.Message):
-    __slots__ = ("replica", "incarnation", "node", "model", "num_blocks", "block_size", "block_bytes", "fingerprint", "max_batch", "max_model_len", "prefill_tokens_per_s", "bytes_per_s")
+    __slots__ = ("replica", "incarnation", "node", "model", "num_blocks", "block_size", "block_bytes", "fingerprint", "max_batch", "max_model_len", "prefill_tokens_per_s", "bytes_per_s", "digest")
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
@@ -408,6 +408,7 @@ class ReplicaJoined(_message.Message):
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
     PREFILL_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
     BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     replica: str
     incarnation: int
     node: str
@@ -420,7 +421,8 @@ class ReplicaJoined(_message.Message):
     max_model_len: int
     prefill_tokens_per_s: float
     bytes_per_s: float
-    def __init__(self, replica: _Optional[str] = ..., incarnation: _Optional[int] = ..., node: _Optional[str] = ..., model: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., block_bytes: _Optional[int] = ..., fingerprint: _Optional[str] = ..., max_batch: _Optional[int] = ..., max_model_len: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., bytes_per_s: _Optional[float] = ...) -> None: ...
+    digest: bytes
+    def __init__(self, replica: _Optional[str] = ..., incarnation: _Optional[int] = ..., node: _Optional[str] = ..., model: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., block_bytes: _Optional[int] = ..., fingerprint: _Optional[str] = ..., max_batch: _Optional[int] = ..., max_model_len: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., bytes_per_s: _Optional[float] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class HostPoolJoined(_message.Message):
     __slots__ = ("pool", "incarnation", "node", "num_blocks", "block_bytes", "fingerprint", "bytes_per_s")

@@ -127,23 +127,25 @@ class ServedModels(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[ServedModel, _Mapping[str, object]]]] = ...) -> None: ...
 
 class ServedModel(_message.Message):
-    __slots__ = ("name", "ready", "detail", "num_replicas", "block_size", "max_model_len")
+    __slots__ = ("name", "ready", "detail", "num_replicas", "block_size", "max_model_len", "digest")
     NAME_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     NUM_REPLICAS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     name: str
     ready: bool
     detail: str
     num_replicas: int
     block_size: int
     max_model_len: int
-    def __init__(self, name: _Optional[str] = ..., ready: _Optional[bool] = ..., detail: _Optional[str] = ..., num_replicas: _Optional[int] = ..., block_size: _Optional[int] = ..., max_model_len: _Optional[int] = ...) -> None: ...
+    digest: bytes
+    def __init__(self, name: _Optional[str] = ..., ready: _Optional[bool] = ..., detail: _Optional[str] = ..., num_replicas: _Optional[int] = ..., block_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("request_id", "gateway", "route", "model", "tenant", "prompt", "hashes", "sampling", "priority", "salt", "timeout_s", "outputs", "trace")
+    __slots__ = ("request_id", "gateway", "route", "model", "tenant", "prompt", "hashes", "sampling", "priority", "salt", "timeout_s", "outputs", "trace", "digest")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
@@ -157,6 +159,7 @@ class Submit(_message.Message):
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     gateway: str
     route: int
@@ -170,7 +173,8 @@ class Submit(_message.Message):
     timeout_s: float
     outputs: _containers.RepeatedScalarFieldContainer[bytes]
     trace: str
-    def __init__(self, request_id: _Optional[str] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ..., model: _Optional[str] = ..., tenant: _Optional[str] = ..., prompt: _Optional[bytes] = ..., hashes: _Optional[bytes] = ..., sampling: _Optional[_Union[_control_pb2.ResolvedSampling, _Mapping[str, object]]] = ..., priority: _Optional[int] = ..., salt: _Optional[bytes] = ..., timeout_s: _Optional[float] = ..., outputs: _Optional[_Iterable[bytes]] = ..., trace: _Optional[str] = ...) -> None: ...
+    digest: bytes
+    def __init__(self, request_id: _Optional[str] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ..., model: _Optional[str] = ..., tenant: _Optional[str] = ..., prompt: _Optional[bytes] = ..., hashes: _Optional[bytes] = ..., sampling: _Optional[_Union[_control_pb2.ResolvedSampling, _Mapping[str, object]]] = ..., priority: _Optional[int] = ..., salt: _Optional[bytes] = ..., timeout_s: _Optional[float] = ..., outputs: _Optional[_Iterable[bytes]] = ..., trace: _Optional[str] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class CancelEvent(_message.Message):
     __slots__ = ("request_id",)
@@ -223,7 +227,7 @@ class AdoptEvent(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ...) -> None: ...
 
 class Pin(_message.Message):
-    __slots__ = ("request_id", "gateway", "route", "model", "tenant", "prompt", "hashes", "ttl_s", "salt")
+    __slots__ = ("request_id", "gateway", "route", "model", "tenant", "prompt", "hashes", "ttl_s", "salt", "digest")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
@@ -233,6 +237,7 @@ class Pin(_message.Message):
     HASHES_FIELD_NUMBER: _ClassVar[int]
     TTL_S_FIELD_NUMBER: _ClassVar[int]
     SALT_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     gateway: str
     route: int
@@ -242,7 +247,8 @@ class Pin(_message.Message):
     hashes: bytes
     ttl_s: float
     salt: bytes
-    def __init__(self, request_id: _Optional[str] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ..., model: _Optional[str] = ..., tenant: _Optional[str] = ..., prompt: _Optional[bytes] = ..., hashes: _Optional[bytes] = ..., ttl_s: _Optional[float] = ..., salt: _Optional[bytes] = ...) -> None: ...
+    digest: bytes
+    def __init__(self, request_id: _Optional[str] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ..., model: _Optional[str] = ..., tenant: _Optional[str] = ..., prompt: _Optional[bytes] = ..., hashes: _Optional[bytes] = ..., ttl_s: _Optional[float] = ..., salt: _Optional[bytes] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class GatewayState(_message.Message):
     __slots__ = ("gateway", "requests")
