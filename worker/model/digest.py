@@ -74,7 +74,7 @@ def _hash_piece(file: Path, at: int) -> bytes:
     with file.open("rb", buffering=0) as opened:
         opened.seek(at)
         while at < end:
-            count = opened.readinto(view)
+            count = opened.readinto(view[: end - at])
             if not count:
                 break
             state.update(view[:count])
