@@ -219,7 +219,7 @@ def schedule(prompts: Sequence[Sequence[int]], page: int) -> tuple[list[Start], 
     key = b"seeds"
     joined = ReplicaJoined("w", 1, "n", "m", 32, page, page * 64, "seeds", 8, 64, 1000.0)
     scheduler = Scheduler(SchedulerSettings(ahead=0))
-    hasher = BlockHasher(key, b"", page)
+    hasher = BlockHasher(key, b"", b"", page)
     events: list[Event] = [joined]
     starts: list[Start] = []
     copies: list[int] = []
