@@ -58,7 +58,7 @@ for target in "${targets[@]}"; do
     case "$target" in
     tests/test_*.py) top+=("$target") ;;
     # These use all cores by themselves, or look at times.
-    tests/sim | tests/deploy | tests/kernels) alone+=("$target") ;;
+    tests/sim | tests/deploy | tests/kernels | tests/torture) alone+=("$target") ;;
     *) pairs+=("$target") ;;
     esac
 done

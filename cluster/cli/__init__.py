@@ -34,6 +34,7 @@ GROUPS = (
     "certificates",
     "replay",
     "simulate",
+    "torture",
     "bench",
 )
 
