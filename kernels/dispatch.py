@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import torch
 
 from kernels.batch import AttentionBatch
+from kernels.device.seam import device_of
 from kernels.layout import BlockLayout, KeyOrder, LayerCache
 
 BackendName = Literal["reference", "cpu", "triton"]
@@ -85,7 +86,7 @@ class Backend(Protocol):
 def backend(device: torch.device | str, name: str | None = None, *, debug: bool = False) -> Backend:
     """The kernels for `device`; `name` overrides the choice, `debug` adds checks that cost time (table bounds)."""
     device = torch.device(device)
-    chosen = name or ("cpu" if device.type == "cpu" else "triton")
+    chosen = name or _usual(device)
     if chosen == "reference":
         from kernels.reference import ReferenceBackend
 
@@ -99,3 +100,11 @@ def backend(device: torch.device | str, name: str | None = None, *, debug: bool 
 
         return TritonBackend(device, debug=debug)
     raise ValueError(f"there are no kernels named {chosen!r}; use one of {', '.join(BACKEND_NAMES)}")
+
+
+def _usual(device: torch.device) -> BackendName:
+    seam = device_of(device)
+    if not seam.is_apart:
+        return "cpu"
+    # On a twin Triton's kernels run in its interpreter, which is slow.
+    return "reference" if seam.facts().family == "interpreter" else "triton"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 
 from kernels.batch import AttentionBatch
@@ -20,6 +21,7 @@ from kernels.checks import (
     check_write,
     check_write_bounds,
 )
+from kernels.device.seam import device_of
 from kernels.layout import BlockLayout, KeyOrder, LayerCache
 
 
@@ -123,6 +125,34 @@ def merge(outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.T
     return out.to(outs.dtype), lse.to(lses.dtype)
 
 
+def _attend(
+    q: torch.Tensor,
+    cache: LayerCache,
+    batch: AttentionBatch,
+    scale: float,
+    window: int,
+    softcap: float,
+    sinks: torch.Tensor | None,
+    out: torch.Tensor,
+    lse: torch.Tensor | None,
+) -> None:
+    check_batch_bounds(batch, cache)
+    result, log_sum = attention(q, cache, batch, scale=scale, window=window, softcap=softcap, sinks=sinks)
+    out.copy_(result)
+    if lse is not None:
+        lse.copy_(log_sum)
+
+
+def _write(k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slots: torch.Tensor) -> None:
+    check_write_bounds(cache, slots)
+    write_kv(k, v, cache, slots)
+
+
+def _copy(pool: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> None:
+    check_copy_bounds(pool, src, dst)
+    copy_blocks(pool, src, dst)
+
+
 class ReferenceBackend:
     """The functions above behind the same calls as the fast backends, on any device; always checks bounds."""
 
@@ -130,6 +160,7 @@ class ReferenceBackend:
 
     def __init__(self, device: torch.device, *, debug: bool = False) -> None:
         self.device = device
+        self._seam = device_of(device)
 
     def key_order(self, dtype: torch.dtype, block_size: int) -> KeyOrder:
         return "slot_dim"
@@ -153,24 +184,23 @@ class ReferenceBackend:
         lse: torch.Tensor | None = None,
     ) -> torch.Tensor:
         check_attention(q, cache, batch, window=window, softcap=softcap, sinks=sinks, out=out, lse=lse)
-        check_batch_bounds(batch, cache)
-        result, log_sum = attention(q, cache, batch, scale=scale, window=window, softcap=softcap, sinks=sinks)
-        if lse is not None:
-            lse.copy_(log_sum)
-        return result.to(q.dtype) if out is None else out.copy_(result)
+        if out is None:
+            out = torch.empty((*q.shape[:2], cache.value_dim), dtype=q.dtype, device=q.device)
+        self._seam.call(_attend, q, cache, batch, scale, window, softcap, sinks, out, lse)
+        return out
 
     def write_kv(self, k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slots: torch.Tensor) -> None:
         check_write(k, v, cache, slots)
-        check_write_bounds(cache, slots)
-        write_kv(k, v, cache, slots)
+        self._seam.call(_write, k, v, cache, slots)
 
     def copy_blocks(
         self, pool: torch.Tensor, src: Sequence[int] | torch.Tensor, dst: Sequence[int] | torch.Tensor
     ) -> None:
-        src, dst = torch.as_tensor(src, dtype=torch.int64), torch.as_tensor(dst, dtype=torch.int64)
-        check_copy(pool, src, dst)
-        check_copy_bounds(pool, src, dst)
-        copy_blocks(pool, src.to(pool.device), dst.to(pool.device))
+        here, there = (
+            ids if isinstance(ids, torch.Tensor) else self._seam.send(np.array(ids, np.int64)) for ids in (src, dst)
+        )
+        check_copy(pool, here, there)
+        self._seam.call(_copy, pool, here, there)
 
     def merge(self, outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return merge(outs, lses)

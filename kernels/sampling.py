@@ -1,8 +1,7 @@
 """Filters and draw in plain torch, for any device: what the fast kernels compute, and the fallback where there is none.
 
-The order is that of transformers: temperature, top-k, top-p, min-p, then the draw. Nothing here waits for the device,
-and the vocabulary is never sorted: thresholds are found by halving the range of values, which costs passes that a GPU
-runs over memory at full speed. The sampler of the worker calls `draw`, tests call `kept` as well.
+The order is that of transformers: temperature, top-k, top-p, min-p, then the draw. Nothing here waits for the device.
+The sampler of the worker calls `draw`, tests call `kept` as well.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kernels.device.seam import device_of
 from kernels.noise import token_noise
 
 MIN_TEMPERATURE: Final = 1e-5
@@ -112,14 +112,10 @@ def ordered(values: torch.Tensor) -> torch.Tensor:
 
 def _threshold(order: torch.Tensor, mass: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """The highest cut [rows, 1] for which the mass of all with order >= cut reaches the target."""
-    low = torch.full_like(target, _LOWEST, dtype=torch.int64)
-    high = order.amax(-1, keepdim=True).long() + 1
-    for _ in range(32):
-        middle = (low + high) >> 1
-        reached = torch.where(order >= middle.int(), mass, 0).sum(-1, keepdim=True) >= target
-        low = torch.where(reached, middle, low)
-        high = torch.where(reached, high, middle)
-    return low
+    ranked, tokens = order.sort(-1, descending=True)
+    num_short = (mass.gather(-1, tokens).cumsum(-1) < target).sum(-1, keepdim=True)
+    last = order.shape[-1] - 1
+    return torch.where(num_short > last, _LOWEST, ranked.gather(-1, num_short.clamp_max(last)))
 
 
 def _unbroken(ids: torch.Tensor, best: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,6 +124,5 @@ def _unbroken(ids: torch.Tensor, best: torch.Tensor) -> tuple[torch.Tensor, torc
 
 
 def send(array: NDArray[np.generic], device: torch.device) -> torch.Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    # From pinned memory the copy is ordered on the device's stream and the host goes on at once.
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    """The array on the device; the host does not wait."""
+    return device_of(device).send(array)

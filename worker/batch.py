@@ -14,6 +14,7 @@ import torch
 from cluster.batcher import Batch
 from kernels.batch import AttentionBatch
 from kernels.cpu.host_loops import fill_step
+from kernels.device.seam import device_of
 from worker.state import BatchState, Int32, Int64
 
 
@@ -65,20 +66,22 @@ class StepBuilder:
         self._state = state
         self.max_rows = rows = min(max_tokens, state.max_batch)
         size = _Buffers.size_bytes(max_tokens, rows)
-        is_gpu = state.device.type == "cuda"
-        hosts = [torch.zeros(size, dtype=torch.uint8, pin_memory=is_gpu) for _ in range(2 if is_gpu else 1)]
+        seam = device_of(state.device)
+        hosts = [seam.pinned(size, torch.uint8).zero_() for _ in range(2 if seam.is_apart else 1)]
         self._hosts = [_Buffers(host, max_tokens, rows) for host in hosts]
+        self.max_tokens = max_tokens
         self.device = _Buffers(torch.zeros(size, dtype=torch.uint8, device=state.device), max_tokens, rows)
-        if not is_gpu:
+        if not seam.is_apart:
             self.device = self._hosts[0]
         self._number = 0
+        # For each place on the host: what was laid out there is on the device.
+        self._sent = [seam.event() for _ in hosts]
 
     def build(self, batch: Batch, lengths: Int32, padded: int = 0) -> Step:
         """`lengths` is the batcher's array: tokens of each row, those in flight included. A step of decodes can be
         padded to so many rows, of which the further ones see and write nothing."""
         state = self._state
-        self._number += 1
-        host = self._host
+        host = self._next_host()
         sampled = np.empty(len(batch.rows), np.int32)
         num_sampled, longest_query, longest_context = fill_step(
             (batch.rows, batch.starts, batch.counts),
@@ -92,8 +95,7 @@ class StepBuilder:
             self._pad(rows, padded)
             tokens = rows = padded
         state.sync_tables()
-        if self.device is not host:
-            self.device.memory.copy_(host.memory, non_blocking=True)
+        self._send()
         on = self.device
         attention = AttentionBatch(
             query_start=on.query_start[: rows + 1],
@@ -109,6 +111,23 @@ class StepBuilder:
         return Step(
             on.ids[:tokens], on.positions[:tokens], attention, sampled[:num_sampled], on.logit_rows[:num_sampled]
         )
+
+    def build_empty(self, rows: int) -> None:
+        """Lays out a step of so many decodes that see and write nothing."""
+        self._next_host()
+        self._pad(0, rows)
+        self._send()
+
+    def _next_host(self) -> _Buffers:
+        """The place for the next step, which may still be on its way from the step before last."""
+        self._number += 1
+        self._sent[self._number % len(self._sent)].wait()
+        return self._host
+
+    def _send(self) -> None:
+        if self.device is not self._host:
+            self.device.memory.copy_(self._host.memory, non_blocking=True)
+            self._sent[self._number % len(self._sent)].record()
 
     def _pad(self, rows: int, padded: int) -> None:
         host = self._host

@@ -18,6 +18,7 @@ from cluster.batcher import Batch, Batcher
 from cluster.messages import GroupTables, Ids, Logprobs, Reason, Start, ids
 from cluster.sampling import required
 from kernels.cpu.host_loops import NEVER
+from kernels.device.seam import Event, device_of
 from kernels.sampling import send
 from worker.model.startup import Started
 from worker.sampling.beam_search import BeamSearch, Choice, Floats, Ints
@@ -68,7 +69,8 @@ class Ranked:
     groups: list[tuple[BeamGroup, int, int]]  # whose, and which rows of the tensors
     best: torch.Tensor  # fp32 [rows, k]
     tokens: torch.Tensor  # int64 [rows, k]
-    logits: torch.Tensor  # [rows, vocabulary]
+    logits: torch.Tensor  # [rows, vocabulary], on the device
+    done: Event  # the others have come to the host
 
 
 class BeamGroups:
@@ -81,6 +83,7 @@ class BeamGroups:
         self._batcher = batcher
         self._sampler = sampler
         self._parts = parts
+        self._seam = device_of(parts.device)
         self._is_beam = np.zeros(state.max_batch, np.bool_)
         # In how many tables a block stands, counted behind the prompt's full blocks.
         self._holders = np.zeros(parts.pool.num_blocks, np.int32)
@@ -244,12 +247,15 @@ class BeamGroups:
             at = end
         num = min(logits.shape[1], max(group.search.num_candidates for group, _, _ in groups))
         best, tokens = self._sampler.rank(beams, own, num)
-        return some(logits, rest), rows[rest], Ranked(groups, best, tokens, beams)
+        best, tokens, done = self._seam.fetch(best), self._seam.fetch(tokens), self._seam.event()
+        done.record()
+        return some(logits, rest), rows[rest], Ranked(groups, best, tokens, beams, done)
 
     def retire(self, ranked: Ranked) -> list[tuple[int, Reason, str]]:
         """The step is done: groups go on, their tails copied in one call. Returns those that are over, by leader."""
-        best: Floats = ranked.best.cpu().numpy()
-        tokens: Ints = ranked.tokens.cpu().numpy()
+        ranked.done.wait()
+        best: Floats = ranked.best.numpy()
+        tokens: Ints = ranked.tokens.numpy()
         over: list[tuple[int, Reason, str]] = []
         going: list[tuple[BeamGroup, Choice]] = []
         sources: list[int] = []
@@ -281,7 +287,9 @@ class BeamGroups:
         picks = [*choice.children, *choice.ended]
         slots = send(np.array([pick.parent for pick in picks], np.int64), logits.device)
         tokens = send(np.array([pick.token for pick in picks], np.int64), logits.device)
-        return token_logprobs(logits[slots], tokens, group.num_top).messages([group.num_top] * len(picks))
+        found = token_logprobs(logits[slots], tokens, group.num_top).leaving()
+        self._seam.current().wait()
+        return found.messages([group.num_top] * len(picks))
 
     def _fork(self, group: BeamGroup) -> None:
         """The prompt is written: what the leader has beyond it is spare, and every beam gets a tail of its own."""

@@ -8,10 +8,12 @@ its own. What can't be captured (a model that asks the device a question in the 
 from __future__ import annotations
 
 from bisect import bisect_left
+from functools import partial
 
 import torch
 
 from kernels.batch import AttentionBatch
+from kernels.device.seam import Graph, device_of
 from worker.batch import StepBuilder
 from worker.model.model import Model
 from worker.state import BatchState
@@ -31,30 +33,25 @@ class DecodeGraphs:
         self._state = state
         self._builder = builder
         self._max_model_len = max_model_len
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._seam = device_of(model.device)
+        self._graphs: dict[int, Graph] = {}
         self._logits: dict[int, torch.Tensor] = {}
         self._sizes: list[int] = []
 
     def capture(self, most: int) -> str:
         """Captures steps of up to `most` rows, the largest first so that the others fit into its memory. Returns why
         there are none, or nothing."""
-        pool = torch.cuda.graph_pool_handle()
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        pool = self._seam.graphs()
         try:
             for size in reversed(sizes_up_to(most)):
+                self._builder.build_empty(size)
                 # Everything is compiled and has its workspace before it is captured.
-                stream.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(stream):
-                    self._step(size)
-                torch.cuda.current_stream().wait_stream(stream)
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool):
-                    self._logits[size] = self._step(size)
-                self._graphs[size] = graph
+                self._step(size)
+                self._graphs[size], self._logits[size] = pool.capture(partial(self._step, size))
         except RuntimeError as error:
             self._graphs.clear()
             self._logits.clear()
-            torch.cuda.synchronize()
+            self._seam.wait()
             return " ".join(str(error).split())[:200]
         self._sizes = sorted(self._graphs)
         return ""

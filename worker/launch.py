@@ -15,6 +15,7 @@ import torch
 
 from cluster.batcher import Batch, Batcher
 from kernels.cpu.decoder import Picked
+from kernels.device.seam import device_of
 from kernels.sampling import send
 from worker.batch import Step, StepBuilder
 from worker.beams import BeamGroups, Ranked
@@ -68,7 +69,7 @@ class Launcher:
     def capture(self, say: Say) -> None:
         """Decode steps as graphs, where the device has such and the model allows it."""
         parts = self._parts
-        if parts.device.type != "cuda" or parts.team is not None:
+        if not device_of(parts.device).has_graphs or parts.team is not None:
             # Ranks add up rows that must be as many on each; only rank 0 would pad them.
             return
         began = time.perf_counter()

@@ -16,10 +16,11 @@ import torch
 
 from cluster.errors import ConfigError
 from cluster.sizes import format_bytes
+from kernels.device.host_memory import lines_of
+from kernels.device.seam import device_of
 from kernels.layout import BlockLayout, LayerCache
 from kernels.reference import write_kv
 from kernels.sampling import send
-from worker.host_memory import lines_of
 from worker.transfer.memory import POPULATE_WRITE, SharedMemory
 
 HUGE_PAGE_BYTES = 2 << 20
@@ -52,7 +53,7 @@ class DevicePool:
         self.debug = debug
         size = num_blocks * layout.block_bytes
         self.shared: SharedMemory | None = None
-        if wants_sharing and device.type == "cpu" and (size <= SMALL_POOL_BYTES or _shared_pages_are_large()):
+        if wants_sharing and not device_of(device).is_apart and (size <= SMALL_POOL_BYTES or _shared_pages_are_large()):
             self.shared = SharedMemory.create("quire-device-pool", size)
         flat = _allocate(size, device) if self.shared is None else torch.from_numpy(self.shared.array())
         self.bytes = flat.view(num_blocks, layout.block_bytes)
@@ -97,7 +98,7 @@ def _shared_pages_are_large() -> bool:
 def _allocate(size: int, device: torch.device) -> torch.Tensor:
     """uint8 [size], starting on a page. CPU memory is taken from the system as it is first written, but for the first
     of it, which the first requests would have to wait for."""
-    if device.type == "cpu":
+    if not device_of(device).is_apart:
         try:
             pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:

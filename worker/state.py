@@ -17,6 +17,7 @@ from cluster.hashing import BlockHasher
 from cluster.messages import Ids, Logprobs, Start
 from cluster.sampling import SamplingParams
 from kernels.cpu.host_loops import NEVER
+from kernels.device.seam import device_of
 from kernels.sampling import send
 
 Int32 = NDArray[np.int32]
@@ -81,8 +82,10 @@ class BatchState:
         # Zeroed memory is taken from the system only as it is written.
         self.tokens: Int32 = np.zeros((max_batch, max_model_len), np.int32)
         self.tables: Int32 = np.zeros((max_batch, self.max_blocks), np.int32)
-        on_cpu = device.type == "cpu"
-        self.device_tables = torch.from_numpy(self.tables) if on_cpu else torch.from_numpy(self.tables).to(device)
+        on_cpu = not device_of(device).is_apart
+        self.device_tables = torch.from_numpy(self.tables)
+        if not on_cpu:
+            self.device_tables = torch.zeros(self.tables.shape, dtype=torch.int32, device=device)
         # Rows whose table on the device is older than the one here; on a CPU they are the same memory.
         self._stale_tables: set[int] | None = None if on_cpu else set()
         # Rows whose table has changed since the other ranks were last told; None: there are no others.

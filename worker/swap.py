@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from cluster.links.security import ClusterSecurity
+from kernels.device.seam import device_of
 from worker.pool import DevicePool
 from worker.transfer.agent import TransferAgent
 from worker.transfer.bytes import PoolBytes
 from worker.transfer.copy import Copier
-from worker.transfer.device import new_event, pool_bytes
+from worker.transfer.device import pool_bytes
 from worker.transfer.end import PoolEnd
 from worker.transfer.register import RegisterSettings, TransferRegister
 from worker.transfer.server import Listening, TransferServer
@@ -76,12 +77,12 @@ class Swap:
 
     def _issued(self) -> Callable[[], None] | None:
         """What the agent's thread waits with, until all that this thread has issued to a GPU is done."""
-        if self._device.type != "cuda":
+        seam = device_of(self._device)
+        if not seam.is_apart:
             return None
-        event = new_event()
-        event.record(torch.cuda.current_stream(self._device))
-        synchronize: Callable[[], None] = event.synchronize
-        return synchronize
+        event = seam.event()
+        event.record()
+        return event.wait
 
     def close(self) -> None:
         self._server.close()
@@ -92,7 +93,7 @@ def _measure(held: PoolBytes, pool: DevicePool) -> float:
     """Bytes per second of checked copies out of the pool, which is empty yet."""
     size = pool.layout.block_bytes
     count = min(pool.num_blocks, max(1, _MEASURED_BYTES // size))
-    staging = torch.zeros(count * size, dtype=torch.uint8, pin_memory=pool.device.type == "cuda")
+    staging = device_of(pool.device).pinned(count * size, torch.uint8)
     blocks = np.arange(count, dtype=np.int32)
     began = time.perf_counter()
     held.copy_out(blocks, staging.data_ptr() + blocks.astype(np.int64) * size, None)

@@ -29,6 +29,7 @@ from cluster.messages import (
 )
 from cluster.settings import WorkerSettings
 from kernels.cpu.host_loops import NEVER, append_tokens, find_reports, take_tokens, warm_up
+from kernels.device.seam import device_of
 from worker.beams import BeamGroups, Ranked
 from worker.canary import Canary
 from worker.holdings import holdings
@@ -68,7 +69,7 @@ class Worker:
         parts = self.parts
         self.state = BatchState(settings.max_batch, parts.max_model_len, settings.block_size, parts.device)
         self.batcher = Batcher(settings.max_batch, parts.token_budget)
-        self.sampler = Sampler(settings.max_batch, parts.model.vocab_size, parts.device)
+        self.sampler = Sampler(settings.max_batch, parts.model.vocab_size, parts.device, kernels=parts.backend.name)
         began = time.perf_counter()
         self.sampler.warm_up(parts.layout.dtype)
         warm_up()
@@ -84,7 +85,7 @@ class Worker:
         self._flight: Flight | None = None
         # Whether a step is retired only when the next one has been issued, so that the device never waits for the host.
         # A step of ours is over when its call returns on a CPU.
-        self._overlaps = parts.device.type == "cuda" if settings.overlap is None else settings.overlap
+        self._overlaps = device_of(parts.device).is_apart if settings.overlap is None else settings.overlap
         # Rows that end once the step that is under way has retired.
         self._ending: dict[int, tuple[Reason, str]] = {}
         self._launcher.capture(say)

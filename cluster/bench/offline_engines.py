@@ -19,7 +19,7 @@ import torch
 from cluster.bench.offline_models import Workload
 from cluster.offline.engine import LLM
 from cluster.sampling import SamplingParams
-from worker.model.memory import peak_bytes
+from kernels.device.seam import device_of
 
 STATIC_BATCH = 32
 TIMEOUT_S = 900
@@ -195,6 +195,6 @@ def measured(make: Callable[[], Engine], workload: Workload) -> Outcome:
         outcome.append(engine(workload))
         outcome[0].processor_s = time.process_time() - began
 
-    peak = peak_bytes(torch.device("cpu"), run)
+    peak = device_of(torch.device("cpu")).peak_bytes(run)
     outcome[0].peak_bytes = peak
     return outcome[0]

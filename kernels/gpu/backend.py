@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 import triton
 
 from kernels.batch import AttentionBatch
 from kernels.checks import FLOATS, check_attention, check_batch, check_write_bounds, expect
+from kernels.device.seam import device_of
 from kernels.gpu import bounds as triton_bounds
 from kernels.gpu import copy as triton_copy
 from kernels.gpu import write as triton_write
 from kernels.gpu.choices import DeviceFacts, device_facts, interpreting
+from kernels.gpu.launch import issue
 from kernels.gpu.merge import merge_kernel
 from kernels.gpu.step import (
     FLAT_ROWS,
@@ -42,11 +45,11 @@ class TritonBackend:
     name: Literal["triton"] = "triton"
 
     def __init__(self, device: torch.device, *, debug: bool = False, facts: DeviceFacts | None = None) -> None:
-        if device.type != "cuda" and not (device.type == "cpu" and interpreting()):
+        self._facts = facts or device_facts(device)
+        if self._facts.family == "interpreter" and not interpreting():
             raise ValueError(f"the Triton kernels need a GPU, got device {device}; use the cpu or reference kernels")
         self.device = device
         self._debug = debug
-        self._facts = facts or device_facts(device)
         # Partials by size. Kept for good: a captured graph holds their addresses.
         self._workspaces: dict[tuple[int, int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -146,8 +149,19 @@ class TritonBackend:
         rows = 16
         if out.numel():
             grid = (triton.cdiv(tokens * heads, rows),)
-            merge_kernel[grid](
-                outs, lses, out, lse, parts, tokens * heads, DIM=dim, DIM_PAD=padded(dim), ROWS=rows, num_warps=4
+            issue(
+                merge_kernel,
+                grid,
+                outs,
+                lses,
+                out,
+                lse,
+                parts,
+                tokens * heads,
+                DIM=dim,
+                DIM_PAD=padded(dim),
+                ROWS=rows,
+                num_warps=4,
             )
         return out, lse
 
@@ -170,14 +184,13 @@ class TritonBackend:
                 for window in (0, 2 * queries):
                     self.attention(q, cache, batch, scale=1.0, window=window, softcap=cap, sinks=sink)
         self.copy_blocks(pool, [0], [1])
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        device_of(self.device).wait()
 
     def _warm_batch(self, queries: int, block_size: int) -> AttentionBatch:
         """One sequence that is all in block 0."""
 
         def ints(*values: int) -> torch.Tensor:
-            return torch.tensor(values, dtype=torch.int32, device=self.device)
+            return device_of(self.device).send(np.array(values, np.int32))
 
         slots = torch.arange(queries, dtype=torch.int64, device=self.device) % block_size
         table = torch.zeros((1, -(-queries // block_size)), dtype=torch.int32, device=self.device)

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from kernels.batch import AttentionBatch
+from kernels.gpu.launch import issue
 from kernels.layout import LayerCache
 
 # What a sequence can have wrong; the two words behind the code say which entry and its value.
@@ -90,7 +91,9 @@ def check_bounds(batch: AttentionBatch, cache: LayerCache) -> None:
         return
     faults = torch.zeros((seqs, 3), dtype=torch.int32, device=batch.rows.device)
     num_rows, max_blocks = batch.tables.shape
-    bounds_kernel[(seqs,)](
+    issue(
+        bounds_kernel,
+        (seqs,),
         batch.query_start,
         batch.context_len,
         batch.rows,

@@ -13,8 +13,9 @@ from typing import Literal
 import torch
 import triton
 
+from kernels.device.seam import Family, device_of
+
 Schedule = Literal["flat", "parts"]
-Family = Literal["sm80", "sm90", "sm100", "cdna3", "interpreter"]
 
 MAX_GROUP = 128
 
@@ -99,14 +100,8 @@ def interpreting() -> bool:
 
 
 def device_facts(device: torch.device) -> DeviceFacts:
-    if device.type == "cpu":
-        # Few, so that small batches are split as large ones are on a GPU.
-        return DeviceFacts("interpreter", 3)
-    properties = torch.cuda.get_device_properties(device)
-    if torch.version.hip is not None:
-        return DeviceFacts("cdna3", properties.multi_processor_count)
-    family: Family = "sm80" if properties.major < 9 else "sm90" if properties.major == 9 else "sm100"
-    return DeviceFacts(family, properties.multi_processor_count)
+    facts = device_of(device).facts()
+    return DeviceFacts(facts.family, facts.num_sms)
 
 
 def choose(facts: DeviceFacts, schedule: Schedule, dim_pad: int, itemsize: int) -> Choice:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 
 from kernels.checks import check_copy, check_copy_bounds
+from kernels.device.seam import device_of
+from kernels.gpu.launch import issue
 
 # Bytes that one program moves.
 SPAN_BYTES = 16 * 1024
@@ -55,11 +58,10 @@ def copy_blocks(
     for begin in range(0, src.numel(), 65535):  # what a grid's second axis takes
         part = slice(begin, begin + 65535)
         grid = (triton.cdiv(words.shape[1], span), src[part].numel())
-        copy_kernel[grid](words, src[part], dst[part], words.shape[1], SPAN=span, num_warps=4)
+        issue(copy_kernel, grid, words, src[part], dst[part], words.shape[1], SPAN=span, num_warps=4)
 
 
 def _ids(ids: Sequence[int] | torch.Tensor, device: torch.device) -> torch.Tensor:
     if isinstance(ids, torch.Tensor):
         return ids.to(device)
-    host = torch.tensor(ids, dtype=torch.int64, pin_memory=device.type == "cuda")
-    return host.to(device, non_blocking=True)
+    return device_of(device).send(np.array(ids, np.int64))

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from kernels.checks import expect
+from kernels.gpu.launch import issue
 
 SPAN = 4096
 PROGRAMS_PER_SM = 8
@@ -36,5 +37,5 @@ def read(x: torch.Tensor, num_sms: int) -> torch.Tensor:
     """Sums of parts of x, int32 [words], one per program; together they are the sum of x, if none overflows."""
     expect("x", x, (None,), (torch.int32,), x.device)
     sums = torch.empty(num_sms * PROGRAMS_PER_SM, dtype=torch.int32, device=x.device)
-    read_kernel[(sums.numel(),)](x, sums, x.numel(), SPAN=SPAN, num_warps=4)
+    issue(read_kernel, (sums.numel(),), x, sums, x.numel(), SPAN=SPAN, num_warps=4)
     return sums

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from kernels.checks import FLOATS, expect
+from kernels.gpu.launch import issue
 
 GATE_SPAN = 1024
 
@@ -49,7 +50,9 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Ten
     out = torch.empty((outer, inner, dim), dtype=x.dtype, device=x.device)
     if out.numel():
         lanes = triton.next_power_of_2(dim)
-        rms_norm_kernel[(outer * inner,)](
+        issue(
+            rms_norm_kernel,
+            (outer * inner,),
             x,
             weight,
             out,
@@ -90,5 +93,5 @@ def silu_gate(x: torch.Tensor) -> torch.Tensor:
     dim = width // 2
     out = torch.empty((rows, dim), dtype=x.dtype, device=x.device)
     if out.numel():
-        silu_gate_kernel[(rows, triton.cdiv(dim, GATE_SPAN))](x, out, DIM=dim, SPAN=GATE_SPAN, num_warps=4)
+        issue(silu_gate_kernel, (rows, triton.cdiv(dim, GATE_SPAN)), x, out, DIM=dim, SPAN=GATE_SPAN, num_warps=4)
     return out

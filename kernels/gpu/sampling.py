@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from kernels import sampling
+from kernels.gpu.launch import issue
 from kernels.noise import LARGEST as _LARGEST
 from kernels.noise import ROUND_1 as _ROUND_1
 from kernels.noise import ROUND_2 as _ROUND_2
@@ -241,5 +242,17 @@ def draw(logits: torch.Tensor, settings: DrawSettings) -> tuple[torch.Tensor, to
     ids = torch.empty(rows, dtype=torch.int64, device=logits.device)
     broken = torch.empty(rows, dtype=torch.int8, device=logits.device)
     block = min(BLOCK, triton.next_power_of_2(vocabulary))
-    draw_kernel[(rows,)](logits, sent, ids, broken, rows, vocabulary, logits.stride(0), BLOCK=block, num_warps=WARPS)
+    issue(
+        draw_kernel,
+        (rows,),
+        logits,
+        sent,
+        ids,
+        broken,
+        rows,
+        vocabulary,
+        logits.stride(0),
+        BLOCK=block,
+        num_warps=WARPS,
+    )
     return ids, broken.bool()

@@ -15,6 +15,7 @@ import triton
 from kernels.batch import AttentionBatch
 from kernels.gpu.attention import attention_kernel
 from kernels.gpu.choices import MAX_GROUP, Choice, DeviceFacts, Schedule, choose
+from kernels.gpu.launch import issue
 from kernels.gpu.merge import merge_pieces_kernel
 from kernels.gpu.plan import PLAN_SPAN, PlanShape, plan_kernel
 from kernels.layout import LayerCache
@@ -150,7 +151,9 @@ def build_launch(batch: AttentionBatch, shape: AttentionShape, group: Group, win
     """Launches the kernel that builds the group's plan."""
     layout = plan_shape(group, shape)
     plan = torch.empty(layout.num_words(group.num_seqs), dtype=torch.int32, device=batch.context_len.device)
-    plan_kernel[(1,)](
+    issue(
+        plan_kernel,
+        (1,),
         plan,
         batch.query_start,
         batch.context_len,
@@ -252,7 +255,9 @@ def launch_attention(
         factor, cap = 2.0 * LOG2_E * scale / softcap, softcap * LOG2_E
     programs = group.programs if group.flat else layout.owners * shape.num_kv_heads
     lse_or_any, lse_stride = (sums, 0) if lse is None else (lse, lse.stride(0))
-    attention_kernel[(programs,)](
+    issue(
+        attention_kernel,
+        (programs,),
         q,
         cache.k,
         cache.v,
@@ -289,7 +294,9 @@ def launch_attention(
     )
     merge = merge_constants(group, shape, lse=lse is not None)
     programs = layout.merges * (1 if group.flat else shape.num_kv_heads)
-    merge_pieces_kernel[(programs, triton.cdiv(group.block_q * shape.group, merge["ROWS"]))](
+    issue(
+        merge_pieces_kernel,
+        (programs, triton.cdiv(group.block_q * shape.group, merge["ROWS"])),
         launch.plan,
         partials,
         sums,

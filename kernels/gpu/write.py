@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from kernels.checks import FLOATS, check_write, expect
+from kernels.gpu.launch import issue
 from kernels.layout import LayerCache
 
 
@@ -147,7 +148,9 @@ def write_kv(k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slots: torch.T
     if slots.numel() == 0:
         return
     lanes = max(k.shape[1] * k.shape[2], v.shape[1] * v.shape[2])
-    write_kernel[(slots.shape[0],)](
+    issue(
+        write_kernel,
+        (slots.shape[0],),
         k,
         v,
         cache.k,
@@ -200,7 +203,9 @@ def rotary_write_kv(
     head_tile = min(triton.next_power_of_2(heads), 16)
     head_tiles = triton.cdiv(heads, head_tile)
     rest = cache.head_dim - 2 * half
-    rotary_write_kernel[(tokens, head_tiles + 1)](
+    issue(
+        rotary_write_kernel,
+        (tokens, head_tiles + 1),
         q,
         k,
         v,

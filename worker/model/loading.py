@@ -18,6 +18,7 @@ import torch
 
 from cluster.errors import ConfigError, ModelError
 from cluster.settings import WorkerSettings
+from kernels.device.seam import device_of, find_device
 from worker.model import attention, checkpoint
 from worker.model.digest import ModelDigest
 from worker.ranks.team import Team
@@ -64,25 +65,16 @@ def _own(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def pick_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    """The device of a setting. Raises ConfigError."""
     try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f'device is {name!r}; give "cpu", "cuda", "cuda:N" or "auto"') from error
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise ConfigError(f'device is {name!r}, and this machine has {count} GPUs; give another or "cpu"')
-        return torch.device("cuda", device.index or 0)
-    if device.type != "cpu":
-        raise ConfigError(f'device is {name!r}; give "cpu", "cuda", "cuda:N" or "auto"')
-    return device
+        return find_device(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def pick_dtype(name: str, config: Mapping[str, Any], device: torch.device) -> torch.dtype:
     if name == "auto":
-        if device.type == "cpu":
+        if device_of(device).facts().family == "interpreter":
             return torch.float32
         name = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
     name = name.removeprefix("torch.")
@@ -112,7 +104,7 @@ def load(settings: WorkerSettings, device: torch.device, team: Team | None = Non
 
 def _placing(device: torch.device) -> dict[str, Any]:
     """Weights go straight to a GPU where transformers can do that, which takes accelerate; else by way of the host."""
-    direct = device.type != "cpu" and importlib.util.find_spec("accelerate") is not None
+    direct = device.type == "cuda" and importlib.util.find_spec("accelerate") is not None
     return {"device_map": {"": device}} if direct else {}
 
 

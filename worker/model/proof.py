@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cluster.batcher import Batch
 from cluster.errors import ModelError
+from kernels.device.seam import device_of
 from kernels.layout import BlockLayout
 from worker.batch import StepBuilder
 from worker.model.model import Model
@@ -42,7 +43,7 @@ def prove(model: Model, layout: BlockLayout) -> None:
     except (AttributeError, TypeError, RuntimeError, ValueError, KeyError, IndexError) as error:
         why = " ".join(str(error).split())
         raise ModelError(f"{name} does not run with paged attention: {why}; give another model") from error
-    is_exact = model.loaded.dtype == torch.float32 and model.device.type == "cpu"
+    is_exact = model.loaded.dtype == torch.float32 and device_of(model.device).facts().family == "interpreter"
     for own, ids in zip(found, tokens, strict=True):
         device_ids = torch.from_numpy(ids).to(model.device)
         wanted = model.plain_logits(device_ids).float()

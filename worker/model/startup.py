@@ -17,10 +17,11 @@ from cluster.batcher import Batch
 from cluster.errors import ConfigError, ModelError
 from cluster.generation_config import not_honoured
 from cluster.settings import WorkerSettings
+from kernels.device.seam import device_of
 from kernels.dispatch import Backend, backend
 from kernels.layout import BlockLayout
 from worker.batch import StepBuilder
-from worker.model import budget, loading, memory
+from worker.model import budget, loading
 from worker.model.budget import Budget
 from worker.model.model import Model
 from worker.model.proof import prove
@@ -66,8 +67,16 @@ class Started:
 
 def start(settings: WorkerSettings, say: Say, place: Place | None = None) -> Started:
     """Loads, profiles, sizes, allocates; all ranks of a team at the same time. Raises ModelError or ConfigError."""
-    began = time.perf_counter()
     device = loading.pick_device(settings.device)
+    seam = device_of(device)
+    seam.bind()
+    with seam.may_wait():
+        return _start(settings, say, place, device)
+
+
+def _start(settings: WorkerSettings, say: Say, place: Place | None, device: torch.device) -> Started:
+    began = time.perf_counter()
+    seam = device_of(device)
     team = Team(place, device) if place is not None else None
     loaded = loading.load(settings, device, team)
     share = f" in {team.size} slices" if team is not None else ""
@@ -84,7 +93,7 @@ def start(settings: WorkerSettings, say: Say, place: Place | None = None) -> Sta
     layout = model.layout(settings.block_size)
     softcap, sinks = any(call.softcap for call in model.calls), any(call.has_sinks for call in model.calls)
     kernels.warm_up(layout, model.num_heads, softcap=softcap, sinks=sinks)
-    token_budget = settings.token_budget or (CPU_TOKEN_BUDGET if device.type == "cpu" else GPU_TOKEN_BUDGET)
+    token_budget = settings.token_budget or (GPU_TOKEN_BUDGET if seam.is_apart else CPU_TOKEN_BUDGET)
     reason = "fuse is off" if not settings.fuse else "its ranks add up" if team else model.fuse(token_budget)
     fused = "decoder fused" if not reason else f"decoder not fused: {reason}"
     if model.num_packed:
@@ -97,12 +106,12 @@ def start(settings: WorkerSettings, say: Say, place: Place | None = None) -> Sta
         _prove(model, layout, say)
         say(f"proof: the same logits as by transformers' attention, {time.perf_counter() - began:.1f} s")
     began = time.perf_counter()
-    free_bytes = memory.free_bytes(device)
+    free_bytes = seam.free_bytes()
     if team is not None:
         # Ranks on one CPU take from the same memory; all have the same blocks.
-        free_bytes = team.least(free_bytes // team.size if device.type == "cpu" else free_bytes)
+        free_bytes = team.least(free_bytes if seam.is_apart else free_bytes // team.size)
     trial = _Trial(model, layout, device, min(token_budget, loaded.max_model_len), settings)
-    working_bytes = memory.peak_bytes(device, trial.run)
+    working_bytes = seam.peak_bytes(trial.run)
     if team is not None:
         working_bytes = -team.least(-working_bytes)
     # The first start on a machine compiles what later ones find in a cache.
@@ -177,8 +186,7 @@ class _Trial:
         step = self._builder.build(self._batch, self._batch.counts)
         self._model.prepare(step.attention)
         self._model.forward(step.ids, step.positions, self._logit_rows)
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        device_of(self._device).wait()
 
     def time(self) -> float:
         began = time.perf_counter()

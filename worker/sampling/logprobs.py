@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from cluster.messages import Logprobs
+from kernels.device.seam import device_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +28,8 @@ class TokenLogprobs:
 
     def leaving(self) -> TokenLogprobs:
         """The same on their way to the host: whoever reads them waits for what was issued before, and no longer."""
-        if not self.ids.is_cuda:
-            return self
-        return TokenLogprobs(*(to_host(getattr(self, field.name)) for field in fields(self)))
+        seam = device_of(self.ids.device)
+        return TokenLogprobs(*(seam.fetch(getattr(self, field.name)) for field in fields(self)))
 
     def messages(self, num_top: Sequence[int]) -> list[Logprobs]:
         """One message per row with so many top tokens each, once they are on the host."""
@@ -39,12 +39,6 @@ class TokenLogprobs:
             Logprobs(ids[i], own[i], ranks[i], tuple(zip(top_ids[i][:wanted], top[i][:wanted], strict=True)))
             for i, wanted in enumerate(num_top)
         ]
-
-
-def to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in pinned memory, whole when the device has come so far."""
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor, non_blocking=True)
 
 
 def token_logprobs(logits: torch.Tensor, ids: torch.Tensor, num_top: int) -> TokenLogprobs:

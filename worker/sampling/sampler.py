@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from cluster.messages import Logprobs
 from cluster.sampling import SamplingParams, required, sequence_seed
 from kernels import sampling
+from kernels.device.seam import device_of
+from kernels.dispatch import BackendName
 from kernels.noise import noise_keys
 from kernels.sampling import DrawSettings, send
 from worker.sampling.bans import BannedRuns, Biases, EarlyStops, ForcedTokens
-from worker.sampling.logprobs import TokenLogprobs, to_host, token_logprobs, topk_logprobs
+from worker.sampling.logprobs import TokenLogprobs, token_logprobs, topk_logprobs
 from worker.sampling.penalties import Penalties
 from worker.sampling.row_slots import Ints, some
 
@@ -68,13 +70,12 @@ class Sampled:
     ) -> None:
         self.device_ids = ids  # int64 [rows]: what the next step can take without the host
         self._ids, self._broken = ids, broken
-        self._done: torch.cuda.Event | None = None
         self._logprobs = None if logprobs is None else logprobs.leaving()
-        if ids.is_cuda:
-            # On their way at once: whoever asks later must not wait for the steps that were issued meanwhile.
-            self._ids, self._broken = (to_host(tensor) for tensor in (ids, broken))
-            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._done.record()
+        # On their way at once: whoever asks later must not wait for the steps that were issued meanwhile.
+        seam = device_of(ids.device)
+        self._ids, self._broken = seam.fetch(ids), seam.fetch(broken)
+        self._done = seam.event()
+        self._done.record()
         self._logprob_rows = logprob_rows
         self._num_top = num_top
 
@@ -85,8 +86,7 @@ class Sampled:
         return ids
 
     def _wait(self) -> None:
-        if self._done is not None:
-            self._done.synchronize()
+        self._done.wait()
 
     def broken(self) -> NDArray[np.bool_]:
         """True where the logits were NaN or infinite: the token means nothing. Waits for the device."""
@@ -110,18 +110,25 @@ class Sampled:
 class Sampler:
     """The sampling state of all batch rows of one worker."""
 
-    def __init__(self, max_batch: int, vocab_size: int, device: torch.device, draw: Draw | None = None) -> None:
-        """`draw` replaces the device's own way to draw, which gives the same tokens."""
+    def __init__(
+        self,
+        max_batch: int,
+        vocab_size: int,
+        device: torch.device,
+        draw: Draw | None = None,
+        kernels: BackendName | None = None,
+    ) -> None:
+        """`draw` replaces the way to draw of the device and its kernels, which gives the same tokens."""
         self._vocab_size = vocab_size
         self._device = device
         # The compilers behind them are loaded only where they are used.
         self._cpu: CpuDraw | None = None
-        if draw is None and device.type == "cpu":
+        if draw is None and not device_of(device).is_apart:
             from kernels.cpu.sampling import CpuDraw
 
             self._cpu = CpuDraw(max_batch, vocab_size)
             draw = self._cpu.draw
-        elif draw is None and device.type == "cuda":
+        elif draw is None and kernels == "triton":
             from kernels.gpu.sampling import draw as triton_draw
 
             draw = triton_draw

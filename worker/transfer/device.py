@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from kernels.device.seam import Event, Stream, device_of
 from worker.transfer.bytes import HostBytes, PoolBytes, Rows, Stop
 from worker.transfer.checksum import Addresses, Sums, memory_at
 from worker.transfer.copy import Copier, Stopped, chunk_pieces
@@ -29,16 +30,16 @@ Run = tuple[int, int, int]
 
 def pool_bytes(layout: PoolLayout, pool: torch.Tensor, copier: Copier, shared: SharedMemory | None = None) -> PoolBytes:
     """The bytes of a worker's pool, uint8 [num_blocks, block_bytes], wherever they are."""
-    if pool.device.type == "cuda":
+    if device_of(pool.device).is_apart:
         return DeviceBytes(layout, pool, copier)
     return HostBytes(layout, len(pool), pool.data_ptr(), copier, shared=shared, keep=pool)
 
 
 class DeviceBytes:
-    """A pool on a CUDA device."""
+    """A pool on a device with memory of its own."""
 
     def __init__(self, layout: PoolLayout, pool: torch.Tensor, copier: Copier) -> None:
-        assert pool.is_cuda and pool.dtype == torch.uint8 and pool.is_contiguous(), (pool.device, pool.dtype)
+        assert pool.dtype == torch.uint8 and pool.is_contiguous(), pool.dtype
         assert tuple(pool.shape) == (len(pool), layout.block_bytes), (tuple(pool.shape), layout.block_bytes)
         self.layout = layout
         self.num_blocks = len(pool)
@@ -47,15 +48,16 @@ class DeviceBytes:
         self._pool = pool
         self._copier = copier
         # Both ways at once: a GPU has an engine for each.
-        self._out = _new_stream(pool.device)
-        self._in = _new_stream(pool.device)
+        self.seam = device_of(pool.device)
+        self._out = self.seam.stream()
+        self._in = self.seam.stream()
 
     def copy_out(self, blocks: Blocks, rows: Addresses, stop: Stop | None) -> Sums:
         """The device writes a piece while the one before it is summed."""
         sums = np.empty(len(blocks) * self.layout.chunks_per_block, np.uint32)
         # A peer that reads has ordered nothing here: copies of blocks that steps have issued come first.
-        self._out.wait_stream(torch.cuda.default_stream(self._pool.device))
-        moving: deque[tuple[int, int, torch.cuda.Event]] = deque()
+        self._out.wait_for(self.seam.steps())
+        moving: deque[tuple[int, int, Event]] = deque()
         try:
             for first, end in self._pieces(len(blocks)):
                 if stop is not None and stop():
@@ -67,7 +69,7 @@ class DeviceBytes:
                 self._sum_one(moving, rows, sums)
         except BaseException:
             # Nothing may still write to the rows once this is out of here.
-            self._out.synchronize()
+            self._out.wait()
             raise
         return sums
 
@@ -75,7 +77,7 @@ class DeviceBytes:
         """A piece is summed and then read by the device, while the next one is summed."""
         sums = np.empty(len(blocks) * self.layout.chunks_per_block, np.uint32)
         per_block = self.layout.chunks_per_block
-        moving: deque[torch.cuda.Event] = deque()
+        moving: deque[Event] = deque()
         try:
             for first, end in self._pieces(len(blocks)):
                 if stop is not None and stop():
@@ -83,11 +85,11 @@ class DeviceBytes:
                 sums[first * per_block : end * per_block] = self._sums_at(rows[first:end])
                 moving.append(self._issue(self._in, blocks[first:end], rows[first:end], out=False))
                 if len(moving) >= _AHEAD:
-                    moving.popleft().synchronize()
+                    moving.popleft().wait()
             while moving:
-                moving.popleft().synchronize()
+                moving.popleft().wait()
         except BaseException:
-            self._in.synchronize()
+            self._in.wait()
             raise
         return sums
 
@@ -96,9 +98,9 @@ class DeviceBytes:
         return self.copy_out(blocks, staging.addresses, None)
 
     def clear(self, blocks: Blocks) -> None:
-        with torch.cuda.stream(self._in):
-            self._pool[torch.from_numpy(blocks.astype(np.int64)).to(self._pool.device)] = 0
-        self._in.synchronize()
+        with self.seam.on(self._in):
+            self._pool[self.seam.send(blocks.astype(np.int64))] = 0
+        self._in.wait()
 
     def rows(self, blocks: Blocks, write: bool) -> Rows:
         staging = _Staging(self, blocks)
@@ -112,11 +114,11 @@ class DeviceBytes:
         step = max(1, _PIECE_BYTES // self.layout.block_bytes)
         return ((first, min(first + step, count)) for first in range(0, count, step))
 
-    def _issue(self, stream: torch.cuda.Stream, blocks: Blocks, rows: Addresses, *, out: bool) -> torch.cuda.Event:
+    def _issue(self, stream: Stream, blocks: Blocks, rows: Addresses, *, out: bool) -> Event:
         """Hands the copies of a piece to `stream`; the event is over when they are."""
         size = self.layout.block_bytes
-        event = new_event()
-        with torch.cuda.stream(stream):
+        event = self.seam.event()
+        with self.seam.on(stream):
             for block, address, count in runs(blocks, rows, size):
                 there = self._pool[block : block + count].view(-1)
                 here = torch.from_numpy(memory_at(address, count * size))
@@ -127,9 +129,9 @@ class DeviceBytes:
             event.record(stream)
         return event
 
-    def _sum_one(self, moving: deque[tuple[int, int, torch.cuda.Event]], rows: Addresses, sums: Sums) -> None:
+    def _sum_one(self, moving: deque[tuple[int, int, Event]], rows: Addresses, sums: Sums) -> None:
         first, end, event = moving[0]
-        event.synchronize()
+        event.wait()
         moving.popleft()
         per_block = self.layout.chunks_per_block
         sums[first * per_block : end * per_block] = self._sums_at(rows[first:end])
@@ -146,20 +148,11 @@ class _Staging:
         size = device.layout.block_bytes
         self._device = device
         self._blocks = blocks
-        self._memory = torch.empty(len(blocks) * size, dtype=torch.uint8, pin_memory=True)
+        self._memory = device.seam.pinned(len(blocks) * size, torch.uint8)
         self.addresses = self._memory.data_ptr() + np.arange(len(blocks), dtype=np.int64) * size
 
     def finish(self) -> None:
         self._device.copy_in(self._blocks, self.addresses, None)
-
-
-def new_event() -> torch.cuda.Event:
-    """An event whose `synchronize` sleeps instead of spinning."""
-    return torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-
-
-def _new_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def runs(blocks: Blocks, rows: Addresses, block_bytes: int) -> list[Run]:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from cluster.errors import ConfigError
 from cluster.sizes import format_bytes
-from worker.host_memory import available_bytes
+from kernels.device.host_memory import available_bytes
 
 _POPULATE_READ, POPULATE_WRITE = 22, 23  # of madvise, since Linux 5.14; mmap and os have no names
 _PORTABLE = 1  # of cudaHostRegister: pinned for every device of this process

@@ -1,0 +1,199 @@
+"""What Quire asks of a device beside torch's own operations: memory, copies, order, graphs, facts.
+
+`device_of` gives the one implementation for a torch device: `gpu.py` (CUDA and HIP), `host.py` (the CPU) or `twin/`
+(device memory that is apart, work that is late: what is wrong on a GPU is wrong there, on a machine without one).
+Whoever wants to know what kind of device it has asks these objects and never compares `device.type`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, ParamSpec, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# What a kernel is cut for.
+Family = Literal["sm80", "sm90", "sm100", "cdna3", "interpreter"]
+
+
+class Event(Protocol):
+    """A place in a stream's order of work."""
+
+    def record(self, stream: Stream | None = None) -> None:
+        """Here is where the stream stands now; None: the current one."""
+
+    def wait(self) -> None:
+        """The host sleeps until the device has come so far."""
+
+
+class Stream(Protocol):
+    """Work of one device that is done in the order in which it was issued."""
+
+    def wait_for(self, other: Stream) -> None:
+        """What is issued here from now on begins when all that was issued there before is done."""
+
+    def wait(self) -> None:
+        """The host sleeps until all that was issued here is done."""
+
+
+class Graph(Protocol):
+    """Work that was issued once and is done again: with the same addresses and scalars, whatever has become of them."""
+
+    def replay(self) -> None: ...
+
+
+class GraphPool(Protocol):
+    """The memory of some graphs, of which one runs at a time."""
+
+    def capture(self, work: Callable[[], T]) -> tuple[Graph, T]:
+        """Records what `work` issues, without doing it. The host can't wait in it, nor pin memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What kernels are cut by."""
+
+    name: str
+    family: Family  # "interpreter": there is no GPU
+    num_sms: int
+    cache_bytes: int  # of the last cache before memory
+
+
+class Device(Protocol):
+    """One device. Its methods may be called from any thread; what they issue goes to the thread's current stream."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def is_apart(self) -> bool:
+        """Its memory is not the host's: nothing arrives without a copy, and what is issued may still be under way."""
+
+    @property
+    def has_graphs(self) -> bool: ...
+
+    def facts(self) -> Facts: ...
+
+    def bind(self) -> None:
+        """Makes it this thread's current device: what is launched or made without a device goes there."""
+
+    # -- memory
+
+    def pinned(self, shape: int | tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Host memory that copies can be read from and written to while the host goes on. Its content is undefined."""
+
+    def pin(self, address: int, size: int) -> Callable[[], None] | None:
+        """Pins memory that is here already; returns what lets go of it, None where that is not possible."""
+
+    def free_bytes(self) -> int:
+        """What can still be allocated at once, after everything unused was given back."""
+
+    def total_bytes(self) -> int: ...
+
+    def peak_bytes(self, work: Callable[[], object]) -> int:
+        """What `work` takes at its highest beyond what is held before it."""
+
+    # -- copies
+
+    def send(self, array: NDArray[np.generic]) -> torch.Tensor:
+        """The array on the device, in the order of the current stream. The host may change it at once, but for the
+        CPU, where nothing is copied."""
+
+    def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor on its way to the host: whole once an event that is recorded behind this has come."""
+
+    # -- order
+
+    def stream(self) -> Stream:
+        """A new one, beside all others."""
+
+    def current(self) -> Stream:
+        """The one that this thread issues to."""
+
+    def steps(self) -> Stream:
+        """The one that threads issue to which have chosen none."""
+
+    def on(self, stream: Stream) -> AbstractContextManager[object]:
+        """Within it this thread issues to `stream`."""
+
+    def event(self) -> Event: ...
+
+    def wait(self) -> None:
+        """The host sleeps until all that was issued is done."""
+
+    def may_wait(self) -> AbstractContextManager[object]:
+        """Within it a tensor may be read on the host as if it lay there, which waits for the device: while a worker
+        starts, and in checks. The twin allows it nowhere else."""
+
+    def sleeps(self) -> AbstractContextManager[object]:
+        """Around whatever this thread waits for that is not the device: the device goes on meanwhile."""
+
+    def graphs(self) -> GraphPool: ...
+
+    # -- work that is not torch's
+
+    def call(self, work: Callable[P, object], *args: P.args, **more: P.kwargs) -> None:
+        """Calls it in the order of the current stream, with what the device holds for each tensor among the arguments
+        (in lists, tuples and dataclasses too). Whatever writes to memory without being an operation of torch goes
+        through here: kernels, collectives, the reference's ops."""
+
+
+_devices: dict[torch.device, Device] = {}
+
+
+def device_of(device: torch.device) -> Device:
+    """The one object for this device."""
+    found = _devices.get(device)
+    if found is None:
+        found = _devices[device] = _make(device)
+    return found
+
+
+def _make(device: torch.device) -> Device:
+    if device.type == "cpu":
+        from kernels.device.host import HostDevice
+
+        return HostDevice()
+    if device.type == "cuda":
+        from kernels.device.gpu import GpuDevice
+
+        return GpuDevice(device)
+    from kernels.device.twin.device import NAME, TwinDevice
+
+    if device.type != NAME:
+        raise ValueError(f"there is no way to a device of type {device.type!r}")
+    return TwinDevice(device)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a setting: cpu, cuda, cuda:N, twin, twin:N, each twin with @SEED behind it; or auto. Raises a
+    ValueError that says what is wrong."""
+    kind, _, index = name.partition("@")[0].partition(":")
+    if index and not index.isdecimal():
+        kind = ""
+    number = int(index or 0)
+    if kind == "auto" and not index:
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if kind == "cpu" and not index:
+        return torch.device("cpu")
+    if kind == "cuda":
+        count = torch.cuda.device_count()
+        if number >= count:
+            raise ValueError(f'device is {name!r}, and this machine has {count} GPUs; give another or "cpu"')
+        return torch.device("cuda", number)
+    if kind == "twin":
+        from kernels.device.twin.device import open_twin
+
+        return open_twin(number, name.partition("@")[2])
+    raise ValueError(f'device is {name!r}; give "cpu", "cuda", "cuda:N", "twin" or "auto"')
+
+
+def release(*_: Any) -> None:
+    """What lets go of memory that was never pinned."""

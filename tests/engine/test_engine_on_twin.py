@@ -1,0 +1,224 @@
+"""The whole engine on the twin, under schedules that let the device be late: the tokens are those of the CPU engine,
+and what would be wrong on a GPU is seen when it is planted."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cluster import LLM, SamplingParams
+from kernels.device.twin.device import ORDER, Fault
+from tests.engine import models
+from worker.batch import StepBuilder
+from worker.graphs import DecodeGraphs
+from worker.model.model import Model
+from worker.sampling.sampler import Sampled
+from worker.state import BatchState
+
+NUM_SCHEDULES, PARTS = 200, 8
+AT_ONCE = 3
+MORE = {"max_tokens": 5, "ignore_eos": True}
+SETTINGS: dict[str, SamplingParams] = {
+    "greedy": SamplingParams(temperature=0, **MORE),
+    "long": SamplingParams(temperature=0, max_tokens=12, ignore_eos=True),
+    "drawn": SamplingParams(temperature=0.9, seed=1, **MORE),
+    "top-k": SamplingParams(temperature=0.9, top_k=7, seed=2, **MORE),
+    "top-p": SamplingParams(temperature=1.1, top_p=0.8, seed=3, **MORE),
+    "min-p": SamplingParams(temperature=1.1, top_p=0.8, top_k=20, min_p=0.02, seed=3, **MORE),
+    "penalties": SamplingParams(
+        temperature=0, repetition_penalty=1.3, presence_penalty=0.2, frequency_penalty=0.1, **MORE
+    ),
+    "bias": SamplingParams(temperature=0.7, seed=4, logit_bias={5: 3.0, 9: -2.0}, **MORE),
+    "banned runs": SamplingParams(temperature=0, bad_words_token_ids=[[5], [18, 18], [114, 7, 9]], **MORE),
+    "allowed": SamplingParams(temperature=0.5, seed=1, allowed_token_ids=list(range(20, 90)), **MORE),
+    "stops": SamplingParams(temperature=0, min_tokens=2, max_tokens=8, stop_token_ids=list(range(40, 100))),
+    "logprobs": SamplingParams(temperature=0.5, seed=1, logprobs=3, **MORE),
+    "judged prompt": SamplingParams(temperature=0, prompt_logprobs=2, **MORE),
+    "forks": SamplingParams(temperature=0.8, n=3, seed=9, logprobs=1, repetition_penalty=1.1, **MORE),
+    "beams": SamplingParams(temperature=0, beam_width=3, n=2, max_tokens=6),
+    "judged beams": SamplingParams(
+        temperature=0,
+        beam_width=2,
+        max_tokens=6,
+        logprobs=1,
+        repetition_penalty=1.2,
+        bad_words_token_ids=[[18, 18]],
+    ),
+    "forced": SamplingParams(temperature=0.7, seed=2, forced_tokens={0: 5, 3: 7}, **MORE),
+}
+PROMPTS = models.prompts([1, 5, 9, 16, 17, 23, 30, 37, 40, 7, 50, 3, 33, 8, 15, 61, 20], seed=3)
+WORK = list(zip(SETTINGS, PROMPTS, strict=True))
+
+Written = list[Any]
+
+
+def engine(folder: Path, device: str, **settings: Any) -> LLM:
+    chosen = {"kv_blocks": 60, "max_batch": 12, "token_budget": 24, "block_size": 8, "dtype": "float32", **settings}
+    return LLM(str(folder), device=device, quiet=True, **chosen)
+
+
+def written(llm: LLM, work: list[tuple[str, list[int]]]) -> dict[str, Written]:
+    """What each of these requests comes to, all of them at once."""
+    results = llm.generate([prompt for _, prompt in work], [SETTINGS[name] for name, _ in work])
+    return {name: _all_of(result) for (name, _), result in zip(work, results, strict=True)}
+
+
+def _all_of(result: Any) -> Written:
+    judged = [sorted(place) for place in (result.prompt_logprobs or [])[1:] if place]
+    return [judged, *((one.token_ids, [sorted(place) for place in one.logprobs or []]) for one in result.outputs)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.build(tmp_path_factory.mktemp("twin"), "llama", num_hidden_layers=2)
+
+
+@pytest.fixture(scope="module")
+def wanted(folder: Path) -> dict[str, Written]:
+    return written(engine(folder, "cpu"), WORK)
+
+
+@pytest.fixture(scope="module")
+def llm(folder: Path) -> LLM:
+    made = engine(folder, "twin@0")
+    assert made._worker._launcher.graphs is not None
+    return made
+
+
+@pytest.fixture
+def late(llm: LLM) -> Iterator[LLM]:
+    """As late as can be."""
+    ORDER.schedule(0)
+    yield llm
+    ORDER.schedule(0)
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_tokens_are_those_of_the_cpu_under_every_schedule(
+    llm: LLM, wanted: dict[str, Written], seed: int, part: int
+) -> None:
+    """A few requests of all kinds at once, others in each schedule."""
+    for number in range(part, NUM_SCHEDULES, PARTS):
+        schedule = seed * NUM_SCHEDULES + number
+        ORDER.schedule(schedule)
+        work = [WORK[(number * AT_ONCE + place) % len(WORK)] for place in range(AT_ONCE)]
+        found = written(llm, work)
+        wrong = [name for name in found if found[name] != wanted[name]]
+        assert not wrong, f"schedule {schedule}: {wrong} differ"
+
+
+def test_everything_at_once(llm: LLM, wanted: dict[str, Written]) -> None:
+    """Prompts in chunks, more than fit at once, decodes in graphs of several sizes."""
+    for schedule in range(8):
+        ORDER.schedule(schedule)
+        assert written(llm, WORK) == wanted
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma2", "gpt2"])
+def test_other_decoders(kind: str, tmp_path: Path) -> None:
+    folder = models.build(tmp_path, kind)
+    work = [WORK[0], WORK[4], WORK[13]]
+    want = written(engine(folder, "cpu"), work)
+    llm = engine(folder, "twin@0")
+    for schedule in range(4):
+        ORDER.schedule(schedule)
+        assert written(llm, work) == want
+
+
+def test_without_overlap_and_without_graphs(folder: Path, wanted: dict[str, Written]) -> None:
+    llm = engine(folder, "twin@0", overlap=False)
+    assert written(llm, WORK) == wanted
+    llm._worker._launcher.graphs = None
+    assert written(llm, WORK) == wanted
+
+
+# -- what is wrong is seen
+
+
+def is_seen(llm: LLM, wanted: dict[str, Written]) -> bool:
+    """Whether requests fail or say something else."""
+    work = [WORK[0], WORK[1], WORK[3], WORK[8]]
+    try:
+        return written(llm, work) != {name: wanted[name] for name, _ in work}
+    except Exception:
+        return True
+
+
+def test_nothing_is_seen_where_nothing_is_wrong(late: LLM, wanted: dict[str, Written]) -> None:
+    assert not is_seen(late, wanted)
+
+
+def test_a_forgotten_wait_is_seen(late: LLM, wanted: dict[str, Written], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sampled, "_wait", lambda self: None)
+    assert is_seen(late, wanted)
+
+
+def test_a_copy_from_a_buffer_in_use_is_seen(
+    late: LLM, wanted: dict[str, Written], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One place for all steps, and nobody waits until the last step has gone from there."""
+
+    def next_host(self: StepBuilder) -> Any:
+        return self._hosts[0]
+
+    monkeypatch.setattr(StepBuilder, "_next_host", next_host)
+    monkeypatch.setattr(StepBuilder, "_host", property(next_host))
+    assert is_seen(late, wanted)
+
+
+def test_a_number_baked_into_a_graph_is_seen(
+    folder: Path, wanted: dict[str, Written], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Model.forward
+
+    def baked(self: Model, ids: torch.Tensor, positions: torch.Tensor, logit_rows: torch.Tensor) -> torch.Tensor:
+        return forward(self, ids, torch.full_like(positions, 30), logit_rows)
+
+    capture = DecodeGraphs.capture
+
+    def with_baked(self: DecodeGraphs, most: int) -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Model, "forward", baked)
+            return capture(self, most)
+
+    monkeypatch.setattr(DecodeGraphs, "capture", with_baked)
+    assert is_seen(engine(folder, "twin@0"), wanted)
+
+
+def test_a_table_that_was_not_sent_is_seen(
+    late: LLM, wanted: dict[str, Written], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = BatchState.sync_tables
+
+    def but_one(self: BatchState) -> None:
+        assert self._stale_tables is not None
+        self._stale_tables.discard(min(self.row_of.values(), default=-1))
+        sync(self)
+
+    monkeypatch.setattr(BatchState, "sync_tables", but_one)
+    assert is_seen(late, wanted)
+
+
+def test_a_buffer_that_a_graph_reads_and_nobody_holds_is_seen(
+    folder: Path, wanted: dict[str, Written], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = engine(folder, "twin@0")
+    builder = llm._worker._launcher.builder
+    builder.device = type(builder.device)(torch.zeros_like(builder.device.memory), builder.max_tokens, builder.max_rows)
+    assert is_seen(llm, wanted)
+
+
+def test_a_question_in_the_middle_of_a_step_is_seen(
+    late: LLM, wanted: dict[str, Written], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Model.forward
+
+    def asks(self: Model, ids: torch.Tensor, positions: torch.Tensor, logit_rows: torch.Tensor) -> torch.Tensor:
+        positions.max().item()
+        return forward(self, ids, positions, logit_rows)
+
+    monkeypatch.setattr(Model, "forward", asks)
+    with pytest.raises(Fault, match="makes the host wait"):
+        late.generate(models.prompts([20], seed=77), SETTINGS["greedy"])
