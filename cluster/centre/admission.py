@@ -151,6 +151,11 @@ class Admission:
         """It waits from now on; one that ran before goes ahead of new work."""
         request.state = State.QUEUED
         request.queued_at = self._scheduler.now
+        if request.attempt:
+            request.tenant.charge_memory(request, self._settings.tokens_per_block_second)
+        if request.preemptions:
+            for sequence in request.live:
+                sequence.safe_end = min(sequence.limit, sequence.num_written - 1 + self.block_size(request.model))
         self._queues.setdefault(request.model, WaitingQueue()).push(request, returns=request.attempt > 0)
 
     def withdraw(self, request: Request) -> None:
@@ -214,7 +219,7 @@ class Admission:
                 hits = self._scheduler.index.match(names) if names else {}
                 owner = self._prefix_owner(request, names, hits)
                 if owner is not None:
-                    queue.pop(request)
+                    queue.remove(request)
                     self._park(request, *owner)
                     continue
                 place = board.choose(self._need(request, board.block_size), hits)
@@ -222,7 +227,7 @@ class Admission:
                     continue
                 if place is None:
                     break
-                queue.pop(request)
+                queue.remove(request)
                 request.queue_seconds += now - request.queued_at
                 self._start(request, place, hits)
                 board.refresh(place.replica)
@@ -240,7 +245,7 @@ class Admission:
         if detail and (rebuild_ends_at is None and not (request.is_inherited and now < self._unknown_until)):
             self._scheduler.break_off(request, "INVALID_ARGUMENT", detail, Reason.DROPPED)
         else:
-            queue.pop(request)
+            queue.remove(request)
             self._aside[request.arrival] = request
             self._look_at = min([self._look_at, *(later or [now])])
         return False
@@ -298,10 +303,7 @@ class Admission:
 
     def _need(self, request: Request, block_size: int) -> Need:
         live = request.live
-        ahead = 0 if request.width else self._settings.ahead
-        ends = [min(sequence.limit, sequence.length + ahead + 1) for sequence in live]
-        if live[0].group is not None:
-            ends = [min(live[0].limit, live[0].group[0] + self._settings.ahead + 1)]
+        ends = [sequence.first_end(self._settings.ahead) for sequence in live]
         num_places, num_positions = sum(sequence.num_places for sequence in live), live[0].limit + 1
         return Need(live[0].length, request.num_blocks(block_size, ends), num_places, num_positions)
 
@@ -343,7 +345,8 @@ class Admission:
         if request.attempt == 1:
             request.cached_tokens = position
         scheduler.index.begin_computing(parent, position // replica.block_size)
-        request.tenant.charge(parent.length - position)
+        # What forks have written already each of them computes again.
+        request.tenant.charge(max(1, parent.length - position + sum(len(fork.outputs) for fork in forks)))
         replica.prefill_waiting += parent.length - position
         self.order_start(parent, forks, fetch)
 
@@ -351,6 +354,7 @@ class Admission:
         """Every sequence goes on by itself where it stood, as soon as its blocks are back from host memory."""
         request.state = State.RESTORING
         request.forked_from = None
+        request.tenant.charge(len(request.live))
         transfer = self._scheduler.swapper.read_back(request)
         for sequence in request.live:
             self.order_start(sequence, (), transfer)

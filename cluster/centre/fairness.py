@@ -1,13 +1,15 @@
 """The waiting queue of one model: priorities, then fairness by tenant, then arrival.
 
-A tenant pays for what it gets: tokens computed and block-seconds held (`Tenant.service`, divided by its weight). Among
-requests of one priority the tenant that has got least goes first; a tenant that was idle starts level with the least
-served of the active ones, so that nobody saves up. What was preempted, or must start again, keeps its arrival and goes
-before new work of its priority.
+A tenant pays for what it gets, divided by its weight (`Tenant.service`): tokens computed, when they begin to be
+computed, those of what comes back among them; tokens written, as they are told; memory, whenever a request leaves it.
+Among requests of one priority the tenant that has got least goes first; a tenant that was idle starts level with the
+least served of the active ones, so that nobody saves up. What comes back (preempted, recovered, parked) heads its own
+tenant's queue, in the order in which it first came, and overtakes nobody else.
 
-Bound on waiting: while a request waits at the head of its tenant's queue, every other active tenant of its priority is
-served at most one request more than what makes its service exceed the waiter's. So with T equal tenants of requests
-that cost at most C, it waits for at most (T - 1) * C of service beyond the difference at its arrival.
+Bound on waiting: while a request heads its tenant's queue, no request of another tenant of its priority starts once
+that tenant has got more. Every start costs at least a token, so of T equal tenants whose starts cost at most C the
+others start at most (T - 1) * C beyond what they had got less. What runs already is not taken away for it: the head
+starts, at the latest, when all that ran has ended.
 """
 
 from __future__ import annotations
@@ -51,9 +53,13 @@ class Tenant:
         """Work done for it, in tokens."""
         self.service += tokens / self.weight
 
-    def bill(self, request: Request, tokens_per_block_second: float) -> None:
-        """A request has ended: its memory is charged, and everything that it used is noted."""
-        self.charge(request.block_seconds * tokens_per_block_second)
+    def charge_memory(self, request: Request, tokens_per_block_second: float) -> None:
+        """It holds no device memory now: what it has held since the last time is charged."""
+        self.charge((request.block_seconds - request.charged_seconds) * tokens_per_block_second)
+        request.charged_seconds = request.block_seconds
+
+    def bill(self, request: Request) -> None:
+        """A request has ended: everything that it used is noted."""
         self.num_requests += 1
         self.prompt_tokens += len(request.prompt)
         self.cached_tokens += request.cached_tokens
@@ -91,73 +97,78 @@ class Tenants:
         assert tenant.num_active >= 0, f"tenant {tenant.name} left more often than it came"
 
 
+class _Line:
+    """What waits of one tenant: those that come back (a heap by arrival), and behind them the new ones. Each entry has
+    a ticket: one that its request holds no more is passed over."""
+
+    __slots__ = ("new", "returning")
+
+    def __init__(self) -> None:
+        self.returning: list[tuple[int, int, Request]] = []
+        self.new: deque[tuple[int, int, Request]] = deque()
+
+    def head(self, tickets: dict[int, int]) -> Request | None:
+        returning, new = self.returning, self.new
+        while returning and tickets.get(returning[0][0]) != returning[0][1]:
+            heapq.heappop(returning)
+        if returning:
+            return returning[0][2]
+        while new and tickets.get(new[0][0]) != new[0][1]:
+            new.popleft()
+        return new[0][2] if new else None
+
+
 class WaitingQueue:
     """Requests that wait for blocks. `head` is the one to start next; nothing starts before it can."""
 
     def __init__(self) -> None:
-        # By priority: those that come back (a heap by arrival), and the new ones of each tenant in order of arrival.
-        self._returning: dict[int, list[tuple[int, Request]]] = {}
-        self._new: dict[int, dict[str, deque[Request]]] = {}
-        self._removed: set[int] = set()
-        self._size = 0
+        # By priority and tenant; and by arrival the ticket of each that waits.
+        self._lines: dict[int, dict[str, _Line]] = {}
+        self._tickets: dict[int, int] = {}
+        self._num_tickets = 0
 
     def __len__(self) -> int:
-        return self._size
+        return len(self._tickets)
 
     def push(self, request: Request, returns: bool) -> None:
-        """`returns`: it goes before new requests, in the order in which all of them first came."""
-        self._size += 1
+        """`returns`: it goes before new requests of its tenant, in the order in which they first came."""
+        assert request.arrival not in self._tickets, f"{request} waits already"
+        self._num_tickets += 1
+        self._tickets[request.arrival] = self._num_tickets
+        line = self._lines.setdefault(request.priority, {}).setdefault(request.tenant.name, _Line())
+        entry = request.arrival, self._num_tickets, request
         if returns:
-            heapq.heappush(self._returning.setdefault(request.priority, []), (request.arrival, request))
+            heapq.heappush(line.returning, entry)
         else:
-            tenants = self._new.setdefault(request.priority, {})
-            tenants.setdefault(request.tenant.name, deque()).append(request)
+            line.new.append(entry)
 
     def remove(self, request: Request) -> None:
-        """It waits no more (cancelled). Its entry is passed over when it comes to the front."""
-        self._removed.add(request.arrival)
-        self._size -= 1
+        """It waits no more: it was taken, or withdrawn. Its entry is passed over when it comes to the front."""
+        del self._tickets[request.arrival]
 
     def head(self) -> Request | None:
-        for priority in sorted({*self._returning, *self._new}):
-            returning = self._returning.get(priority)
-            while returning and returning[0][0] in self._removed:
-                self._removed.discard(heapq.heappop(returning)[0])
-            if returning:
-                return returning[0][1]
-            self._returning.pop(priority, None)
-            request = self._least_served(self._new.get(priority, {}))
+        for priority in sorted(self._lines):
+            request = self._least_served(self._lines[priority])
             if request is not None:
                 return request
-            self._new.pop(priority, None)
+            del self._lines[priority]
         return None
 
-    def _least_served(self, tenants: dict[str, deque[Request]]) -> Request | None:
+    def _least_served(self, lines: dict[str, _Line]) -> Request | None:
+        """The head of the tenant that has got least; of several that are level the one that came first."""
         best: Request | None = None
-        for name in list(tenants):
-            waiting = tenants[name]
-            while waiting and waiting[0].arrival in self._removed:
-                self._removed.discard(waiting.popleft().arrival)
-            if not waiting:
-                del tenants[name]
-            elif best is None or waiting[0].tenant.service < best.tenant.service:
-                best = waiting[0]
+        for name in list(lines):
+            head = lines[name].head(self._tickets)
+            if head is None:
+                del lines[name]
+            elif best is None or (head.tenant.service, head.arrival) < (best.tenant.service, best.arrival):
+                best = head
         return best
-
-    def pop(self, request: Request) -> None:
-        """Takes the head out; `request` must be what `head` gave."""
-        returning = self._returning.get(request.priority)
-        if returning and returning[0][1] is request:
-            heapq.heappop(returning)
-        else:
-            taken = self._new[request.priority][request.tenant.name].popleft()
-            assert taken is request, f"{request} is not the head of its queue"
-        self._size -= 1
 
     def __iter__(self) -> Iterator[Request]:
         """All that wait, in no promised order (for reports)."""
-        for heap in self._returning.values():
-            yield from (request for arrival, request in heap if arrival not in self._removed)
-        for tenants in self._new.values():
-            for waiting in tenants.values():
-                yield from (request for request in waiting if request.arrival not in self._removed)
+        for lines in self._lines.values():
+            for line in lines.values():
+                for arrival, ticket, request in (*line.returning, *line.new):
+                    if self._tickets.get(arrival) == ticket:
+                        yield request

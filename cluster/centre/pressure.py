@@ -1,5 +1,7 @@
 """What happens where memory is short: blocks leased ahead come back first, then whole requests go, one at a time.
 
+Who came back from a preemption is safe until it has written one block more: whatever is short, everybody gets on.
+
 The scheduler calls `relieve` for each replica on which a sequence stands still for want of a block, and `preempt` is
 also how a replica that drains gets rid of what cannot move. It chooses whom and says why; `cluster/centre/swap.py`,
 `cluster/centre/balance.py` and `cluster/centre/moves.py` know the ways out and see them through.
@@ -36,9 +38,12 @@ class Pressure:
             if scheduler.moves.give_up_one(replica):
                 continue
             running = [request for request in replica.requests.values() if request.state is State.RUNNING]
-            victim = max(running, key=lambda request: request.precedence)
+            # Who starves has come as far as it is safe (see `Sequence.first_end`), so there is always somebody.
+            starve = {sequence.request.arrival for sequence in replica.wanting.values()}
+            running = [one for one in running if one.arrival in starve or not one.is_safe]
             if len(running) == 1 and scheduler.pins.give_up_one(replica):
                 continue
+            victim = max(running, key=lambda request: request.precedence)
             self.preempt(victim, f"{starving.request.request_id} needs a block and none is free", "memory")
 
     def preempt(self, request: Request, why: str, cause: str) -> None:

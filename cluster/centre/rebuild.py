@@ -223,6 +223,10 @@ class Rebuild:
     def _confirm(self, request: Request, open_request: OpenRequest) -> None:
         """A running request is known to its gateway: the two reports are of one."""
         scheduler, submit = self._scheduler, open_request.submit
+        waits = request.state is State.QUEUED
+        if waits:
+            # It left its replica before its gateway was heard of: it waits among its own tenant's requests from now on.
+            scheduler.admission.withdraw(request)
         scheduler.tenants.leave(request.tenant)
         request.tenant = scheduler.tenants.get(submit.tenant)
         scheduler.tenants.enter(request.tenant)
@@ -237,9 +241,12 @@ class Rebuild:
         if request.state is State.SEALING:
             scheduler.recovery.ask_seal(request)
         elif request.state in (State.QUEUED, State.PARKED) and not request.live:
-            # It left its replica before its gateway was heard of, which had ended it.
-            scheduler.admission.withdraw(request)
+            # Its gateway had ended it.
+            if not waits:
+                scheduler.admission.withdraw(request)
             scheduler.finish(request)
+        elif waits:
+            scheduler.admission.queue(request)
 
     def _reroute(self, request: Request, gateway: str, route: int) -> None:
         """The client may have come back through another gateway while nobody could tell its replica."""

@@ -203,7 +203,10 @@ class Replica:
             if request.state is not State.RUNNING or request.width or sequence.is_revoking or sequence.seq in extended:
                 continue
             written = max(sequence.length, sequence.position + 1)
-            kept = -(-min(sequence.limit, written + PRESSED_AHEAD) // size)
+            needed_end = written + PRESSED_AHEAD
+            if sequence.position < sequence.safe_end:
+                needed_end = max(needed_end, sequence.safe_end + self._settings.ahead)
+            kept = -(-min(sequence.limit, needed_end) // size)
             if kept < len(sequence.table):
                 found += len(sequence.table) - kept
                 sequence.is_revoking = True
@@ -276,11 +279,9 @@ class Replica:
 
     def first_lease(self, sequence: Sequence) -> int:
         """The lease of a sequence that starts: as far as `renew` would have it; of a beam group one block at least."""
-        if sequence.group is not None:
-            wanted = sequence.group[0] + 1 + self._ahead
-        else:
-            wanted = sequence.length + 1 + (0 if sequence.request.width else self._ahead)
-        return min(sequence.limit, -(-wanted // self.block_size) * self.block_size)
+        # A safe one must not ask for more before it is safe no longer, whatever is leased ahead at the moment.
+        ahead = self._settings.ahead if sequence.safe_end else self._ahead
+        return min(sequence.limit, -(-sequence.first_end(ahead) // self.block_size) * self.block_size)
 
     def enter(self, sequence: Sequence) -> None:
         self.residents[sequence.seq] = sequence

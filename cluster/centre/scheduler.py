@@ -282,7 +282,8 @@ class Scheduler:
         given_up = request.orphaned_until is not None and request.orphaned_until <= self.now
         if request.pin_until is None and not given_up:
             self.unclosed.setdefault(request.request_id, request)
-        request.tenant.bill(request, self.settings.tokens_per_block_second)
+        request.tenant.charge_memory(request, self.settings.tokens_per_block_second)
+        request.tenant.bill(request)
         self.counters["cancelled" if request.is_cancelled else "finished"] += 1
         self.tell_done(request)
 

@@ -50,6 +50,7 @@ class Sequence:
         "purse",
         "reason",
         "request",
+        "safe_end",
         "saved",
         "seq",
         "table",
@@ -75,6 +76,8 @@ class Sequence:
         self.purse = 0
         # Its worker was told to give back what it leases ahead, and has not answered: its lease is not renewed.
         self.is_revoking = False
+        # It was preempted: it is not preempted again before it has written up to here, one block more than it had.
+        self.safe_end = 0
         # What the blocks of the table had cost when they came into it (see `Ledger`).
         self.paid = 0.0
         # While it is swapped out: its blocks in host memory. And up to which position its blocks are good there, or
@@ -95,6 +98,17 @@ class Sequence:
     def length(self) -> int:
         """Tokens known, prompt and output."""
         return len(self.request.prompt) + len(self.outputs)
+
+    @property
+    def num_written(self) -> int:
+        """How far it had come when it last stopped: what is known of it, or a group in the middle of its search."""
+        return self.group[0] if self.group is not None else self.length
+
+    def first_end(self, ahead: int) -> int:
+        """How far the lease must reach with which it starts. Nobody asks for more before its safe end, so who starves
+        can always be preempted. A group starts without a block ahead: its beams do not need one yet."""
+        begins_group = self.request.width and self.group is None and not self.safe_end
+        return min(self.limit, max(self.num_written, self.safe_end) + 1 + (0 if begins_group else ahead))
 
     @property
     def is_ended(self) -> bool:
@@ -122,6 +136,7 @@ class Request:
         "attempt",
         "block_seconds",
         "cached_tokens",
+        "charged_seconds",
         "deadline",
         "digest",
         "forked_from",
@@ -198,6 +213,7 @@ class Request:
         self.cached_tokens = 0
         self.preemptions = 0
         self.block_seconds = 0.0
+        self.charged_seconds = 0.0
         # Where its blocks are in host memory, the room reserved there, and what that has cost.
         self.host: HostPool | None = None
         self.reserved: list[int] = []
@@ -246,6 +262,11 @@ class Request:
     @property
     def live(self) -> list[Sequence]:
         return [sequence for sequence in self.sequences if not sequence.reason]
+
+    @property
+    def is_safe(self) -> bool:
+        """It came back from a preemption, and has not written a block more since, as far as its worker has told."""
+        return any(sequence.position < sequence.safe_end for sequence in self.live)
 
     @property
     def has_forks_waiting(self) -> bool:

@@ -54,7 +54,7 @@ class Progress:
         if replica.is_draining or replica.wanting or not request.live:
             return False
         size, settings = replica.block_size, scheduler.settings
-        ends = [min(sequence.limit, sequence.length + settings.ahead + 1) for sequence in request.live]
+        ends = [sequence.first_end(settings.ahead) for sequence in request.live]
         kept = int(replica.ledger.num_blocks * settings.admit_reserve)
         seats = sum(sequence.num_places for sequence in request.live)
         return (

@@ -169,25 +169,16 @@ class FairnessMachine(Counted):
         self.waiting.append((request, False))
 
     def next_one(self) -> Request | None:
-        """Priority first; what comes back before what is new; of what is new the tenant that was served least."""
+        """Priority first; of each tenant what comes back before what is new; the tenant that was served least."""
         if not self.waiting:
             return None
         first = min(request.priority for request, _ in self.waiting)
-        here = [(request, returns) for request, returns in self.waiting if request.priority == first]
-        back = [request for request, returns in here if returns]
-        if back:
-            return min(back, key=lambda request: request.arrival)
-        least = min(self.service[request.tenant.name] for request, _ in here)
-        heads = [request for request, _ in here if self.service[request.tenant.name] == least]
-        return self.oldest_of_each(heads)
-
-    def oldest_of_each(self, heads: list[Request]) -> Request:
-        """Tenants that are level: any of them may go, with its oldest request."""
-        oldest = {}
-        for request in sorted(heads, key=lambda request: request.arrival):
-            oldest.setdefault(request.tenant.name, request)
-        head = self.queue.head()
-        return head if head is not None and head in oldest.values() else next(iter(oldest.values()))
+        heads = []
+        for tenant in self.WEIGHTS:
+            mine = [each for each in self.waiting if each[0].priority == first and each[0].tenant.name == tenant]
+            if mine:
+                heads.append(min(mine, key=lambda each: (not each[1], each[0].arrival))[0])
+        return min(heads, key=lambda request: (self.service[request.tenant.name], request.arrival))
 
     @rule(cost=st.integers(1, 100))
     def start(self, cost: int) -> None:
@@ -195,7 +186,7 @@ class FairnessMachine(Counted):
         assert head is expected
         if head is None:
             return
-        self.queue.pop(head)
+        self.queue.remove(head)
         self.waiting = [(request, returns) for request, returns in self.waiting if request is not head]
         head.tenant.charge(cost)
         self.service[head.tenant.name] += cost / self.WEIGHTS[head.tenant.name]

@@ -5,13 +5,25 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from cluster.centre.admission import Admission
 from cluster.centre.fairness import Tenants, WaitingQueue
-from cluster.centre.sequences import Request
-from cluster.messages import Submit, ids
+from cluster.centre.placement import Place
+from cluster.centre.pressure import Pressure
+from cluster.centre.scheduler import Scheduler
+from cluster.centre.sequences import Request, State
+from cluster.messages import Plan, Reason, Submit, ids
 from cluster.sampling import SamplingParams
+from cluster.settings import PreemptionName, SchedulerSettings
+from cluster.sim.capacity import Capacity, Site
+from cluster.sim.costs import machine
+from cluster.sim.load import Load
+from cluster.sim.traces import TRACES
+from tests.cluster.test_pressure import under_pressure
+from tests.cluster.test_scheduler import Driver, starts, submit
 
 MOST = 100.0
 
@@ -24,7 +36,7 @@ def request(tenants: Tenants, tenant: str, arrival: int, priority: int = 0) -> R
     return made
 
 
-@settings(max_examples=60, deadline=None)
+@examples(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 1 << 32))
 def test_the_bound_on_waiting(seed: int) -> None:
     """While a request heads its tenant's queue, another tenant gets what it had got less, and one request more."""
@@ -46,7 +58,7 @@ def test_the_bound_on_waiting(seed: int) -> None:
                 got = other.service - waited[other.name]
                 lead = max(0.0, waited[head.tenant.name] - waited[other.name])
                 assert got <= lead + MOST / other.weight + 1e-9, f"{other.name} got {got} while {head} waited"
-        queue.pop(head)
+        queue.remove(head)
         head.tenant.charge(random.uniform(1.0, MOST))
         tenants.leave(head.tenant)
         since[head.tenant.name] = {tenant.name: tenant.service for tenant in tenants}
@@ -60,7 +72,7 @@ def test_weights_are_kept_over_time() -> None:
     for _ in range(200):
         head = queue.head()
         assert head is not None
-        queue.pop(head)
+        queue.remove(head)
         head.tenant.charge(10.0)
         served[head.tenant.name] += 1
     assert served["big"] == pytest.approx(150, abs=2)
@@ -72,6 +84,105 @@ def test_nobody_saves_up_while_idle() -> None:
     busy.charge(1000.0)
     late = request(tenants, "late", 2).tenant
     assert late.service == busy.service
+
+
+def test_what_comes_back_heads_its_own_tenants_queue_and_no_other_tenants() -> None:
+    tenants, queue = Tenants({}), WaitingQueue()
+    mine, theirs = request(tenants, "a", 5), request(tenants, "b", 6)
+    back = [request(tenants, "a", arrival) for arrival in (1, 2)]
+    for each in (mine, theirs):
+        queue.push(each, returns=False)
+    for each in back:
+        queue.push(each, returns=True)
+    order = []
+    while (head := queue.head()) is not None:
+        order.append(head)
+        queue.remove(head)
+        head.tenant.charge(1.0)
+    assert order == [back[0], theirs, back[1], mine]
+
+
+def test_thirty_that_waited_for_a_prefix_do_not_go_before_another_tenant() -> None:
+    driver = Driver(max_batch=1)
+    first = starts(driver.turn(submit("a0", range(64), 8, "a")))["a0"]
+    driver.turn(*(submit(f"a{number}", range(64), 8, "a") for number in range(1, 31)))
+    driver.turn(submit("b", range(1000, 1100), 8, "b"))
+    assert driver.scheduler.counters["parked on a prefix"] == 30
+    driver.result([(first, 64, 1)])
+    orders = driver.result(stopped=[(first, Reason.STOP, 66, 2)])
+    assert list(starts(orders)) == ["b"]
+
+
+def test_what_was_preempted_does_not_hold_up_another_tenant() -> None:
+    driver, (old, new) = under_pressure("recompute", 0)
+    driver.result([(old, 48, 4), (new, 48, 4)])
+    driver.turn(*(submit(f"b{number}", range(1000 + 100 * number, 1005 + 100 * number), 6, "b") for number in range(6)))
+    orders = driver.result(stopped=[(new, Reason.DROPPED, 48, 0)])
+    assert list(starts(orders)) == ["b0"], "there is room for it, and its tenant has got less"
+    # Five tokens were computed for it: when the other tenant has got more than that again, the next one goes.
+    assert not starts(driver.result([(old, 52, 4)]))
+    assert list(starts(driver.result([(old, 56, 4)]))) == ["b1"]
+
+
+def test_who_comes_back_has_leave_for_one_block_more_and_nobody_takes_that() -> None:
+    driver, (old, new) = under_pressure("recompute", 0)
+    driver.result([(old, 48, 4), (new, 48, 4)])
+    driver.result(stopped=[(new, Reason.DROPPED, 48, 0)])
+    again = starts(driver.result(stopped=[(old, Reason.STOP, 58, 10)]))["new"]
+    assert again.lease_end == 80, "49 tokens, 16 more, and room to ask for a further block in time"
+    other = starts(driver.turn(submit("other", range(1000, 1010), 60, "b", priority=-1)))["other"]
+    (plan,) = [order for order in driver.result([(other, 15, 6)]) if isinstance(order, Plan)]
+    assert not plan.revokes and [drop.seq for drop in plan.drops] == [other.seq]
+
+
+class Watch:
+    """Looks at each start and each preemption of a run as they happen, and proves the two rules."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.num_starts = self.num_again = 0
+        self.must_reach: dict[str, int] = {}
+        start, preempt, watch = Admission._start, Pressure.preempt, self
+
+        def watched_start(self: Admission, request: Request, place: Place, hits: dict[int, list[int]]) -> None:
+            watch.started(self._scheduler, request)
+            start(self, request, place, hits)
+
+        def watched_preempt(self: Pressure, request: Request, why: str, cause: str) -> None:
+            watch.preempted(request)
+            preempt(self, request, why, cause)
+
+        patch.setattr(Admission, "_start", watched_start)
+        patch.setattr(Pressure, "preempt", watched_preempt)
+
+    def started(self, scheduler: Scheduler, request: Request) -> None:
+        self.num_starts += 1
+        for other in scheduler.requests.values():
+            if other.state is State.QUEUED and other.priority == request.priority:
+                assert request.tenant.service <= other.tenant.service, f"{request} starts before {other}"
+
+    def preempted(self, request: Request) -> None:
+        (sequence,) = request.sequences
+        must_reach = self.must_reach.get(request.request_id)
+        if must_reach is not None:
+            self.num_again += 1
+            assert sequence.position >= must_reach, f"{request} had to reach {must_reach}, and is at {sequence}"
+        self.must_reach[request.request_id] = min(sequence.limit, sequence.length - 1 + 16)
+
+
+@pytest.mark.parametrize("preemption", ["recompute", "swap"])
+def test_in_a_storm_tenants_alternate_by_service_and_nobody_is_preempted_again_without_a_block_of_progress(
+    preemption: PreemptionName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch(monkeypatch)
+    short = machine("h100", "8b", 16, kv_bytes=0.7e9)
+    load = Load(TRACES["sharegpt"], 1.0, 2048, clients=64)
+    site = Site(2, short, token_budget=2048, host_blocks=4 * short.num_blocks)
+    settings = SchedulerSettings(preemption=preemption, tokens_per_block_second=0.5)
+    capacity = Capacity(site, load, settings, until_s=15.0)
+    outcome = capacity.run()
+    print(f"{watch.num_starts} starts, {watch.num_again} preempted again, {outcome.finished} finished")
+    assert watch.num_starts > 150 and watch.num_again > 20 and outcome.finished > 50
+    capacity.scheduler.check()
 
 
 def test_what_comes_back_goes_before_new_work_of_its_priority_and_not_of_a_higher_one() -> None:
@@ -86,7 +197,7 @@ def test_what_comes_back_goes_before_new_work_of_its_priority_and_not_of_a_highe
     order = []
     while (head := queue.head()) is not None:
         order.append(head)
-        queue.pop(head)
+        queue.remove(head)
     assert order == [urgent, earlier, back, new]
 
 
