@@ -1,0 +1,192 @@
+"""From an OpenAI body to the wire's own requests, which the one validator of all doors then judges.
+
+Every field is honoured or refused by name (`fields.py`); null is the same as absent. Nothing here knows the gateway.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.errors import InvalidRequest
+from cluster.gateway.http import fields
+from protos.quire.v1 import inference_pb2 as pb
+
+MAX_PROMPTS = 512
+_STREAM_OPTIONS = ("include_usage", "continuous_usage_stats", "include_obfuscation")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What one HTTP request asks for: a wire request for each prompt, and how the answer is to look."""
+
+    kind: str  # "chat" or "completion"
+    requests: tuple[pb.GenerateRequest, ...]
+    streams: bool
+    includes_usage: bool
+    num_top: int | None  # top logprobs of each token; None: no logprobs
+    returns_ids: bool
+    timeout_s: float | None
+
+
+def read(kind: str, body: Mapping[str, Any], request_id: str) -> Asked:
+    """Raises `InvalidRequest` with the field's name. `request_id` is the header's, or made up."""
+    given = {name: value for name, value in body.items() if value is not None}
+    for name, value in given.items():
+        if name not in fields.SAMPLING and name not in fields.READ_ELSEWHERE[kind]:
+            fields.check_without_effect(name, value)
+    first = pb.GenerateRequest(request_id=fields.text("request_id", given.get("request_id", request_id)))
+    first.model = fields.text("model", given.get("model", ""))
+    for name, value in given.items():
+        if name in fields.SAMPLING:
+            fields.SAMPLING[name](first.sampling, name, value)
+    if "priority" in given:
+        first.priority = fields.whole("priority", given["priority"])
+    if "resume_grace_s" in given:
+        first.resume_grace_s = fields.number("resume_grace_s", given["resume_grace_s"])
+    _read_lengths(kind, given, first)
+    num_top = _read_logprobs(kind, given)
+    if num_top is not None:
+        first.sampling.logprobs = num_top
+    streams = fields.truth("stream", given.get("stream", False))
+    return Asked(
+        kind=kind,
+        requests=_with_prompts(kind, given, first),
+        streams=streams,
+        includes_usage=_includes_usage(given, streams),
+        num_top=num_top,
+        returns_ids=fields.truth("return_token_ids", given.get("return_token_ids", False)),
+        timeout_s=_timeout(given),
+    )
+
+
+def _read_lengths(kind: str, given: Mapping[str, Any], request: pb.GenerateRequest) -> None:
+    name = "max_completion_tokens" if "max_completion_tokens" in given else "max_tokens"
+    if name in given:
+        request.sampling.max_tokens = fields.whole(name, given[name], 1, 1 << 31)
+    elif kind == "chat":
+        # As long as the model likes, or can.
+        request.sampling.unlimited_tokens = True
+
+
+def _read_logprobs(kind: str, given: Mapping[str, Any]) -> int | None:
+    """Chat has a switch and a number beside it, completions have the number alone."""
+    if kind == "completion":
+        return fields.whole("logprobs", given["logprobs"], 0, 1000) if "logprobs" in given else None
+    wants = fields.truth("logprobs", given.get("logprobs", False))
+    num_top = fields.whole("top_logprobs", given.get("top_logprobs", 0), 0, 1000)
+    if num_top and not wants:
+        raise InvalidRequest("top_logprobs", f"is {num_top}, and logprobs is false", "set logprobs to true")
+    return num_top if wants else None
+
+
+def _includes_usage(given: Mapping[str, Any], streams: bool) -> bool:
+    if "stream_options" not in given:
+        return not streams
+    if not streams:
+        raise InvalidRequest("stream_options", "is set, and stream is false", "set stream to true")
+    options = fields.mapping("stream_options", given["stream_options"])
+    for name, value in options.items():
+        if name not in _STREAM_OPTIONS:
+            raise InvalidRequest(f"stream_options.{name}", "is not a field that is honoured here", "leave it out")
+        if fields.truth(f"stream_options.{name}", value) and name == "continuous_usage_stats":
+            raise InvalidRequest(f"stream_options.{name}", "is not honoured here", "leave it out")
+    return bool(options.get("include_usage", False))
+
+
+def _timeout(given: Mapping[str, Any]) -> float | None:
+    if "timeout" not in given:
+        return None
+    seconds = fields.number("timeout", given["timeout"])
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise InvalidRequest("timeout", f"is {seconds}", "give more than 0 seconds")
+    return seconds
+
+
+# -- prompts
+
+
+def _with_prompts(kind: str, given: Mapping[str, Any], first: pb.GenerateRequest) -> tuple[pb.GenerateRequest, ...]:
+    if kind == "chat":
+        first.prompt.chat.CopyFrom(_chat(given))
+        return (first,)
+    prompts = _prompts(given)
+    if len(prompts) == 1:
+        first.prompt.CopyFrom(prompts[0])
+        return (first,)
+    requests = []
+    for at, prompt in enumerate(prompts):
+        request = pb.GenerateRequest()
+        request.CopyFrom(first)
+        request.request_id = f"{first.request_id}-{at}"
+        request.prompt.CopyFrom(prompt)
+        requests.append(request)
+    return tuple(requests)
+
+
+def _chat(given: Mapping[str, Any]) -> pb.Chat:
+    if "messages" not in given:
+        raise InvalidRequest("messages", "is missing", 'give a list of {"role": ..., "content": ...}')
+    chat = pb.Chat()
+    for at, message in enumerate(fields.listed("messages", given["messages"])):
+        where = f"messages[{at}]"
+        said = {name: value for name, value in fields.mapping(where, message).items() if value is not None}
+        for name in said:
+            if name not in ("role", "content", "name"):
+                raise InvalidRequest(f"{where}.{name}", "is not a field that is honoured here", "leave it out")
+        if "role" not in said:
+            raise InvalidRequest(f"{where}.role", "is missing", 'give "user", "system" or "assistant"')
+        if "content" not in said:
+            raise InvalidRequest(f"{where}.content", "is missing", "give a string")
+        chat.messages.add(
+            role=fields.text(f"{where}.role", said["role"]), content=_content(f"{where}.content", said["content"])
+        )
+    if "add_generation_prompt" in given:
+        chat.add_generation_prompt = fields.truth("add_generation_prompt", given["add_generation_prompt"])
+    return chat
+
+
+def _content(where: str, content: Any) -> str:
+    """A string, or a list of parts that are all text."""
+    if isinstance(content, str):
+        return fields.text(where, content)
+    parts = []
+    for at, part in enumerate(fields.listed(where, content)):
+        kind = fields.mapping(f"{where}[{at}]", part).get("type")
+        if kind != "text":
+            raise InvalidRequest(f"{where}[{at}].type", f"is {kind!r}", 'only "text" is honoured here')
+        parts.append(fields.text(f"{where}[{at}].text", part.get("text")))
+    return "".join(parts)
+
+
+def _prompts(given: Mapping[str, Any]) -> list[pb.Prompt]:
+    """One text, one list of token ids, or a list of either."""
+    if "prompt" not in given:
+        raise InvalidRequest("prompt", "is missing", "give a text or a list of token ids")
+    prompt = given["prompt"]
+    if isinstance(prompt, str):
+        return [pb.Prompt(text=fields.text("prompt", prompt))]
+    if not isinstance(prompt, list) or not prompt:
+        raise InvalidRequest("prompt", "is empty or no prompt", "give a text, a list of token ids, or a list of these")
+    if isinstance(prompt[0], int):
+        return [_token_prompt("prompt", prompt)]
+    if len(prompt) > MAX_PROMPTS:
+        raise InvalidRequest("prompt", f"has {len(prompt):,} entries", f"give at most {MAX_PROMPTS}")
+    return [
+        _token_prompt(f"prompt[{at}]", one)
+        if isinstance(one, list)
+        else pb.Prompt(text=fields.text(f"prompt[{at}]", one))
+        for at, one in enumerate(prompt)
+    ]
+
+
+def _token_prompt(field: str, tokens: list[Any]) -> pb.Prompt:
+    prompt = pb.Prompt()
+    for at, token in enumerate(tokens):
+        if type(token) is not int or not -(1 << 31) <= token < 1 << 31:
+            raise InvalidRequest(f"{field}[{at}]", f"is {str(token)[:40]!r}", "give token ids")
+    prompt.token_ids.ids.extend(tokens)
+    prompt.token_ids.SetInParent()
+    return prompt

@@ -1,0 +1,70 @@
+"""What comes of one HTTP request's questions at the gateway, as batches of the wire's responses.
+
+The same outlet, cursors and leaving as on the gRPC door: a reader that goes away before the end leaves its requests to
+the gateway, which aborts them, or keeps them for their grace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from cluster.errors import QuireError
+from cluster.gateway.answer import Answer, Cursor, Outlet
+from cluster.gateway.calls import resumed_elsewhere
+from cluster.gateway.gateway import Gateway
+from cluster.gateway.intake import Question
+from protos.quire.v1 import inference_pb2 as pb
+
+
+class Reader:
+    """`begin`, then `batches`, then `leave`, whatever happened between."""
+
+    def __init__(self, gateway: Gateway, tenant: str) -> None:
+        self._gateway = gateway
+        self._tenant = tenant
+        self._outlet = Outlet()
+        self._open: dict[int, tuple[Answer, Cursor]] = {}
+
+    async def begin(self, questions: list[Question]) -> None:
+        """Asks or resumes each. Raises `QuireError`; what was asked before it is left."""
+        gateway = self._gateway
+        for tag, question in enumerate(questions):
+            ask = gateway.ask if question.positions is None else gateway.resume
+            try:
+                answer = await ask(self._tenant, question, self._outlet, tag)
+            except QuireError as error:
+                gateway.watch.refused(question, question.model in gateway.catalogue.served, error)
+                raise
+            assert answer.cursor is not None
+            self._open[tag] = (answer, answer.cursor)
+
+    async def batches(self) -> AsyncIterator[list[pb.GenerateResponse]]:
+        """Until all have ended. Raises the first failure."""
+        while self._open:
+            await self._outlet.news()
+            batch: list[pb.GenerateResponse] = []
+
+            def add(batch: list[pb.GenerateResponse] = batch) -> pb.GenerateResponse:
+                batch.append(pb.GenerateResponse())
+                return batch[-1]
+
+            for answer in self._outlet.take():
+                cursor = answer.cursor
+                held = self._open.get(cursor.tag) if cursor is not None else None
+                if cursor is None or held is None or held[1] is not cursor:
+                    raise resumed_elsewhere()
+                cursor.fill(add)
+                if cursor.has_more:
+                    self._outlet.wake(answer)
+                elif cursor.is_told:
+                    if answer.failure is not None:
+                        raise answer.failure
+                    del self._open[cursor.tag]
+                    self._gateway.leave(answer, cursor, is_final=False)
+            if batch:
+                yield batch
+
+    def leave(self, *, is_final: bool) -> None:
+        for answer, cursor in self._open.values():
+            self._gateway.leave(answer, cursor, is_final=is_final)
+        self._open.clear()

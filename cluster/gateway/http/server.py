@@ -1,0 +1,138 @@
+"""The HTTP server of a gateway: uvicorn in the gateway's own loop, with the bounds that it leaves to others.
+
+A connection that has not sent a whole request head within `HEAD_S` is closed; so is one that was idle for long. TLS and
+exposure are those of the gRPC door. Signals stay with the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from cluster.errors import ConfigError
+from cluster.gateway.gateway import Gateway
+from cluster.gateway.http.app import HttpDoor
+from cluster.serving.auth import is_loopback
+
+log = logging.getLogger(__name__)
+
+HEAD_S = 10.0
+IDLE_S = 30.0
+MAX_HEAD_BYTES = 64 << 10
+BACKLOG = 512
+PORTS_TO_TRY = 20
+
+
+class HttpServer:
+    """Serves a gateway over HTTP. `port` is known once it has started."""
+
+    def __init__(self, gateway: Gateway, port: int, *, must_be: bool) -> None:
+        """`must_be`: this port or none; otherwise the next that is free."""
+        self.port = port
+        self._gateway = gateway
+        self._must_be = must_be
+        self._server: _Server | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Listens. Raises `ConfigError` for a port that is taken, or an unsafe exposure."""
+        settings = self._gateway.settings
+        door = replace(settings.door, port=self.port)
+        door.check()
+        listening = self._bind(settings.host)
+        self.port = listening.getsockname()[1]
+        files = settings.tls
+        config = uvicorn.Config(
+            HttpDoor(self._gateway, is_public=not is_loopback(settings.host)).app,
+            http=_Connection,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=int(IDLE_S),
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            backlog=BACKLOG,
+            ssl_certfile=str(files.certificate) if files is not None else None,
+            ssl_keyfile=str(files.key) if files is not None else None,
+            ssl_ca_certs=str(files.client_authority) if files is not None and files.client_authority else None,
+            ssl_cert_reqs=2 if files is not None and files.client_authority else 0,
+        )
+        self._server = _Server(config)
+        self._task = asyncio.get_running_loop().create_task(self._server.serve([listening]))
+        while not self._server.started:
+            if self._task.done():
+                self._task.result()
+                raise ConfigError(f"the HTTP door on {settings.host}:{self.port} did not start")
+            await asyncio.sleep(0.01)
+        log.info("gateway %s serves HTTP on %s:%d", settings.name, settings.host, self.port)
+
+    def _bind(self, host: str) -> socket.socket:
+        first = self.port
+        for port in range(first, first + (1 if self._must_be or not first else PORTS_TO_TRY)):
+            try:
+                return socket.create_server((host, port), family=_family(host), backlog=BACKLOG)
+            except OSError as error:
+                why = error
+        raise ConfigError(
+            f"cannot listen on {host}:{first}: {why}; is the port taken? Give another --http-port"
+        ) from why
+
+    async def stop(self) -> None:
+        """Takes nothing new; what still runs is cut off. The gateway has drained before."""
+        if self._server is not None and self._task is not None:
+            self._server.should_exit = self._server.force_exit = True
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._server = None
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Connection(H11Protocol):
+    """Closes a connection on which the head of a request has begun and does not end, or never begins."""
+
+    _too_late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        before = self.cycle
+        super().data_received(data)
+        if self.cycle is not before:
+            self._stop_waiting()
+        elif self._too_late is None and self.cycle.response_complete:
+            self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _expect_head(self) -> None:
+        self._too_late = asyncio.get_running_loop().call_later(HEAD_S, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._too_late is not None:
+            self._too_late.cancel()
+            self._too_late = None
+
+    def _give_up(self) -> None:
+        self._too_late = None
+        if not self.transport.is_closing():
+            self.transport.close()
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
