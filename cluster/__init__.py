@@ -16,6 +16,7 @@ CLIENT: dict[str, str] = {
     "Options": "cluster.client.request",
     "Tls": "cluster.client.connection",
     "SamplingParams": "cluster.sampling",
+    "StructuredOutputsParams": "cluster.structure",
     "QuireError": "cluster.errors",
     "InvalidRequest": "cluster.errors",
     "NeverFits": "cluster.errors",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from cluster.offline.outputs import RequestOutput as RequestOutput
     from cluster.offline.outputs import StreamOutput as StreamOutput
     from cluster.sampling import SamplingParams as SamplingParams
+    from cluster.structure import StructuredOutputsParams as StructuredOutputsParams
 
 
 def __getattr__(name: str) -> object:

@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 from cluster.errors import ConfigError, InvalidRequest
 from cluster.limits import MIN_TEMPERATURE
 from cluster.sampling_rules import check_against_model, check_something_left, check_values
+from cluster.structure import StructuredOutputsParams
 
 T = TypeVar("T")
 
@@ -75,6 +76,9 @@ class SamplingParams:
     """Beam search with so many beams; temperature and the filters are then left out."""
     length_penalty: float | None = None
     early_stopping: bool | Literal["never"] | None = None
+
+    structured_outputs: StructuredOutputsParams | None = None
+    """The answer is of this structure: a JSON schema, a regular expression, a grammar, or one of some texts."""
 
     eos_token_ids: Sequence[int] = ()
     """The model's end tokens, written by `resolve`; empty with `ignore_eos`. Clients leave it alone."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from cluster import limits
 from cluster.errors import InvalidRequest, NeverFits
+from cluster.structure import StructuredOutputsParams
 
 if TYPE_CHECKING:
     from cluster.sampling import SamplingParams
@@ -171,6 +172,21 @@ def _check_together(params: SamplingParams) -> None:
     if params.beam_width is not None and params.n > params.beam_width:
         problem = f"is {params.n}, more than beam_width = {params.beam_width}"
         raise _wrong("n", problem, "ask for at most as many sequences as there are beams")
+    if params.structured_outputs is not None:
+        _check_structured(params)
+
+
+def _check_structured(params: SamplingParams) -> None:
+    """Nothing else may say which tokens come, where a structure does."""
+    if not isinstance(params.structured_outputs, StructuredOutputsParams):
+        raise _wrong(
+            "structured_outputs", f"is {str(params.structured_outputs)[:60]!r}", "give StructuredOutputsParams"
+        )
+    others = ("beam_width", "forced_tokens", "allowed_token_ids", "ignore_eos")
+    for name in others:
+        if getattr(params, name):
+            problem = f"is {str(getattr(params, name))[:40]}, and structured_outputs is set"
+            raise _wrong(name, problem, "ask for one of the two")
 
 
 def _check_count(name: str, items: Sequence[object] | Mapping[int, object], bound: int, unit: str) -> None:

@@ -43,6 +43,7 @@ KNOWN_TO_WORKERS = {
     "cluster.generation_config",
     "cluster.hashing",
     "cluster.sizes",
+    "cluster.structure",
 }
 # The benchmarks of kernels are commands of the product and live in `cluster`; kernels themselves never see them.
 ALLOWED = {

@@ -21,6 +21,7 @@ from worker.batch import Step, StepBuilder
 from worker.beams import BeamGroups, Ranked
 from worker.graphs import DecodeGraphs
 from worker.model.startup import Say, Started
+from worker.model.tokenizer import guide_of
 from worker.ranks.lead import Lead
 from worker.run_ahead import RunAhead
 from worker.sampling.prompt_logprobs import Judged, PromptLogprobs, token_rows
@@ -58,6 +59,8 @@ class Launcher:
         self._state = state
         self._batcher = batcher
         self._sampler = sampler
+        loaded = parts.model.loaded
+        sampler.guide_by(lambda: guide_of(loaded.folder, loaded.vocab_size, loaded.defaults))
         self._beams = beams
         self.builder = StepBuilder(state, parts.token_budget)
         self.lead = Lead(parts.team, state, self.builder) if parts.team is not None else None
@@ -84,6 +87,9 @@ class Launcher:
         when the model failed, with nothing taken."""
         parts, batcher = self._parts, self._batcher
         self.num_launches += 1
+        if previous is not None and self._sampler.is_guided:
+            # What may come next depends on what came: the host must know it before it goes on.
+            previous.sampled.ids()
         num_steps = self._ahead.num_steps(batch, allowed)
         spread = self._beams.spread(batch)
         wanted = self.prompt_logprobs.wanted(spread)

@@ -78,6 +78,11 @@ def generate_message(prompt: Prompt, params: SamplingParams, options: Options) -
     except UnicodeEncodeError as error:
         raise InvalidRequest("request", f"holds text that is no Unicode: {error.reason}", "mend the text") from error
     fill_sampling(message.sampling, params)
+    structure = params.structured_outputs
+    if structure is not None and structure.kind == "choice":
+        message.choice.extend(structure.choice or ())
+    elif structure is not None:
+        setattr(message, structure.kind, structure.text)
     return message
 
 

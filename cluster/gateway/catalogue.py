@@ -11,6 +11,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
 from cluster.errors import InvalidRequest, NotFound, Unavailable
@@ -19,9 +20,13 @@ from cluster.gateway.intake import Question, check_length, read_prompt
 from cluster.gateway.models import TextModel
 from cluster.hashing import BlockHasher
 from cluster.messages import Pin, Submit
+from cluster.sampling import SamplingParams
 from protos.quire.v1 import inference_pb2 as pb
 
 log = logging.getLogger(__name__)
+
+STRUCTURE_S = 5.0
+"""A structure that takes longer to compile is refused."""
 
 LoadText: TypeAlias = Callable[[str], TextModel]
 
@@ -40,6 +45,7 @@ class Catalogue:
         self._route = first_route
         self._hash_key = b""
         self._hashers: dict[tuple[bytes, str, int], BlockHasher] = {}
+        self._structures = ThreadPoolExecutor(1, thread_name_prefix="quire-structures")
 
     def take_served(self, served: ServedModels) -> None:
         """The scheduler's word on what is served. A model that was loaded meanwhile gets its tokenizer here too."""
@@ -86,6 +92,8 @@ class Catalogue:
         prompt = await read_prompt(question.prompt, model)
         longest = _longest(served, model)
         check_length(prompt, longest)
+        sampling = model.resolve(question.params, len(prompt), longest, seed=secrets.randbits(63))
+        await self._check_structure(model, sampling)
         return Submit(
             request_id=cluster_id(tenant, client_id),
             gateway=self._gateway,
@@ -94,7 +102,7 @@ class Catalogue:
             tenant=tenant,
             prompt=prompt,
             hashes=self._hasher(served, tenant).prompt(prompt),
-            sampling=model.resolve(question.params, len(prompt), longest, seed=secrets.randbits(63)),
+            sampling=sampling,
             priority=question.priority,
             salt=tenant.encode(),
             deadline=None if question.timeout_s is None else time.monotonic() + question.timeout_s,
@@ -123,6 +131,17 @@ class Catalogue:
             digest=served.digest,
         )
         return pin, len(hashes) * served.block_size
+
+    async def _check_structure(self, model: TextModel, sampling: SamplingParams) -> None:
+        """On a thread of its own, which does one after another: a hard one holds up nothing but others of its kind."""
+        if sampling.structured_outputs is not None:
+            loop = asyncio.get_running_loop()
+            checking = loop.run_in_executor(self._structures, model.check_structure, sampling)
+            try:
+                await asyncio.wait_for(checking, STRUCTURE_S)
+            except TimeoutError as error:
+                problem = f"could not be compiled within {STRUCTURE_S:g} s"
+                raise InvalidRequest("structured_outputs", problem, "make it smaller, or try again") from error
 
     def _next_route(self) -> int:
         self._route += 1

@@ -21,6 +21,7 @@ from cluster.gateway.settings import MAX_PIN_S, MAX_REQUEST_ID_CHARS, MAX_RESUME
 from cluster.limits import MAX_PRIORITY
 from cluster.messages import Ids, ids
 from cluster.sampling import SamplingParams
+from cluster.structure import StructuredOutputsParams
 from cluster.wire.plans import parsed
 from cluster.wire.sampling import sampling_from
 from protos.quire.v1 import inference_pb2 as pb
@@ -32,7 +33,7 @@ INLINE_CHARS = 2_000
 
 MAX_CHAT_MESSAGES = 10_000
 
-_UNSUPPORTED = ("json_schema", "regex", "grammar", "lora", "images", "tools")
+_UNSUPPORTED = ("lora", "images", "tools")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def read_generate(request: pb.GenerateRequest, timeout_s: float | None, trace: s
         raise InvalidRequest("resume_grace_s", f"is {grace_s:g}", f"give 0 to {MAX_RESUME_GRACE_S:g} seconds")
     if timeout_s is not None and math.isnan(timeout_s):
         raise InvalidRequest("timeout_s", "is not a number", "give seconds")
-    params = sampling_from(request.sampling)
+    params = sampling_from(request.sampling, _structure(request))
     return Question(
         client_id=request.request_id,
         model=request.model,
@@ -87,6 +88,18 @@ def read_generate(request: pb.GenerateRequest, timeout_s: float | None, trace: s
         positions=_positions(request, params) if request.HasField("resume") else None,
         timeout_s=timeout_s,
         trace=trace,
+    )
+
+
+def _structure(request: pb.GenerateRequest) -> StructuredOutputsParams | None:
+    """The structure that the answer is to have, if any."""
+    if not (request.json_schema or request.regex or request.grammar or request.choice):
+        return None
+    return StructuredOutputsParams(
+        json=request.json_schema or None,
+        regex=request.regex or None,
+        grammar=request.grammar or None,
+        choice=tuple(request.choice) or None,
     )
 
 

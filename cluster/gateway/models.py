@@ -19,9 +19,9 @@ from cluster.gateway.detokenizer import detokenizers
 from cluster.gateway.log import TextCutter
 from cluster.messages import Ids, ids
 from cluster.sampling import SamplingParams
+from worker.model.tokenizer import load_tokenizer
+from worker.sampling.guide import check_structure, tokenizer_of
 
-PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")  # all of them is in tokenizer.json
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 # How configurations call the most positions of a sequence.
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
 CHARS_PER_TOKEN = 64
@@ -46,6 +46,7 @@ class TextModel:
         self.max_model_len = max_model_len
         self.defaults = defaults
         self._tables: dict[bool, ByteTable] = {}
+        self._guide: Any = None
         self.has_chat_template = bool(getattr(tokenizer, "chat_template", None))
 
     @classmethod
@@ -139,6 +140,14 @@ class TextModel:
             seed=seed,
         )
 
+    def check_structure(self, params: SamplingParams) -> None:
+        """Whether the structure that resolved settings ask for can be obeyed; takes long at times. Raises
+        `InvalidRequest`."""
+        if params.structured_outputs is not None:
+            if self._guide is None:
+                self._guide = tokenizer_of(self.tokenizer, self.vocab_size, params.eos_token_ids)
+            check_structure(params.structured_outputs, self._guide)
+
     def _encode_word(self, word: str) -> Sequence[int]:
         self._needs_tokenizer("sampling.bad_words", f"holds the text {word!r}", "use bad_words_token_ids")
         return list(self.tokenizer.encode(word, add_special_tokens=False))
@@ -179,29 +188,6 @@ def _with_class_defaults(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _no_cutter() -> None:
     return None
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model folder, as transformers would choose it; None if it has none. Raises `ModelError`.
-
-    Where the folder says that tokenizer.json is all there is, the choosing is left out: it imports torch, seconds of
-    work for a process that has no use for it.
-    """
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        return None
-    try:
-        named = str((_read(folder / "tokenizer_config.json") or {}).get("tokenizer_class", ""))
-        if named in PLAIN_CLASSES and (folder / "tokenizer.json").is_file():
-            from transformers import PreTrainedTokenizerFast
-
-            return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        # Tokenizers raise whatever their own parsers do.
-        why = " ".join(str(error).split())
-        raise ModelError(f"the tokenizer of {folder} can't be loaded: {why}; fetch it again") from error
 
 
 def _read(path: Path) -> dict[str, Any] | None:

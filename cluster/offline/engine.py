@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from cluster.errors import ConfigError, InvalidRequest, NeverFits, QuireError
 from cluster.gateway.log import RequestLog
-from cluster.gateway.models import TextModel, load_tokenizer
+from cluster.gateway.models import TextModel
 from cluster.offline import prompts as prompt_forms
 from cluster.offline.embedded import Embedded, Live
 from cluster.offline.outputs import RequestOutput, StreamOutput
@@ -25,6 +25,7 @@ from cluster.offline.progress import Progress
 from cluster.offline.results import Results
 from cluster.sampling import SamplingParams
 from cluster.settings import SchedulerSettings, WorkerSettings
+from worker.model.tokenizer import load_tokenizer
 from worker.ranks.local import Ranks
 
 # vLLM's names for the same settings.
@@ -192,6 +193,7 @@ class LLM:
         if len(tokens) >= max_model_len:
             raise NeverFits(field, len(tokens) + 1, max_model_len, "tokens", "shorten the prompt or raise kv_memory")
         resolved = self._text.resolve(params, len(tokens), max_model_len, self._seeds.getrandbits(63))
+        self._text.check_structure(resolved)
         self._check_room(field, len(tokens), resolved)
         wants_text = resolved.detokenize and self._text.tokenizer is not None
         # Text that nobody reads before the end is made at the end, at once.

@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.errors import InvalidRequest
 from cluster.sampling import SamplingParams
+from cluster.structure import StructuredOutputsParams, structure_from
 from protos.quire.v1 import common_pb2 as pb
 from protos.quire.v1 import control_pb2
 
@@ -75,18 +76,25 @@ def fill_sampling(message: pb.Sampling, params: SamplingParams) -> None:
         message.early_stopping = _STOPPING_TO_WIRE[params.early_stopping]
 
 
-def sampling_from(message: pb.Sampling) -> SamplingParams:
+def sampling_from(message: pb.Sampling, structured_outputs: StructuredOutputsParams | None = None) -> SamplingParams:
     """The settings of a message from a client. Raises `InvalidRequest` for what is wrong in it."""
-    return SamplingParams(**_settings(message))
+    return SamplingParams(**_settings(message), structured_outputs=structured_outputs)
 
 
 def fill_resolved(message: control_pb2.ResolvedSampling, params: SamplingParams) -> None:
     fill_sampling(message.sampling, params)
     message.eos_token_ids.extend(params.eos_token_ids)
+    if params.structured_outputs is not None:
+        message.structure.kind = params.structured_outputs.kind
+        message.structure.text = params.structured_outputs.text
 
 
 def resolved_from(message: control_pb2.ResolvedSampling) -> SamplingParams:
-    return SamplingParams(**_settings(message.sampling), eos_token_ids=tuple(message.eos_token_ids))
+    structure = None
+    if message.HasField("structure"):
+        structure = structure_from(message.structure.kind, message.structure.text)
+    ends = tuple(message.eos_token_ids)
+    return SamplingParams(**_settings(message.sampling), eos_token_ids=ends, structured_outputs=structure)
 
 
 def _settings(message: pb.Sampling) -> dict[str, Any]:

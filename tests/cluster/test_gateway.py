@@ -261,7 +261,7 @@ def test_ids_are_unique_within_the_tenant():
 
 def test_what_quire_does_not_do_is_named():
     async def story(door: Door) -> None:
-        for name in ("json_schema", "regex", "grammar", "lora"):
+        for name in ("lora",):
             message = request(max_tokens=3)
             setattr(message, name, "x")
             with pytest.raises(Unsupported) as caught:

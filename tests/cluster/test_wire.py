@@ -11,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster import messages as m
+from cluster.client.request import Options, generate_message
 from cluster.errors import InvalidRequest, ProtocolError
+from cluster.gateway.intake import read_generate
 from cluster.hashing import HASH_BYTES
 from cluster.sampling import SamplingParams
+from cluster.structure import StructuredOutputsParams
 from cluster.wire import front as wire_front
 from cluster.wire import plans as wire
 from cluster.wire import sampling as wire_sampling
@@ -311,7 +314,21 @@ def test_sampling(chosen):
 
 def test_every_sampling_setting_is_on_the_wire():
     on_wire = {field.name for field in common_pb2.Sampling.DESCRIPTOR.fields}
-    assert on_wire == {field.name for field in fields(SamplingParams)} - {"eos_token_ids"} | {"unlimited_tokens"}
+    # Beside the sampling: in a client's request fields of its own, in the cluster's messages a kind and a text.
+    apart = {"eos_token_ids", "structured_outputs"}
+    assert on_wire == {field.name for field in fields(SamplingParams)} - apart | {"unlimited_tokens"}
+
+
+@pytest.mark.parametrize(
+    "structure", [{"json": {"type": "object"}}, {"regex": "a+"}, {"grammar": "x"}, {"choice": ["a", "b"]}]
+)
+def test_a_structure_goes_over_whole(structure):
+    chosen = SamplingParams(structured_outputs=StructuredOutputsParams(**structure), eos_token_ids=(3,))
+    fill, read = wire_sampling.fill_resolved, wire_sampling.resolved_from
+    assert over(control_pb2.ResolvedSampling(), fill, read, chosen) == chosen
+    message = generate_message("x", chosen, Options(request_id="r"))
+    again = read_generate(message, None).params
+    assert again.structured_outputs == chosen.structured_outputs
 
 
 def test_nothing_said_is_the_default():

@@ -11,7 +11,7 @@ stop ids before `min_tokens`, banned runs; then temperature, top-k, top-p, min-p
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from worker.sampling.bans import BannedRuns, Biases, EarlyStops, ForcedTokens
 from worker.sampling.logprobs import TokenLogprobs, token_logprobs, topk_logprobs
 from worker.sampling.penalties import Penalties
 from worker.sampling.row_slots import Ints, some
+from worker.sampling.structures import Structures
 
 if TYPE_CHECKING:
     from kernels.cpu.sampling import CpuDraw
@@ -40,7 +41,8 @@ _EARLY: Final = 8
 _FORCED: Final = 16
 _LOGPROBS: Final = 32
 _DRAWN: Final = 64  # it is not greedy
-_EDITS: Final = _BIAS | _PENALTIES | _RUNS | _EARLY
+_STRUCTURE: Final = 128
+_EDITS: Final = _BIAS | _PENALTIES | _RUNS | _EARLY | _STRUCTURE
 # All but a draw from the logits as they come.
 _SPECIAL: Final = _EDITS | _FORCED | _LOGPROBS
 
@@ -67,7 +69,9 @@ class Sampled:
         logprobs: TokenLogprobs | None = None,
         logprob_rows: Ints | None = None,
         num_top: Ints | None = None,
+        heard: Callable[[NDArray[np.int64]], None] | None = None,
     ) -> None:
+        """`heard` is called once, when the host first asks for the tokens."""
         self.device_ids = ids  # int64 [rows]: what the next step can take without the host
         self._ids, self._broken = ids, broken
         self._logprobs = None if logprobs is None else logprobs.leaving()
@@ -78,11 +82,15 @@ class Sampled:
         self._done.record()
         self._logprob_rows = logprob_rows
         self._num_top = num_top
+        self._heard = heard
 
     def ids(self) -> NDArray[np.int64]:
         """The tokens, in the order of the rows. Waits for the device."""
         self._wait()
         ids: NDArray[np.int64] = self._ids.numpy()
+        heard, self._heard = self._heard, None
+        if heard is not None:
+            heard(ids)
         return ids
 
     def _wait(self) -> None:
@@ -149,6 +157,20 @@ class Sampler:
         self._runs = BannedRuns(max_batch, device)
         self._early = EarlyStops(max_batch)
         self._forced = ForcedTokens(max_batch)
+        self._structures = Structures(max_batch, vocab_size, device)
+
+    def guide_by(self, tokenizer: Callable[[], Any]) -> None:
+        """`tokenizer` makes llguidance's tokenizer of the model when the first structure is asked for."""
+        self._structures.tokenizer = tokenizer
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether any row must know a step's tokens before the next one can be issued."""
+        return self._structures.num_rows > 0
+
+    def _guide(self, rows: Ints, which: Ints) -> Callable[[NDArray[np.int64]], None]:
+        """What goes on with the structures of some rows once the host knows their tokens."""
+        return lambda ids: self._structures.heard(rows[which], ids[which])
 
     def warm_up(self, dtype: torch.dtype) -> None:
         """Compiles what logits of this type need, so that no request waits for it."""
@@ -187,6 +209,9 @@ class Sampler:
         if self._forced.asked(params):
             self._forced.enter(row, params)
             asks |= _FORCED
+        if self._structures.asked(params):
+            self._structures.enter(row, params, tokens[num_prompt:])
+            asks |= _STRUCTURE
         self._asks[row] = asks
 
     def leave(self, row: int) -> None:
@@ -197,6 +222,7 @@ class Sampler:
         self._penalties.leave(row)
         self._runs.leave(row)
         self._forced.leave(row)
+        self._structures.leave(row)
 
     def is_plain(self, rows: Ints) -> bool:
         """Whether these rows ask for nothing but their likeliest token, or a draw from the logits as they come."""
@@ -231,12 +257,13 @@ class Sampler:
             if asked & ask:
                 which = np.flatnonzero(asks & ask)
                 group.observe(rows[which], some(ids, which))
+        heard = self._guide(rows, np.flatnonzero(asks & _STRUCTURE)) if asked & _STRUCTURE else None
         if not asked & _LOGPROBS:
-            return Sampled(ids, broken)
+            return Sampled(ids, broken, heard=heard)
         which = np.flatnonzero(asks & _LOGPROBS)
         num_top = self._num_top[rows[which]]
         logprobs = token_logprobs(some(logits, which), some(ids, which), int(num_top.max()))
-        return Sampled(ids, broken, logprobs, rows[which], num_top)
+        return Sampled(ids, broken, logprobs, rows[which], num_top, heard)
 
     def rank(self, logits: torch.Tensor, rows: Ints, num: int) -> tuple[torch.Tensor, torch.Tensor]:
         """For beams: the `num` likeliest next tokens of each row, best first, as log-probabilities fp32 and ids int64.
@@ -286,8 +313,14 @@ class Sampler:
         """fp32 logits as the temperature finds them: after bias, penalties and bans, for the rows that ask for any."""
         values = logits.to(torch.float32, copy=True)
         asks = self._asks[rows]
-        # Runs come last, because they give way where nothing else would be left.
-        edits = ((_BIAS, self._biases), (_PENALTIES, self._penalties), (_EARLY, self._early), (_RUNS, self._runs))
+        # Runs come late, because they give way where nothing else would be left; all else gives way to a structure.
+        edits = (
+            (_BIAS, self._biases),
+            (_PENALTIES, self._penalties),
+            (_EARLY, self._early),
+            (_RUNS, self._runs),
+            (_STRUCTURE, self._structures),
+        )
         for ask, edit in edits:
             which = np.flatnonzero(asks & ask)
             if ask == _EARLY:

@@ -5,6 +5,7 @@ Every field is honoured or refused by name (`fields.py`); null is the same as ab
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ def read(kind: str, body: Mapping[str, Any], request_id: str) -> Asked:
     if "resume_grace_s" in given:
         first.resume_grace_s = fields.number("resume_grace_s", given["resume_grace_s"])
     _read_lengths(kind, given, first)
+    _read_structure(given, first)
     num_top = _read_logprobs(kind, given)
     if num_top is not None:
         first.sampling.logprobs = num_top
@@ -69,6 +71,47 @@ def _read_lengths(kind: str, given: Mapping[str, Any], request: pb.GenerateReque
     elif kind == "chat":
         # As long as the model likes, or can.
         request.sampling.unlimited_tokens = True
+
+
+def _read_structure(given: Mapping[str, Any], request: pb.GenerateRequest) -> None:
+    """OpenAI's `response_format`, or vLLM's `structured_outputs`."""
+    form = fields.mapping("response_format", given.get("response_format", {"type": "text"}))
+    kind = form.get("type")
+    if kind == "json_object":
+        request.json_schema = json.dumps({"type": "object"})
+    elif kind == "json_schema":
+        schema = fields.mapping("response_format.json_schema", form.get("json_schema"))
+        request.json_schema = _schema("response_format.json_schema.schema", schema.get("schema"))
+    elif kind != "text":
+        raise InvalidRequest("response_format.type", f"is {str(kind)[:60]!r}", "give text, json_object or json_schema")
+    if "structured_outputs" not in given:
+        return
+    where = "structured_outputs"
+    if kind != "text":
+        raise InvalidRequest(where, "is given beside response_format", "give one of the two")
+    for name, value in fields.mapping(where, given[where]).items():
+        if value is None:
+            continue
+        if name == "json":
+            request.json_schema = _schema(f"{where}.json", value)
+        elif name in ("regex", "grammar"):
+            setattr(request, name, fields.text(f"{where}.{name}", value))
+        elif name == "choice":
+            listed = fields.listed(f"{where}.choice", value)
+            request.choice.extend([fields.text(f"{where}.choice[{at}]", one) for at, one in enumerate(listed)])
+        elif name == "json_object":
+            if fields.truth(f"{where}.json_object", value):
+                request.json_schema = json.dumps({"type": "object"})
+        else:
+            raise InvalidRequest(f"{where}.{name}", "is not a field that is honoured here", "leave it out")
+    if not (request.json_schema or request.regex or request.grammar or request.choice):
+        raise InvalidRequest(where, "asks for nothing", "give json, regex, choice, grammar or json_object")
+
+
+def _schema(where: str, value: Any) -> str:
+    if isinstance(value, str):
+        return fields.text(where, value)
+    return json.dumps(fields.mapping(where, value))
 
 
 def _read_logprobs(kind: str, given: Mapping[str, Any]) -> int | None:

@@ -137,17 +137,14 @@ SAMPLING: dict[str, Set] = {
 }
 """Honoured in every body, under the names that OpenAI and vLLM have for them."""
 
-READ_ELSEWHERE = {
-    "chat": {
-        "model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "logprobs",
-        "top_logprobs", "priority", "add_generation_prompt", "request_id", "resume_grace_s",
-        "return_token_ids", "timeout",
-    },
-    "completion": {
-        "model", "prompt", "stream", "stream_options", "max_tokens", "logprobs", "priority", "request_id",
-        "resume_grace_s", "return_token_ids", "timeout",
-    },
+_BOTH = {
+    "model", "stream", "stream_options", "max_tokens", "logprobs", "priority", "structured_outputs", "response_format",
+    "request_id", "resume_grace_s", "return_token_ids", "timeout",
 }  # fmt: skip
+READ_ELSEWHERE = {
+    "chat": _BOTH | {"messages", "max_completion_tokens", "top_logprobs", "add_generation_prompt"},
+    "completion": _BOTH | {"prompt"},
+}
 """Honoured by `asks.py` itself."""
 
 WITHOUT_EFFECT: dict[str, tuple[Any, ...] | None] = {
@@ -167,7 +164,6 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...] | None] = {
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "spaces_between_special_tokens": (True,),
 }
 """What asks for nothing, and is taken only so: any value (None), or one of these. Null is always the same as absent."""

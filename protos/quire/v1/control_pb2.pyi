@@ -211,12 +211,22 @@ class Start(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., request_id: _Optional[str] = ..., index: _Optional[int] = ..., attempt: _Optional[int] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ..., tokens: _Optional[bytes] = ..., num_prompt: _Optional[int] = ..., position: _Optional[int] = ..., table: _Optional[bytes] = ..., lease_end: _Optional[int] = ..., precedence: _Optional[int] = ..., sampling: _Optional[_Union[ResolvedSampling, _Mapping[str, object]]] = ..., salt: _Optional[bytes] = ..., chain: _Optional[bytes] = ..., forks: _Optional[_Iterable[_Union[Fork, _Mapping[str, object]]]] = ..., beams: _Optional[_Union[Beams, _Mapping[str, object]]] = ..., trace: _Optional[str] = ..., after: _Optional[int] = ...) -> None: ...
 
 class ResolvedSampling(_message.Message):
-    __slots__ = ("sampling", "eos_token_ids")
+    __slots__ = ("sampling", "eos_token_ids", "structure")
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    STRUCTURE_FIELD_NUMBER: _ClassVar[int]
     sampling: _common_pb2.Sampling
     eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, sampling: _Optional[_Union[_common_pb2.Sampling, _Mapping[str, object]]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    structure: Structure
+    def __init__(self, sampling: _Optional[_Union[_common_pb2.Sampling, _Mapping[str, object]]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., structure: _Optional[_Union[Structure, _Mapping[str, object]]] = ...) -> None: ...
+
+class Structure(_message.Message):
+    __slots__ = ("kind", "text")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    text: str
+    def __init__(self, kind: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Fork(_message.Message):
     __slots__ = ("seq", "index", "table", "lease_end", "outputs")

@@ -44,7 +44,7 @@ class Prompt(_message.Message):
     def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Union[_common_pb2.TokenIds, _Mapping[str, object]]] = ..., chat: _Optional[_Union[Chat, _Mapping[str, object]]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "model", "prompt", "sampling", "priority", "resume", "resume_grace_s", "json_schema", "regex", "grammar", "lora", "images", "tools")
+    __slots__ = ("request_id", "model", "prompt", "sampling", "priority", "resume", "resume_grace_s", "json_schema", "regex", "grammar", "choice", "lora", "images", "tools")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,7 @@ class GenerateRequest(_message.Message):
     JSON_SCHEMA_FIELD_NUMBER: _ClassVar[int]
     REGEX_FIELD_NUMBER: _ClassVar[int]
     GRAMMAR_FIELD_NUMBER: _ClassVar[int]
+    CHOICE_FIELD_NUMBER: _ClassVar[int]
     LORA_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     TOOLS_FIELD_NUMBER: _ClassVar[int]
@@ -68,10 +69,11 @@ class GenerateRequest(_message.Message):
     json_schema: str
     regex: str
     grammar: str
+    choice: _containers.RepeatedScalarFieldContainer[str]
     lora: str
     images: _containers.RepeatedScalarFieldContainer[str]
     tools: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping[str, object]]] = ..., sampling: _Optional[_Union[_common_pb2.Sampling, _Mapping[str, object]]] = ..., priority: _Optional[int] = ..., resume: _Optional[_Union[Resume, _Mapping[str, object]]] = ..., resume_grace_s: _Optional[float] = ..., json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., grammar: _Optional[str] = ..., lora: _Optional[str] = ..., images: _Optional[_Iterable[str]] = ..., tools: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping[str, object]]] = ..., sampling: _Optional[_Union[_common_pb2.Sampling, _Mapping[str, object]]] = ..., priority: _Optional[int] = ..., resume: _Optional[_Union[Resume, _Mapping[str, object]]] = ..., resume_grace_s: _Optional[float] = ..., json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., grammar: _Optional[str] = ..., choice: _Optional[_Iterable[str]] = ..., lora: _Optional[str] = ..., images: _Optional[_Iterable[str]] = ..., tools: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Resume(_message.Message):
     __slots__ = ("positions",)

@@ -1,0 +1,55 @@
+"""A model folder's tokenizer, for whoever turns text into tokens or must know how tokens are spelt. No torch.
+
+Gateways and the embedded engine encode and decode with it; a worker needs it only where an answer is to be of a given
+structure.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ModelError
+from worker.model.checkpoint import eos_token_ids
+from worker.sampling.guide import tokenizer_of
+
+PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")  # all of them is in tokenizer.json
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder, as transformers would choose it; None if it has none. Raises `ModelError`.
+
+    Where the folder says that tokenizer.json is all there is, the choosing is left out: it imports torch, seconds of
+    work for a process that has no use for it.
+    """
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    try:
+        named = str(_settings(folder).get("tokenizer_class", ""))
+        if named in PLAIN_CLASSES and (folder / "tokenizer.json").is_file():
+            from transformers import PreTrainedTokenizerFast
+
+            return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        # Tokenizers raise whatever their own parsers do.
+        why = " ".join(str(error).split())
+        raise ModelError(f"the tokenizer of {folder} can't be loaded: {why}; fetch it again") from error
+
+
+def guide_of(folder: Path, vocab_size: int, defaults: Mapping[str, Any]) -> Any:
+    """What tells which tokens a structure allows."""
+    return tokenizer_of(load_tokenizer(folder), vocab_size, eos_token_ids(defaults))
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_text())
+    return found if isinstance(found, dict) else {}

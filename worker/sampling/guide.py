@@ -1,0 +1,72 @@
+"""What llguidance makes of a structure: a matcher that tells which tokens may come next, within bounds.
+
+Every door calls `check_structure` once per request, away from its loop, so that no worker meets a structure that cannot
+be obeyed. llguidance is imported only when a structure is asked for; no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cluster.errors import InvalidRequest, Unsupported
+from cluster.structure import StructuredOutputsParams
+
+_FIELD = "structured_outputs"
+_BLANKS = r"[\x20\x0A\x0D\x09]{0,12}"
+
+
+def matcher_of(structure: StructuredOutputsParams, tokenizer: Any) -> Any:
+    """An llguidance matcher at the beginning of an answer. ValueError for what cannot be obeyed within these bounds."""
+    from llguidance import LLMatcher, LLParserLimits, grammar_from
+
+    kind: Any = structure.kind
+    if kind == "json_schema":
+        # Room for indents, and no endless blanks between two words.
+        grammar = LLMatcher.grammar_from_json_schema(structure.text, defaults={"whitespace_pattern": _BLANKS})
+    else:
+        grammar = grammar_from(kind, structure.text)
+    limits = LLParserLimits(
+        verbose_errors=False,
+        max_items_in_row=2_000,
+        initial_lexer_fuel=1_000_000,
+        step_lexer_fuel=200_000,
+        step_max_items=50_000,
+        max_lexer_states=50_000,
+        max_grammar_size=500_000,
+    )
+    matcher = LLMatcher(tokenizer, grammar, limits=limits, log_level=0)
+    if matcher.is_error():
+        raise ValueError(matcher.get_error())
+    return matcher
+
+
+def tokenizer_of(tokenizer: Any, vocab_size: int, eos_token_ids: Sequence[int]) -> Any:
+    """llguidance's view of a model's tokenizer; takes about a second. Raises `Unsupported` where there is none."""
+    try:
+        from llguidance.hf import from_tokenizer
+    except ImportError as error:
+        raise Unsupported(
+            _FIELD, "is asked for, and llguidance is not installed here", "pip install llguidance"
+        ) from error
+    if tokenizer is None or not getattr(tokenizer, "is_fast", False):
+        raise Unsupported(
+            _FIELD, "is asked for, and this model has no tokenizer that it can be done with", "leave it out"
+        )
+    if not eos_token_ids:
+        raise Unsupported(_FIELD, "is asked for, and this model has no end token", "leave it out")
+    return from_tokenizer(tokenizer, n_vocab=vocab_size, eos_token=list(eos_token_ids))
+
+
+def check_structure(structure: StructuredOutputsParams, tokenizer: Any) -> None:
+    """Raises `InvalidRequest` for a structure that cannot be obeyed within bounds. `tokenizer` is `tokenizer_of`'s."""
+    wrong = ""
+    try:
+        matcher = matcher_of(structure, tokenizer)
+        matcher.compute_bitmask()
+        wrong = matcher.get_error() if matcher.is_error() else ""
+    except (ValueError, TypeError, RuntimeError) as error:
+        wrong = str(error) or type(error).__name__
+    if wrong:
+        first = " ".join(wrong.split())
+        raise InvalidRequest(f"{_FIELD}.{structure.kind}", f"cannot be obeyed: {first[:300]}", "change it")
