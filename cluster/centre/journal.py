@@ -1,8 +1,11 @@
 """A journal of everything that the scheduler was told, so that any run can be replayed decision by decision.
 
-One line of JSON per turn with its events, its time and a digest of what was ordered; a CRC ends each line. Whoever
-hosts a scheduler writes it (an option); `read` checks version, order and wholeness before a single event is replayed.
-Events are values, so a replay needs nothing but this file. No pickle: every type is written by name and looked up.
+Two lines of JSON for each turn: its events and time, written before it is decided, and a digest of what was ordered,
+written behind it; a CRC ends each line. So a turn in which the scheduler stopped is there, without its second line.
+Every life of a scheduler begins with a head and is appended: none erases one before it.
+Whoever hosts a scheduler writes it (an option). `read` checks version, order and wholeness before a single event is
+replayed, and takes what is whole. Events are values, so a replay needs nothing but this file. No pickle: every type is
+written by name and looked up.
 """
 
 from __future__ import annotations
@@ -10,12 +13,14 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import os
 import zlib
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,7 +30,10 @@ from cluster.messages import Event, Order
 from cluster.sampling import SamplingParams
 from cluster.settings import SchedulerSettings
 
-VERSION = 3
+VERSION = 4
+
+# More lives than this no scheduler has written into one file.
+MAX_LIVES = 65_536
 
 _CLASSES: dict[str, type[Any]] = {
     name: kind
@@ -79,9 +87,78 @@ def digest(orders: Sequence[Order]) -> str:
     return blake2b(json.dumps(to_plain(list(orders))).encode(), digest_size=8).hexdigest()
 
 
+class JournalWriter:
+    """Appends one life to a file until its bound is reached, or the disk is full: then it writes no more, and `stopped`
+    says why. It never raises: who serves goes on without a journal."""
+
+    def __init__(self, path: Path, settings: SchedulerSettings, epoch: int, max_bytes: int = 1 << 30) -> None:
+        self.stopped = ""
+        self._path = path
+        self._left = max_bytes
+        self._number = 0
+        self._file: TextIO | None = None
+        try:
+            # What clients ask is in it: nobody else reads it.
+            self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "a+", encoding="ascii")
+            if not _ends_a_line(path):
+                self._file.write("\n")  # a life before this one stopped within a line
+        except OSError as error:
+            self._stop(str(error))
+        self._write({"quire journal": VERSION, "epoch": epoch, "settings": to_plain(settings)})
+
+    def begin(self, events: Sequence[Event], now: float) -> None:
+        """A turn is about to be decided."""
+        self._number += 1
+        if self._file is not None:
+            self._write({"turn": self._number, "now": now, "events": to_plain(list(events))})
+
+    def end(self, orders: Sequence[Order]) -> None:
+        """That turn has been decided."""
+        if self._file is not None:
+            self._write({"of": self._number, "orders": digest(orders)})
+
+    def close(self) -> None:
+        self._write({"end": "closed"})
+        self._stop("it was closed")
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._file is None:
+            return
+        text = json.dumps(line, separators=(",", ":"))
+        text = f"{text} {zlib.crc32(text.encode()):08x}\n"
+        self._left -= len(text)
+        try:
+            if self._left >= 0:
+                self._file.write(text)
+                self._file.flush()
+            else:
+                self._stop("its bound is reached")
+        except OSError as error:
+            self._stop(str(error))
+
+    def _stop(self, why: str) -> None:
+        self.stopped = self.stopped or f"the journal {self._path} ends behind turn {self._number}: {why}"
+        file, self._file = self._file, None
+        try:
+            if file is not None:
+                file.close()
+        except OSError:
+            pass  # what was in its buffer: the disk is full
+
+
+def _ends_a_line(path: Path) -> bool:
+    """Of a file that was not written to by anybody yet: it does."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if not size:
+            return True
+        file.seek(size - 1)
+        return file.read(1) == b"\n"
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn as the journal has it."""
+    """One turn as the journal has it. `digest` is empty where the scheduler stopped in it."""
 
     number: int
     now: float
@@ -89,84 +166,88 @@ class Turn:
     digest: str
 
 
-class JournalWriter:
-    """Appends turns to a file until its bound is reached; then it says so once and writes no more."""
-
-    def __init__(self, path: Path, settings: SchedulerSettings, epoch: int, max_bytes: int = 1 << 30) -> None:
-        self._file: TextIO | None = path.open("w", encoding="ascii")
-        self._left = max_bytes
-        self._number = 0
-        self._write({"quire journal": VERSION, "epoch": epoch, "settings": to_plain(settings)})
-
-    def turn(self, events: Sequence[Event], now: float, orders: Sequence[Order]) -> None:
-        if self._file is None:
-            return
-        self._number += 1
-        line = {"turn": self._number, "now": now, "events": to_plain(list(events)), "orders": digest(orders)}
-        self._write(line)
-
-    def _write(self, line: dict[str, Any]) -> None:
-        assert self._file is not None
-        text = json.dumps(line, separators=(",", ":"))
-        text = f"{text} {zlib.crc32(text.encode()):08x}\n"
-        self._left -= len(text)
-        if self._left < 0:
-            self._write_end("full")
-            return
-        self._file.write(text)
-        self._file.flush()
-
-    def _write_end(self, why: str) -> None:
-        assert self._file is not None
-        text = json.dumps({"end": why, "turns": self._number})
-        self._file.write(f"{text} {zlib.crc32(text.encode()):08x}\n")
-        self._file.close()
-        self._file = None
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._write_end("closed")
-
-
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """A journal that was read: what the scheduler was made of, and its turns. `is_whole`: it was closed properly."""
+    """One life that was read: what the scheduler was made of, and its turns. Of a last turn that it did not end only
+    the events are there. `is_closed`: it stopped properly. `epochs`: of all lives in the file, this one among them."""
 
     settings: SchedulerSettings
     epoch: int
     turns: tuple[Turn, ...]
-    is_whole: bool
+    is_closed: bool
+    epochs: tuple[int, ...]
+
+    @property
+    def num_whole(self) -> int:
+        """Turns that were decided to their end."""
+        return len(self.turns) - (1 if self.turns and not self.turns[-1].digest else 0)
 
 
-def read(path: Path, *, allow_cut: bool = False) -> Journal:
-    """Reads and checks a journal. A cut one is refused unless `allow_cut`, which takes what is whole of it."""
+def read(path: Path, *, life: int = -1) -> Journal:
+    """Reads and checks a life of a journal: by its place in the file, the last one unless told otherwise. What is cut
+    off is left out; a file that is no journal, or one of another version, is a ConfigError."""
     try:
-        lines = path.read_text(encoding="ascii").splitlines()
+        heads = _heads(path)
+        if not heads:
+            raise ConfigError(f"{path} is not a journal of Quire: its first line does not say so")
+        if not -len(heads) <= life < len(heads):
+            raise ConfigError(
+                f"{path} has {len(heads)} lives of a scheduler, 0 to {len(heads) - 1}; there is no {life}"
+            )
+        at, head = heads[life]
+        if head["quire journal"] != VERSION:
+            version = head["quire journal"]
+            raise ConfigError(f"{path} is a journal of version {version}; this Quire reads version {VERSION}")
+        turns, is_closed = _turns(path, at)
+        settings, epoch = from_plain(head["settings"]), head["epoch"]
+        epochs = tuple([int(other["epoch"]) for _, other in heads])
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as a journal: {error}") from error
-    checked = list(_whole_lines(lines))
-    if not checked or "quire journal" not in checked[0]:
-        raise ConfigError(f"{path} is not a journal of Quire: its first line does not say so")
-    head = checked[0]
-    if head["quire journal"] != VERSION:
-        raise ConfigError(f"{path} is a journal of version {head['quire journal']}; this Quire reads version {VERSION}")
-    is_whole = "end" in checked[-1] and len(checked) == len(lines)
-    turns = tuple(
-        Turn(line["turn"], line["now"], from_plain(line["events"]), line["orders"])
-        for line in checked[1:]
-        if "turn" in line
-    )
-    if not is_whole and not allow_cut:
-        raise ConfigError(
-            f"{path} is truncated after turn {len(turns)}; give --at {len(turns)} or less to see up to there"
-        )
-    return Journal(from_plain(head["settings"]), head["epoch"], turns, is_whole)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        detail = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{path} is no journal that a scheduler has written: {detail}") from error
+    if not isinstance(settings, SchedulerSettings) or not isinstance(epoch, int):
+        raise ConfigError(f"{path} is no journal that a scheduler has written: its head has no settings")
+    return Journal(settings, epoch, turns, is_closed, epochs)
 
 
-def _whole_lines(lines: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Lines up to the first whose CRC does not hold."""
-    for line in lines:
-        text, _, crc = line.rpartition(" ")
-        if not text or crc != f"{zlib.crc32(text.encode()):08x}":
-            return
-        yield json.loads(text)
+def _heads(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The heads of all lives, each with the number of its line."""
+    found: list[tuple[int, dict[str, Any]]] = []
+    with path.open(encoding="ascii") as file:
+        for number, line in enumerate(file):
+            if line.startswith('{"quire journal"') and len(found) < MAX_LIVES:
+                head = _checked(line)
+                if head is not None:
+                    found.append((number, head))
+    return found
+
+
+def _turns(path: Path, head: int) -> tuple[tuple[Turn, ...], bool]:
+    """The turns of the life whose head is in this line, and whether it was closed."""
+    turns: list[Turn] = []
+    with path.open(encoding="ascii") as file:
+        for line in islice(file, head + 1, None):
+            told = _checked(line)
+            if told is None or "quire journal" in told:
+                break
+            if "end" in told:
+                return tuple(turns), True
+            if "of" in told:
+                if not turns or turns[-1].number != told["of"]:
+                    break
+                turns[-1] = replace(turns[-1], digest=str(told["orders"]))
+            elif told["turn"] != len(turns) + 1 or (turns and not turns[-1].digest):
+                break
+            else:
+                turns.append(Turn(told["turn"], float(told["now"]), from_plain(told["events"]), ""))
+    return tuple(turns), False
+
+
+def _checked(line: str) -> dict[str, Any] | None:
+    """A line whose CRC holds."""
+    text, _, crc = line.rstrip("\n").rpartition(" ")
+    if not text or crc != f"{zlib.crc32(text.encode()):08x}":
+        return None
+    told = json.loads(text)
+    return told if isinstance(told, dict) else None

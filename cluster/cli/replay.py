@@ -17,19 +17,28 @@ def register(app: typer.Typer) -> None:
 def replay(
     journal: Annotated[Path, typer.Argument(help="The file that `quire up --journal FILE` wrote.")],
     at: Annotated[int | None, typer.Option(help="Show the state after this turn. Default: after the last.")] = None,
+    life: Annotated[int, typer.Option(help="Which start of the scheduler: 0 is the first. Default: the last.")] = -1,
     events: Annotated[bool, typer.Option("--events", help="Also list what that turn was told.")] = False,
 ) -> None:
     """Replay a journal, prove that every decision is the same, and show tables and ledgers."""
     from cluster.centre import replay as player
     from cluster.centre.journal import read
 
-    recorded = read(journal, allow_cut=at is not None)
-    if at is not None and not 0 <= at <= len(recorded.turns):
-        raise ConfigError(f"--at is {at}, and {journal} has turns 0 to {len(recorded.turns)}")
+    recorded = read(journal, life=life)
+    whole, total = recorded.num_whole, len(recorded.turns)
+    if at is not None and not 0 <= at <= total:
+        raise ConfigError(f"--at is {at}, and {journal} has turns 0 to {total}")
+    if len(recorded.epochs) > 1:
+        number = life % len(recorded.epochs)
+        print(f"life {number} of 0 to {len(recorded.epochs) - 1}: the scheduler of epoch {recorded.epoch}")
     scheduler = player.replay(recorded, at)
     scheduler.check()
-    number = len(recorded.turns) if at is None else at
-    print(f"turn {number} of {len(recorded.turns)}: every decision as it was written, every ledger adds up")
+    number = whole if at is None else at
+    print(f"turn {number} of {total}: every decision as it was written, every ledger adds up")
+    if whole < total:
+        print(f"turn {total} was begun and not ended: the scheduler stopped in it (--at {total} decides it again)")
+    elif not recorded.is_closed:
+        print(f"the scheduler was ended after turn {total}, or is still at work")
     if events and number:
         for event in recorded.turns[number - 1].events:
             print(f"  told: {event}")

@@ -69,14 +69,19 @@ class SchedulerHost:
 
     async def run(self) -> None:
         """Turns until cancelled. An error of the machine itself ends the process: the next one rebuilds."""
-        while True:
-            await self._something_due()
-            events, self._events = self._events[:MAX_EVENTS], self._events[MAX_EVENTS:]
-            if not self._events:
-                self._wake.clear()
-            self._turn(events or [Tick()])
-            # Streams get their turn even when events keep coming.
-            await asyncio.sleep(0)
+        try:
+            while True:
+                await self._something_due()
+                events, self._events = self._events[:MAX_EVENTS], self._events[MAX_EVENTS:]
+                if not self._events:
+                    self._wake.clear()
+                self._turn(events or [Tick()])
+                # Streams get their turn even when events keep coming.
+                await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            if self._journal is not None:
+                self._journal.close()
+            raise
 
     async def _something_due(self) -> None:
         due = self.scheduler.next_deadline
@@ -90,6 +95,8 @@ class SchedulerHost:
     def _turn(self, events: list[Event]) -> None:
         began = time.perf_counter()
         now = self.now
+        if self._journal is not None:
+            self._journal.begin(events, now)
         orders = self.scheduler.turn(events, now)
         for order in orders:
             self._carry(order)
@@ -101,9 +108,16 @@ class SchedulerHost:
         if self.scheduler.notes.num_notes != self._num_notes:
             self._log_notes()
         if self._journal is not None:
-            self._journal.turn(events, now, orders)
+            self._write_down(self._journal, orders)
         for watcher in self.after_turn:
             watcher()
+
+    def _write_down(self, journal: JournalWriter, orders: list[Order]) -> None:
+        journal.end(orders)
+        if journal.stopped:
+            # A full disk stops nobody: it is said once.
+            log.warning("%s; the scheduler goes on without one", journal.stopped)
+            self._journal = None
 
     def _log_notes(self) -> None:
         for note in self.scheduler.notes.since(self._num_notes):

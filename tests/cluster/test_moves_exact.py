@@ -68,7 +68,7 @@ def drain(admin: AdminServiceStub, worker: str, undo: bool = False) -> None:
 
 def replayed(journal: Path) -> Scheduler:
     """The scheduler as it stands now, by replaying its journal."""
-    recorded = read(journal, allow_cut=True)
+    recorded = read(journal)
     scheduler = Scheduler(recorded.settings, recorded.epoch)
     for turn in recorded.turns:
         scheduler.turn(turn.events, turn.now)

@@ -5,14 +5,10 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from cluster.centre.journal import JournalWriter, read
-from cluster.centre.replay import describe, replay
 from cluster.centre.scheduler import Scheduler
-from cluster.errors import ConfigError, ProtocolError
 from cluster.hashing import BlockHasher
 from cluster.messages import (
     Accepted,
@@ -260,54 +256,6 @@ def test_a_pin_keeps_its_blocks_until_its_time_and_gives_way_to_work() -> None:
     # All eight blocks are needed: the pin goes.
     assert "big" in starts(driver.turn(submit("big", range(500, 600), 29)))
     assert driver.scheduler.counters["pins given up"] == 1
-
-
-def test_a_journal_replays_to_the_same_decisions(tmp_path: Path) -> None:
-    path = tmp_path / "journal"
-    driver = Driver()
-    writer = JournalWriter(path, driver.scheduler.settings, 1)
-    first = Scheduler(driver.scheduler.settings)
-    told: list[tuple[Event, ...]] = [
-        (joined(),),
-        (submit("a", range(40), 9, n=2), submit("b", range(40), 9)),
-        (Cancel("a"),),
-    ]
-    for number, events in enumerate(told):
-        writer.turn(events, float(number), first.turn(events, float(number)))
-    writer.close()
-    journal = read(path)
-    assert len(journal.turns) == 3 and journal.is_whole
-    assert "request a: stopping" in describe(replay(journal))
-    assert "request" not in describe(replay(journal, at=1))
-
-
-def test_a_journal_that_is_cut_or_of_another_version_or_decides_otherwise_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "journal"
-    settings = SchedulerSettings()
-    scheduler = Scheduler(settings)
-    writer = JournalWriter(path, settings, 1)
-    for number, events in enumerate([(joined(),), (submit("a", range(40), 9),)]):
-        writer.turn(events, float(number), scheduler.turn(events, float(number)))
-    writer.close()
-    whole = path.read_text()
-    path.write_text(whole[: whole.rindex('{"turn":2') + 30])
-    with pytest.raises(ConfigError, match="truncated after turn 1"):
-        read(path)
-    assert len(read(path, allow_cut=True).turns) == 1
-    path.write_text("no journal at all")
-    with pytest.raises(ConfigError, match="is not a journal"):
-        read(path)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cluster.centre.journal.VERSION", 0)
-        JournalWriter(path, settings, 1).close()
-    with pytest.raises(ConfigError, match="a journal of version 0; this Quire reads version"):
-        read(path)
-    writer = JournalWriter(path, settings, 1)
-    writer.turn((joined(),), 0.0, [])
-    writer.turn((submit("a", range(40), 9),), 1.0, [])
-    writer.close()
-    with pytest.raises(ProtocolError, match="turn 2 decides otherwise"):
-        replay(read(path))
 
 
 def test_closed_requests_leave_nothing_behind() -> None:

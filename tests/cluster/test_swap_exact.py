@@ -79,7 +79,7 @@ def ask(running: Processes, model: str) -> list[RequestOutput]:
 def swapped(journal: Path, model: str) -> tuple[dict[str, bool], Counter[str]]:
     """Requests whose content was read back from host memory, and whether beams in the midst of their search were among
     it; and the scheduler's counters: by replaying its journal."""
-    recorded = read(journal, allow_cut=True)
+    recorded = read(journal)
     scheduler, found = Scheduler(recorded.settings, recorded.epoch), dict[str, bool]()
     for turn in recorded.turns:
         scheduler.turn(turn.events, turn.now)
