@@ -1,6 +1,9 @@
 """The whole engine on the twin, under schedules that let the device be late: the tokens are those of the CPU engine,
 and what would be wrong on a GPU is seen when it is planted."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,6 +135,17 @@ def test_without_overlap_and_without_graphs(folder: Path, wanted: dict[str, Writ
     assert written(llm, WORK) == wanted
     llm._worker._launcher.graphs = None
     assert written(llm, WORK) == wanted
+
+
+@pytest.mark.timeout(600)
+def test_triton_kernels_in_the_interpreter(seed: int, request: pytest.FixtureRequest) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--seed", str(seed), "--durations=3"]
+    command += ["--trust"] if request.config.getoption("--trust") else []
+    command.append(str(Path(__file__).with_name("test_triton_on_twin.py")))
+    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=590, check=False)
+    print(done.stdout[-6000:], done.stderr[-2000:])
+    assert done.returncode == 0 and " passed" in done.stdout
 
 
 # -- what is wrong is seen

@@ -177,6 +177,13 @@ class Sampler:
         if self._cpu:
             self._cpu.warm_up(dtype)
             self._penalties.warm_up()
+            return
+        keys = noise_keys(np.zeros(1, np.uint64), np.zeros(1, np.int64))
+        one = np.ones(1, np.float32)
+        settings = DrawSettings(one, np.ones(1, np.int32), 0.5 * one, 0 * one, keys)
+        # Edited logits are of another type.
+        for kind in {dtype, torch.float32}:
+            self._draw(torch.zeros((1, self._vocab_size), dtype=kind, device=self._device), settings)
 
     def enter(self, row: int, params: SamplingParams, index: int, tokens: Ints, num_prompt: int) -> None:
         """Sequence `index` of a request moves in, its settings resolved; `tokens`: prompt, then outputs so far."""
