@@ -142,3 +142,12 @@ def test_the_examples_of_paging_hold_on_the_real_parts(tmp_path: Path) -> None:
     rows = {row["example"]: row for row in found["tables"]["Examples"]}
     assert rows["sixteen lengths, pages of 16"]["ours"] == "552 pages, 73.0 % saved"
     assert len(found["checks"]) == len(rows) >= 16 and all(check["ok"] for check in found["checks"])
+
+
+def test_memory_is_held_as_in_the_paper(tmp_path: Path) -> None:
+    argv = ["paper", "--parts", "memory", "--requests", "500", "--json", str(tmp_path / "out.json")]
+    assert bench.run(argv) == 0
+    tables = json.loads((tmp_path / "out.json").read_text())["tables"]
+    rows = {row["memory"]: row for title, table in tables.items() if "sharegpt" in title for row in table}
+    shares = [rows[name]["holds tokens %"] for name in ("longest", "power of two", "oracle", "pages of 16")]
+    assert shares == sorted(shares) and shares[-1] > 95 > 45 > shares[-2]
