@@ -145,7 +145,7 @@ def test_the_examples_of_paging_hold_on_the_real_parts(tmp_path: Path) -> None:
 
 
 def test_memory_is_held_as_in_the_paper(tmp_path: Path) -> None:
-    argv = ["paper", "--parts", "memory", "--requests", "500", "--json", str(tmp_path / "out.json")]
+    argv = ["paper", "--parts", "memory", "--requests", "1500", "--json", str(tmp_path / "out.json")]
     assert bench.run(argv) == 0
     tables = json.loads((tmp_path / "out.json").read_text())["tables"]
     rows = {row["memory"]: row for title, table in tables.items() if "sharegpt" in title for row in table}
