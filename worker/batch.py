@@ -64,9 +64,9 @@ class StepBuilder:
 
     def __init__(self, state: BatchState, max_tokens: int) -> None:
         self._state = state
+        self._seam = seam = device_of(state.device)
         self.max_rows = rows = min(max_tokens, state.max_batch)
         size = _Buffers.size_bytes(max_tokens, rows)
-        seam = device_of(state.device)
         hosts = [seam.pinned(size, torch.uint8).zero_() for _ in range(2 if seam.is_apart else 1)]
         self._hosts = [_Buffers(host, max_tokens, rows) for host in hosts]
         self.max_tokens = max_tokens
@@ -121,6 +121,8 @@ class StepBuilder:
     def _next_host(self) -> _Buffers:
         """The place for the next step, which may still be on its way from the step before last."""
         self._number += 1
+        # Kernels go to the current device of the thread that steps, which need not be the one that started.
+        self._seam.bind()
         self._sent[self._number % len(self._sent)].wait()
         return self._host
 

@@ -4,6 +4,7 @@ and what would be wrong on a GPU is seen when it is planted."""
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,15 @@ import pytest
 import torch
 
 from cluster import LLM, SamplingParams
+from kernels import reference
+from kernels.batch import AttentionBatch
+from kernels.device.seam import device_of
 from kernels.device.twin.device import ORDER, Fault
 from tests.engine import models
 from worker.batch import StepBuilder
 from worker.graphs import DecodeGraphs
 from worker.model.model import Model
+from worker.model.startup import _Trial
 from worker.sampling.sampler import Sampled
 from worker.state import BatchState
 
@@ -135,6 +140,42 @@ def test_without_overlap_and_without_graphs(folder: Path, wanted: dict[str, Writ
     assert written(llm, WORK) == wanted
     llm._worker._launcher.graphs = None
     assert written(llm, WORK) == wanted
+
+
+def test_any_card_is_served_by_any_thread(folder: Path, wanted: dict[str, Written]) -> None:
+    """Kernels go to the current card of a thread: of the one that steps, not of the one that started."""
+    llm = engine(folder, "twin:1@0")
+    device_of(torch.device("twin", 0)).bind()
+    work, found = WORK[:4], []
+    thread = threading.Thread(target=lambda: found.append(written(llm, work)))
+    thread.start()
+    thread.join()
+    assert found == [{name: wanted[name] for name, _ in work}]
+    assert llm._worker.parts.pool.bytes.device.index == 1
+
+
+def test_the_trial_reads_every_block(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A profile of a step that reads one block again and again would be too good."""
+    read: list[list[int]] = []
+    attend = reference._attend
+
+    def noted(q: torch.Tensor, cache: Any, batch: AttentionBatch, *args: Any) -> None:
+        used = -(-int(batch.context_len[0]) // cache.block_size)
+        read.append(batch.tables[int(batch.rows[0]), :used].tolist())
+        attend(q, cache, batch, *args)
+
+    monkeypatch.setattr(reference, "_attend", noted)
+    timed: list[list[int]] = []
+    time_it = _Trial.time
+
+    def timing(self: _Trial) -> float:
+        seconds = time_it(self)
+        timed.append(read[-1])
+        return seconds
+
+    monkeypatch.setattr(_Trial, "time", timing)
+    engine(folder, "twin@0")
+    assert timed == [list(range(24 // 8))]
 
 
 @pytest.mark.timeout(600)

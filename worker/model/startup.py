@@ -56,6 +56,7 @@ class Started:
         """Copies whole blocks, on every rank."""
         if self.team is not None:
             self.team.say(COPY, sources, targets)
+        device_of(self.device).bind()
         self.backend.copy_blocks(self.pool.bytes, sources, targets)
 
     def clear_blocks(self, blocks: Sequence[int]) -> None:
@@ -172,7 +173,8 @@ class _Trial:
         self._device = device
         self._pool = DevicePool(layout, num_blocks, device)
         state = BatchState(1, num_tokens, layout.block_size, device)
-        state.tables[0] = np.arange(num_blocks)
+        # As tables come to be, so that the device has it too: every block is read.
+        state.extend(0, 0, np.arange(num_blocks, dtype=np.int32))
         self._builder = StepBuilder(state, num_tokens)
         counts = np.array([num_tokens], np.int32)
         none = np.zeros(1, np.int32)
