@@ -22,7 +22,7 @@ from worker.beams import BeamGroups, Ranked
 from worker.graphs import DecodeGraphs
 from worker.model.startup import Say, Started
 from worker.model.tokenizer import guide_of
-from worker.ranks.lead import Lead
+from worker.ranks.lead import Lead, Taken
 from worker.run_ahead import RunAhead
 from worker.sampling.prompt_logprobs import Judged, PromptLogprobs, token_rows
 from worker.sampling.sampler import Sampled, Sampler
@@ -97,12 +97,13 @@ class Launcher:
         if self.graphs is not None and not wanted and spread.num_decodes == len(spread.rows):
             padded = self.graphs.padded(len(spread.rows))
         step = self.builder.build(spread, batcher.length, padded)
-        if previous is not None:
-            self._take_over(spread, step, previous)
+        taken = None if previous is None else self._take_over(spread, step, previous)
         if not padded:
             parts.model.prepare(step.attention)
         if self.lead is not None:
-            self.lead.step(spread.rows, step, token_rows(wanted))
+            # Beams choose on the host.
+            num_shared = 0 if self._beams.groups else len(step.sampled)
+            self.lead.step(spread.rows, step, token_rows(wanted), taken, num_shared)
         self.seconds["prepare"] += time.perf_counter() - began
         plain = not wanted and not self._beams.groups and self._sampler.is_plain(step.sampled)
         if plain and parts.model.picks:
@@ -113,16 +114,18 @@ class Launcher:
         batcher.length[step.sampled] += flight.num_steps
         return flight
 
-    def _take_over(self, batch: Batch, step: Step, previous: Flight) -> None:
+    def _take_over(self, batch: Batch, step: Step, previous: Flight) -> Taken | None:
         """Ids that only the device knows yet: the tokens of decodes that the flight before this one samples."""
         unknown = np.flatnonzero(
             batch.starts[: batch.num_decodes] >= self._state.known[batch.rows[: batch.num_decodes]]
         )
-        if unknown.size:
-            self._source[previous.rows] = np.arange(len(previous.rows))
-            source = send(self._source[batch.rows[unknown]], step.ids.device)
-            target = send(unknown.astype(np.int64), step.ids.device)
-            step.ids.index_copy_(0, target, previous.sampled.device_ids.index_select(0, source))
+        if not unknown.size:
+            return None
+        self._source[previous.rows] = np.arange(len(previous.rows))
+        sources, targets = self._source[batch.rows[unknown]], unknown.astype(np.int64)
+        source, target = send(sources, step.ids.device), send(targets, step.ids.device)
+        step.ids.index_copy_(0, target, previous.sampled.device_ids.index_select(0, source))
+        return targets, sources
 
     def _pick(self, batch: Batch, step: Step, num_steps: int) -> Flight:
         """The model takes its likeliest tokens itself, or draws them."""
@@ -147,6 +150,8 @@ class Launcher:
         judged = self.prompt_logprobs.judge(logits[num_sampled:], wanted) if wanted else None
         logits, rows, ranked = self._beams.rank(logits[:num_sampled], step.sampled)
         sampled = self._sampler.sample(logits, rows)
+        if self.lead is not None:
+            self.lead.share(sampled.device_ids)
         self.seconds["model"] += computed - began
         self.seconds["sample"] += time.perf_counter() - computed
         return Flight(batch, rows, sampled, np.zeros((0, len(rows)), np.int64), ranked, judged)

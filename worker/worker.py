@@ -86,6 +86,8 @@ class Worker:
         # Whether a step is retired only when the next one has been issued, so that the device never waits for the host.
         # A step of ours is over when its call returns on a CPU.
         self._overlaps = device_of(parts.device).is_apart if settings.overlap is None else settings.overlap
+        if self._launcher.lead is not None:
+            self._launcher.lead.shares = self._overlaps
         # Rows that end once the step that is under way has retired.
         self._ending: dict[int, tuple[Reason, str]] = {}
         self._launcher.capture(say)

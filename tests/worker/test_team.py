@@ -12,6 +12,7 @@ import torch
 from cluster import LLM, SamplingParams
 from cluster.errors import ConfigError, ModelError, WorkFailed
 from tests.engine import models
+from worker.ranks.lead import Lead
 
 NUM_TOKENS = 12
 LENGTHS = [1, 9, 17, 40, 90]
@@ -50,6 +51,31 @@ def test_two_ranks_say_what_one_says(kind: str, tmp_path: Path) -> None:
     judged = [list(place) for place in shared[2].prompt_logprobs[1:] if place]
     assert judged == [list(place) for place in alone[2].prompt_logprobs[1:] if place]
     assert all(child.returncode == 0 for child in llm._ranks.children)
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_steps_that_are_issued_ahead_on_memory_of_its_own(
+    is_shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a step sampled is known on the device of rank 0 alone when the next one is issued: it goes to the others
+    from there. Without that they go on from what lies on the host, and are seen to."""
+    folder = models.build(tmp_path, "llama", num_hidden_layers=2)
+    prompts = models.prompts(LENGTHS, seed=3)
+    reference = models.reference(folder)
+    wanted = [models.greedy(reference, prompt, NUM_TOKENS) for prompt in prompts]
+    llm = engine(folder, overlap=True)
+    builder = llm._worker._launcher.builder
+    # As on a GPU: the device's place is another than the host's, and each step is sent there.
+    memory = torch.zeros_like(builder.device.memory)
+    builder.device = type(builder.device)(memory, builder.max_tokens, builder.max_rows)
+    if not is_shared:
+        step = Lead.step
+        monkeypatch.setattr(Lead, "step", lambda self, rows, built, more, *_: step(self, rows, built, more))
+    try:
+        found = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True))
+    finally:
+        llm.close()
+    assert ([output.outputs[0].token_ids for output in found] == wanted) == is_shared
 
 
 def test_a_lost_rank_ends_the_replica(tmp_path: Path) -> None:

@@ -36,13 +36,15 @@ def run(settings: WorkerSettings, place: Place) -> None:
     team = parts.team
     assert team is not None and not team.leads
     tables = Tables(settings, parts)
+    # The tokens that rank 0 sampled last, where it issues steps before it knows them.
+    shared = torch.zeros(0, dtype=torch.int64, device=parts.device)
     while True:
         kind, words = team.hear()
         if kind == END:
             break
         if kind == STEP:
             tables.extend(words[0], words[1])
-            _step(parts, tables.tensor, words[2:])
+            shared = _step(parts, tables.tensor, words[2:], shared)
         elif kind == COPY:
             parts.backend.copy_blocks(parts.pool.bytes, words[0].tolist(), words[1].tolist())
         elif kind == CLEAR:
@@ -71,9 +73,12 @@ class Tables:
             self.tensor.index_copy_(0, where.to(self._device), torch.from_numpy(self._host)[where].to(self._device))
 
 
-def _step(parts: Started, tables: torch.Tensor, words: list[Words]) -> None:
-    """One forward pass. The words are those of `worker.ranks.lead.Lead.step`, behind the tables."""
-    ids, positions, slots, logit_rows, context_len, query_start, rows, more_logits, sizes = words
+def _step(parts: Started, tables: torch.Tensor, words: list[Words], shared: torch.Tensor) -> torch.Tensor:
+    """One forward pass. The words are those of `worker.ranks.lead.Lead.step`, behind the tables. Returns the
+    tokens that rank 0 samples in it, if it shares them."""
+    ids, positions, slots, logit_rows, context_len, query_start, rows, more_logits, targets, sources, sizes = words
+    team = parts.team
+    assert team is not None
 
     def tensor(part: Words, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.from_numpy(part.copy()).to(parts.device, dtype)
@@ -91,7 +96,14 @@ def _step(parts: Started, tables: torch.Tensor, words: list[Words]) -> None:
         num_decodes=int(sizes[2]),
     )
     parts.model.prepare(batch)
-    parts.model.forward(tensor(ids), where, tensor(np.concatenate([logit_rows, more_logits])))
+    known = tensor(ids)
+    if len(targets):
+        known.index_copy_(0, tensor(targets), shared.index_select(0, tensor(sources)))
+    parts.model.forward(known, where, tensor(np.concatenate([logit_rows, more_logits])))
+    if sizes[3]:
+        shared = torch.empty(int(sizes[3]), dtype=torch.int64, device=parts.device)
+        team.share(shared)
+    return shared
 
 
 def spawn(settings: WorkerSettings, place: Place) -> subprocess.Popen[bytes]:

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from cluster.errors import ConfigError, WorkFailed
+from kernels.device.seam import device_of
 
 Words = NDArray[np.int64]
 
@@ -111,6 +112,10 @@ class Team:
         kind, count = int(flat[0]), int(flat[1])
         ends = 2 + count + np.cumsum(flat[2 : 2 + count])
         return kind, np.split(flat[: int(ends[-1]) if count else 2], [2 + count, *ends[:-1]])[1:] if count else []
+
+    def share(self, tensor: torch.Tensor) -> None:
+        """Rank 0's tensor comes into that of every other rank, in the order of the device's work."""
+        device_of(tensor.device).call(dist.broadcast, tensor, 0)
 
     def least(self, number: int) -> int:
         """The smallest of all ranks' numbers; every rank asks at the same point."""
