@@ -81,6 +81,8 @@ class WorkerSettings:
     kv_memory: int | str | None = None
     # Share of the memory that is free after weights and working space which the pool takes when neither is given.
     kv_share: float = 0.9
+    # Instead: the share of all of a card's memory that weights, working space and pool take together, as in vLLM.
+    gpu_memory_utilization: float | None = None
     max_batch: int = 256
     # Tokens of one step: decodes and prefill chunks together. None: what suits the device.
     token_budget: int | None = None
@@ -109,6 +111,7 @@ class WorkerSettings:
             ("token_budget", self.token_budget, 1, 2**20),
             ("max_model_len", self.max_model_len, 2, 2**27),
             ("kv_share", self.kv_share, 0.01, 1.0),
+            ("gpu_memory_utilization", self.gpu_memory_utilization, 0.01, 1.0),
         )
         for name, value, low, high in checks:
             if value is None:

@@ -35,7 +35,8 @@ class DecodeGraphs:
         self._max_model_len = max_model_len
         self._seam = device_of(model.device)
         self._graphs: dict[int, Graph] = {}
-        self._logits: dict[int, torch.Tensor] = {}
+        # One place for the logits of all sizes: they are read before the next replay.
+        self._logits: torch.Tensor | None = None
         self._sizes: list[int] = []
 
     def capture(self, most: int) -> str:
@@ -46,11 +47,14 @@ class DecodeGraphs:
             for size in reversed(sizes_up_to(most)):
                 self._builder.build_empty(size)
                 # Everything is compiled and has its workspace before it is captured.
-                self._step(size)
-                self._graphs[size], self._logits[size] = pool.capture(partial(self._step, size))
+                logits = self._step(size)
+                if self._logits is None:
+                    self._logits = torch.empty_like(logits)
+                del logits
+                self._graphs[size], _ = pool.capture(partial(self._leave_logits, self._logits[:size]))
         except RuntimeError as error:
             self._graphs.clear()
-            self._logits.clear()
+            self._logits = None
             self._seam.wait()
             return " ".join(str(error).split())[:200]
         self._sizes = sorted(self._graphs)
@@ -64,7 +68,11 @@ class DecodeGraphs:
     def replay(self, size: int, rows: int) -> torch.Tensor:
         """The step that the builder has laid out, padded to `size`. Logits of its first rows, until the next replay."""
         self._graphs[size].replay()
-        return self._logits[size][:rows]
+        assert self._logits is not None
+        return self._logits[:rows]
+
+    def _leave_logits(self, place: torch.Tensor) -> None:
+        place.copy_(self._step(len(place)))
 
     def _step(self, size: int) -> torch.Tensor:
         """A step of so many decodes over the builder's tensors, whatever they hold: empty sequences at first."""

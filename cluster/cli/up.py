@@ -25,6 +25,9 @@ def up(
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
     kv_blocks: Annotated[int | None, typer.Option(help="Blocks of each worker's pool.")] = None,
     kv_memory: Annotated[str | None, typer.Option(help="Or its size, such as 2GiB.")] = None,
+    gpu_memory_utilization: Annotated[
+        float | None, typer.Option(help="Share of a card's memory that a worker takes in all.")
+    ] = None,
     block_size: Annotated[int | None, typer.Option(help="Slots in a block, 1 to 256.")] = None,
     max_batch: Annotated[int | None, typer.Option(help="Sequences of one worker at once.")] = None,
     token_budget: Annotated[int | None, typer.Option(help="Tokens of one step, decodes and prefill together.")] = None,

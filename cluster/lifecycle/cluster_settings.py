@@ -36,6 +36,7 @@ class ClusterSettings:
     dtype: str = "auto"
     kv_blocks: int | None = None
     kv_memory: str | None = None
+    gpu_memory_utilization: float | None = None
     block_size: int = 16
     max_batch: int = 256
     token_budget: int | None = None
@@ -150,6 +151,7 @@ class ClusterSettings:
             block_size=self.block_size,
             kv_blocks=self.kv_blocks,
             kv_memory=self.kv_memory,
+            gpu_memory_utilization=self.gpu_memory_utilization,
             max_batch=self.max_batch,
             token_budget=self.token_budget,
             hash_key=hash_key,

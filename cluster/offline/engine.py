@@ -32,7 +32,6 @@ from worker.ranks.local import Ranks
 _ALIASES = {
     "max_num_seqs": "max_batch",
     "max_num_batched_tokens": "token_budget",
-    "gpu_memory_utilization": "kv_share",
     "enable_prefix_caching": "prefix_caching",
     "num_gpu_blocks_override": "kv_blocks",
 }

@@ -71,6 +71,8 @@ class GpuDevice:
 
     is_apart = True
     has_graphs = True
+    # Torch's allocator takes small parts in segments of 2 MiB, middling ones in segments of 20 MiB.
+    slack_bytes = 22 << 20
 
     def __init__(self, device: torch.device) -> None:
         self.device = torch.device("cuda", device.index or 0)

@@ -42,6 +42,7 @@ class HostDevice:
     device = torch.device("cpu")
     is_apart = False
     has_graphs = False
+    slack_bytes = 0
 
     def facts(self) -> Facts:
         # Few multiprocessors, so that small batches are split as large ones are on a GPU.

@@ -92,6 +92,11 @@ class Device(Protocol):
     def pin(self, address: int, size: int) -> Callable[[], None] | None:
         """Pins memory that is here already; returns what lets go of it, None where that is not possible."""
 
+    @property
+    def slack_bytes(self) -> int:
+        """What an allocator may hold beyond what it was asked for, of small parts: for ordinary memory, and once more
+        for that of graphs."""
+
     def free_bytes(self) -> int:
         """What can still be allocated at once, after everything unused was given back."""
 

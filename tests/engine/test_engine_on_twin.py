@@ -1,6 +1,7 @@
 """The whole engine on the twin, under schedules that let the device be late: the tokens are those of the CPU engine,
 and what would be wrong on a GPU is seen when it is planted."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -13,10 +14,11 @@ import pytest
 import torch
 
 from cluster import LLM, SamplingParams
+from cluster.errors import ConfigError
 from kernels import reference
 from kernels.batch import AttentionBatch
-from kernels.device.seam import device_of
-from kernels.device.twin.device import ORDER, Fault
+from kernels.device.seam import device_of, find_device
+from kernels.device.twin.device import ORDER, Fault, card
 from tests.engine import models
 from worker.batch import StepBuilder
 from worker.graphs import DecodeGraphs
@@ -145,7 +147,7 @@ def test_without_overlap_and_without_graphs(folder: Path, wanted: dict[str, Writ
 def test_any_card_is_served_by_any_thread(folder: Path, wanted: dict[str, Written]) -> None:
     """Kernels go to the current card of a thread: of the one that steps, not of the one that started."""
     llm = engine(folder, "twin:1@0")
-    device_of(torch.device("twin", 0)).bind()
+    device_of(find_device("twin:0")).bind()
     work, found = WORK[:4], []
     thread = threading.Thread(target=lambda: found.append(written(llm, work)))
     thread.start()
@@ -176,6 +178,31 @@ def test_the_trial_reads_every_block(folder: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(_Trial, "time", timing)
     engine(folder, "twin@0")
     assert timed == [list(range(24 // 8))]
+
+
+@pytest.mark.parametrize("share", [0.7, 0.9])
+def test_a_share_of_the_card_is_what_all_of_it_takes(folder: Path, share: float) -> None:
+    """Weights, working space, graphs and pool together, whatever else is on the card; the graphs find their place."""
+    gc.collect()
+    seam, heap, mebibyte = device_of(find_device("twin:2")), card(2).heap, 1 << 20
+    heap.total = 110 * mebibyte
+    seam.bind()
+    beside = torch.zeros(10 * mebibyte, dtype=torch.uint8, device=seam.device)
+    sizes: dict[str, Any] = {"kv_blocks": None, "max_model_len": 1000, "max_batch": 128, "token_budget": 512}
+    llm = engine(folder, "twin:2@0", gpu_memory_utilization=share, block_size=256, **sizes)
+    assert llm._worker._launcher.graphs is not None
+    written(llm, WORK[:4])
+    assert heap.num_reserved <= share * heap.total
+    budget = llm._worker.parts.budget
+    assert budget.kv_bytes + budget.working_bytes + budget.graph_bytes > 0.95 * (share * heap.total - beside.nbytes)
+    with pytest.raises(ConfigError, match="no block of KV memory fits"):
+        engine(folder, "twin:2@0", gpu_memory_utilization=0.3, block_size=256, **sizes)
+
+
+def test_graphs_of_all_sizes_leave_their_logits_in_one_place(llm: LLM) -> None:
+    graphs = llm._worker._launcher.graphs
+    assert graphs is not None and len(graphs._sizes) > 3
+    assert graphs.replay(2, 2).data_ptr() == graphs.replay(12, 9).data_ptr()
 
 
 @pytest.mark.timeout(600)

@@ -21,6 +21,7 @@ class Budget:
     free_bytes: int
     weights_bytes: int
     working_bytes: int
+    graph_bytes: int
     block_bytes: int
     block_size: int
     num_blocks: int
@@ -41,9 +42,10 @@ class Budget:
         """What is printed at start."""
         lengths = [*[length for length in (512, 2048, 8192, 32768) if length < max_model_len][:3], max_model_len]
         fits = ", ".join(f"{self.num_requests(length):,} of {length:,}" for length in lengths)
+        graphs = f"decode graphs {format_bytes(self.graph_bytes)}, " if self.graph_bytes else ""
         return [
             f"memory: weights {format_bytes(self.weights_bytes)}, working space {format_bytes(self.working_bytes)}, "
-            f"KV {format_bytes(self.kv_bytes)} (of {format_bytes(self.free_bytes)} free after the weights)",
+            f"{graphs}KV {format_bytes(self.kv_bytes)} (of {format_bytes(self.free_bytes)} free after the weights)",
             f"pool: {self.num_blocks:,} blocks of {self.block_size} tokens ({format_bytes(self.block_bytes)} each) = "
             f"{self.num_tokens:,} tokens; requests that fit at once, by tokens: {fits}",
         ]
@@ -57,21 +59,24 @@ def decide(
     weights_bytes: int,
     working_bytes: int,
     max_model_len: int,
+    graph_bytes: int = 0,
 ) -> Budget:
-    """The pool for these settings. Without kv_blocks or kv_memory: a share of what is free, and no more than the
-    largest batch of the longest requests could ever fill."""
-    usable = free_bytes - working_bytes
+    """The pool for these settings. Without kv_blocks or kv_memory: a share of what is free (all of it where the share
+    of the card is given, of which the caller has left the rest out), and no more than the largest batch of the longest
+    requests could ever fill."""
+    usable = free_bytes - working_bytes - graph_bytes
     most = max(0, usable) // layout.block_bytes
     if settings.kv_blocks is not None:
         name, wanted = "kv_blocks", settings.kv_blocks
     elif settings.kv_memory is not None:
         name, wanted = "kv_memory", parse_bytes(settings.kv_memory, "kv_memory") // layout.block_bytes
     else:
-        name, wanted = "kv_share", int(most * settings.kv_share)
+        is_given = settings.gpu_memory_utilization is not None
+        name, wanted = ("gpu_memory_utilization", most) if is_given else ("kv_share", int(most * settings.kv_share))
         wanted = min(wanted, settings.max_batch * -(-max_model_len // layout.block_size))
     figures = (
         f"{format_bytes(free_bytes)} free after {format_bytes(weights_bytes)} of weights, "
-        f"{format_bytes(working_bytes)} of working space, {format_bytes(layout.block_bytes)} a block"
+        f"{format_bytes(working_bytes + graph_bytes)} of working space, {format_bytes(layout.block_bytes)} a block"
     )
     if wanted > most:
         size = format_bytes(wanted * layout.block_bytes)
@@ -84,4 +89,4 @@ def decide(
                 f'set kv_memory="{layout.block_bytes}" or more, or a smaller block_size'
             )
         raise ConfigError(f"no block of KV memory fits ({figures}); free memory, lower token_budget or block_size")
-    return Budget(free_bytes, weights_bytes, working_bytes, layout.block_bytes, layout.block_size, wanted)
+    return Budget(free_bytes, weights_bytes, working_bytes, graph_bytes, layout.block_bytes, layout.block_size, wanted)

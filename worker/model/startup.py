@@ -17,7 +17,7 @@ from cluster.batcher import Batch
 from cluster.errors import ConfigError, ModelError
 from cluster.generation_config import not_honoured
 from cluster.settings import WorkerSettings
-from kernels.device.seam import device_of
+from kernels.device.seam import Device, device_of
 from kernels.dispatch import Backend, backend
 from kernels.layout import BlockLayout
 from worker.batch import StepBuilder
@@ -107,18 +107,20 @@ def _start(settings: WorkerSettings, say: Say, place: Place | None, device: torc
         _prove(model, layout, say)
         say(f"proof: the same logits as by transformers' attention, {time.perf_counter() - began:.1f} s")
     began = time.perf_counter()
-    free_bytes = seam.free_bytes()
-    if team is not None:
-        # Ranks on one CPU take from the same memory; all have the same blocks.
-        free_bytes = team.least(free_bytes if seam.is_apart else free_bytes // team.size)
     trial = _Trial(model, layout, device, min(token_budget, loaded.max_model_len), settings)
-    working_bytes = seam.peak_bytes(trial.run)
+    working_bytes = seam.peak_bytes(trial.run) + seam.slack_bytes
     if team is not None:
         working_bytes = -team.least(-working_bytes)
     # The first start on a machine compiles what later ones find in a cache.
     say(f"first step: with what had to be compiled for it, {time.perf_counter() - began:.1f} s")
     seconds = trial.time()
     say(f"profile: a step of {trial.num_tokens:,} tokens takes {seconds:.3f} s")
+    graph_bytes = trial.graph_bytes() if seam.has_graphs and team is None else 0
+    del trial
+    free_bytes = _free_bytes(settings, seam)
+    if team is not None:
+        # Ranks on one CPU take from the same memory; all have the same blocks.
+        free_bytes = team.least(free_bytes if seam.is_apart else free_bytes // team.size)
     sizes = budget.decide(
         settings,
         layout,
@@ -126,8 +128,8 @@ def _start(settings: WorkerSettings, say: Say, place: Place | None, device: torc
         weights_bytes=model.weights_bytes,
         working_bytes=working_bytes,
         max_model_len=loaded.max_model_len,
+        graph_bytes=graph_bytes,
     )
-    del trial
     wants_sharing = settings.share_pool and team is None
     pool = DevicePool(layout, sizes.num_blocks, device, debug=settings.debug, wants_sharing=wants_sharing)
     model.attach_pool(pool)
@@ -147,6 +149,15 @@ def _start(settings: WorkerSettings, say: Say, place: Place | None, device: torc
         digest=loaded.digest,
         team=team,
     )
+
+
+def _free_bytes(settings: WorkerSettings, seam: Device) -> int:
+    """What is left of the device, or of the share of a card that was given."""
+    free, share = seam.free_bytes(), settings.gpu_memory_utilization
+    if share is None or not seam.is_apart:
+        return free
+    total = seam.total_bytes()
+    return max(0, min(free, int(share * total) - (total - free)))
 
 
 def _prove(model: Model, layout: BlockLayout, say: Say) -> None:
@@ -172,23 +183,39 @@ class _Trial:
         self._model = model
         self._device = device
         self._pool = DevicePool(layout, num_blocks, device)
-        state = BatchState(1, num_tokens, layout.block_size, device)
+        # As many rows as a step of decodes has.
+        self._num_rows = min(settings.max_batch, num_tokens)
+        state = BatchState(self._num_rows, num_tokens, layout.block_size, device)
         # As tables come to be, so that the device has it too: every block is read.
         state.extend(0, 0, np.arange(num_blocks, dtype=np.int32))
         self._builder = StepBuilder(state, num_tokens)
         counts = np.array([num_tokens], np.int32)
         none = np.zeros(1, np.int32)
         self._batch = Batch(none, none, counts, 0, num_tokens, 0)
-        # As many rows of logits as a step of decodes has.
-        rows = min(settings.max_batch, num_tokens)
-        self._logit_rows = torch.arange(rows, device=device)
+        self._lengths = np.full(self._num_rows, num_tokens, np.int32)
+        self._logit_rows = torch.arange(self._num_rows, device=device)
 
     def run(self) -> None:
         self._model.attach_pool(self._pool)
-        step = self._builder.build(self._batch, self._batch.counts)
+        self._step(self._batch)
+
+    def graph_bytes(self) -> int:
+        """What graphs of decodes take: memory of their own for the largest step, and a place for its logits."""
+        num, seam = self._num_rows, device_of(self._device)
+        rows, ones = np.arange(num, dtype=np.int32), np.ones(num, np.int32)
+        logits: list[torch.Tensor] = []
+
+        def decode() -> None:
+            logits.append(self._step(Batch(rows, 0 * rows, ones, num, num, 0)))
+
+        return seam.peak_bytes(decode) + logits[0].nbytes + seam.slack_bytes
+
+    def _step(self, batch: Batch) -> torch.Tensor:
+        step = self._builder.build(batch, self._lengths)
         self._model.prepare(step.attention)
-        self._model.forward(step.ids, step.positions, self._logit_rows)
+        logits = self._model.forward(step.ids, step.positions, self._logit_rows)
         device_of(self._device).wait()
+        return logits
 
     def time(self) -> float:
         began = time.perf_counter()

@@ -16,7 +16,7 @@ from kernels.device.host_memory import available_bytes
 from kernels.device.seam import Event, Facts, Graph, GraphPool, Stream
 from kernels.device.twin import tensors
 from kernels.device.twin.card import CHOSEN, ORDER, PINNED, Card
-from kernels.device.twin.memory import GraphMemory, pinned_array, poison
+from kernels.device.twin.memory import MIDDLE_SEGMENT, SMALL_SEGMENT, GraphMemory, pinned_array, poison
 from kernels.device.twin.order import Fault, TwinEvent, TwinStream
 from kernels.device.twin.tensors import NAME, card, card_of, raw
 
@@ -125,6 +125,7 @@ class TwinDevice:
 
     is_apart = True
     has_graphs = True
+    slack_bytes = SMALL_SEGMENT + MIDDLE_SEGMENT
 
     def __init__(self, device: torch.device) -> None:
         _register()
