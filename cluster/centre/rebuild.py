@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cluster.centre.flaws import flaw_of_open
 from cluster.centre.replica import Replica
 from cluster.centre.sequences import Request, Sequence, State
 from cluster.messages import (
     ATTEMPT_BITS,
+    EPOCH_BITS,
     Drop,
     GatewayState,
     Ids,
@@ -23,6 +25,7 @@ from cluster.messages import (
     ReplicaState,
     Reroute,
     Resident,
+    Start,
     Submit,
     ids,
 )
@@ -44,6 +47,8 @@ class Rebuild:
         # Requests that a gateway knows and no replica has claimed yet, and those of which only a replica has told.
         self._unplaced: dict[str, Request] = {}
         self._unconfirmed: dict[str, Request] = {}
+        # Arrivals that residents brought: no two requests that wait may have one.
+        self._arrivals: set[int] = set()
 
     @property
     def ends_at(self) -> float | None:
@@ -71,6 +76,10 @@ class Rebuild:
         if replica.incarnation != state.joined.incarnation or replica.residents:
             scheduler.counters["stale states"] += 1
             return
+        first_seq = scheduler.epoch << EPOCH_BITS
+        if any(resident.seq >= first_seq for resident in state.residents):
+            scheduler.expel(replica, f"it has attempts from {first_seq:#x} on, which this scheduler has not given")
+            return
         moving = [block for transfer in state.transfers for block in dict.fromkeys(transfer.mine)]
         holders: dict[int, int] = {}
         unwritten = set(moving)
@@ -88,7 +97,26 @@ class Rebuild:
         for resident in state.residents:
             by_request.setdefault(resident.start.request_id, []).append(resident)
         for request_id, residents in by_request.items():
+            flaw = self._flaw(request_id, residents)
+            if flaw:
+                scheduler.counters["events refused"] += 1
+                scheduler.expel(replica, f"its residents of {request_id}: {flaw}")
+                return
             self._claim(replica, request_id, residents)
+
+    def _flaw(self, request_id: str, residents: list[Resident]) -> str:
+        """Why these cannot be sequences of one request, or not of the one that is known by this name."""
+        scheduler, start = self._scheduler, residents[0].start
+        shape = _shape(start)
+        if any(_shape(other.start) != shape for other in residents):
+            return "they are of several requests"
+        if len({resident.index for resident in residents}) != len(residents):
+            return "two of them are one sequence"
+        known = self._unplaced.get(request_id) or scheduler.requests.get(request_id)
+        if known is None or known.sampling is None or known.state is State.ENDED:
+            return ""
+        others = len(known.prompt), known.width or len(known.sequences), bool(known.width), known.max_tokens
+        return "" if others == shape else f"{others} of it are known, and not {shape}"
 
     def _claim(self, replica: Replica, request_id: str, residents: list[Resident]) -> None:
         """The residents of one request go on, unless a later attempt of it is known: then they are dropped."""
@@ -184,7 +212,11 @@ class Rebuild:
             start.salt,
             digest=joined.digest,
         )
-        request = Request(submit, start.precedence & ARRIVAL_MASK, scheduler.tenants.get(""), scheduler.now)
+        arrival = start.precedence & ARRIVAL_MASK
+        if arrival in self._arrivals or not scheduler.is_before_this_epoch(arrival):
+            arrival = scheduler.next_arrival()
+        self._arrivals.add(arrival)
+        request = Request(submit, arrival, scheduler.tenants.get(""), scheduler.now)
         scheduler.tenants.enter(request.tenant)
         return request
 
@@ -201,6 +233,8 @@ class Rebuild:
         self._begin()
         for open_request in state.requests:
             submit = open_request.submit
+            if self._is_flawed(state.gateway, open_request):
+                continue
             request = self._unconfirmed.pop(submit.request_id, None)
             ended = self._scheduler.unclosed.get(submit.request_id)
             if ended is not None:
@@ -212,6 +246,21 @@ class Rebuild:
                 self._confirm(request, open_request)
             elif submit.request_id not in self._scheduler.requests:
                 self._unplaced[submit.request_id] = self._from_gateway(open_request)
+
+    def _is_flawed(self, gateway: str, told: OpenRequest) -> bool:
+        """What a gateway tells of one request cannot be so: it is counted, and the others are taken."""
+        request_id, num_outputs = told.submit.request_id, len(told.outputs)
+        flaw = flaw_of_open(told.submit, told.attempt, num_outputs, len(told.finished))
+        known = self._scheduler.requests.get(request_id) or self._scheduler.unclosed.get(request_id)
+        if not flaw and known is not None and not known.width and len(known.sequences) != num_outputs:
+            flaw = f"it has {len(known.sequences)} sequences, and {num_outputs} are told"
+        if not flaw and not told.submit.sampling.width:
+            longest, most = max(map(len, told.outputs)), told.submit.sampling.max_tokens or 1
+            flaw = f"{longest} tokens are told of at most {most}" if longest > most else ""
+        if flaw:
+            self._scheduler.counters["events refused"] += 1
+            self._scheduler.notes.add(self._scheduler.now, "refused", request_id, f"what {gateway} told: {flaw}")
+        return bool(flaw)
 
     def _tell_end(self, request: Request, submit: Submit) -> None:
         """It ended before its gateway was heard of, which may not have heard of the end."""
@@ -301,3 +350,9 @@ class Rebuild:
         for request in unconfirmed:
             request.orphaned_until = now + scheduler.settings.orphan_grace_s
             scheduler.deadlines.wake_at(request.orphaned_until, request)
+
+
+def _shape(start: Start) -> tuple[int, int, bool, int]:
+    """What must be alike of a request wherever it is told of: its prompt, its sequences, and how long they can get."""
+    width = start.sampling.width
+    return start.num_prompt, width or start.sampling.n, bool(width), start.sampling.max_tokens or 1

@@ -43,22 +43,25 @@ class Recovery:
         self._until_deaf: dict[str, list[Callable[[], None]]] = {}
         # Incarnations of replicas that can't join as things are.
         self._turned_away: dict[str, int] = {}
+        # The last incarnation of each replica that was here: only a higher one joins.
+        self._incarnations: dict[str, int] = {}
 
     # -- replicas come and go
 
     def on_replica_joined(self, joined: ReplicaJoined) -> None:
         scheduler = self._scheduler
+        if self._incarnations.get(joined.replica, -1) >= joined.incarnation:
+            scheduler.counters["stale joins"] += 1
+            return
         known = scheduler.replicas.get(joined.replica)
         if known is not None:
-            if known.incarnation >= joined.incarnation:
-                scheduler.counters["stale joins"] += 1
-                return
             self.lose(known)
         wrong = scheduler.admission.why_not(joined)
         if wrong:
-            self._turn_away(joined, wrong)
+            self.turn_away(joined, wrong)
             return
         self._turned_away.pop(joined.replica, None)
+        self._incarnations[joined.replica] = joined.incarnation
         scheduler.num_pools += 1
         replica = Replica(
             joined,
@@ -74,7 +77,7 @@ class Recovery:
         scheduler.admission.add(replica)
         replica.write()
 
-    def _turn_away(self, joined: ReplicaJoined, why: str) -> None:
+    def turn_away(self, joined: ReplicaJoined, why: str) -> None:
         """It asks again and again, and joins once those are gone that it can't stand beside; people are told once."""
         scheduler = self._scheduler
         scheduler.counters["replicas turned away"] += 1
@@ -157,6 +160,12 @@ class Recovery:
         if request is None or sealed.attempt != request.attempt:
             scheduler.counters["stale seals"] += 1
             return
+        flaw = self._flaw(request, sealed)
+        if flaw:
+            scheduler.counters["events refused"] += 1
+            if request.state is State.SEALING:
+                scheduler.break_off(request, "ABORTED", f"{sealed.request_id}: {flaw}", Reason.DROPPED)
+            return
         self.deaf(request)
         if request.width:
             self._seal_group(request, sealed)
@@ -168,6 +177,16 @@ class Recovery:
                 scheduler.admission.queue(request)
             else:
                 scheduler.finish(request)
+
+    def _flaw(self, request: Request, sealed: Sealed) -> str:
+        """Why a gateway cannot have of this request what it says."""
+        longest = max(map(len, sealed.outputs), default=0)
+        if request.width:
+            return "" if sealed.finished else "its gateway says nothing of its beams"
+        if len(sealed.outputs) != len(request.sequences) or longest > request.max_tokens:
+            count = f"{len(sealed.outputs)} of {len(request.sequences)} sequences, of {longest} tokens at most"
+            return f"its gateway has {count}; {request.max_tokens} were asked for"
+        return ""
 
     def _take_outputs(self, request: Request, sealed: Sealed) -> None:
         # Only the worker that drew a token knows its logprobs: what the gateway lacks of it is drawn again.

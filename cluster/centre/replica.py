@@ -17,6 +17,7 @@ from cluster.centre.ledger import Clock, Ledger
 from cluster.centre.plan_draft import PlanDraft
 from cluster.centre.prefix import PrefixIndex
 from cluster.centre.sequences import Request, Sequence, State
+from cluster.errors import ProtocolError
 from cluster.hashing import HASH_BYTES
 from cluster.messages import Advances, GroupTables, Plan, ReplicaJoined, Result, Revoke, Revoked, ids
 from cluster.settings import SchedulerSettings
@@ -99,8 +100,12 @@ class Replica:
                 self.num_stale += 1
             else:
                 request = sequence.request
+                if not (0 if request.width else sequence.position) <= position <= sequence.lease_end:
+                    raise ProtocolError(f"{sequence} is told to be at {position}")
                 if num_ids:
                     sequence.outputs.extend(flat[at : at + num_ids])
+                    if len(sequence.outputs) > request.max_tokens:
+                        raise ProtocolError(f"{sequence} has {len(sequence.outputs)} tokens of {request.max_tokens}")
                     tenant = request.tenant
                     tenant.service += num_ids / tenant.weight
                 names = hashes[hash_at : hash_at + num_hashes * HASH_BYTES] if num_hashes else b""
@@ -125,7 +130,8 @@ class Replica:
         flat = b""
         if num_known < end:
             at = len(hashes) - (end - num_known) * HASH_BYTES
-            assert at >= 0, f"{sequence} filled blocks without naming them"
+            if at < 0:
+                raise ProtocolError(f"{sequence} filled blocks up to {position} without naming them")
             flat = hashes[at:]
             sequence.names += flat
         if num_known > first:
@@ -221,9 +227,8 @@ class Replica:
         if sequence is None or not sequence.is_revoking:
             self.num_stale += 1
             return 0
-        assert sequence.position <= revoked.lease_end <= sequence.lease_end, (
-            f"{sequence}: its worker says that it may write up to {revoked.lease_end}"
-        )
+        if not sequence.position <= revoked.lease_end <= sequence.lease_end:
+            raise ProtocolError(f"{sequence} is told to keep leave up to {revoked.lease_end}")
         self._end_revoke(sequence)
         sequence.lease_end = revoked.lease_end
         kept = -(-revoked.lease_end // self.block_size)
@@ -247,7 +252,11 @@ class Replica:
             return
         in_tables = {block for table in group.tables for block in table}
         alien = in_tables.union(group.purse).difference(sequence.table)
-        assert not alien, f"{sequence}: its beams hold blocks {sorted(alien)}, which it was never given"
+        if alien:
+            raise ProtocolError(f"{sequence}: its beams hold blocks {sorted(alien)}, which it was never given")
+        width = sequence.request.width
+        if not 0 < len(group.tables) <= width or not 0 <= group.position <= sequence.lease_end:
+            raise ProtocolError(f"{sequence}: {len(group.tables)} of {width} beams at {group.position}")
         sequence.position = group.position
         # Blocks that are on their way to the worker are in no table either. A beam that is still missing, because its
         # parent has no second heir yet, will take a copy of a part-filled block.
@@ -363,9 +372,10 @@ class Replica:
         if result.incarnation != self.incarnation or result.number <= self.last_result:
             self.num_stale += 1
             return False
-        assert result.number == self.last_result + 1, (
-            f"replica {self.name} sent result {result.number} after {self.last_result}"
-        )
+        if result.number != self.last_result + 1 or result.plan > self._number:
+            raise ProtocolError(
+                f"result {result.number} of plan {result.plan} came after {self.last_result}, and {self._number} plans"
+            )
         self.last_result = result.number
         self.write()
         self.prefill_waiting = result.prefill_waiting

@@ -21,6 +21,7 @@ from cluster.centre.balance import Balance
 from cluster.centre.deadlines import Deadlines
 from cluster.centre.fairness import Tenants
 from cluster.centre.fetch import Fetches
+from cluster.centre.flaws import flaw_of
 from cluster.centre.host_cache import HostCache
 from cluster.centre.ledger import Clock, Ledger
 from cluster.centre.moves import Moves
@@ -34,6 +35,7 @@ from cluster.centre.replica import Replica
 from cluster.centre.sequences import Request, State
 from cluster.centre.sequences import Sequence as TokenSequence
 from cluster.centre.swap import Swapper
+from cluster.errors import ProtocolError
 from cluster.messages import (
     EPOCH_BITS,
     Accepted,
@@ -45,6 +47,7 @@ from cluster.messages import (
     Drain,
     Drop,
     Event,
+    Expel,
     GatewayLost,
     GatewayState,
     HostPoolJoined,
@@ -135,7 +138,11 @@ class Scheduler:
         self.admission.expire(now)
         self.rebuild.begin_if_due()
         for event in events:
-            self._obey[type(event)](event)
+            flaw = flaw_of(event)
+            if flaw:
+                self._refuse_event(event, flaw)
+            else:
+                self._obey[type(event)](event)
         self.rebuild.expire(now)
         self.deadlines.expire(now)
         for replica in list(self.touched.values()):
@@ -165,6 +172,32 @@ class Scheduler:
     @property
     def now(self) -> float:
         return self.clock.now
+
+    # -- what cannot be so
+
+    def _refuse_event(self, event: Event, flaw: str) -> None:
+        """Nothing that comes over a stream ends the scheduler: it is refused by name and counted."""
+        self.counters["events refused"] += 1
+        if isinstance(event, Submit | Pin):
+            self.refuse(event, "INVALID_ARGUMENT", flaw)
+        elif isinstance(event, ReplicaJoined):
+            self.recovery.turn_away(event, flaw)
+        elif isinstance(event, ReplicaState):
+            self.recovery.turn_away(event.joined, flaw)
+        elif isinstance(event, Result):
+            replica = self.replicas.get(event.replica)
+            if replica is not None and (event.incarnation, event.epoch) == (replica.incarnation, self.epoch):
+                self.expel(replica, flaw)
+        else:
+            self.notes.add(self.now, "refused", type(event).__name__, flaw)
+
+    def expel(self, replica: Replica, detail: str) -> None:
+        """What its worker told cannot be so: nothing that it holds can be believed. Its requests go on elsewhere."""
+        self.counters["replicas expelled"] += 1
+        self.tell(Expel(replica.name, replica.incarnation, detail))
+        self.recovery.on_replica_lost(
+            ReplicaLost(replica.name, replica.incarnation, f"it told what cannot be: {detail}")
+        )
 
     # -- requests come and go
 
@@ -196,8 +229,7 @@ class Scheduler:
         self._accepted.clear()
 
     def enter(self, event: Submit | Pin) -> Request:
-        self._num_arrivals += 1
-        request = Request(event, self._num_arrivals, self.tenants.get(event.tenant), self.clock.now)
+        request = Request(event, self.next_arrival(), self.tenants.get(event.tenant), self.clock.now)
         size = self.admission.block_size(event.model)
         names_fit = len(event.hashes) == len(event.prompt) // size
         is_cleared = event.tenant in self.settings.clear_tenants
@@ -205,6 +237,14 @@ class Scheduler:
         self.tenants.enter(request.tenant)
         self.requests[request.request_id] = request
         return request
+
+    def next_arrival(self) -> int:
+        self._num_arrivals += 1
+        return self._num_arrivals
+
+    def is_before_this_epoch(self, arrival: int) -> bool:
+        """No request of this scheduler can have this number."""
+        return arrival <= ((self.epoch - 1) & 0xFF) << 32
 
     def next_seq(self) -> int:
         """A number for an attempt of a sequence, never given before, in no epoch."""
@@ -253,7 +293,7 @@ class Scheduler:
     def _on_stop_at(self, stop: StopAt) -> None:
         """A stop string was found: the sequence ends where the gateway says, whatever was sampled behind it."""
         request = self.requests.get(stop.request_id)
-        if request is None or stop.index >= len(request.sequences) or request.sequences[stop.index].is_ended:
+        if request is None or not 0 <= stop.index < len(request.sequences) or request.sequences[stop.index].is_ended:
             return
         if request.width:
             # Its gateway cuts the text of whole hypotheses; the search goes on as it is.
@@ -328,9 +368,19 @@ class Scheduler:
 
     def _on_result(self, result: Result) -> None:
         replica = self.replicas.get(result.replica)
-        if replica is None or result.epoch != self.epoch or not replica.take(result):
+        if replica is None or result.epoch != self.epoch:
             self.counters["stale results"] += 1
             return
+        try:
+            if replica.take(result):
+                self._take_result(replica, result)
+            else:
+                self.counters["stale results"] += 1
+        except ProtocolError as error:
+            self.counters["events refused"] += 1
+            self.expel(replica, str(error))
+
+    def _take_result(self, replica: Replica, result: Result) -> None:
         for transferred in result.transferred:
             if not any(
                 owner.on_transferred(replica, transferred) for owner in (self.moves, self.fetches, self.host_cache)
@@ -352,6 +402,7 @@ class Scheduler:
             replica.num_stale += 1
             return
         request = sequence.request
+        self._check_stopped(sequence, stopped)
         if not request.width or stopped.reason is not Reason.DROPPED:
             # A beam group that was dropped starts again from its prompt: nothing of it has gone out.
             sequence.outputs.extend(stopped.ids)
@@ -382,6 +433,23 @@ class Scheduler:
                 self.swapper.give_up(request, replica)
         elif not on_replica:
             self.off_replica(replica, request)
+
+    def _check_stopped(self, sequence: TokenSequence, stopped: Stopped) -> None:
+        request = sequence.request
+        most = (request.width or 1) * request.max_tokens
+        if stopped.reason is Reason.NONE or request.state is State.RESTORING:
+            raise ProtocolError(
+                f"{sequence} is told to have stopped ({stopped.reason.name}), but {request} had not begun"
+            )
+        if not 0 <= stopped.position <= sequence.lease_end or len(sequence.outputs) + len(stopped.ids) > most:
+            raise ProtocolError(
+                f"{sequence} is told to have stopped at {stopped.position} with {len(stopped.ids)} more"
+            )
+        alien = {block for table in stopped.tables for block in table}.difference(sequence.table)
+        if alien or len(stopped.tables) > request.width:
+            raise ProtocolError(
+                f"{sequence}: {len(stopped.tables)} beams hold blocks {sorted(alien)}, never given to it"
+            )
 
     def detach(self, replica: Replica, sequence: TokenSequence) -> None:
         """The attempt is over: blocks are released, and who waited for its prefix looks again."""

@@ -67,6 +67,8 @@ class Swapper:
         self._scheduler = scheduler
         self._settings = scheduler.settings
         self.pools: dict[str, HostPool] = {}
+        # The last incarnation of each pool that was here: only a higher one joins.
+        self._incarnations: dict[str, int] = {}
         self.transfers: dict[int, Moving] = {}
         self.rates = Rates(scheduler.settings.network_bytes_per_s)
         # By pool and transfer: blocks that a writer could still touch, until the pool says that it cannot.
@@ -78,12 +80,13 @@ class Swapper:
     # -- pools come and go
 
     def add(self, joined: HostPoolJoined, ledger: Ledger) -> None:
+        if self._incarnations.get(joined.pool, -1) >= joined.incarnation:
+            self._scheduler.counters["stale joins"] += 1
+            return
         known = self.pools.get(joined.pool)
         if known is not None:
-            if known.incarnation >= joined.incarnation:
-                self._scheduler.counters["stale joins"] += 1
-                return
             self.lose(known)
+        self._incarnations[joined.pool] = joined.incarnation
         self.pools[joined.pool] = self._scheduler.fetches.owners[ledger.pool] = HostPool(joined, ledger)
         self.rates.at_start(joined.node, joined.bytes_per_s)
 

@@ -38,7 +38,7 @@ from cluster.messages.events import (
     Submit,
     Tick,
 )
-from cluster.messages.orders import Accepted, Done, GiveUp, Order, Refused, Replay, Seal, Started, TurnAway
+from cluster.messages.orders import Accepted, Done, Expel, GiveUp, Order, Refused, Replay, Seal, Started, TurnAway
 from cluster.messages.plans import Beams, Copy, Drop, Extends, Fork, Plan, Reroute, Revoke, Road, Start, Transfer
 from cluster.messages.results import Advances, GroupTables, Logprobs, Result, Revoked, Stopped, Tokens, Transferred
 from cluster.messages.values import ATTEMPT_BITS, EPOCH_BITS, Ids, Reason, ids
@@ -58,6 +58,7 @@ __all__ = [
     "ATTEMPT_BITS",
     "EPOCH_BITS",
     "Event",
+    "Expel",
     "Extends",
     "Fork",
     "GatewayLost",

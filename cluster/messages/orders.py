@@ -94,4 +94,14 @@ class TurnAway:
     detail: str
 
 
-Order: TypeAlias = Plan | GiveUp | TurnAway | Accepted | Started | Refused | Seal | Replay | Done
+@dataclass(frozen=True, slots=True)
+class Expel:
+    """To whoever holds the stream of this replica: what it told cannot be so. Its incarnation counts as lost, its
+    requests go on elsewhere, and its stream is to be closed: it may come back under a higher incarnation."""
+
+    replica: str
+    incarnation: int
+    detail: str
+
+
+Order: TypeAlias = Plan | GiveUp | Expel | TurnAway | Accepted | Started | Refused | Seal | Replay | Done

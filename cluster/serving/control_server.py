@@ -14,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from cluster.errors import ProtocolError
-from cluster.messages import GiveUp, HostPoolLost, Plan, ReplicaLost, TurnAway
+from cluster.messages import Expel, GiveUp, HostPoolLost, Plan, ReplicaLost, TurnAway
 from cluster.serving.frame_stream import FramePort, FrameStream
 from cluster.serving.host import SchedulerHost
 from cluster.serving.inside import Inside
@@ -71,6 +71,7 @@ class ControlServer:
         self._silence_s = silence_s
         self.peers: dict[str, Peer] = {}
         host.turn_away = self._turn_away
+        host.expel = self._expel
         self.port: FramePort | None = None
         self._by_stream: dict[FrameStream, Peer] = {}
         self._lost: dict[str, int] = {}
@@ -204,6 +205,12 @@ class ControlServer:
         if peer.stream is not None:
             peer.stream.close()
         self.announce(peer.name, "")
+
+    def _expel(self, order: Expel) -> None:
+        """It told what cannot be so: it is lost, and comes back under a higher incarnation."""
+        peer = self.peers.get(order.replica)
+        if peer is not None and peer.incarnation == order.incarnation:
+            self.lose(peer, order.detail)
 
     def _give_up(self, peer: Peer, order: GiveUp) -> None:
         """To a host pool. What is lost with a broken stream, either way, is made good by `watch`."""

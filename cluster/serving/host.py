@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from cluster.centre.journal import JournalWriter
 from cluster.centre.scheduler import Scheduler
-from cluster.messages import Event, GiveUp, Order, Plan, Tick, TurnAway
+from cluster.messages import Event, Expel, GiveUp, Order, Plan, Tick, TurnAway
 from cluster.settings import SchedulerSettings
 from cluster.watching.metrics import TURN_BOUNDS, Histogram
 from cluster.wire.front import Notice
@@ -52,6 +52,8 @@ class SchedulerHost:
         self.pool_links: dict[str, Callable[[GiveUp], None]] = {}
         # Tells a replica that it can't join; set by whoever holds their streams.
         self.turn_away: Callable[[TurnAway], None] = lambda order: None
+        # Closes the stream of a replica that told what cannot be so; set likewise.
+        self.expel: Callable[[Expel], None] = lambda order: None
         self.gateway_links: dict[str, Callable[[Notice], None]] = {}
         # Called after every turn, for whoever watches.
         self.after_turn: list[Callable[[], None]] = []
@@ -132,6 +134,8 @@ class SchedulerHost:
                 link(order)
         elif isinstance(order, TurnAway):
             self.turn_away(order)
+        elif isinstance(order, Expel):
+            self.expel(order)
         elif isinstance(order, GiveUp):
             pool = self.pool_links.get(order.pool)
             if pool is not None:

@@ -15,6 +15,7 @@ from cluster.centre.scheduler import Scheduler
 from cluster.messages import (
     EPOCH_BITS,
     Event,
+    Expel,
     GiveUp,
     HostPoolSettled,
     Order,
@@ -237,6 +238,8 @@ class World:
             return
         if isinstance(order, TurnAway):
             raise Violation(f"{order.replica} was turned away: {order.detail}")
+        if isinstance(order, Expel):
+            raise Violation(f"{order.replica} was expelled: {order.detail}")
         if isinstance(order, GiveUp):
             self._give_up(order)
             return

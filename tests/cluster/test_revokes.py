@@ -5,10 +5,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pytest
-
 from cluster.centre.scheduler import Scheduler
-from cluster.messages import Advances, Order, Plan, Reason, ReplicaState, Resident, Result, Revoked, Start, Stopped, ids
+from cluster.messages import (
+    Advances,
+    Expel,
+    Order,
+    Plan,
+    Reason,
+    ReplicaState,
+    Resident,
+    Result,
+    Revoked,
+    Seal,
+    Start,
+    Stopped,
+    ids,
+)
 from cluster.settings import SchedulerSettings
 from tests.cluster.test_scheduler import Driver, joined, starts, submit
 
@@ -85,11 +97,13 @@ def test_who_ends_before_the_revoke_arrives_gives_everything() -> None:
     assert driver.scheduler.replicas["r0"].num_stale == 1
 
 
-def test_an_answer_outside_of_the_lease_is_a_mistake_that_shows() -> None:
+def test_an_answer_outside_of_the_lease_ends_its_worker_and_nobody_else() -> None:
     driver, old, new = full_pool()
     tell(driver, [(old, 32, 25)])
-    with pytest.raises(AssertionError, match="its worker says that it may write up to 16"):
-        tell(driver, [(new, 33, 4)], [(new, 16)])
+    orders = tell(driver, [(new, 33, 4)], [(new, 16)])
+    (expelled,) = [order for order in orders if isinstance(order, Expel)]
+    assert (expelled.replica, expelled.incarnation) == ("r0", 1) and "leave up to 16" in expelled.detail
+    assert {order.request_id for order in orders if isinstance(order, Seal)} == {"old", "new"}
 
 
 def test_a_new_scheduler_takes_the_lease_as_it_stands_after_a_revoke() -> None:
