@@ -15,6 +15,7 @@ import torch
 
 from cluster import LLM, SamplingParams
 from cluster.errors import ConfigError
+from cluster.settings import WorkerSettings
 from kernels import reference
 from kernels.batch import AttentionBatch
 from kernels.device.seam import device_of, find_device
@@ -22,7 +23,9 @@ from kernels.device.twin.device import ORDER, Fault, card
 from tests.engine import models
 from worker.batch import StepBuilder
 from worker.graphs import DecodeGraphs
+from worker.model import loading
 from worker.model.model import Model
+from worker.model.side_by_side import merged_weight
 from worker.model.startup import _Trial
 from worker.sampling.sampler import Sampled
 from worker.state import BatchState
@@ -197,6 +200,26 @@ def test_a_share_of_the_card_is_what_all_of_it_takes(folder: Path, share: float)
     assert budget.kv_bytes + budget.working_bytes + budget.graph_bytes > 0.95 * (share * heap.total - beside.nbytes)
     with pytest.raises(ConfigError, match="no block of KV memory fits"):
         engine(folder, "twin:2@0", gpu_memory_utilization=0.3, block_size=256, **sizes)
+
+
+def test_weights_come_to_the_device_once(tmp_path: Path) -> None:
+    """Parts of merged products lie side by side, and nothing but the weights was ever there."""
+    sizes: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 3}
+    folder = models.build(tmp_path, "qwen2", **sizes, num_attention_heads=8, num_key_value_heads=2)
+    heap = card(3).heap
+    device = find_device("twin:3@0")
+    with device_of(device).may_wait():
+        loaded = loading.load(WorkerSettings(str(folder), device="twin:3"), device)
+    assert loaded.weights_bytes > 30 << 20
+    assert heap.most_held < loaded.weights_bytes + (64 << 10)
+    # No hole is left that is larger than what small parts leave.
+    assert heap.num_reserved < loaded.weights_bytes + device_of(device).slack_bytes
+    for layer in loaded.module.model.layers:
+        heads, mlp = layer.self_attn, layer.mlp
+        for parts in ([heads.q_proj, heads.k_proj, heads.v_proj], [mlp.gate_proj, mlp.up_proj]):
+            merged = merged_weight(parts)
+            assert merged.data_ptr() == parts[0].weight.data_ptr()
+            assert merged.shape[0] == sum(part.out_features for part in parts)
 
 
 def test_graphs_of_all_sizes_leave_their_logits_in_one_place(llm: LLM) -> None:

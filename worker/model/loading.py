@@ -8,7 +8,6 @@ shapes that differ) is a ModelError here. It computes nothing.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from cluster.settings import WorkerSettings
 from kernels.device.seam import device_of, find_device
 from worker.model import attention, checkpoint
 from worker.model.digest import ModelDigest
+from worker.model.side_by_side import lay_out
 from worker.ranks.team import Team
 
 DTYPES = {
@@ -95,17 +95,22 @@ def load(settings: WorkerSettings, device: torch.device, team: Team | None = Non
     # What can be wrong without the weights is looked at first.
     defaults = checkpoint.generation_defaults(folder, config, decoder)
     max_model_len = _max_model_len(decoder, settings.max_model_len)
-    placing = _placing(device) if team is None else _slicing(config, team, device)
+    placing = {} if team is None else _slicing(config, team, device)
     # Whichever slice a rank loads, its blocks are those of the whole model; only rank 0 tells.
     with ModelDigest(files if team is None or team.leads else (), raw, str(chosen)) as digest:
-        module = _module(folder, config, chosen, placing, settings.show_progress).to(device)
+        module = _module(folder, config, chosen, placing, settings.show_progress)
+        module = _on_device(module, device, folder, in_slices=team is not None)
         return Loaded(folder, module, decoder, chosen, max_model_len, defaults, digest.result())
 
 
-def _placing(device: torch.device) -> dict[str, Any]:
-    """Weights go straight to a GPU where transformers can do that, which takes accelerate; else by way of the host."""
-    direct = device.type == "cuda" and importlib.util.find_spec("accelerate") is not None
-    return {"device_map": {"": device}} if direct else {}
+def _on_device(module: torch.nn.Module, device: torch.device, folder: Path, *, in_slices: bool) -> torch.nn.Module:
+    """From the file's pages to where weights stay, each once."""
+    try:
+        if device_of(device).is_apart and not in_slices:
+            lay_out(module, device)
+        return module.to(device)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(f"the weights of {folder} do not fit on {device}: {error}") from error
 
 
 def check_slices(model: str, size: int) -> None:

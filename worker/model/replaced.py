@@ -3,7 +3,7 @@ launch each.
 
 `worker/model/model.py` asks for it, `worker/model/proof.py` then compares logits, and where they differ everything is
 taken back. Only attention, MLP and norm modules of the Llama kind are taken; what is around them stays transformers'
-own. A merged weight lies where the weights that it was made of lay: those become views of it.
+own. A merged weight is one that the modules' weights are views of (`side_by_side.py`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch.nn.functional import linear
 from kernels.gpu.backend import TritonBackend
 from kernels.gpu.rows import rms_norm, silu_gate
 from worker.model.attention import layer_of
+from worker.model.side_by_side import KINDS, PARTS, merged_weight
 
-# Their modules differ in biases and norms of heads only, which are read from the modules.
-_KINDS = ("Llama", "Mistral", "Qwen2", "Qwen3")
-_NAMES = {f"{kind}{part}": part for kind in _KINDS for part in ("Attention", "MLP", "RMSNorm")}
+# Biases and norms of heads, in which they differ, are read from the modules.
+_NAMES = {f"{kind}{part}": part for kind in KINDS for part in (*PARTS, "RMSNorm")}
 
 Forward = Callable[..., Any]
 
@@ -103,10 +103,7 @@ def _attention(module: Any) -> Forward:
 
 def _merged(modules: list[Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """One weight and bias for several products of the same rows."""
-    weight = torch.cat([module.weight.detach() for module in modules])
-    sizes = [module.out_features for module in modules]
-    for module, part in zip(modules, weight.split_with_sizes(sizes), strict=True):
-        module.weight = torch.nn.Parameter(part, requires_grad=False)
+    weight, sizes = merged_weight(modules), [module.out_features for module in modules]
     biases = [module.bias for module in modules]
     if all(bias is None for bias in biases):
         return weight, None
