@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cluster.batcher import Batch
+from cluster.desk.batcher import Batch
 from kernels.batch import AttentionBatch
 from kernels.cpu.host_loops import fill_step
 from kernels.device.seam import device_of

@@ -6,12 +6,11 @@ ranks, except that nothing is written: its one position counts as one that other
 
 from __future__ import annotations
 
-from array import array
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cluster.batcher import Batch
+from cluster.desk.batcher import Batch
 from worker.batch import StepBuilder
 from worker.ranks.lead import Lead
 from worker.state import BatchState
@@ -31,23 +30,23 @@ class Canary:
 
     def run(self) -> bool:
         """Returns once the device has answered; False without a free batch row, for then there is work to prove it."""
-        state = self._state
-        if not state.num_free_rows:
+        state, rows = self._state, self._state.rows
+        if not rows.free:
             return False
-        row = state.enter_beam()
-        state.extend(row, 0, array("i", [0]))
+        row = rows.take()
+        rows.extend(row, 0, [0])
         state.tokens[row, 0] = 0
         # What lies before is never written; what is read there means nothing.
         state.write_from[row] = 1
-        rows = np.array([row], np.int32)
-        batch = Batch(rows, np.zeros(1, np.int32), np.ones(1, np.int32), 1, 1, 0)
+        one = np.array([row], np.int32)
+        batch = Batch(one, np.zeros(1, np.int32), np.ones(1, np.int32), 1, 1, 0)
         step = self._builder.build(batch, np.ones(state.max_batch, np.int32))
         self._parts.model.prepare(step.attention)
         if self._lead is not None:
-            self._lead.step(rows, step, np.zeros(0, np.int64))
+            self._lead.step(one, step, np.zeros(0, np.int64))
         logits = self._parts.model.forward(step.ids, step.positions, step.logit_rows)
         # Reading a number waits for the device.
         logits[0, 0].item()
         state.write_from[row] = 0
-        state.leave_beam(row)
+        rows.give_back(row)
         return True

@@ -1,8 +1,8 @@
 """One step from the batcher's choice to tokens that are coming: tensors, model, beams, sampler.
 
-The worker calls `Launcher.launch` and retires the Flight that comes back. Where a batch asks for no more than likeliest
-tokens or plain draws the model picks them itself, for several steps at once if nothing can come in between
-(`worker/run_ahead.py`).
+The worker calls `Launcher.launch` and waits for what comes back when it retires the step. Where a batch asks for no
+more than likeliest tokens or plain draws the model picks them itself, for several steps at once if nothing can come in
+between: what the host does per step is then done once for all of them, and tokens are the same as step by step.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cluster.batcher import Batch, Batcher
+from cluster.desk.batcher import Batch
+from cluster.desk.desk import Desk
+from cluster.desk.words import Drawn
 from kernels.cpu.decoder import Picked
 from kernels.device.seam import device_of
 from kernels.sampling import send
 from worker.batch import Step, StepBuilder
-from worker.beams import BeamGroups, Ranked
+from worker.beams import Ranked, Searches
 from worker.graphs import DecodeGraphs
 from worker.model.startup import Say, Started
 from worker.model.tokenizer import guide_of
 from worker.ranks.lead import Lead, Taken
-from worker.run_ahead import RunAhead
 from worker.sampling.prompt_logprobs import Judged, PromptLogprobs, token_rows
 from worker.sampling.sampler import Sampled, Sampler
 from worker.state import BatchState, Int32, Int64
 
 
 @dataclass(frozen=True, slots=True)
-class Flight:
-    """A step that was launched and is not retired yet, or a run of such."""
+class Pending:
+    """What the device draws in a step that was launched and is not retired yet, or in a run of such."""
 
-    batch: Batch
     rows: Int32  # those that get a token, beams apart
     sampled: Sampled  # of the last step
     earlier: Int64  # tokens of the steps before it, [steps - 1, rows]
@@ -44,27 +44,36 @@ class Flight:
     def num_steps(self) -> int:
         return len(self.earlier) + 1
 
+    def drawn(self, searches: Searches) -> Drawn:
+        """All of it, in numbers. Waits for the device."""
+        ids, broken = self.sampled.ids(), self.sampled.broken()
+        return Drawn(
+            ids,
+            broken,
+            self.earlier,
+            self.sampled.logprobs(),
+            () if self.judged is None else self.judged.messages(),
+            () if self.ranked is None else searches.choose(self.ranked),
+        )
+
 
 class Launcher:
     """Launches one worker's steps."""
 
-    def __init__(
-        self, parts: Started, state: BatchState, batcher: Batcher, sampler: Sampler, beams: BeamGroups
-    ) -> None:
+    def __init__(self, parts: Started, desk: Desk, state: BatchState, sampler: Sampler, searches: Searches) -> None:
         self.prompt_logprobs = PromptLogprobs(state)
         # Seconds spent so far, by part of a step.
         self.seconds = {"prepare": 0.0, "model": 0.0, "sample": 0.0, "retire": 0.0}
         self.num_launches = 0
         self._parts = parts
         self._state = state
-        self._batcher = batcher
+        self._desk = desk
         self._sampler = sampler
         loaded = parts.model.loaded
         sampler.guide_by(lambda: guide_of(loaded.folder, loaded.vocab_size, loaded.defaults))
-        self._beams = beams
+        self._searches = searches
         self.builder = StepBuilder(state, parts.token_budget)
         self.lead = Lead(parts.team, state, self.builder) if parts.team is not None else None
-        self._ahead = RunAhead(parts.model, state, batcher, sampler)
         self.graphs: DecodeGraphs | None = None
         # Where in the flight before this one a row got its token.
         self._source = np.zeros(state.max_batch, np.int64)
@@ -81,40 +90,36 @@ class Launcher:
         self.graphs = None if reason else graphs
         say(f"decode graphs: {f'none, {reason}' if reason else 'captured'}, {time.perf_counter() - began:.1f} s")
 
-    def launch(self, batch: Batch, allowed: int, began: float, previous: Flight | None = None) -> Flight:
-        """Prepares the step and issues it: from here on its positions are taken and its tokens are coming. Up to
-        `allowed` steps at once. `previous` is under way still: its tokens are taken over on the device. RuntimeError
-        when the model failed, with nothing taken."""
-        parts, batcher = self._parts, self._batcher
+    def launch(self, batch: Batch, allowed: int, began: float, previous: Pending | None = None) -> Pending:
+        """Prepares the step and issues it: its tokens are coming. Up to `allowed` steps at once. `previous` is under
+        way still: its tokens are taken over on the device. RuntimeError when the model failed."""
+        model = self._parts.model
         self.num_launches += 1
         if previous is not None and self._sampler.is_guided:
             # What may come next depends on what came: the host must know it before it goes on.
             previous.sampled.ids()
-        num_steps = self._ahead.num_steps(batch, allowed)
-        spread = self._beams.spread(batch)
-        wanted = self.prompt_logprobs.wanted(spread)
+        num_steps = 1
+        if allowed > 1 and model.runs_ahead and self._sampler.is_plain(batch.rows):
+            num_steps = self._desk.most_steps(batch, allowed, model.keys_per_cut)
+        wanted = self.prompt_logprobs.wanted(batch)
         padded = 0
-        if self.graphs is not None and not wanted and spread.num_decodes == len(spread.rows):
-            padded = self.graphs.padded(len(spread.rows))
-        step = self.builder.build(spread, batcher.length, padded)
-        taken = None if previous is None else self._take_over(spread, step, previous)
+        if self.graphs is not None and not wanted and batch.num_decodes == len(batch.rows):
+            padded = self.graphs.padded(len(batch.rows))
+        step = self.builder.build(batch, self._desk.batcher.length, padded)
+        taken = None if previous is None else self._take_over(batch, step, previous)
         if not padded:
-            parts.model.prepare(step.attention)
+            model.prepare(step.attention)
         if self.lead is not None:
             # Beams choose on the host.
-            num_shared = 0 if self._beams.groups else len(step.sampled)
-            self.lead.step(spread.rows, step, token_rows(wanted), taken, num_shared)
+            num_shared = 0 if self._searches else len(step.sampled)
+            self.lead.step(batch.rows, step, token_rows(wanted), taken, num_shared)
         self.seconds["prepare"] += time.perf_counter() - began
-        plain = not wanted and not self._beams.groups and self._sampler.is_plain(step.sampled)
-        if plain and parts.model.picks:
-            flight = self._pick(batch, step, num_steps)
-        else:
-            flight = self._sample(batch, step, wanted, padded)
-        batcher.retire(batch, flight.num_steps)
-        batcher.length[step.sampled] += flight.num_steps
-        return flight
+        plain = not wanted and not self._searches and self._sampler.is_plain(step.sampled)
+        if plain and model.picks:
+            return self._pick(step, num_steps)
+        return self._sample(step, wanted, padded)
 
-    def _take_over(self, batch: Batch, step: Step, previous: Flight) -> Taken | None:
+    def _take_over(self, batch: Batch, step: Step, previous: Pending) -> Taken | None:
         """Ids that only the device knows yet: the tokens of decodes that the flight before this one samples."""
         unknown = np.flatnonzero(
             batch.starts[: batch.num_decodes] >= self._state.known[batch.rows[: batch.num_decodes]]
@@ -127,16 +132,16 @@ class Launcher:
         step.ids.index_copy_(0, target, previous.sampled.device_ids.index_select(0, source))
         return targets, sources
 
-    def _pick(self, batch: Batch, step: Step, num_steps: int) -> Flight:
+    def _pick(self, step: Step, num_steps: int) -> Pending:
         """The model takes its likeliest tokens itself, or draws them."""
         began = time.perf_counter()
         draws = self._sampler.draws(step.sampled, num_steps)
         picked = self._parts.model.pick(step.ids, step.positions, step.logit_rows, num_steps, self._state.stops, draws)
         self.seconds["model"] += time.perf_counter() - began
         self._sampler.took(step.sampled, len(picked.ids))
-        return Flight(batch, step.sampled, _last(picked), picked.ids[:-1], None, None)
+        return Pending(step.sampled, _last(picked), picked.ids[:-1], None, None)
 
-    def _sample(self, batch: Batch, step: Step, wanted: list[tuple[int, int, int, int]], padded: int) -> Flight:
+    def _sample(self, step: Step, wanted: list[tuple[int, int, int, int]], padded: int) -> Pending:
         began = time.perf_counter()
         logit_rows, num_sampled = step.logit_rows, len(step.sampled)
         if wanted:
@@ -148,13 +153,13 @@ class Launcher:
             logits = self._parts.model.forward(step.ids, step.positions, logit_rows)
         computed = time.perf_counter()
         judged = self.prompt_logprobs.judge(logits[num_sampled:], wanted) if wanted else None
-        logits, rows, ranked = self._beams.rank(logits[:num_sampled], step.sampled)
+        logits, rows, ranked = self._searches.rank(logits[:num_sampled], step.sampled)
         sampled = self._sampler.sample(logits, rows)
         if self.lead is not None:
             self.lead.share(sampled.device_ids)
         self.seconds["model"] += computed - began
         self.seconds["sample"] += time.perf_counter() - computed
-        return Flight(batch, rows, sampled, np.zeros((0, len(rows)), np.int64), ranked, judged)
+        return Pending(rows, sampled, np.zeros((0, len(rows)), np.int64), ranked, judged)
 
 
 def _last(picked: Picked) -> Sampled:

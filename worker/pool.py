@@ -67,10 +67,14 @@ class DevicePool:
         if self.debug and len(blocks):
             self._elements[self._index(blocks)] = float("nan")
 
-    def forget_slots(self, block: int, first: int) -> None:
-        """The slots of a block from `first` on hold nothing."""
-        if not self.debug:
-            return
+    def forget_from(self, blocks: Sequence[int], first: int) -> None:
+        """The same, of the first of these blocks from slot `first` on."""
+        if self.debug and first:
+            self._forget_slots(blocks[0], first)
+            blocks = blocks[1:]
+        self.forget(blocks)
+
+    def _forget_slots(self, block: int, first: int) -> None:
         size = self.layout.block_size
         slots = torch.arange(block * size + first, (block + 1) * size, device=self.device)
         for layer in self.layers:

@@ -37,7 +37,7 @@ class Swap:
         layout = layout_of(pool.layout.fingerprint(), pool.layout.block_bytes)
         register = TransferRegister(layout, pool.num_blocks, worker.incarnation, RegisterSettings(), own_content=True)
         held = pool_bytes(layout, pool.bytes, Copier(), pool.shared)
-        worker.bytes_per_s = _measure(held, pool)
+        worker.serve_peers(_measure(held, pool))
         self._device = pool.bytes.device
         self.addresses: dict[str, str] = {}
         self._worker = worker

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from cluster.bench.offline_models import Workload
+from cluster.desk import Drawn, Flight
 from cluster.offline.engine import LLM
 from cluster.sampling import SamplingParams
 from kernels.device.seam import device_of
@@ -64,24 +65,24 @@ class Ours:
             for count in workload.max_tokens
         ]
         stamps: dict[tuple[str, int], list[float]] = {}
-        retire, residents = self._worker._retire, self._worker.state.residents
+        desk = self._worker.desk
+        retire = desk.retire
 
-        def stamped(flight: Any) -> None:
+        def stamped(flight: Flight, drawn: Drawn) -> None:
             now = time.perf_counter()
             for row in flight.rows.tolist():
-                resident = residents[row]
-                assert resident is not None
+                resident = desk.rows.at(row)
                 stamp = [now - started] * flight.num_steps
                 stamps.setdefault((resident.request_id, resident.index), []).extend(stamp)
-            retire(flight)
+            retire(flight, drawn)
 
-        self._worker._retire = stamped  # type: ignore[method-assign]
+        desk.retire = stamped  # type: ignore[method-assign]
         try:
             started = time.perf_counter()
             results = self.llm.generate(workload.prompts, params, use_tqdm=False)
             seconds = time.perf_counter() - started
         finally:
-            self._worker._retire = retire  # type: ignore[method-assign]
+            desk.retire = retire  # type: ignore[method-assign]
         outputs = [one.token_ids for result in results for one in result.outputs]
         return Outcome(seconds, outputs, list(stamps.values()))
 

@@ -96,14 +96,12 @@ def _number(row: Row) -> float:
 def _steps(llm: Any, batch: int, prompt: int) -> tuple[float, float | None]:
     """Seconds of a steady step of so many decodes, and the share of it in which the GPU computes."""
     engine, worker = llm._engine, llm._worker
+    desk, batcher = worker.desk, worker.desk.batcher
     params = SamplingParams(temperature=0, max_tokens=LENGTH, ignore_eos=True)
     _, requests = llm._make(_prompts(batch, prompt, worker.parts.model.vocab_size), params, keeps_pieces=False)
     for request in requests:
         engine.submit(request)
-    while (
-        len(worker.state.row_of) != batch
-        or (worker.batcher.length - worker.batcher.position)[worker.batcher.resident].max() > 1
-    ):
+    while len(desk.rows.row_of) != batch or (batcher.length - batcher.position)[batcher.resident].max() > 1:
         engine.turn(eager=False)
     run_steps(engine, WARM_STEPS)
     worker.settle()

@@ -35,6 +35,7 @@ _PARTS = {
 def breakdown(llm: LLM, shape: str, batch: int, *, draws: bool) -> list[Row]:
     """Microseconds and shares of one step at this batch. `draws`: with top-p and top-k instead of greedy."""
     engine, worker = llm._engine, llm._worker
+    batcher = worker.desk.batcher
     params = SamplingParams(
         temperature=1.0 if draws else 0.0, top_p=0.9 if draws else 1.0, top_k=40 if draws else 0, seed=1,
         max_tokens=600, ignore_eos=True,
@@ -43,7 +44,7 @@ def breakdown(llm: LLM, shape: str, batch: int, *, draws: bool) -> list[Row]:
     _, requests = llm._make([prompt[:200] for prompt in lengths], params, keeps_pieces=False)
     for request in requests:
         engine.submit(request)
-    while worker.num_sampled < 1 or np.any(worker.batcher.length - worker.batcher.position > 1):
+    while worker.num_sampled < 1 or np.any(batcher.length - batcher.position > 1):
         engine.turn(eager=False)
     run_steps(engine, WARM_STEPS)
     before, decided = dict(worker.seconds), engine.scheduling_seconds

@@ -138,7 +138,7 @@ class Embedded:
         self._steps_alone = self._steps_alone + ran if ran else self._steps_ahead
         result = None
         # Leases are asked for some slots before they end, so that a report may wait for others; an end may not.
-        if self._steps_alone >= self._steps_ahead or self.worker.reporter.has_ends:
+        if self._steps_alone >= self._steps_ahead or self.worker.has_ends:
             self._steps_alone = 0
             result = self.worker.take_result()
         if result is not None:

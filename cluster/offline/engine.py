@@ -160,7 +160,7 @@ class LLM:
             "output tokens": worker.num_sampled,
             "blocks": worker.parts.pool.num_blocks,
             "waiting": scheduler.admission.num_waiting(worker.settings.model),
-            "running": len(worker.state.row_of),
+            "running": len(worker.desk.rows.row_of),
             "seconds scheduling": self._engine.scheduling_seconds,
         }
         stats |= {f"seconds {part}": seconds for part, seconds in worker.seconds.items()}

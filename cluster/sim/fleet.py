@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.batcher import Batcher
+from cluster.desk.batcher import Batcher
 from cluster.hashing import HASH_BYTES
 from cluster.messages import Advances, Reason, Result, Revoked, Start, Stopped, Transferred
 from cluster.sim.costs import Machine
@@ -46,11 +46,12 @@ class Fleet:
         shape = (num_workers, max_batch)
         self.resident, self.paused = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
         self.position, self.length = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        self.lease_end = np.zeros(shape, np.int32)
+        self.lease_end, self.limit = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        self.in_flight = np.zeros(shape, np.int32)
         self.seq = np.zeros(shape, np.int64)
         self.known, self.reported_known = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        self.reported, self.num_prompt = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        self.limit, self.end = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        self.reported = np.zeros(shape, np.int32)
+        self.num_start, self.end = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         self.asked = np.full(shape, NEVER, np.int32)
         # When the last token came; less than 0: none yet, and the request was asked that long before time 0.
         self.asked_at, self.last_at = np.zeros(shape), np.full(shape, -1.0)
@@ -77,7 +78,8 @@ class Fleet:
         batcher = Batcher(self.max_batch, self.token_budget)
         batcher.resident, batcher.paused = self.resident[worker], self.paused[worker]
         batcher.position, batcher.length = self.position[worker], self.length[worker]
-        batcher.lease_end = self.lease_end[worker]
+        batcher.lease_end, batcher.limit = self.lease_end[worker], self.limit[worker]
+        batcher.in_flight = self.in_flight[worker]
         return batcher
 
     # -- steps
@@ -115,9 +117,7 @@ class Fleet:
         starts, counts = batch.starts.astype(np.float64), batch.counts.astype(np.float64)
         context = float((starts[:first] + 1).sum())
         pairs = float((counts[first:] * (starts[first:] + counts[first:] / 2)).sum())
-        batcher.retire(batch)
-        sampled = rows[self.position[worker, rows] == self.length[worker, rows]]
-        self.length[worker, sampled] += 1
+        sampled = batcher.issue(batch)
         self.in_step[worker] = False
         self.in_step[worker, rows] = True
         self.samples[worker] = False
@@ -182,7 +182,7 @@ class Fleet:
         near &= (asked == NEVER) | ((left == 0) & (asked > 0))
         if near.any():
             self.asked[workers, :used] = np.where(near, left, asked)
-        in_prompt = ran & (position <= self.num_prompt[workers, :used])
+        in_prompt = ran & (position <= self.num_start[workers, :used])
         if not in_prompt.any():
             return near
         return near | (in_prompt & (position // size > self.reported[workers, :used] // size))

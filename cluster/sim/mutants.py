@@ -21,7 +21,7 @@ from random import Random
 
 from cluster.sim.mutation import Mutation, import_mutated, mutations_of, source_digest
 
-MACHINES = ("cluster.centre", "cluster.batcher")
+MACHINES = ("cluster.centre", "cluster.desk")
 """The modules and packages of the machines that histories run."""
 NOT_RUN = ("journal", "replay", "notes", "rates")
 """Files of theirs that write or read for people, or say only what something costs: no promise hangs on them."""

@@ -72,14 +72,14 @@ class Obeying:
         row = fleet.free[worker].pop()
         fleet.used = max(fleet.used, row + 1)
         known = len(start.tokens)
-        fleet.batchers[worker].add(row, start.position, known, start.lease_end, start.precedence)
+        limit = start.num_prompt + (start.sampling.max_tokens or 1) - 1
+        fleet.batchers[worker].add(row, start.position, known, start.lease_end, start.precedence, limit=limit)
         fleet.starts[worker][row] = start
         fleet.row_of[worker][start.seq] = row
         fleet.seq[worker, row] = start.seq
         fleet.known[worker, row] = fleet.reported_known[worker, row] = known
         fleet.reported[worker, row] = start.position
-        fleet.num_prompt[worker, row] = start.num_prompt
-        fleet.limit[worker, row] = start.num_prompt + (start.sampling.max_tokens or 1) - 1
+        fleet.num_start[worker, row] = known
         fleet.end[worker, row], fleet.reasons[worker][row] = fleet.tokens.end(start)
         fleet.asked[worker, row] = NEVER
         fleet.in_step[worker, row] = fleet.samples[worker, row] = False

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cluster.batcher import Batch
 from cluster.centre.scheduler import Scheduler
+from cluster.desk.batcher import Batch
 from cluster.hashing import BlockHasher
 from cluster.messages import Closed, Done, Event, Ids, Order, Plan, Reason, ReplicaJoined, Result, Start, ids
 from cluster.settings import SchedulerSettings
@@ -56,7 +56,7 @@ class Record:
 def record(engine: Embedded) -> Iterator[Record]:
     """Records a fresh engine for as long as the context is open. Steps are timed in processor time of this thread."""
     worker, scheduler = engine.worker, engine.scheduler
-    batcher, settings = worker.batcher, worker.settings
+    batcher, settings = worker.desk.batcher, worker.settings
     seen = Record(scheduler.settings, settings.max_batch, batcher.token_budget, settings.hash_key)
     turn, step, next_batch = scheduler.turn, worker.step, batcher.next
     batches: list[Batch] = []

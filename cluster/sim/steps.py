@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from random import Random
 
-from cluster.batcher import Batch, Batcher
+from cluster.desk.batcher import Batch, Batcher
 from cluster.messages import Reason, Tokens, ids
 from cluster.sim.beams import best
 from cluster.sim.clock import Process
@@ -75,7 +75,7 @@ class Steps:
         self._rows[running.row] = running
         # A fork without outputs draws its first token from its parent's step, so that token counts as known.
         length = max(len(running.tokens), running.position + 1)
-        self.batcher.add(running.row, running.position, length, running.lease_end, precedence, paused)
+        self.batcher.add(running.row, running.position, length, running.lease_end, precedence, paused=paused)
         # Behind the prompt the table of a beam group is a set.
         named = running.position if running.group is None else min(running.position, running.num_prompt)
         self.filled.note(running, running.table, 0, named)
@@ -118,13 +118,13 @@ class Steps:
 
     def _parts(self, batch: Batch) -> list[Part]:
         batcher = self.batcher
-        batcher.retire(batch)
+        drawing = set(batcher.issue(batch).tolist())
         parts = []
         for row, start, count in zip(batch.rows.tolist(), batch.starts.tolist(), batch.counts.tolist(), strict=True):
             running = self._rows[row]
             assert running is not None
             end = start + count
-            draws = end == int(batcher.length[row])
+            draws = row in drawing
             forks: list[Running] = []
             if running.forks and end >= running.num_prompt:
                 forks = [fork for fork in running.forks if fork.reason is Reason.NONE]
@@ -134,11 +134,9 @@ class Steps:
                     # With one token to draw there is no step of its own.
                     batcher.paused[fork.row] = fork.max_tokens == 1
             running.num_in_flight += 1
-            if draws:
-                # Which tables a beam group goes on with is known only when the step has retired.
-                if running.group is not None or end + 1 - running.num_prompt >= running.max_tokens:
-                    batcher.paused[row] = True
-                batcher.length[row] = end + 1
+            # Which tables a beam group goes on with is known only when the step has retired.
+            if draws and (running.group is not None or end + 1 - running.num_prompt >= running.max_tokens):
+                batcher.paused[row] = True
             parts.append(Part(running, start, count, draws, list(running.table), forks))
         return parts
 

@@ -9,12 +9,12 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from cluster.batcher import Batcher
 from cluster.centre.fairness import Tenants, WaitingQueue
 from cluster.centre.ledger import Clock
 from cluster.centre.prefix import PrefixIndex
 from cluster.centre.replica import Replica
 from cluster.centre.sequences import Request, Sequence, State
+from cluster.desk.batcher import Batcher
 from cluster.messages import ReplicaJoined, Submit, ids
 from cluster.sampling import SamplingParams
 from cluster.settings import SchedulerSettings
@@ -55,7 +55,7 @@ class BatcherMachine(Counted):
         if row in self.rows or any(other.precedence == precedence for other in self.rows.values()):
             return
         self.rows[row] = Row(position, position + more, position + leave, precedence, paused)
-        self.batcher.add(row, position, position + more, position + leave, precedence, paused)
+        self.batcher.add(row, position, position + more, position + leave, precedence, paused=paused)
 
     @precondition(lambda self: self.rows)
     @rule(which=st.integers(0, 99))
@@ -117,14 +117,17 @@ class BatcherMachine(Counted):
         got = list(zip(batch.rows.tolist(), batch.starts.tolist(), batch.counts.tolist(), strict=True))
         assert (got, batch.num_decodes, batch.num_dry) == (expected, num_decodes, dry)
         assert batch.num_tokens <= self.budget
-        self.batcher.retire(batch)
+        drawn = self.batcher.issue(batch)
+        in_flight = self.batcher.in_flight
+        assert all(in_flight[row] for row, _, _ in expected) and len(expected) == np.count_nonzero(in_flight)
+        in_flight[:] = 0
+        assert drawn.tolist() == [row for row, start, count in expected if start + count == self.rows[row].length]
         for row, start, count in expected:
             mine = self.rows[row]
             mine.position = start + count
             # Where all is computed a token is drawn, and there is one more to compute.
             if mine.position == mine.length:
                 mine.length += 1
-                self.batcher.length[row] += 1
 
     @invariant()
     def agrees(self) -> None:

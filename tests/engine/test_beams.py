@@ -45,8 +45,10 @@ def assert_settled(llm: LLM) -> None:
     for replica in scheduler.replicas.values():
         assert replica.ledger.num_available == replica.ledger.num_blocks
         assert replica.num_places == 0
-    assert not worker.beams.groups and not worker.state.row_of and not worker.batcher.resident.any()
-    assert len(worker.state._free) == worker.settings.max_batch
+    desk = worker.desk
+    desk.check()
+    assert not worker.searches and not desk.beams.groups and desk.is_idle and not desk.batcher.resident.any()
+    assert len(desk.rows.free) == worker.settings.max_batch
 
 
 def mixed(seed: int, count: int, longest: int = 100) -> tuple[list[list[int]], list[SamplingParams]]:
@@ -270,8 +272,8 @@ def test_only_tails_are_copied_and_all_of_a_step_at_once(tiny_llama: Path, monke
         steps.append(worker.num_steps)
         assert len(set(targets)) == len(targets) and not set(sources) & set(targets)
         tails = {}
-        for group in worker.beams.groups.values():
-            position = int(worker.batcher.position[group.rows[0]])
+        for group in worker.desk.beams.groups.values():
+            position = int(worker.desk.batcher.position[group.rows[0]])
             for row in group.rows.tolist():
                 tails[int(worker.state.tables[row, position // 8])] = position % 8
         assert all(tails[block] for block in (*sources, *targets)), "a full block was copied"

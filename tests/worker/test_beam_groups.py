@@ -79,6 +79,7 @@ class Pair:
             else:
                 self.news.append(order)
         self.scheduler.check()
+        self.worker.desk.check()
 
     def step(self) -> int:
         """One step of the worker; its result and tokens go where they belong."""
@@ -107,7 +108,7 @@ class Pair:
         assert any(isinstance(order, Done) for order in self.news), "the request has not ended after 200 steps"
         replica = self.scheduler.replicas["r0"]
         assert replica.ledger.num_available == replica.ledger.num_blocks
-        assert not self.worker.beams.groups and not self.worker.state.row_of
+        assert not self.worker.searches and self.worker.desk.is_idle
 
     def found(self) -> models.Found:
         return [(list(one.ids), one.score) for one in self.log.sequences]
@@ -178,8 +179,8 @@ def test_logits_that_are_no_numbers_fail_the_whole_request(folder: Path) -> None
     pair = Pair(folder)
     for _ in range(5):
         pair.step()
-    group = next(iter(pair.worker.beams.groups.values()))
-    tail = int(pair.worker.state.tables[group.rows[2], pair.worker.state.num_blocks[group.rows[2]] - 1])
+    group = next(iter(pair.worker.desk.beams.groups.values()))
+    tail = pair.worker.desk.rows.table(int(group.rows[2]))[-1]
     pair.worker.parts.pool.forget([tail])
     pair.run()
     assert [one.reason for one in pair.log.sequences] == [Reason.FAILED] * 3

@@ -34,7 +34,7 @@ def test_forgotten_blocks_and_slots_cannot_be_read(order: KeyOrder) -> None:
     pool = DevicePool(BlockLayout(LAYERS, 8, dtype, order), 4, CPU, debug=True)
     pool.bytes.zero_()
     pool.forget([2])
-    pool.forget_slots(1, 5)
+    pool.forget_from([1], 5)
     blocks = torch.arange(4)
     for layer in pool.layers:
         keys, values = layer.slot_dim_keys(blocks).isnan(), layer.slot_dim_values(blocks).isnan()

@@ -115,8 +115,8 @@ def run(sampler: Sampler, sequences: dict[int, Sequence], num_steps: int, check:
         sampled = sampler.sample(logits, rows)
         assert (logits == before).all(), "the logits of the model were changed"
         assert not sampled.broken().any()
-        residents = [sequences.get(row) for row in range(max(sequences) + 1)]
-        sampled.note_logprobs(residents)
+        for row, logprob in sampled.logprobs():
+            sequences[row].logprobs.append(logprob)
         for i, sequence in enumerate(sequences.values()):
             token = int(sampled.ids()[i])
             if check:

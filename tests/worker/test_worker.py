@@ -149,11 +149,11 @@ def test_plans_are_numbered_and_idempotent(worker: Worker, greedy: list[int]) ->
     first = plan(1, starts=(start(),))
     worker.obey(first)
     worker.obey(first)
-    assert worker.num_stale_plans == 1
+    assert worker.desk.num_stale_plans == 1
     with pytest.raises(ProtocolError, match="got plan 3 after plan 1"):
         worker.obey(plan(3))
     worker.obey(replace(plan(2, drops=(Drop(1),)), incarnation=2))
-    assert worker.num_stale_plans == 2
+    assert worker.desk.num_stale_plans == 2
     run_dry(worker)
     assert tokens_of(worker.take_tokens()["g"]) == greedy[:3]
 
@@ -165,7 +165,7 @@ def test_a_new_scheduler_begins_anew_and_the_old_one_is_deaf(worker: Worker) -> 
     worker.obey(plan(1, epoch=5, extends=extends(1, 16, 3, [20])))
     assert result_of(worker).number == 1
     worker.obey(plan(2, epoch=4, drops=(Drop(1),)))
-    assert worker.num_stale_plans == 1
+    assert worker.desk.num_stale_plans == 1
     run_dry(worker)
     assert worker.take_tokens()["g"][-1].reason is Reason.NONE
 
@@ -295,7 +295,7 @@ def test_a_fork_goes_with_its_parent_that_never_wrote_the_prompt(worker: Worker)
     worker.obey(plan(2, drops=(Drop(1), Drop(2))))
     assert [(one.seq, one.reason) for one in result_of(worker).stopped] == [(1, Reason.DROPPED), (2, Reason.DROPPED)]
     assert not worker.step()
-    worker.obey(plan(3, starts=tuple(start(seq=seq, table=ids([seq])) for seq in range(10, 14))))
+    worker.obey(plan(3, starts=tuple(start(seq=seq, table=ids([seq]), lease_end=4) for seq in range(10, 14))))
     assert worker.step()
 
 

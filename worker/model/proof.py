@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cluster.batcher import Batch
+from cluster.desk.batcher import Batch
+from cluster.desk.rows import Rows
 from cluster.errors import ModelError
 from kernels.device.seam import device_of
 from kernels.layout import BlockLayout
@@ -78,27 +79,28 @@ def _paged(model: Model, layout: BlockLayout, tokens: list[NDArray[np.int64]]) -
     """The logits of all tokens of each sequence, in fp32."""
     size, count = layout.block_size, len(tokens)
     longest = max(map(len, tokens))
-    state = BatchState(count, longest, size, model.device)
+    rows = Rows(count, longest, size)
+    state = BatchState(rows, model.device)
     pool = DevicePool(layout, count * state.max_blocks, model.device)
     model.attach_pool(pool)
     for row, ids in enumerate(tokens):
         state.tokens[row, : len(ids)] = ids
-        state.extend(row, 0, np.arange(pool.num_blocks, dtype=np.int32)[::-1][row::count])
+        rows.extend(row, 0, np.arange(pool.num_blocks, dtype=np.int32)[::-1][row::count])
     builder = StepBuilder(state, count * longest)
     done = np.zeros(count, np.int32)
     found: list[list[torch.Tensor]] = [[] for _ in tokens]
     for step in STEPS:
         ends = np.minimum(done + np.array(step), [len(ids) for ids in tokens]).astype(np.int32)
-        rows = np.flatnonzero(ends > done).astype(np.int32)
-        counts = (ends - done)[rows]
+        which = np.flatnonzero(ends > done).astype(np.int32)
+        counts = (ends - done)[which]
         total = int(counts.sum())
         if not total:
             continue
-        decodes = len(rows) if (counts == 1).all() else 0
-        built = builder.build(Batch(rows, done[rows], counts, decodes, total, 0), ends)
+        decodes = len(which) if (counts == 1).all() else 0
+        built = builder.build(Batch(which, done[which], counts, decodes, total, 0), ends)
         model.prepare(built.attention)
         logits = model.forward(built.ids, built.positions, torch.arange(total, device=model.device)).float()
-        for row, part in zip(rows.tolist(), torch.split(logits, counts.tolist()), strict=True):
+        for row, part in zip(which.tolist(), torch.split(logits, counts.tolist()), strict=True):
             found[row].append(part.clone())
         done = ends
     return [torch.cat(parts) for parts in found]

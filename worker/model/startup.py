@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cluster.batcher import Batch
+from cluster.desk.batcher import Batch
+from cluster.desk.rows import Rows
 from cluster.errors import ConfigError, ModelError
 from cluster.generation_config import not_honoured
 from cluster.settings import WorkerSettings
@@ -185,9 +186,10 @@ class _Trial:
         self._pool = DevicePool(layout, num_blocks, device)
         # As many rows as a step of decodes has.
         self._num_rows = min(settings.max_batch, num_tokens)
-        state = BatchState(self._num_rows, num_tokens, layout.block_size, device)
+        held = Rows(self._num_rows, num_tokens, layout.block_size)
+        state = BatchState(held, device)
         # As tables come to be, so that the device has it too: every block is read.
-        state.extend(0, 0, np.arange(num_blocks, dtype=np.int32))
+        held.extend(0, 0, np.arange(num_blocks, dtype=np.int32))
         self._builder = StepBuilder(state, num_tokens)
         counts = np.array([num_tokens], np.int32)
         none = np.zeros(1, np.int32)

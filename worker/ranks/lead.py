@@ -13,7 +13,7 @@ import torch
 from kernels.batch import AttentionBatch
 from worker.batch import Step, StepBuilder
 from worker.ranks.team import STEP, Team
-from worker.state import BatchState, Int32, Int64
+from worker.state import BatchState, Changes, Int32, Int64
 
 # Places among a step's ids, and places among the tokens that were shared last.
 Taken = tuple[Int64, Int64]
@@ -27,7 +27,7 @@ class Lead:
         self._team = team
         self._state = state
         self._builder = builder
-        state.untold_tables = set()
+        self._changes = Changes(state.rows)
         # Whether steps are issued before the tokens of the step before are known here.
         self.shares = False
         self._num_shared = 0
@@ -49,12 +49,10 @@ class Lead:
     def _tables(self) -> tuple[Int64, Int32]:
         """Rows and numbers of blocks of the tables that have changed, and all their blocks in order."""
         state = self._state
-        assert state.untold_tables is not None
-        rows = sorted(state.untold_tables)
-        state.untold_tables.clear()
+        rows = self._changes.take()
         counts = state.num_blocks[rows]
-        tables = [state.tables[row, :count] for row, count in zip(rows, counts.tolist(), strict=True)]
-        changes = np.stack([np.array(rows, np.int64), counts.astype(np.int64)], axis=1)
+        tables = [state.tables[row, :count] for row, count in zip(rows.tolist(), counts.tolist(), strict=True)]
+        changes = np.stack([rows, counts.astype(np.int64)], axis=1)
         return changes, np.concatenate([np.zeros(0, np.int32), *tables])
 
 

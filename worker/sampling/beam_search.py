@@ -1,8 +1,8 @@
 """The beam search of one group: which continuations live on, which are hypotheses, and when it is over.
 
 Arithmetic on the likeliest continuations of each beam, token by token, as `generate` of transformers does it. The
-worker's `BeamGroups` calls `choose` and `take` in each step and owns rows, tables and blocks. A beam lives in a slot: a
-parent's first child stays in the parent's slot, further children go to slots whose beam was dropped.
+worker's `Searches` call `choose` and `take` in each step; rows, tables and blocks are the desk's. A beam lives in a
+slot: a parent's first child stays in the parent's slot, further children go to slots whose beam was dropped.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.desk.words import Hypothesis
 from cluster.messages import Ids, Logprobs, Reason, ids
 from cluster.sampling import SamplingParams, required
 
@@ -46,16 +47,6 @@ class Choice:
     @property
     def tokens(self) -> Ints:
         return np.array([child.token for child in self.children], np.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class Hypothesis:
-    """A complete output. `score`: its total divided by its length to the power of the length penalty."""
-
-    ids: Ids
-    score: float
-    reason: Reason
-    logprobs: tuple[Logprobs, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,17 +161,24 @@ class BeamSearch:
         return json.dumps(state).encode()
 
     def load(self, raw: bytes) -> None:
-        """Goes on where `dump` was."""
-        state = json.loads(raw)
-        self.num_tokens = len(state["tokens"])
-        self._totals = np.array(state["totals"], np.float32)
-        self._tokens[: self.num_tokens] = state["tokens"]
-        self._parents[: self.num_tokens] = state["parents"]
-        self._logprobs = [[] for _ in range(self.num_tokens)]
-        self._found = [
-            _Found(Pick(parent, token, total), num_tokens, score, ())
-            for parent, token, total, num_tokens, score in state["found"]
-        ]
+        """Goes on where `dump` was. ValueError: this is not what `dump` gave for a search of this kind."""
+        try:
+            state = json.loads(raw)
+            num = self.num_tokens = len(state["tokens"])
+            self._totals[:] = state["totals"]
+            self._tokens[:num] = state["tokens"]
+            self._parents[:num] = state["parents"]
+            self._logprobs = [[] for _ in range(num)]
+            self._found = [
+                _Found(Pick(int(parent), int(token), float(total)), int(num_tokens), float(score), ())
+                for parent, token, total, num_tokens, score in state["found"]
+            ]
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:
+            raise ValueError(f"a beam search can't be read: {type(error).__name__}: {error}") from error
+        parents = [*self._parents[:num].ravel().tolist(), *(found.pick.parent for found in self._found)]
+        lengths = [found.num_tokens for found in self._found]
+        if min(parents) < 0 or max(parents) >= self.width or not all(1 <= length <= num for length in lengths):
+            raise ValueError("a beam search can't be read: it names slots or steps that it does not have")
 
     def outputs(self) -> list[Ids]:
         """The tokens of the beam in each slot."""

@@ -10,8 +10,8 @@ stop ids before `min_tokens`, banned runs; then temperature, top-k, top-p, min-p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -47,16 +47,6 @@ _EDITS: Final = _BIAS | _PENALTIES | _RUNS | _EARLY | _STRUCTURE
 _SPECIAL: Final = _EDITS | _FORCED | _LOGPROBS
 
 Draw = Callable[[torch.Tensor, DrawSettings], tuple[torch.Tensor, torch.Tensor]]
-
-
-# Why a sequence fails whose logits cannot be compared.
-NOT_NUMBERS: Final = "the model's logits are not numbers; try another dtype"
-
-
-class TakesLogprobs(Protocol):
-    """Whoever collects the logprobs of a sequence; None where nobody asked for them."""
-
-    logprobs: list[Logprobs] | None
 
 
 class Sampled:
@@ -102,17 +92,14 @@ class Sampled:
         broken: NDArray[np.bool_] = self._broken.numpy()
         return broken
 
-    def note_logprobs(self, residents: Sequence[TakesLogprobs | None], skipped: Container[int] = ()) -> None:
-        """Hands each row's logprobs to whoever lives there, but for the skipped ones. Waits for the device."""
+    def logprobs(self) -> list[tuple[int, Logprobs]]:
+        """By row, of those that asked for them. Waits for the device."""
         if self._logprobs is None:
-            return
+            return []
         self._wait()
         assert self._logprob_rows is not None and self._num_top is not None
         messages = self._logprobs.messages(self._num_top.tolist())
-        for row, message in zip(self._logprob_rows.tolist(), messages, strict=True):
-            resident = residents[row]
-            if resident is not None and resident.logprobs is not None and row not in skipped:
-                resident.logprobs.append(message)
+        return list(zip(self._logprob_rows.tolist(), messages, strict=True))
 
 
 class Sampler:

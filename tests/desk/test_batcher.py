@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cluster.batcher import Batcher, token_budget_for
+from cluster.desk.batcher import Batcher, token_budget_for
 
 FAR = 1 << 20
 
@@ -19,7 +19,7 @@ def test_decodes_go_first_and_prefill_gets_what_is_left_by_precedence() -> None:
     batch = batcher.next()
     assert list(batch.rows) == [1, 3, 2, 0] and list(batch.counts) == [1, 1, 12, 6]
     assert (batch.num_decodes, batch.num_tokens) == (2, 20)
-    batcher.retire(batch)
+    batcher.issue(batch)
     assert list(batcher.position[:4]) == [6, 10, 12, 5]
 
 
@@ -29,7 +29,7 @@ def test_a_lease_ends_a_chunk_and_a_dry_one_is_counted() -> None:
     batcher.add(1, 16, 17, 16, precedence=2)
     batch = batcher.next()
     assert list(batch.rows) == [0] and list(batch.counts) == [16] and batch.num_dry == 1
-    batcher.retire(batch)
+    batcher.issue(batch)
     assert batcher.next().num_tokens == 0 and batcher.next().num_dry == 2
 
 
@@ -48,7 +48,7 @@ def test_the_bound_on_being_passed_over(max_passed_over: int) -> None:
         if 0 in batch.rows:
             waited.append(steps)
             steps = 0
-        batcher.retire(batch)
+        batcher.issue(batch)
         batcher.position[1] = 0  # the next one of its kind
         if batcher.position[0] >= 96:
             break

@@ -1,4 +1,4 @@
-"""What a worker tells the gateways: tokens by sequence, made when they are taken and not per step.
+"""What the gateways are told: tokens by sequence, made when they are taken and not per step.
 
 A row only remembers how far its tokens were sent, so a consumer that comes rarely gets longer messages at the same
 cost. Ended sequences leave their last message here before their row is given away.
@@ -6,29 +6,31 @@ cost. Ended sequences leave their last message here before their row is given aw
 
 from __future__ import annotations
 
-from cluster.messages import Logprobs, Reason, Tokens, ids
-from worker.sampling.beam_search import Hypothesis
-from worker.state import BatchState, Resident
+from collections.abc import Sequence
+
+from cluster.desk.rows import Resident, Rows
+from cluster.desk.words import Hypothesis
+from cluster.messages import Logprobs, Reason, Start, Tokens, ids
 
 
 class Outbox:
     """Tokens that gateways have not got yet."""
 
-    def __init__(self, state: BatchState) -> None:
-        self._state = state
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
         self._ended: dict[str, list[Tokens]] = {}
 
     def end(self, resident: Resident, reason: Reason, detail: str = "") -> None:
         """A sequence has ended: its last tokens, and why."""
         self._ended.setdefault(resident.gateway, []).extend(self._messages(resident, reason, detail))
 
-    def end_group(self, resident: Resident, hypotheses: list[Hypothesis], reason: Reason, detail: str) -> None:
+    def end_group(self, resident: Resident, reason: Reason, detail: str, outputs: Sequence[Hypothesis]) -> None:
         """A beam group has ended: all its outputs at once, best first; none if it was dropped."""
         if reason is Reason.DROPPED:
             return
         if reason is Reason.FAILED:
             for index in range(resident.sampling.n):
-                self.refuse(resident.gateway, resident.route, index, resident.attempt, detail)
+                self._refuse(resident.gateway, resident.route, index, resident.attempt, detail)
             return
         prompt = tuple(resident.prompt_logprobs or ())
         self._ended.setdefault(resident.gateway, []).extend(
@@ -37,33 +39,38 @@ class Outbox:
                 index=index,
                 attempt=resident.attempt,
                 position=0,
-                ids=hypothesis.ids,
-                reason=hypothesis.reason,
-                logprobs=hypothesis.logprobs,
+                ids=output.ids,
+                reason=output.reason,
+                logprobs=output.logprobs,
                 prompt_logprobs=prompt if index == 0 else (),
-                score=hypothesis.score,
+                score=output.score,
             )
-            for index, hypothesis in enumerate(hypotheses)
+            for index, output in enumerate(outputs)
         )
 
-    def refuse(self, gateway: str, route: int, index: int, attempt: int, detail: str) -> None:
-        """A sequence that could not be computed, and has no tokens."""
+    def refuse(self, start: Start, detail: str) -> None:
+        """Nothing of this Start can be computed, and none of its sequences has tokens."""
+        indexes = [start.index, *(fork.index for fork in start.forks)]
+        for index in indexes if start.beams is None else range(start.sampling.n):
+            self._refuse(start.gateway, start.route, index, start.attempt, detail)
+
+    def _refuse(self, gateway: str, route: int, index: int, attempt: int, detail: str) -> None:
         self._ended.setdefault(gateway, []).append(Tokens(route, index, attempt, 0, ids(), Reason.FAILED, (), detail))
 
     def take(self) -> dict[str, list[Tokens]]:
         """All that is new, by gateway; per sequence in order of position."""
         taken, self._ended = self._ended, {}
-        state = self._state
-        for row in (state.known > state.sent).nonzero()[0].tolist():
-            resident = state.residents[row]
+        rows = self._rows
+        for row in (rows.known > rows.sent).nonzero()[0].tolist():
+            resident = rows.residents[row]
             if resident is not None:
                 taken.setdefault(resident.gateway, []).extend(self._messages(resident, Reason.NONE, ""))
         return taken
 
     def _messages(self, resident: Resident, reason: Reason, detail: str) -> list[Tokens]:
-        state, row = self._state, resident.row
-        first, known, num_prompt = int(state.sent[row]), int(state.known[row]), int(state.num_prompt[row])
-        state.sent[row] = known
+        rows, row = self._rows, resident.row
+        first, known, num_prompt = int(rows.sent[row]), int(rows.known[row]), int(rows.num_prompt[row])
+        rows.sent[row] = known
         logprobs: tuple[Logprobs, ...] = ()
         # They go with the first tokens: another gateway that takes the request up is told them again.
         prompt = tuple(resident.prompt_logprobs or ()) if known > num_prompt >= first else ()
@@ -72,7 +79,7 @@ class Outbox:
             # Tokens that an earlier attempt wrote come without: only the worker that drew a token knows its logprobs.
             own = max(first, resident.first_logprob)
             if first < own:
-                earlier = state.ids(row, first, own)
+                earlier = rows.ids(row, first, own)
                 messages.append(Tokens(resident.route, resident.index, resident.attempt, first - num_prompt, earlier))
             logprobs = tuple(resident.logprobs[own - resident.first_logprob : known - resident.first_logprob])
             first = own
@@ -82,7 +89,7 @@ class Outbox:
                 index=resident.index,
                 attempt=resident.attempt,
                 position=first - num_prompt,
-                ids=state.ids(row, first, known),
+                ids=rows.ids(row, first, known),
                 reason=reason,
                 logprobs=logprobs,
                 detail=detail,

@@ -1,8 +1,8 @@
-"""Which sequences go into the next step: a pure module that the worker and the simulator both run.
+"""Which sequences go into the next step.
 
-It owns the residents of one replica as a struct of arrays, indexed by the worker's own batch row. Decodes go first,
-what is left of the token budget goes to prefill chunks by precedence, with a bound on how often one is passed over.
-It never allocates a block, never talks to anyone and has no clock.
+It owns what runs as a struct of arrays, indexed by the desk's batch row: positions that steps have taken, lengths,
+leases, steps under way. Decodes go first, what is left of the token budget goes to prefill chunks by precedence, with a
+bound on how often one is passed over. It never allocates a block, never talks to anyone and has no clock.
 
 How the budget bounds the time between tokens: a step takes about `a + b * tokens`, and a decoding sequence gets a
 token in every step, so an inter-token limit of L seconds is kept by `token_budget = (L - a) / b`, with a and b from
@@ -16,8 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.desk import loops
+
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
+NO_LIMIT = 2**31 - 1
 
 
 def token_budget_for(inter_token_s: float, step_base_s: float, per_token_s: float, max_batch: int) -> int:
@@ -29,7 +32,8 @@ def token_budget_for(inter_token_s: float, step_base_s: float, per_token_s: floa
 class Batch:
     """One step: `rows[i]` computes `counts[i]` tokens from `starts[i]` on. Decodes (count 1) come first.
 
-    A beam group is one row here, whose decode stands for a token of each of its beams in `num_tokens`.
+    A beam group is one row of `Batcher.next`, whose decode stands for a token of each of its beams in `num_tokens`; the
+    desk then puts a row for each beam in its place.
     """
 
     rows: Int32
@@ -41,7 +45,7 @@ class Batch:
 
 
 class Batcher:
-    """Residents and their leases; `next` picks a step, `retire` moves the positions on."""
+    """Residents and their leases; `next` picks a step, `issue` moves the positions on."""
 
     def __init__(self, max_batch: int, token_budget: int, max_passed_over: int = 32) -> None:
         assert token_budget >= 1 and max_batch >= 1
@@ -49,17 +53,31 @@ class Batcher:
         self.token_budget = token_budget
         self.max_passed_over = max_passed_over
         self.resident = np.zeros(max_batch, np.bool_)
-        # A paused row is resident but not to be run: a fork whose parent is still at the prompt.
+        # A paused row is resident but not to be run: a fork whose parent is still at the prompt, one that leaves.
         self.paused = np.zeros(max_batch, np.bool_)
         self.position = np.zeros(max_batch, np.int32)
         self.length = np.zeros(max_batch, np.int32)
         self.lease_end = np.zeros(max_batch, np.int32)
+        # The end of what a row can ever write, and steps under way with it.
+        self.limit = np.full(max_batch, NO_LIMIT, np.int32)
+        self.in_flight = np.zeros(max_batch, np.int32)
         self.precedence = np.zeros(max_batch, np.int64)
         self.passed_over = np.zeros(max_batch, np.int32)
         # Tokens that a decode of this row takes: more than one for a beam group, which goes whole or not at all.
         self.width = np.ones(max_batch, np.int32)
+        self._sampled = np.zeros(max_batch, np.int32)
 
-    def add(self, row: int, position: int, length: int, lease_end: int, precedence: int, paused: bool = False) -> None:
+    def add(
+        self,
+        row: int,
+        position: int,
+        length: int,
+        lease_end: int,
+        precedence: int,
+        *,
+        limit: int = NO_LIMIT,
+        paused: bool = False,
+    ) -> None:
         assert not self.resident[row], f"batch row {row} is taken"
         assert position < length, f"nothing to compute at row {row}: position {position}, length {length}"
         self.resident[row] = True
@@ -67,6 +85,7 @@ class Batcher:
         self.position[row] = position
         self.length[row] = length
         self.lease_end[row] = lease_end
+        self.limit[row] = limit
         self.precedence[row] = precedence
         self.passed_over[row] = 0
 
@@ -103,13 +122,18 @@ class Batcher:
             num_tokens += int(chunks.sum())
         return Batch(rows, self.position[rows], counts, len(decodes), num_tokens, num_dry)
 
-    def retire(self, batch: Batch, num_steps: int = 1) -> None:
-        """The step has been issued: its positions are taken. A row that was removed meanwhile is left alone.
+    def issue(self, batch: Batch, num_steps: int = 1) -> Int32:
+        """The step has been launched: its positions are taken. A batch of decodes may run several steps at once.
 
-        `num_steps`: a batch of decodes has run so many times."""
-        rows = batch.rows[self.resident[batch.rows]]
-        counts = batch.counts[self.resident[batch.rows]]
-        self.position[rows] += counts + (num_steps - 1)
+        Returns the rows that get a token, in the batch's order; each is as much longer. A row that can write nothing
+        more pauses: its last token is coming."""
+        count = loops.issue(
+            (batch.rows, batch.starts, batch.counts),
+            (self.position, self.length, self.in_flight, self.limit, self.paused),
+            num_steps,
+            self._sampled,
+        )
+        return self._sampled[:count].copy()
 
     def _fewest(self, decodes: Int64) -> Int64:
         """More decodes than budget: those that waited longest go first, then by precedence."""
