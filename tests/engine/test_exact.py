@@ -136,4 +136,5 @@ def test_steps_that_overlap(reference: Reference, block_size: int) -> None:
         for one in output.outputs:
             assert one.token_ids == wanted[:end]
             assert one.logprobs is not None and [list(at) for at in one.logprobs] == [[t] for t in wanted[:end]]
-    assert not llm._worker._ending and not llm._worker._drop_later
+    llm._worker.desk.check()
+    assert not llm._worker.desk.residence.leaving

@@ -41,7 +41,7 @@ def _find(part: str) -> Mutation:
 @pytest.mark.timeout(300)
 def test_what_matters_is_seen_and_remembered(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
-    mutation = _find("Batcher.retire: without")
+    mutation = _find("Batcher.add: without `self.lease_end")
     told: list[mutants.Found] = []
     (found,) = mutants.run_mutations([mutation], 20, 1, results, told.append)
     assert found.history and found.failure
