@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from cluster.centre.sequences import Request
 
@@ -28,6 +28,7 @@ class Tenant:
         "block_seconds",
         "cached_tokens",
         "host_block_seconds",
+        "is_cleared",
         "name",
         "num_active",
         "num_requests",
@@ -37,9 +38,11 @@ class Tenant:
         "weight",
     )
 
-    def __init__(self, name: str, weight: float) -> None:
+    def __init__(self, name: str, weight: float, is_cleared: bool = False) -> None:
         self.name = name
         self.weight = weight
+        # Nothing of it may stay anywhere: its blocks are overwritten when they are free, never cached or swapped.
+        self.is_cleared = is_cleared
         self.service = 0.0
         self.num_active = 0
         self.num_requests = 0
@@ -63,7 +66,7 @@ class Tenant:
         self.num_requests += 1
         self.prompt_tokens += len(request.prompt)
         self.cached_tokens += request.cached_tokens
-        self.output_tokens += sum(len(sequence.outputs) for sequence in request.sequences)
+        self.output_tokens += sum(sequence.num_billed for sequence in request.sequences)
         self.block_seconds += request.block_seconds
         self.host_block_seconds += request.host_block_seconds
 
@@ -71,8 +74,9 @@ class Tenant:
 class Tenants:
     """All tenants that were ever seen; new ones get the weight of the settings, or 1."""
 
-    def __init__(self, weights: Mapping[str, float]) -> None:
+    def __init__(self, weights: Mapping[str, float], cleared: Collection[str] = ()) -> None:
         self._weights = weights
+        self._cleared = cleared
         self._tenants: dict[str, Tenant] = {}
 
     def __iter__(self) -> Iterator[Tenant]:
@@ -81,7 +85,9 @@ class Tenants:
     def get(self, name: str) -> Tenant:
         tenant = self._tenants.get(name)
         if tenant is None:
-            tenant = self._tenants[name] = Tenant(name, self._weights.get(name, 1.0))
+            # Whose a request is that only a worker has told of is not known yet: it may be one of those.
+            is_cleared = name in self._cleared or (not name and bool(self._cleared))
+            tenant = self._tenants[name] = Tenant(name, self._weights.get(name, 1.0), is_cleared)
         return tenant
 
     def enter(self, tenant: Tenant) -> None:

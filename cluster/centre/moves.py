@@ -61,7 +61,7 @@ class Moves:
             return False
         if sampling.logprobs is not None or sampling.prompt_logprobs is not None:
             return False  # what two workers tell at once could reach the gateway without its logprobs
-        if request.tenant.name in self._settings.clear_tenants or request.has_forks_waiting:
+        if request.tenant.is_cleared or request.has_forks_waiting:
             return False
         # A fork that has not begun has no token to go on with.
         return bool(request.width) or all(one.position < one.length for one in live)

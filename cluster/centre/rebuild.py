@@ -90,7 +90,14 @@ class Rebuild:
             unwritten.update(resident.table[min(resident.position, written) // replica.block_size :])
         # A worker knows a block by what was last written there; its new holder may be about to write something else.
         names = {block: name for block, name in state.cached if block not in unwritten}
-        replica.ledger.restore(holders, moving, names if scheduler.settings.prefix_caching else {})
+        is_clearing = bool(scheduler.settings.clear_tenants)
+        if is_clearing or not scheduler.settings.prefix_caching:
+            # Where tenants are cleared, nobody knows any more whose content that is.
+            names = {}
+        replica.ledger.restore(holders, moving, names)
+        if is_clearing:
+            unheld = set(range(replica.ledger.num_blocks)).difference(holders, moving)
+            replica.write().clears.extend(sorted(unheld))
         for transfer in state.transfers:
             scheduler.swapper.take_over(replica, transfer)
         by_request: dict[str, list[Resident]] = {}

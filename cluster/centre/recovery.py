@@ -142,6 +142,10 @@ class Recovery:
     def seal(self, request: Request) -> None:
         """Its gateway is asked what it has of the request, which starts again from there."""
         request.state = State.SEALING
+        if request.pin_until is not None and not request.is_cancelled and request.live:
+            # Nothing of it goes to anybody: it is computed again, and answered when that is done.
+            self._scheduler.admission.queue(request)
+            return
         if request.is_cancelled or request.pin_until is not None:
             for sequence in request.live:
                 sequence.reason = Reason.DROPPED

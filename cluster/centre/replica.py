@@ -307,7 +307,7 @@ class Replica:
         self._end_revoke(sequence)
         request = sequence.request
         request.block_seconds += self.ledger.release(sequence.table, seq) - sequence.paid
-        if request.tenant.name in self._settings.clear_tenants:
+        if request.tenant.is_cleared:
             # Freed in this turn, overwritten before whoever gets them in this turn's plan can start.
             self.write().clears.extend(block for block in sequence.table if not self.ledger.holders(block))
         sequence.table = ids()

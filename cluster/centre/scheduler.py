@@ -79,7 +79,7 @@ class Scheduler:
         self.epoch = epoch
         self.replicas: dict[str, Replica] = {}
         self.requests: dict[str, Request] = {}
-        self.tenants = Tenants(settings.tenant_weights)
+        self.tenants = Tenants(settings.tenant_weights, settings.clear_tenants)
         self.counters: Counter[str] = Counter()
         self.notes = Notes()
         self.index = PrefixIndex()
@@ -205,6 +205,8 @@ class Scheduler:
         if submit.request_id in self.requests:
             self.refuse(submit, "ALREADY_EXISTS", f"a request {submit.request_id} is under way")
             return
+        # Its client has begun anew: nobody waits for what there was under this name.
+        self.unclosed.pop(submit.request_id, None)
         request = self.enter(submit)
         refusal = self.admission.refusal(request)
         if refusal is not None:
@@ -232,8 +234,7 @@ class Scheduler:
         request = Request(event, self.next_arrival(), self.tenants.get(event.tenant), self.clock.now)
         size = self.admission.block_size(event.model)
         names_fit = len(event.hashes) == len(event.prompt) // size
-        is_cleared = event.tenant in self.settings.clear_tenants
-        request.is_cacheable = self.settings.prefix_caching and names_fit and not is_cleared
+        request.is_cacheable = self.settings.prefix_caching and names_fit and not request.tenant.is_cleared
         self.tenants.enter(request.tenant)
         self.requests[request.request_id] = request
         return request
@@ -299,7 +300,7 @@ class Scheduler:
             # Its gateway cuts the text of whole hypotheses; the search goes on as it is.
             return
         sequence = request.sequences[stop.index]
-        sequence.reason = Reason.STOP
+        sequence.reason, sequence.cut = Reason.STOP, stop.num_outputs
         if request.state is State.RUNNING and sequence.seq:
             assert request.replica is not None
             request.replica.write().drops.append(Drop(sequence.seq))
@@ -321,7 +322,7 @@ class Scheduler:
         self.forget(request)
         given_up = request.orphaned_until is not None and request.orphaned_until <= self.now
         if request.pin_until is None and not given_up:
-            self.unclosed.setdefault(request.request_id, request)
+            self.unclosed[request.request_id] = request
         request.tenant.charge_memory(request, self.settings.tokens_per_block_second)
         request.tenant.bill(request)
         self.counters["cancelled" if request.is_cancelled else "finished"] += 1

@@ -34,6 +34,7 @@ class Sequence:
     """One stream of tokens. `seq` names its attempt on a replica; 0 while it is on none."""
 
     __slots__ = (
+        "cut",
         "ended_on",
         "group",
         "has_stopped",
@@ -67,6 +68,8 @@ class Sequence:
         self.lease_end = 0
         # The last sampled token is never written, so this is the end of what it can ever write.
         self.limit = len(request.prompt) + request.max_tokens - 1
+        # Its gateway found a stop string: so many of its outputs count, whatever was sampled behind them.
+        self.cut: int | None = None
         # Names of its full blocks, HASH_BYTES each: flat, so that the garbage collector has nothing to walk.
         self.names = request.names
         self.reason = Reason.NONE
@@ -98,6 +101,10 @@ class Sequence:
     def length(self) -> int:
         """Tokens known, prompt and output."""
         return len(self.request.prompt) + len(self.outputs)
+
+    @property
+    def num_billed(self) -> int:
+        return len(self.outputs) if self.cut is None else min(self.cut, len(self.outputs))
 
     @property
     def num_written(self) -> int:

@@ -118,8 +118,8 @@ class Swapper:
         recompute = Way(None, tokens / rate if rate else 0.0)
         if policy == "recompute" or request.pin_until is not None or request.is_partial:
             return recompute
-        if self._is_cleared(request):
-            return recompute
+        if request.tenant.is_cleared:
+            return recompute  # host memory is not cleared
         blocks = self.blocks_of(request, whole=True)
         host = self._host_for(replica, len(blocks))
         if host is None:
@@ -142,10 +142,6 @@ class Swapper:
         wait_s = self.rates.seconds(replica.joined.node, other, size_bytes) + replica.step_seconds
         standing = standing_s(wait_s, replica.step_seconds, replica.block_size)
         return self.lost_s(replica, other, size_bytes) + standing
-
-    def _is_cleared(self, request: Request) -> bool:
-        """Its tenant wants nothing of it to stay anywhere: host memory is not cleared, so it does not go there."""
-        return request.tenant.name in self._settings.clear_tenants
 
     def _host_for(self, replica: Replica, num_blocks: int) -> HostPool | None:
         """The pool of the same node if it has room, else the roomiest; only pools of the same layout count."""
@@ -285,6 +281,9 @@ class Swapper:
         inherited = self.inherited.pop((replica.name, transferred.transfer), None)
         if inherited is not None:
             replica.ledger.end_moving(inherited)
+            if self._settings.clear_tenants:
+                # Whose they were nobody knows any more.
+                replica.write().clears.extend(block for block in inherited if replica.ledger.state(block) == "free")
             return
         moving = self.transfers.pop(transferred.transfer, None)
         if moving is None or moving.replica is not replica:

@@ -110,8 +110,12 @@ class Batcher:
         decodes = np.flatnonzero(runnable & (to_compute == 1))
         prefills = np.flatnonzero(runnable & (to_compute > 1))
         num_tokens = int(self.width[decodes].sum())
-        if num_tokens > self.token_budget:
-            decodes = self._fewest(decodes)
+        budget = self.token_budget
+        if num_tokens >= budget and (self.passed_over[prefills] >= self.max_passed_over).any():
+            # Decodes would take all of every step: half of this one is for a prompt that has waited long enough.
+            budget -= max(1, budget // 2)
+        if num_tokens > budget:
+            decodes = self._fewest(decodes, budget)
             num_tokens = int(self.width[decodes].sum())
         rows = decodes.astype(np.int32)
         counts = np.ones(len(decodes), np.int32)
@@ -135,10 +139,10 @@ class Batcher:
         )
         return self._sampled[:count].copy()
 
-    def _fewest(self, decodes: Int64) -> Int64:
+    def _fewest(self, decodes: Int64, budget: int) -> Int64:
         """More decodes than budget: those that waited longest go first, then by precedence."""
         order = np.lexsort((self.precedence[decodes], -self.passed_over[decodes]))
-        fits = np.cumsum(self.width[decodes[order]]) <= self.token_budget
+        fits = np.cumsum(self.width[decodes[order]]) <= budget
         chosen = decodes[order[fits]]
         self.passed_over[decodes] += 1
         self.passed_over[chosen] = 0

@@ -83,11 +83,14 @@ class BatcherMachine(Counted):
         ready = {row: each for row, each in awake.items() if min(each.length, each.lease_end) > each.position}
         decodes = sorted(row for row, each in ready.items() if each.length - each.position == 1)
         budget = self.budget
-        if sum(self.rows[row].width for row in decodes) > budget:
-            decodes = self.fewest(decodes)
+        prefills = [row for row, each in ready.items() if each.length - each.position > 1]
+        wanted = sum(self.rows[row].width for row in decodes)
+        is_late = any(self.rows[row].passed_over >= self.bound for row in prefills)
+        most = budget - max(1, budget // 2) if wanted >= budget and is_late else budget
+        if wanted > most:
+            decodes = self.fewest(decodes, most)
         budget -= sum(self.rows[row].width for row in decodes)
         chosen = [(row, self.rows[row].position, 1) for row in decodes]
-        prefills = [row for row, each in ready.items() if each.length - each.position > 1]
         prefills.sort(key=lambda row: (self.rows[row].passed_over < self.bound, self.rows[row].precedence))
         for row in prefills:
             each = self.rows[row]
@@ -98,12 +101,12 @@ class BatcherMachine(Counted):
                 chosen.append((row, each.position, count))
         return chosen, len(decodes), dry
 
-    def fewest(self, decodes: list[int]) -> list[int]:
+    def fewest(self, decodes: list[int], budget: int) -> list[int]:
         order = sorted(decodes, key=lambda row: (-self.rows[row].passed_over, self.rows[row].precedence))
         chosen, used = [], 0
         for row in order:
             used += self.rows[row].width
-            if used > self.budget:
+            if used > budget:
                 break
             chosen.append(row)
         for row in decodes:

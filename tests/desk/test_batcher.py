@@ -55,6 +55,25 @@ def test_the_bound_on_being_passed_over(max_passed_over: int) -> None:
     assert waited and max(waited) <= max_passed_over + 1
 
 
+def test_a_prompt_goes_on_though_decodes_fill_every_step() -> None:
+    batcher = Batcher(max_batch=5, token_budget=4, max_passed_over=32)
+    for row in range(4):
+        batcher.add(row, 9, 10, FAR, precedence=row)
+    batcher.add(4, 0, 10, FAR, precedence=9)
+    waited, longest = 0, 0
+    for _ in range(400):
+        batch = batcher.next()
+        assert batch.num_tokens <= 4
+        batcher.retire(batch)
+        batcher.length[:4] = batcher.position[:4] + 1
+        waited = 0 if 4 in batch.rows else waited + 1
+        longest = max(longest, waited)
+        if batcher.position[4] >= 9:
+            break
+    assert batcher.position[4] >= 9 and longest == 32
+    assert batcher.passed_over[:4].max() <= 1, "nobody else waits for longer than one step"
+
+
 def test_more_decodes_than_budget_take_turns() -> None:
     batcher = Batcher(max_batch=6, token_budget=4)
     for row in range(6):
