@@ -42,7 +42,7 @@ class ModelCard:
 
 
 class AsyncClient:
-    """Speaks to one gateway, or to whichever of several answers."""
+    """Speaks to one gateway, or to whichever of several answers; it learns of the others from any of them."""
 
     def __init__(
         self, address: str | Sequence[str] = DEFAULT_ADDRESS, *, token: str | None = None, tls: Tls | None = None

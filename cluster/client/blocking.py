@@ -27,7 +27,7 @@ MAX_AHEAD = 1_024
 
 
 class Client:
-    """Speaks to one gateway, or to whichever of several answers."""
+    """Speaks to one gateway, or to whichever of several answers; it learns of the others from any of them."""
 
     def __init__(
         self, address: str | Sequence[str] = DEFAULT_ADDRESS, *, token: str | None = None, tls: Tls | None = None

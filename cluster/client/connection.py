@@ -17,11 +17,15 @@ import grpc
 import grpc.aio
 
 from cluster.errors import ConfigError
+from protos.quire.v1 import inference_pb2 as pb
 from protos.quire.v1.inference_pb2_grpc import InferenceServiceAsyncStub
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 MAX_MESSAGE_BYTES = 64 << 20
 KEEPALIVE_S = 30.0
+
+LEARN_S = 5.0
+MAX_GATEWAYS = 256
 
 PARTING_S = 2.0
 """How long a client that is closed waits for what it still has to say: that requests shall end."""
@@ -39,7 +43,7 @@ SERVICE_CONFIG = {
         {
             "name": [
                 {"service": "quire.v1.InferenceService", "method": method}
-                for method in ("Cancel", "ListModels", "Tokenize", "Detokenize", "CachePrefix")
+                for method in ("Cancel", "ListModels", "ListGateways", "Tokenize", "Detokenize", "CachePrefix")
             ],
             "retryPolicy": _RETRY,
         }
@@ -73,7 +77,8 @@ class Tls:
 
 
 class Connection:
-    """Gateways by address, tried in turn. Belongs to one event loop."""
+    """Gateways by address, tried in turn: those that were given, then those that they told of. Belongs to one event
+    loop."""
 
     def __init__(self, addresses: str | Sequence[str], token: str | None, tls: Tls | None) -> None:
         listed = [addresses] if isinstance(addresses, str) else list(addresses)
@@ -86,6 +91,8 @@ class Connection:
         self._channels: dict[str, grpc.aio.Channel] = {}
         # Last words under way: tasks that outlive the streams that they speak of.
         self._parting: set[asyncio.Task[None]] = set()
+        # By gateway: it is asked which others there are, once.
+        self._learning: dict[str, asyncio.Task[None]] = {}
 
     @property
     def address(self) -> str:
@@ -93,7 +100,26 @@ class Connection:
 
     def stub(self) -> InferenceServiceAsyncStub:
         """Of the gateway that answered last."""
-        return InferenceServiceAsyncStub(self.channel())
+        stub = InferenceServiceAsyncStub(self.channel())
+        if self.address not in self._learning:
+            learning = self._learn(self.address, stub)
+            self._learning[self.address] = asyncio.get_running_loop().create_task(learning)
+        return stub
+
+    async def _learn(self, address: str, stub: InferenceServiceAsyncStub) -> None:
+        """Asks a gateway for the others, so that one address is enough to outlive it."""
+        try:
+            answer = await stub.ListGateways(pb.ListGatewaysRequest(), timeout=LEARN_S, metadata=self.metadata)
+        except grpc.aio.AioRpcError as error:
+            # It did not answer: it is asked again with the next call. Others do not know the question, or not us.
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                self._learning.pop(address, None)
+            return
+        host = address.rpartition(":")[0]
+        for one in answer.gateways:
+            found = f"{host}{one.address}" if one.address.startswith(":") else one.address
+            if found not in self.addresses and len(self.addresses) < MAX_GATEWAYS:
+                self.addresses.append(found)
 
     def channel(self) -> grpc.aio.Channel:
         channel = self._channels.get(self.address)
@@ -133,6 +159,8 @@ class Connection:
         task.add_done_callback(self._parting.discard)
 
     async def close(self) -> None:
+        for task in self._learning.values():
+            task.cancel()
         if self._parting:
             await asyncio.wait(self._parting, timeout=PARTING_S)
         channels, self._channels = list(self._channels.values()), {}

@@ -17,6 +17,7 @@ from cluster.gateway.answer import MAX_FILL_BYTES, Answer, Cursor, Outlet
 from cluster.gateway.calls import Call, Method, resumed_elsewhere
 from cluster.gateway.errors import status_of
 from cluster.gateway.gateway import Gateway
+from cluster.gateway.gateways import lister
 from cluster.gateway.intake import Question, read_generate, read_prompt, read_ttl
 from protos.quire.v1 import inference_pb2 as pb
 
@@ -65,6 +66,7 @@ class InferenceService:
             "Tokenize": self.tokenize,
             "Detokenize": self.detokenize,
             "CachePrefix": self.cache_prefix,
+            "ListGateways": lister(self._gateway.settings.doors),
         }
 
     async def generate(self, request: pb.GenerateRequest, call: Call) -> None:

@@ -29,6 +29,8 @@ class GatewaySettings:
     port: int = 50051
     tls: TlsFiles | None = None
     tokens: TokenBook = field(default_factory=TokenBook)
+    # Name and address of all gateways of the cluster, this one among them, as ListGateways tells them to clients.
+    doors: tuple[tuple[str, str], ...] = ()
     # Lists our services to tools such as grpcurl.
     reflection: bool = True
 

@@ -284,3 +284,21 @@ class CachePrefixResponse(_message.Message):
     prompt_tokens: int
     pinned_tokens: int
     def __init__(self, prompt_tokens: _Optional[int] = ..., pinned_tokens: _Optional[int] = ...) -> None: ...
+
+class ListGatewaysRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListGatewaysResponse(_message.Message):
+    __slots__ = ("gateways",)
+    GATEWAYS_FIELD_NUMBER: _ClassVar[int]
+    gateways: _containers.RepeatedCompositeFieldContainer[Gateway]
+    def __init__(self, gateways: _Optional[_Iterable[_Union[Gateway, _Mapping[str, object]]]] = ...) -> None: ...
+
+class Gateway(_message.Message):
+    __slots__ = ("name", "address")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    address: str
+    def __init__(self, name: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...

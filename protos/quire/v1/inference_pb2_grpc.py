@@ -42,6 +42,11 @@ class InferenceServiceStub:
             request_serializer=inference_pb2.CachePrefixRequest.SerializeToString,
             response_deserializer=inference_pb2.CachePrefixResponse.FromString,
         )
+        self.ListGateways = channel.unary_unary(
+            "/quire.v1.InferenceService/ListGateways",
+            request_serializer=inference_pb2.ListGatewaysRequest.SerializeToString,
+            response_deserializer=inference_pb2.ListGatewaysResponse.FromString,
+        )
 
 
 InferenceServiceAsyncStub = InferenceServiceStub
@@ -83,6 +88,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
             servicer.CachePrefix,
             request_deserializer=inference_pb2.CachePrefixRequest.FromString,
             response_serializer=inference_pb2.CachePrefixResponse.SerializeToString,
+        ),
+        "ListGateways": grpc.unary_unary_rpc_method_handler(
+            servicer.ListGateways,
+            request_deserializer=inference_pb2.ListGatewaysRequest.FromString,
+            response_serializer=inference_pb2.ListGatewaysResponse.SerializeToString,
         ),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("quire.v1.InferenceService", methods),))

@@ -14,6 +14,7 @@ class InferenceServiceStub:
     Tokenize: grpc.UnaryUnaryMultiCallable[inference_pb2.TokenizeRequest, inference_pb2.TokenizeResponse]
     Detokenize: grpc.UnaryUnaryMultiCallable[inference_pb2.DetokenizeRequest, inference_pb2.DetokenizeResponse]
     CachePrefix: grpc.UnaryUnaryMultiCallable[inference_pb2.CachePrefixRequest, inference_pb2.CachePrefixResponse]
+    ListGateways: grpc.UnaryUnaryMultiCallable[inference_pb2.ListGatewaysRequest, inference_pb2.ListGatewaysResponse]
 
 class InferenceServiceAsyncStub:
     def __init__(self, channel: grpc.aio.Channel) -> None: ...
@@ -24,5 +25,6 @@ class InferenceServiceAsyncStub:
     Tokenize: grpc.aio.UnaryUnaryMultiCallable[inference_pb2.TokenizeRequest, inference_pb2.TokenizeResponse]
     Detokenize: grpc.aio.UnaryUnaryMultiCallable[inference_pb2.DetokenizeRequest, inference_pb2.DetokenizeResponse]
     CachePrefix: grpc.aio.UnaryUnaryMultiCallable[inference_pb2.CachePrefixRequest, inference_pb2.CachePrefixResponse]
+    ListGateways: grpc.aio.UnaryUnaryMultiCallable[inference_pb2.ListGatewaysRequest, inference_pb2.ListGatewaysResponse]
 
 def add_InferenceServiceServicer_to_server(servicer: object, server: grpc.Server | grpc.aio.Server) -> None: ...
