@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# What the processes of the centre are started with: they take no CPU that Ray books, and come back for ever.
+CENTRE: dict[str, Any] = {"lifetime": "detached", "max_restarts": -1, "num_cpus": 0, "max_concurrency": 4}
+
+CONTROL, FRONT = "control address", "front address"
+"""Under which names Ray keeps where the scheduler is."""
+
 
 def incarnation() -> int:
     """A number that is higher each time a process starts."""
@@ -94,3 +100,11 @@ class Observed:
         from cluster.watching.logs import end_logs
 
         end_logs(self._process, Path(self._settings.log_dir), self._run)
+
+
+async def find_scheduler(state: RayState, port: str) -> str:
+    """Where this port of the scheduler is now; OSError while there is none."""
+    address = await asyncio.to_thread(state.get, port)
+    if not address:
+        raise OSError("no scheduler has said where it is")
+    return address

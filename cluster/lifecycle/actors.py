@@ -1,4 +1,4 @@
-"""The Ray actors: one scheduler, workers, gateways and host pools, each a process that serves by gRPC.
+"""The Ray actors that serve: one scheduler, workers and gateways. Host pools are in `host_pool_actor.py`.
 
 Ray starts them, places them and starts them again when they die; nothing else passes through it. Every actor runs its
 server on a thread with an event loop of its own and answers `ready()` once it serves. An actor that Ray has started
@@ -12,22 +12,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.lifecycle.actor import Observed, Serving, bound_threads, incarnation, node_and_pid
+from cluster.lifecycle.actor import (
+    CONTROL,
+    FRONT,
+    Observed,
+    Serving,
+    bound_threads,
+    find_scheduler,
+    incarnation,
+    node_and_pid,
+)
 from cluster.lifecycle.cluster_settings import ClusterSettings
+from cluster.lifecycle.host_pool_actor import Layout, ensure_host_pool
 from cluster.lifecycle.meeting import Meeting
 
 if TYPE_CHECKING:
-    from cluster.lifecycle.ray_state import RayState
-
-CONTROL, FRONT = "control address", "front address"
-
-
-async def find_scheduler(state: RayState, port: str) -> str:
-    """Where this port of the scheduler is now; OSError while there is none."""
-    address = await asyncio.to_thread(state.get, port)
-    if not address:
-        raise OSError("no scheduler has said where it is")
-    return address
+    pass
 
 
 class SchedulerActor:
@@ -43,6 +43,8 @@ class SchedulerActor:
         self._serving = Serving(self._serve)
 
     async def _serve(self, ready: Callable[[str], None]) -> None:
+        from cluster.lifecycle.roll import Roll
+        from cluster.serving.admin import Wanted
         from cluster.serving.inside import inside_of
         from cluster.serving.scheduler_server import Addresses, Doors, serve_scheduler
         from cluster.watching.metrics_ray import mirror_to_ray
@@ -51,6 +53,7 @@ class SchedulerActor:
         journal = Path(settings.journal) if settings.journal else None
         epoch = state.next_epoch()
         inside = inside_of(state)
+        gateways = {name: inside.reachable(settings.host, port) for name, port in settings.gateway_ports().items()}
 
         def publish(addresses: Addresses) -> None:
             state.put(CONTROL, addresses.control)
@@ -65,6 +68,7 @@ class SchedulerActor:
             silence_s=settings.silence_s,
             journal=journal,
             on_address=publish,
+            wanted=Wanted(gateways, Roll(state).workers),
             mirror=mirror_to_ray,
         )
 
@@ -83,6 +87,7 @@ class WorkerActor:
 
         bound_threads(settings)
         self._settings = settings
+        self._namespace = namespace
         self._state = RayState(namespace)
         self._name = name
         self._model = model
@@ -110,6 +115,7 @@ class WorkerActor:
             say=self.lines.append,
             place=Meeting(self._state, self._name, tp).call(number) if tp > 1 else None,
         )
+        await asyncio.to_thread(ensure_host_pool, self._settings, self._namespace, self.layout())
         inside = inside_of(self._state)
         tracer = self._observed.tracer()
         spans = None if tracer is None else AttemptSpans(tracer.begin, self._name)
@@ -130,12 +136,12 @@ class WorkerActor:
     def ready(self, timeout_s: float) -> str:
         return self._serving.wait(timeout_s)
 
-    def layout(self) -> tuple[str, int, str]:
-        """The node it is on, and the bytes and the layout of its blocks: what a host pool beside it must have."""
+    def layout(self) -> Layout:
+        """What a host pool beside it must have."""
         import ray
 
         layout = self._worker.parts.layout
-        return ray.get_runtime_context().get_node_id(), layout.block_bytes, layout.fingerprint()
+        return Layout(ray.get_runtime_context().get_node_id(), layout.block_bytes, layout.fingerprint())
 
     def end(self) -> None:
         """It has drained, and is about to be ended."""
@@ -168,66 +174,14 @@ class GatewayActor:
         from cluster.serving.inside import inside_of
 
         door = self._settings.gateway_door(self._port)
-        settings = GatewaySettings(self._name, incarnation(), door.host, door.port, door.tls, door.tokens)
+        # Clients know by which name they reach this machine.
+        doors = tuple((name, f":{port}") for name, port in self._settings.gateway_ports().items())
+        settings = GatewaySettings(self._name, incarnation(), door.host, door.port, door.tls, door.tokens, doors=doors)
         inside = inside_of(self._state)
         await serve_gateway(settings, self._settings.model, self._find, ready, inside, self._observed.tracer())
 
     async def _find(self) -> str:
         return await find_scheduler(self._state, FRONT)
-
-    def ready(self, timeout_s: float) -> str:
-        return self._serving.wait(timeout_s)
-
-    def where(self) -> tuple[str, int]:
-        return node_and_pid()
-
-
-class HostPoolActor:
-    """The host memory of one node that blocks are swapped to."""
-
-    def __init__(
-        self, settings: ClusterSettings, namespace: str, name: str, block_bytes: int, fingerprint: str
-    ) -> None:
-        from cluster.lifecycle.ray_state import RayState
-
-        self._settings = settings
-        self._state = RayState(namespace)
-        self._name = name
-        self._block_bytes = block_bytes
-        self._fingerprint = fingerprint
-        self._observed = Observed(settings, self._state, name)
-        self._serving = Serving(self._serve)
-
-    async def _serve(self, ready: Callable[[str], None]) -> None:
-        import ray
-
-        from cluster.serving.inside import inside_of
-        from worker.host_pool import HostPool, HostPoolSettings
-        from worker.host_pool_serve import serve_host_pool
-        from worker.transfer.server import Listening
-
-        inside = inside_of(self._state)
-        settings = HostPoolSettings(
-            name=self._name,
-            node=ray.get_runtime_context().get_node_id()[:12],
-            size=self._settings.host_memory,
-            block_bytes=self._block_bytes,
-            fingerprint=self._fingerprint,
-            listening=Listening(inside.host),
-        )
-        pool = HostPool(settings, inside.security)
-        ready(f"{pool.num_blocks} blocks")
-        try:
-            await serve_host_pool(pool, self._find, inside.security)
-        finally:
-            pool.close()
-
-    async def _find(self) -> str:
-        return await find_scheduler(self._state, CONTROL)
-
-    def end(self) -> None:
-        """No worker needs it any more, and it is about to be ended."""
-        self._observed.end()
 
     def ready(self, timeout_s: float) -> str:
         return self._serving.wait(timeout_s)

@@ -42,10 +42,11 @@ class ClusterSettings:
     token_budget: int | None = None
     host_memory: str = "256MiB"
     host: str = "127.0.0.1"
+    # Of the first gateway; those of the others count up from it.
     port: int = 50051
-    admin_port: int = 50052
+    admin_port: int = 50061
     # Prometheus reads the whole cluster there.
-    metrics_port: int = 50053
+    metrics_port: int = 50062
     gateways: int = 1
     # PEM files of the doors, and the file of the tokens that they take, on the machine where `quire up` is typed.
     tls_certificate: str = ""
@@ -89,6 +90,7 @@ class ClusterSettings:
         for name, value, low, high in bounds:
             if not low <= value <= high:
                 raise ConfigError(f"{name} is {value}; give {low:g} to {high:g}")
+        self._check_ports()
         if not self.model:
             raise ConfigError("no model is given; name at least one")
         check_names(self.model)
@@ -114,6 +116,27 @@ class ClusterSettings:
         self.worker(self.model[0], b"")
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise ConfigError("tls_certificate and tls_key go together; give both, or neither")
+
+    def gateway_ports(self) -> dict[str, int]:
+        """The port of each gateway by its name; 0: any."""
+        return {f"gateway-{number}": self.port and self.port + number for number in range(self.gateways)}
+
+    def ports(self) -> dict[str, tuple[int, str]]:
+        """Every port that was asked for, by who listens there, with the name of its setting."""
+        listed = {name: (port, "port") for name, port in self.gateway_ports().items()}
+        listed["the operators' door"] = (self.admin_port, "admin_port")
+        listed["metrics"] = (self.metrics_port, "metrics_port")
+        return {who: found for who, found in listed.items() if found[0]}
+
+    def _check_ports(self) -> None:
+        taken: dict[int, str] = {}
+        for who, (port, name) in self.ports().items():
+            option = f"--{name.replace('_', '-')}"
+            if port > 65535:
+                raise ConfigError(f"port {port} of {who} is above 65535; give a lower {option}, or fewer --gateways")
+            if port in taken:
+                raise ConfigError(f"port {port} is asked for by {taken[port]} and by {who}; give another {option}")
+            taken[port] = who
 
     def gateway_door(self, port: int) -> Door:
         """Where clients come in. Reads the token file."""

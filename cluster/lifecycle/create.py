@@ -16,10 +16,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from cluster.errors import QuireError
+from cluster.lifecycle.actor import CENTRE
 from cluster.lifecycle.cluster_settings import ClusterSettings
-from cluster.lifecycle.host_memory import create_host_pools
-from cluster.lifecycle.placing import CENTRE, START_S, create_worker, wait_until_joined, wait_until_ready, worker_name
-from cluster.lifecycle.ports import free_port
+from cluster.lifecycle.host_memory import wait_for_host_pools
+from cluster.lifecycle.placing import START_S, create_worker, wait_until_joined, wait_until_ready, worker_name
 from cluster.lifecycle.preflight import preflight
 from cluster.lifecycle.ray_connection import quiet_ray
 from cluster.lifecycle.running import Running
@@ -70,14 +70,10 @@ def create(settings: ClusterSettings, running: Running, say: Say) -> None:
         for model in settings.model
         for number in range(settings.workers)
     ]
-    # Only the first has a port that was asked for; all keep theirs, so that one that dies comes up where it was.
-    ports = [settings.port, *(free_port() for _ in range(1, settings.gateways))]
-    gateways = [
-        ray.remote(GatewayActor)
-        .options(name=f"gateway-{number}", **options)
-        .remote(settings, running.namespace, f"gateway-{number}", port)
-        for number, port in enumerate(ports)
-    ]
+    gateways = {
+        name: ray.remote(GatewayActor).options(name=name, **options).remote(settings, running.namespace, name, port)
+        for name, port in settings.gateway_ports().items()
+    }
     running.admin = wait_until_ready(scheduler, "the scheduler")
     say("the scheduler serves")
     for number, worker in enumerate(workers):
@@ -89,8 +85,8 @@ def create(settings: ClusterSettings, running: Running, say: Say) -> None:
     for line in report:
         say(f"worker-0 {line}")
     say(f"{len(workers)} workers are ready")
-    create_host_pools(settings, running.namespace, workers, say)
-    addresses = [wait_until_ready(gateway, f"gateway {number}") for number, gateway in enumerate(gateways)]
+    wait_for_host_pools(settings, running.namespace, workers, say)
+    addresses = [wait_until_ready(gateway, name) for name, gateway in gateways.items()]
     running.gateway, running.gateways = addresses[0], addresses
     say(f"{len(gateways)} gateways serve")
     if settings.autoscale:

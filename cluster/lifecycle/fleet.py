@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.errors import ConfigError, NotFound, Unavailable
 from cluster.lifecycle.cluster_settings import ClusterSettings, check_names
-from cluster.lifecycle.host_memory import create_host_pools, host_pool_name, remove_host_pools
+from cluster.lifecycle.host_memory import host_pools_of, remove_host_pools, wait_for_host_pools
 from cluster.lifecycle.placing import (
     bundle,
     create_worker,
@@ -96,11 +96,11 @@ class Fleet:
             wait_until_ready(actor, f"worker {number}")
             wait_until_joined(self.admin, [worker_name(model, number)])
             self._say(f"{worker_name(model, number)} has joined")
+        wait_for_host_pools(self._settings, self._namespace, actors, self._say)
 
     def load(self, model: str, workers: int) -> None:
         """Brings a model that is not served yet; its first worker takes requests as soon as it is ready."""
         self.add(model, range(workers))
-        self._ensure_host_pools(model)
 
     def unload(self, model: str, patience_s: float) -> None:
         """Closes a model, lets what was accepted end for so long, and ends its workers. Raises `NotFound`."""
@@ -119,11 +119,11 @@ class Fleet:
                 told = num_open
             time.sleep(0.2)
         names = [worker_name(model, number) for number in self.numbers(model)]
-        pools = self._pools_of([ray.get_actor(name, namespace=self._namespace) for name in names])
+        pools = host_pools_of([ray.get_actor(name, namespace=self._namespace) for name in names])
         for name in names:
             self._end(name)
         others = [ray.get_actor(one.name, namespace=self._namespace) for one in self.workers() if one.model != model]
-        remove_host_pools(self._namespace, sorted(pools - self._pools_of(others)), self._say)
+        remove_host_pools(self._namespace, [name for name in pools if name not in host_pools_of(others)], self._say)
 
     def _close(self, request: Any) -> int:
         import grpc
@@ -132,19 +132,6 @@ class Fleet:
             return int(self.admin.CloseModel(request, timeout=ADMIN_S).num_open)
         except grpc.RpcError as error:
             raise NotFound(error.details()) if error.code() is grpc.StatusCode.NOT_FOUND else error from error
-
-    def _pools_of(self, actors: Sequence[Any]) -> set[str]:
-        import ray
-
-        layouts = ray.get([actor.layout.remote() for actor in actors], timeout=ADMIN_S)
-        return {host_pool_name(node, fingerprint) for node, _, fingerprint in layouts}
-
-    def _ensure_host_pools(self, model: str) -> None:
-        import ray
-
-        names = [worker_name(model, number) for number in self.numbers(model)]
-        actors = [ray.get_actor(name, namespace=self._namespace) for name in names]
-        create_host_pools(self._settings, self._namespace, actors, self._say)
 
     def retire(self, name: str) -> None:
         """Drains a worker, waits until nothing runs there, and ends it."""

@@ -21,7 +21,7 @@ from cluster.errors import ConfigError, Unavailable
 from cluster.lifecycle import leave_ray, ray_head
 from cluster.lifecycle.bring_up import BringUp
 from cluster.lifecycle.cluster_settings import ClusterSettings
-from cluster.lifecycle.ports import check_port, free_port
+from cluster.lifecycle.ports import check_ports, free_port, is_free, with_ports
 from cluster.lifecycle.preflight import check_early, num_cpus
 from cluster.lifecycle.ray_connection import NAMESPACE, check_ray_answers, quiet_ray
 from cluster.lifecycle.running import Running, state_folder
@@ -43,14 +43,10 @@ def up(settings: ClusterSettings, say: Say) -> Running:
     check_early(settings)
     if settings.address:
         check_ray_answers(settings.address)
-    check_port(settings.host, settings.port, "port")
-    check_port(settings.host, settings.admin_port, "admin_port")
-    check_port(settings.host, settings.metrics_port, "metrics_port")
+    check_ports(settings)
     check_trace(settings.trace)
     settings = replace(settings, log_dir=settings.log_dir or str(state_folder() / "logs"))
-    # Ports that are left to us are chosen once: an actor that is started again must come up where it was.
-    settings = replace(settings, port=settings.port or free_port(), admin_port=settings.admin_port or free_port())
-    settings = replace(settings, metrics_port=settings.metrics_port or free_port())
+    settings = with_ports(settings)
     began = time.monotonic()
     folder, token = ("", os.environ.get("RAY_AUTH_TOKEN", ""))
     if not settings.address:
@@ -72,7 +68,8 @@ def up(settings: ClusterSettings, say: Say) -> Running:
     running.starter = 0
     running.save()
     say(
-        f"ready after {time.monotonic() - began:.1f} s: gateway {running.gateway}, admin {running.admin}, "
+        f"ready after {time.monotonic() - began:.1f} s: {'gateways' if len(running.gateways) > 1 else 'gateway'} "
+        f"{', '.join(running.gateways)}, admin {running.admin}, "
         f"metrics http://{settings.host}:{settings.metrics_port}/metrics"
     )
     return running
@@ -155,19 +152,8 @@ def _leave_ray(running: Running, say: Say) -> list[str]:
 def _ports_taken(running: Running) -> list[int]:
     """Our doors that are still held on this machine, a moment after their processes ended."""
     host, until = str(running.settings.get("host", "127.0.0.1")), time.monotonic() + GONE_S
-    ports = (
-        [int(running.settings.get(name) or 0) for name in ("port", "admin_port", "metrics_port")]
-        if running.gateway
-        else []
-    )
-    while (taken := [port for port in ports if not _is_free(host, port)]) and time.monotonic() < until:
+    addresses = [*running.gateways, running.admin, f":{running.settings.get('metrics_port')}"]
+    ports = [int(address.rpartition(":")[2]) for address in addresses] if running.gateway else []
+    while (taken := [port for port in ports if not is_free(host, port)]) and time.monotonic() < until:
         time.sleep(0.05)
     return taken
-
-
-def _is_free(host: str, port: int) -> bool:
-    try:
-        check_port(host, port, "port")
-    except ConfigError:
-        return False
-    return True

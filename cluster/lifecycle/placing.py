@@ -20,9 +20,6 @@ START_S = 120.0
 END_S = 10.0
 JOIN_S = 30.0
 
-# What the processes of the centre are started with: they take no CPU that Ray books, and come back for ever.
-CENTRE: dict[str, Any] = {"lifetime": "detached", "max_restarts": -1, "num_cpus": 0, "max_concurrency": 4}
-
 
 def worker_name(model: str, number: int) -> str:
     return f"{Path(model).name}-{number}"
@@ -42,8 +39,11 @@ def create_worker(settings: ClusterSettings, namespace: str, model: str, number:
 
     from cluster.lifecycle.actors import WorkerActor
     from cluster.lifecycle.member_actor import MemberActor
+    from cluster.lifecycle.ray_state import RayState
+    from cluster.lifecycle.roll import enrol
 
     name, needs = worker_name(model, number), bundle(settings)
+    enrol(RayState(namespace), name, model)
     group = placement_group([needs] * settings.tp, strategy="STRICT_PACK", name=name, lifetime="detached")
 
     def place(actor: type, name: str, rank: int) -> Any:
@@ -87,6 +87,10 @@ def end_worker(namespace: str, name: str) -> None:
     from ray.util import remove_placement_group
     from ray.util.placement_group import get_placement_group
 
+    from cluster.lifecycle.ray_state import RayState
+    from cluster.lifecycle.roll import strike_off
+
+    strike_off(RayState(namespace), name)
     end_actors(namespace, [one for one in actor_names(namespace) if one == name or one.startswith(f"{name}.")])
     remove_placement_group(get_placement_group(name))
 

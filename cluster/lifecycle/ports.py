@@ -1,25 +1,64 @@
-"""Ports of this machine: a free one, and whether one that was asked for can be had."""
+"""Ports of this machine: free ones, and whether one that was asked for can be had."""
 
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 
 from cluster.errors import ConfigError
+from cluster.lifecycle.cluster_settings import ClusterSettings
+
+TRIES = 100
 
 
-def free_port() -> int:
+def free_port(host: str = "127.0.0.1") -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 
 def check_port(host: str, port: int, setting: str) -> None:
-    if not port:
-        return
-    with socket.socket() as probe:
+    """Raises `ConfigError` for a port that cannot be had."""
+    if not is_free(host, port):
+        raise ConfigError(
+            f"port {port} on {host} is taken; free it, or give another with --{setting.replace('_', '-')}"
+        )
+
+
+def check_ports(settings: ClusterSettings) -> None:
+    """All that were asked for."""
+    for port, name in settings.ports().values():
+        check_port(settings.host, port, name)
+
+
+def with_ports(settings: ClusterSettings) -> ClusterSettings:
+    """Ports that are left to us are chosen once: an actor that is started again must come up where it was."""
+    port = settings.port or _free_row(settings.host, settings.gateways)
+    taken = {port + number for number in range(settings.gateways)}
+    others = {}
+    for name in ("admin_port", "metrics_port"):
+        found = getattr(settings, name)
+        while not found or found in taken:
+            found = free_port(settings.host)
+        taken.add(found)
+        others[name] = found
+    return replace(settings, port=port, **others)
+
+
+def _free_row(host: str, length: int) -> int:
+    """The first of so many free ports in a row."""
+    for _ in range(TRIES):
+        first = free_port(host)
+        if first + length <= 65536 and all(is_free(host, first + number) for number in range(1, length)):
+            return first
+    raise ConfigError(f"no {length} free ports in a row were found on {host}; give the first with --port")
+
+
+def is_free(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
-        except OSError as error:
-            detail = f"port {port} on {host} is taken; free it, or give another with --{setting.replace('_', '-')}"
-            raise ConfigError(detail) from error
+            probe.bind((host.strip("[]"), port))
+        except OSError:
+            return False
+    return True

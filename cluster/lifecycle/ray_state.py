@@ -30,6 +30,14 @@ class RayState:
     def put(self, name: str, value: str) -> None:
         internal_kv._internal_kv_put(self._key(name), value.encode(), overwrite=True)
 
+    def remove(self, name: str) -> None:
+        internal_kv._internal_kv_del(self._key(name))
+
+    def names(self, prefix: str) -> list[str]:
+        """Those that begin so, without it, in order."""
+        whole = self._key(prefix)
+        return sorted(key.removeprefix(whole).decode() for key in internal_kv._internal_kv_list(whole))
+
     def remove_all(self) -> None:
         internal_kv._internal_kv_del(self._key(""), del_by_prefix=True)
 

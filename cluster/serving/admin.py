@@ -1,19 +1,20 @@
 """What operators may ask and order: the AdminService, answered from the scheduler's own state.
 
 Runs in the scheduler's process and loop, so every answer is of one moment between two turns. It changes nothing itself:
-orders go to the scheduler as events, and scaling to whoever started the cluster.
+orders go to the scheduler as events.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field
 
 from cluster import __version__
 from cluster.centre.ledger import Ledger
 from cluster.centre.sequences import Request, State
-from cluster.errors import ConfigError, InvalidRequest, NotFound
+from cluster.errors import NotFound
 from cluster.gateway.calls import Call, Method
 from cluster.messages import CloseModel, Drain
 from cluster.serving.block_watch import BlockWatch
@@ -44,16 +45,30 @@ DEFAULT_INTERVAL_S = 0.5
 MIN_INTERVAL_S = 0.05
 MAX_NOTES = 50
 
-Scale = Callable[[str, int], Awaitable[tuple[int, int]]]
+
+def _no_workers() -> Mapping[str, str]:
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the cluster is to have, whatever has died: gateways by name with their addresses, workers by name with
+    their models, as of now."""
+
+    gateways: Mapping[str, str] = field(default_factory=dict)
+    workers: Callable[[], Mapping[str, str]] = _no_workers
+
+    def missing_workers(self, there: Container[str]) -> list[tuple[str, str]]:
+        return [(name, model) for name, model in self.workers().items() if name not in there]
 
 
 class AdminServer:
-    """`scale(model, workers)` gives the number of workers before and after; None: this cluster cannot be scaled."""
+    """Answers of one moment, about one scheduler."""
 
-    def __init__(self, host: SchedulerHost, control: ControlServer, scale: Scale | None = None) -> None:
+    def __init__(self, host: SchedulerHost, control: ControlServer, wanted: Wanted) -> None:
         self._host = host
         self._control = control
-        self._scale = scale
+        self._wanted = wanted
 
     @property
     def methods(self) -> dict[str, Method]:
@@ -79,6 +94,10 @@ class AdminServer:
             num_gateways=len(host.gateway_links),
             counters=counters,
             notes=self._notes(),
+            gateways=[
+                pb.GatewayLink(name=name, address=address, connected=name in host.gateway_links)
+                for name, address in self._wanted.gateways.items()
+            ],
         )
 
     def _notes(self) -> list[pb.Note]:
@@ -110,6 +129,8 @@ class AdminServer:
                 prefill_waiting=replica.prefill_waiting,
                 silent_s=self._host.now - peer.heard_at if peer else 0.0,
             )
+        for name, model in self._wanted.missing_workers(self._host.scheduler.replicas):
+            response.missing.add(name=name, model=model)
         return response
 
     async def ListPools(self, request: pb.ListPoolsRequest, call: Call) -> pb.ListPoolsResponse:
@@ -216,14 +237,6 @@ class AdminServer:
             await asyncio.sleep(interval_s)
 
     # -- orders
-
-    async def Scale(self, request: pb.ScaleRequest, call: Call) -> pb.ScaleResponse:
-        if self._scale is None:
-            raise ConfigError("this cluster was not started by `quire up`")
-        if not 0 <= request.workers <= 4096:
-            raise InvalidRequest("workers", f"is {request.workers}", "give 0 to 4,096")
-        before, after = await self._scale(request.model, request.workers)
-        return pb.ScaleResponse(before=before, after=after)
 
     async def Drain(self, request: pb.DrainRequest, call: Call) -> pb.DrainResponse:
         replica = self._host.scheduler.replicas.get(request.worker)

@@ -20,7 +20,7 @@ import grpc.aio
 from cluster.centre.journal import JournalWriter
 from cluster.gateway.calls import list_services, register
 from cluster.gateway.front import ServedModel
-from cluster.serving.admin import AdminServer, Scale
+from cluster.serving.admin import AdminServer, Wanted
 from cluster.serving.control_server import ControlServer, Peer
 from cluster.serving.door import Door
 from cluster.serving.front_server import FrontServer
@@ -110,11 +110,12 @@ async def serve_scheduler(
     silence_s: float,
     journal: Path | None,
     on_address: Callable[[Addresses], None],
-    scale: Scale | None = None,
+    wanted: Wanted | None = None,
     mirror: Mirror | None = None,
 ) -> None:
     """Serves until cancelled. `on_address` is called once all of them listen."""
     inside = doors.inside
+    wanted = wanted or Wanted()
     writer = JournalWriter(journal, settings, epoch) if journal is not None else None
     shell = SchedulerHost(settings, epoch, writer)
     tune_collector()
@@ -126,14 +127,16 @@ async def serve_scheduler(
     add_FrontServiceServicer_to_server(front, internal)
     internal_port = inside.security.serve(internal, inside.address(0))
     admin = grpc.aio.server(options=SERVER_OPTIONS)
-    methods = AdminServer(shell, control, scale).methods
+    methods = AdminServer(shell, control, wanted).methods
     register(admin, admin_pb2.DESCRIPTOR.services_by_name["AdminService"], methods, doors.admin.tokens, "admin")
     list_services(admin, "quire.v1.AdminService")
     bound_port = doors.admin.listen(admin)
     await internal.start()
     await admin.start()
     control_address = await control.listen(inside)
-    figures = ClusterFigures(lambda: scheduler_families(shell, control), front.figures_addresses, inside.security)
+    figures = ClusterFigures(
+        lambda: scheduler_families(shell, control, wanted), front.figures_addresses, inside.security, wanted.gateways
+    )
     metrics = await serve_metrics(doors.metrics_host, doors.metrics_port, figures.collect)
     admin_address = inside.reachable(doors.admin.host, bound_port)
     on_address(Addresses(control_address, inside.address(internal_port), admin_address))

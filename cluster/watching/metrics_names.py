@@ -73,7 +73,7 @@ SCHEDULER = (
     Described("pool_shared_blocks", "gauge", "Held blocks with more than one holder.", ("pool",)),
     Described("pool_block_bytes", "gauge", "Bytes of one block.", ("pool",)),
     Described("evictions_total", "counter", "Cached blocks that were given to somebody else.", ("pool",)),
-    Described("workers", "gauge", "Replicas that have joined: serving or draining.", ("model", "state")),
+    Described("workers", "gauge", "Replicas: serving, draining, or missing though wanted.", ("model", "state")),
     Described("worker_sequences", "gauge", "Sequences resident on a worker.", ("worker", "model")),
     Described("worker_max_batch", "gauge", "Sequences that it runs at once.", ("worker", "model")),
     Described("worker_steps_total", "counter", "Steps that a worker has retired.", ("worker", "model")),

@@ -13,6 +13,7 @@ from cluster import __version__
 from cluster.centre.ledger import Ledger
 from cluster.centre.pauses import BOUNDS
 from cluster.centre.scheduler import Scheduler
+from cluster.serving.admin import Wanted
 from cluster.serving.control_server import ControlServer
 from cluster.serving.host import SchedulerHost
 from cluster.watching.metrics import Families, Family, Histogram
@@ -22,7 +23,7 @@ from cluster.watching.metrics_names import SCHEDULER
 _REFUSED, _TRANSFER, _PREEMPTED, _SWAPPED = "refused ", "transfer ", "preempted ", "swapped "
 
 
-def scheduler_families(host: SchedulerHost, control: ControlServer) -> list[Family]:
+def scheduler_families(host: SchedulerHost, control: ControlServer, wanted: Wanted) -> list[Family]:
     """All families but `up`, which the one who scrapes adds."""
     found, scheduler = Families(SCHEDULER), host.scheduler
     found["build_info"].add(1, version=__version__)
@@ -36,7 +37,7 @@ def scheduler_families(host: SchedulerHost, control: ControlServer) -> list[Fami
         _pool(found, replica.name, "device", replica.joined.block_bytes, replica.ledger)
     for pool in scheduler.swapper.pools.values():
         _pool(found, pool.name, "host", pool.joined.block_bytes, pool.ledger)
-    _workers(found, host, control)
+    _workers(found, host, control, wanted)
     for why, count in control.port.refused.items() if control.port is not None else ():
         found["control_refused_total"].add(count, why=why)
     for tenant in scheduler.tenants:
@@ -82,7 +83,7 @@ def _pool(found: Families, name: str, kind: str, block_bytes: int, ledger: Ledge
     found["evictions_total"].add(ledger.num_evictions, pool=name)
 
 
-def _workers(found: Families, host: SchedulerHost, control: ControlServer) -> None:
+def _workers(found: Families, host: SchedulerHost, control: ControlServer, wanted: Wanted) -> None:
     states: Counter[tuple[str, str]] = Counter()
     for replica in host.scheduler.replicas.values():
         model, peer = replica.joined.model, control.peers.get(replica.name)
@@ -96,5 +97,7 @@ def _workers(found: Families, host: SchedulerHost, control: ControlServer) -> No
             found["worker_steps_total"].add(peer.step, **at)
             found["worker_step_seconds"].add(peer.step_seconds, **at)
             found["worker_silent_seconds"].add(host.now - peer.heard_at, **at)
+    for _, model in wanted.missing_workers(host.scheduler.replicas):
+        states[model, "missing"] += 1
     for (model, state), count in states.items():
         found["workers"].add(count, model=model, state=state)

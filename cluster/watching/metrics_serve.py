@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 import grpc.aio
 
@@ -30,11 +30,17 @@ Collect = Callable[[], Awaitable[list[Family]]]
 
 
 class ClusterFigures:
-    """Collects the families of all processes. `gateways` gives internal addresses by name, as of now."""
+    """Collects the families of all processes. `gateways` gives internal addresses by name, as of now; `wanted` names
+    those that are to be there."""
 
     def __init__(
-        self, own: Callable[[], list[Family]], gateways: Callable[[], Mapping[str, str]], security: ClusterSecurity
+        self,
+        own: Callable[[], list[Family]],
+        gateways: Callable[[], Mapping[str, str]],
+        security: ClusterSecurity,
+        wanted: Collection[str] = (),
     ) -> None:
+        self._wanted = wanted
         self._own = own
         self._gateways = gateways
         self._security = security
@@ -46,7 +52,8 @@ class ClusterFigures:
             await self._channels.pop(address).close(None)
         answers = await asyncio.gather(*(self._ask(address) for address in addresses.values()))
         (described,) = [one for one in SCHEDULER if one.name == "up"]
-        up = _up(described, {"scheduler": True} | dict(zip(addresses, [bool(one) for one in answers], strict=True)))
+        answered = dict(zip(addresses, [bool(one) for one in answers], strict=True))
+        up = _up(described, {"scheduler": True} | dict.fromkeys(self._wanted, False) | answered)
         return merged([[up], self._own(), *answers])
 
     async def _ask(self, address: str) -> list[Family]:

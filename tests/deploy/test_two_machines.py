@@ -74,7 +74,7 @@ def test_what_the_page_says_works(machines: tuple[Machine, Machine]) -> None:
     assert all(f"demo-{number}" in re.findall(r"info +(\S+) +started", told) for number in range(4)), told
     # Another machine of that network reaches the gateway, and neither the operators' door nor Ray.
     two.run("ip addr add 10.77.0.3/24 dev $(ip -o link show type veth | cut -d: -f2 | cut -d@ -f1)")
-    for port, is_open in ((50051, True), (50052, False), (6379, False)):
+    for port, is_open in ((50051, True), (50061, False), (6379, False)):
         told = two.run(f"python -c '{KNOCK.format(port=port)}'")
         assert told.strip() == ("0" if is_open else "11"), (port, told)
 

@@ -57,7 +57,7 @@ class GetClusterRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetClusterResponse(_message.Message):
-    __slots__ = ("epoch", "version", "uptime_s", "num_running", "num_waiting", "num_workers", "num_gateways", "counters", "notes")
+    __slots__ = ("epoch", "version", "uptime_s", "num_running", "num_waiting", "num_workers", "num_gateways", "counters", "notes", "gateways")
     class CountersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -74,6 +74,7 @@ class GetClusterResponse(_message.Message):
     NUM_GATEWAYS_FIELD_NUMBER: _ClassVar[int]
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
     NOTES_FIELD_NUMBER: _ClassVar[int]
+    GATEWAYS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     version: str
     uptime_s: float
@@ -83,7 +84,18 @@ class GetClusterResponse(_message.Message):
     num_gateways: int
     counters: _containers.ScalarMap[str, int]
     notes: _containers.RepeatedCompositeFieldContainer[Note]
-    def __init__(self, epoch: _Optional[int] = ..., version: _Optional[str] = ..., uptime_s: _Optional[float] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_workers: _Optional[int] = ..., num_gateways: _Optional[int] = ..., counters: _Optional[_Mapping[str, int]] = ..., notes: _Optional[_Iterable[_Union[Note, _Mapping[str, object]]]] = ...) -> None: ...
+    gateways: _containers.RepeatedCompositeFieldContainer[GatewayLink]
+    def __init__(self, epoch: _Optional[int] = ..., version: _Optional[str] = ..., uptime_s: _Optional[float] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_workers: _Optional[int] = ..., num_gateways: _Optional[int] = ..., counters: _Optional[_Mapping[str, int]] = ..., notes: _Optional[_Iterable[_Union[Note, _Mapping[str, object]]]] = ..., gateways: _Optional[_Iterable[_Union[GatewayLink, _Mapping[str, object]]]] = ...) -> None: ...
+
+class GatewayLink(_message.Message):
+    __slots__ = ("name", "address", "connected")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    address: str
+    connected: bool
+    def __init__(self, name: _Optional[str] = ..., address: _Optional[str] = ..., connected: _Optional[bool] = ...) -> None: ...
 
 class Note(_message.Message):
     __slots__ = ("number", "age_s", "kind", "subject", "why")
@@ -104,10 +116,20 @@ class ListWorkersRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ListWorkersResponse(_message.Message):
-    __slots__ = ("workers",)
+    __slots__ = ("workers", "missing")
     WORKERS_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
     workers: _containers.RepeatedCompositeFieldContainer[Worker]
-    def __init__(self, workers: _Optional[_Iterable[_Union[Worker, _Mapping[str, object]]]] = ...) -> None: ...
+    missing: _containers.RepeatedCompositeFieldContainer[MissingWorker]
+    def __init__(self, workers: _Optional[_Iterable[_Union[Worker, _Mapping[str, object]]]] = ..., missing: _Optional[_Iterable[_Union[MissingWorker, _Mapping[str, object]]]] = ...) -> None: ...
+
+class MissingWorker(_message.Message):
+    __slots__ = ("name", "model")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    model: str
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class Worker(_message.Message):
     __slots__ = ("name", "incarnation", "node", "model", "draining", "num_sequences", "max_batch", "num_blocks", "num_free", "steps", "step_s", "dry_leases", "prefill_waiting", "silent_s")
@@ -314,22 +336,6 @@ class PoolMap(_message.Message):
     owners: _containers.RepeatedScalarFieldContainer[int]
     requests: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, pool: _Optional[str] = ..., incarnation: _Optional[int] = ..., whole: _Optional[bool] = ..., num_blocks: _Optional[int] = ..., states: _Optional[bytes] = ..., blocks: _Optional[_Iterable[int]] = ..., owners: _Optional[_Iterable[int]] = ..., requests: _Optional[_Iterable[str]] = ...) -> None: ...
-
-class ScaleRequest(_message.Message):
-    __slots__ = ("model", "workers")
-    MODEL_FIELD_NUMBER: _ClassVar[int]
-    WORKERS_FIELD_NUMBER: _ClassVar[int]
-    model: str
-    workers: int
-    def __init__(self, model: _Optional[str] = ..., workers: _Optional[int] = ...) -> None: ...
-
-class ScaleResponse(_message.Message):
-    __slots__ = ("before", "after")
-    BEFORE_FIELD_NUMBER: _ClassVar[int]
-    AFTER_FIELD_NUMBER: _ClassVar[int]
-    before: int
-    after: int
-    def __init__(self, before: _Optional[int] = ..., after: _Optional[int] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ("worker", "undo")

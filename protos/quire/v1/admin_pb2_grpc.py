@@ -37,11 +37,6 @@ class AdminServiceStub:
             request_serializer=admin_pb2.WatchBlocksRequest.SerializeToString,
             response_deserializer=admin_pb2.WatchBlocksResponse.FromString,
         )
-        self.Scale = channel.unary_unary(
-            "/quire.v1.AdminService/Scale",
-            request_serializer=admin_pb2.ScaleRequest.SerializeToString,
-            response_deserializer=admin_pb2.ScaleResponse.FromString,
-        )
         self.Drain = channel.unary_unary(
             "/quire.v1.AdminService/Drain",
             request_serializer=admin_pb2.DrainRequest.SerializeToString,
@@ -93,11 +88,6 @@ def add_AdminServiceServicer_to_server(servicer, server):
             servicer.WatchBlocks,
             request_deserializer=admin_pb2.WatchBlocksRequest.FromString,
             response_serializer=admin_pb2.WatchBlocksResponse.SerializeToString,
-        ),
-        "Scale": grpc.unary_unary_rpc_method_handler(
-            servicer.Scale,
-            request_deserializer=admin_pb2.ScaleRequest.FromString,
-            response_serializer=admin_pb2.ScaleResponse.SerializeToString,
         ),
         "Drain": grpc.unary_unary_rpc_method_handler(
             servicer.Drain,
