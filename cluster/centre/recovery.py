@@ -101,7 +101,9 @@ class Recovery:
     def lose(self, replica: Replica) -> None:
         """Its memory is gone. What ran there starts again from what the gateways have."""
         scheduler = self._scheduler
-        scheduler.counters["replicas lost"] += 1
+        # One that has drained is gone because somebody wanted it so.
+        was_drained = replica.is_draining and not replica.requests
+        scheduler.counters["replicas left" if was_drained else "replicas lost"] += 1
         del scheduler.replicas[replica.name]
         scheduler.admission.remove(replica)
         scheduler.moves.lose_replica(replica)

@@ -26,6 +26,7 @@ GROUPS = (
     "generate",
     "chat",
     "status",
+    "operate",
     "models",
     "top",
     "logs",

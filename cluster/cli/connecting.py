@@ -51,13 +51,14 @@ def open_async_client(address: str | None, token_file: Path | None) -> AsyncClie
 
 
 def _where(address: str | None) -> tuple[Sequence[str], Tls | None]:
+    shown = os.environ.get("QUIRE_CLIENT_CERTIFICATE"), os.environ.get("QUIRE_CLIENT_KEY")
     if address:
         authority = os.environ.get("QUIRE_TLS_AUTHORITY")
-        return [address], Tls(authority) if authority else None
+        return [address], Tls(authority, *shown) if authority else None
     from cluster.lifecycle.running import Running
 
     running = Running.load()
     if running is None or not running.gateway:
         raise Unavailable("no cluster of this user is noted; start one with `quire up`, give --address, or add --local")
     has_tls = running.settings["tls_certificate"]
-    return running.gateways, Tls(running.settings["tls_authority"] or None) if has_tls else None
+    return running.gateways, Tls(running.settings["tls_authority"] or None, *shown) if has_tls else None

@@ -15,13 +15,16 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cluster.centre.notes import Note
-from cluster.cli.status import AddressOption, Admin
+from cluster.cli.admin import AddressOption, TokenOption, open_admin
 from cluster.cli.top_picture import PoolPicture, Scene, draw
+
+if TYPE_CHECKING:
+    from cluster.serving.admin_client import Admin
 
 MAX_LISTED = 200
 _SUM = re.compile(r"^quire_(time_to_first_token|inter_token)_seconds_(sum|count)\{.*\} (\S+)$", re.MULTILINE)
@@ -33,6 +36,7 @@ def register(app: typer.Typer) -> None:
 
 def top(
     address: AddressOption = None,
+    token_file: TokenOption = None,
     interval: Annotated[float, typer.Option(help="Seconds between pictures.")] = 0.5,
     once: Annotated[bool, typer.Option("--once", help="One picture, then end.")] = False,
     by_request: Annotated[bool, typer.Option("--by-request", help="Colour blocks by request. Key: r.")] = False,
@@ -42,7 +46,7 @@ def top(
     from rich.live import Live
 
     interval = max(0.1, interval)
-    eyes, console = Eyes(address, interval), Console()
+    eyes, console = Eyes(open_admin(address, token_file), interval, has_figures=address is None), Console()
     try:
         if once or not sys.stdout.isatty():
             # Rates need two looks.
@@ -93,13 +97,14 @@ def _keys() -> Iterator[Any]:
 class Eyes:
     """Fetches what a picture is drawn from, and remembers what rates are made of."""
 
-    def __init__(self, address: str | None, interval_s: float) -> None:
-        self._admin = Admin(address)
+    def __init__(self, admin: Admin, interval_s: float, *, has_figures: bool) -> None:
+        """`has_figures`: gateways' own are to be had at the metrics port of this user's cluster."""
+        self._admin = admin
         self._maps = BlockMaps(self._admin, interval_s)
         self._maps.has_come.wait(5.0)
         # When, tokens so far, turns' microseconds so far.
         self._seen: deque[tuple[float, float, float]] = deque(maxlen=8)
-        self._gateways = None if address else GatewaySums()
+        self._gateways = GatewaySums() if has_figures else None
 
     def close(self) -> None:
         self._maps.close()

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import grpc.aio
 
 from cluster.client.connection import DEFAULT_ADDRESS, Connection, Tls
-from cluster.client.errors import error_from_call
 from cluster.client.request import Options, Prompt, Reception, generate_message, prompt_message
 from cluster.client.stream import Many, receive
 from cluster.errors import InvalidRequest, QuireError, Unavailable
@@ -234,7 +233,7 @@ class AsyncClient:
         try:
             return await call
         except grpc.aio.AioRpcError as error:
-            failure = error_from_call(error)
+            failure = self._connection.error(error)
             if isinstance(failure, Unavailable):
                 self._connection.turn_to_next()
             raise failure from error

@@ -16,7 +16,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from cluster.errors import ConfigError
+from cluster.client.errors import connection_error, error_from_call
+from cluster.errors import ConfigError, QuireError
 from protos.quire.v1 import inference_pb2 as pb
 from protos.quire.v1.inference_pb2_grpc import InferenceServiceAsyncStub
 
@@ -157,6 +158,12 @@ class Connection:
         task = asyncio.get_running_loop().create_task(words)
         self._parting.add(task)
         task.add_done_callback(self._parting.discard)
+
+    def error(self, failure: grpc.aio.AioRpcError) -> QuireError:
+        """Of a call to the current gateway that failed."""
+        has_certificate = self._tls is not None and self._tls.certificate is not None
+        found = error_from_call(failure)
+        return connection_error(found, self.address, has_tls=self._tls is not None, has_certificate=has_certificate)
 
     async def close(self) -> None:
         for task in self._learning.values():

@@ -15,6 +15,7 @@ import grpc.aio
 from cluster.errors import (
     Aborted,
     AccessDenied,
+    ConfigError,
     DeadlineExceeded,
     InvalidRequest,
     NeverFits,
@@ -28,6 +29,8 @@ from cluster.errors import (
 from cluster.wire.plans import parsed
 from protos.quire.v1 import common_pb2 as pb
 
+# How TLS says that nobody we trust has signed a certificate.
+_NOT_SIGNED = ("CERTIFICATE_VERIFY_FAILED", "BAD_SIGNATURE", "certificate signature failure")
 DETAILS_KEY = "grpc-status-details-bin"
 
 
@@ -47,6 +50,36 @@ def error_from_call(error: grpc.aio.AioRpcError) -> QuireError:
             except ProtocolError:
                 break
     return _plain(error.code().name, error.details() or error.code().name)
+
+
+def connection_error(error: QuireError, address: str, *, has_tls: bool, has_certificate: bool) -> QuireError:
+    """What a broken connection says of TLS, by which mistake it is; any other error as it was."""
+    said = str(error)
+    if not isinstance(error, Unavailable) or "failed to connect" not in said:
+        return error
+    host = address.rpartition(":")[0]
+    if "WRONG_VERSION_NUMBER" in said:
+        return ConfigError(f"{address} does not speak TLS; leave the authority out, or is it another port?")
+    if "Hostname Verification" in said or "not in peer certificate" in said:
+        remedy = f"connect by a name that it has, or make one with `quire certificates FOLDER --host {host}`"
+        return ConfigError(f"the certificate of {address} does not have the name {host}; {remedy}")
+    if "handshake failed" in said and "expired" in said:
+        return ConfigError(f"the certificate of {address} has expired; `quire certificates renew` makes a new one")
+    if "handshake failed" in said and any(one in said for one in _NOT_SIGNED):
+        remedy = "name the PEM file of the authority that signed it (QUIRE_TLS_AUTHORITY)"
+        return ConfigError(f"the certificate of {address} was signed by another authority than that given; {remedy}")
+    if "handshake failed" in said:
+        return ConfigError(f"TLS with {address} failed: {said[-200:]}")
+    if "Socket closed" in said or "reset by peer" in said:
+        # Whoever listens there has ended the connection before a word.
+        if not has_tls:
+            remedy = "name the authority of its certificate (QUIRE_TLS_AUTHORITY)"
+            return Unavailable(f"{address} ends connections at once, as a port does that speaks TLS; {remedy}")
+        remedy = (
+            "show another certificate" if has_certificate else "give one (QUIRE_CLIENT_CERTIFICATE, QUIRE_CLIENT_KEY)"
+        )
+        return Unavailable(f"{address} ends connections at once, as it does without a client's certificate; {remedy}")
+    return Unavailable(f"nothing answers at {address}; is the cluster up (`quire up`)?")
 
 
 def error_from_status(status: pb.Status) -> QuireError:

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import grpc.aio
 
 from cluster.client.connection import PARTING_S, Connection
-from cluster.client.errors import error_from_call, error_from_status
+from cluster.client.errors import error_from_status
 from cluster.client.request import Reception
 from cluster.errors import AlreadyExists, DeadlineExceeded, NotFound, QueueFull, QuireError, Unavailable
 from cluster.offline.outputs import StreamOutput
@@ -154,7 +154,7 @@ async def _to_its_end(
                 return
             error: QuireError = Unavailable("the gateway ended the stream before the answer was done")
         except grpc.aio.AioRpcError as failure:
-            error = error_from_call(failure)
+            error = connection.error(failure)
         finally:
             call.cancel()
         following = next_request(reception, request, error)
@@ -214,7 +214,7 @@ class Many:
                     if not self._has_work():
                         return
             except grpc.aio.AioRpcError as failure:
-                error = error_from_call(failure)
+                error = self._connection.error(failure)
             finally:
                 sender.cancel()
                 call.cancel()

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import grpc
 
+    from cluster.serving.admin_client import Admin
+
 
 def state_folder() -> Path:
     """Where a user's clusters are noted: QUIRE_HOME, or the state folder of the system."""
@@ -45,6 +47,11 @@ class Running:
 
         authority, has_tls = self.settings["tls_authority"], bool(self.settings["tls_certificate"])
         return admin_channel(self.admin, self.admin_token, authority, tls=has_tls)
+
+    def admin_client(self) -> Admin:
+        from cluster.serving.admin_client import Admin
+
+        return Admin(self.admin, self.admin_channel(), has_tls=bool(self.settings["tls_certificate"]))
 
     def save(self) -> None:
         folder = state_folder()

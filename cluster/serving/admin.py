@@ -44,6 +44,7 @@ DEFAULT_LIMIT = 1_000
 DEFAULT_INTERVAL_S = 0.5
 MIN_INTERVAL_S = 0.05
 MAX_NOTES = 50
+MAX_NAMED = 20
 
 
 def _no_workers() -> Mapping[str, str]:
@@ -259,6 +260,10 @@ class AdminServer:
 
     async def GetUsage(self, request: pb.GetUsageRequest, call: Call) -> pb.GetUsageResponse:
         response = pb.GetUsageResponse()
+        known = [tenant.name for tenant in self._host.scheduler.tenants]
+        if request.tenant and request.tenant not in known:
+            listed = ", ".join(known[:MAX_NAMED]) or "none"
+            raise NotFound(f"no tenant {request.tenant} has used anything; there is {listed}")
         for tenant in self._host.scheduler.tenants:
             if not request.tenant or tenant.name == request.tenant:
                 response.tenants.add(

@@ -29,6 +29,7 @@ from cluster.watching.logs import log_files, read_lines, shown
 
 MIN_SHM, MIN_MEMORY = 512 << 20, 2 << 30
 SCRAPE_S = 3.0
+SILENT_S = 2.0
 CAUSES_SHOWN = 3
 MAX_LOG_BYTES = 4 << 20
 _SECRET = ("token", "secret", "key")
@@ -122,31 +123,39 @@ def _cluster(running: Running | None) -> Iterator[Finding]:
             yield Finding("ok", "ray", f"{len(running.ray_pids)} processes live, head at {running.ray_address}")
     else:
         yield Finding("note", "ray", f"a cluster that was there before us, at {running.ray_address}")
-    yield from _admin()
+    if running.admin:
+        yield from _scheduler(running)
+    else:
+        yield Finding("note", "scheduler", "the cluster is still coming up, or was interrupted; `quire down` clears up")
 
 
-def _admin() -> Iterator[Finding]:
-    from cluster.cli.status import Admin
-    from protos.quire.v1 import admin_pb2 as pb
+def _scheduler(running: Running) -> Iterator[Finding]:
+    from cluster.serving.admin_client import status_of
 
     try:
-        admin = Admin(None)
-        cluster = admin.call("GetCluster", pb.GetClusterRequest())
-        workers = admin.call("ListWorkers", pb.ListWorkersRequest()).workers
+        found = status_of(running.admin_client(), most=1)
     except QuireError as error:
         yield Finding("wrong", "scheduler", f"{error}; `quire logs --causes` says why, `quire down` clears up")
         return
-    detail = (
-        f"epoch {cluster.epoch}, up {cluster.uptime_s:.0f} s, {cluster.num_running} run, {cluster.num_waiting} wait"
-    )
-    yield Finding("ok", "scheduler", detail)
-    silent = [worker.name for worker in workers if worker.silent_s > 2.0]
-    if not workers:
-        yield Finding("wrong", "workers", "none has joined; `quire logs --causes` says why")
-    elif silent:
-        yield Finding("wrong", "workers", f"{', '.join(silent)} silent; `quire logs --process {silent[0]}`")
-    else:
-        yield Finding("ok", "workers", f"{len(workers)} serve: {', '.join(worker.name for worker in workers)}")
+    cluster = found["cluster"]
+    detail = f"epoch {cluster['epoch']}, up {cluster['uptime_s']:.0f} s, {cluster['num_running']} run, "
+    yield Finding("ok", "scheduler", f"{detail}{cluster['num_waiting']} wait")
+    yield _members("gateways", [(one["name"], one["connected"]) for one in cluster["gateways"]])
+    workers = found["workers"]
+    silent = [one["name"] for one in workers["workers"] if one["silent_s"] > SILENT_S]
+    listed = [(one["name"], one["name"] not in silent) for one in workers["workers"]]
+    yield _members("workers", listed + [(one["name"], False) for one in workers["missing"]])
+
+
+def _members(what: str, listed: list[tuple[str, bool]]) -> Finding:
+    """Whether all of a kind are there that are to be."""
+    missing = [name for name, is_there in listed if not is_there]
+    if missing:
+        detail = f"{len(listed) - len(missing)} of {len(listed)} serve; {', '.join(missing)} missing or silent"
+        return Finding("wrong", what, f"{detail}: Ray starts it again; `quire logs --process {missing[0]}` says why")
+    if not listed:
+        return Finding("wrong", what, "none has joined; `quire logs --causes` says why")
+    return Finding("ok", what, f"{len(listed)} serve: {', '.join(name for name, _ in listed)}")
 
 
 def _ports(running: Running | None) -> Iterator[Finding]:
@@ -156,7 +165,7 @@ def _ports(running: Running | None) -> Iterator[Finding]:
 
     if running is not None:
         settings = running.settings
-        doors = {"gateway": running.gateway, "admin": running.admin}
+        doors = {"gateways": " ".join(running.gateways), "admin": running.admin}
         doors["metrics"] = f"{settings.get('host')}:{settings.get('metrics_port')}"
         yield Finding("ok", "ports", ", ".join(f"{name} {address}" for name, address in doors.items()))
         text = metrics_text(running)
@@ -255,7 +264,7 @@ def write_bundle(path: Path, findings: list[Finding]) -> list[str]:
         known = running
         parts["cluster.json"] = lambda: json.dumps(_without_secrets(asdict(known)), indent=1)
         parts["metrics.txt"] = lambda: metrics_text(known)
-        parts["status.json"] = _status
+        parts["status.json"] = lambda: _status(known)
     for file in log_files(log_folder()):
         parts[f"logs/{file.name}"] = lambda file=file: _tail(file)  # type: ignore[misc]
     names = []
@@ -280,11 +289,11 @@ def _without_secrets(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _status() -> str:
-    from cluster.cli.status import status_of
+def _status(running: Running) -> str:
+    from cluster.serving.admin_client import status_of
 
     try:
-        return json.dumps(status_of(None), indent=1)
+        return json.dumps(status_of(running.admin_client()), indent=1)
     except QuireError as error:
         return json.dumps({"error": str(error)})
 

@@ -8,10 +8,13 @@ from cluster.client import stream as streams
 from cluster.client.asynchronous import AsyncClient
 from cluster.client.request import Options
 from cluster.errors import InvalidRequest, QuireError
+from cluster.gateway.settings import GatewaySettings
+from cluster.lifecycle.ports import free_port
+from cluster.messages import GatewayLost
 from cluster.offline.outputs import RequestOutput
 from cluster.sampling import SamplingParams
 from cluster.settings import SchedulerSettings
-from tests.cluster.front_door import PROMPT, Door, Proxy, at_the_door, expected, slow
+from tests.cluster.front_door import PROMPT, Door, Proxy, at_the_door, expected, open_server, slow
 
 LONG = SamplingParams(max_tokens=1_900, ignore_eos=True)
 OPTIONS = Options(resume_grace_s=30.0)
@@ -97,3 +100,29 @@ def test_a_batch_goes_on_over_a_connection_that_breaks_while_the_queue_is_full()
         assert len(found) == 24
 
     at_the_door(story, shapes=[slow(0.01, max_batch=4)], scheduler=SchedulerSettings(max_queue=6))
+
+
+def test_one_address_is_enough_to_outlive_its_gateway():
+    """The client has learned of the other door before its own dies without a word, and streams go on there."""
+
+    async def story(door: Door) -> None:
+        first, second = free_port(), free_port()
+        doors = (("gateway-1", f":{first}"), ("gateway-2", f":{second}"))
+        one = await open_server(door.cluster, GatewaySettings(name="gateway-1", port=first, doors=doors))
+        two = await open_server(door.cluster, GatewaySettings(name="gateway-2", port=second, doors=doors))
+        params = SamplingParams(max_tokens=300, seed=2, ignore_eos=True)
+        async with AsyncClient(f"localhost:{first}") as client:
+            asking = asyncio.create_task(client.generate(PROMPT, params, OPTIONS))
+            many = asyncio.create_task(client.generate_many([[9, 1], [9, 2]], params, OPTIONS))
+            await door.until(lambda: one.gateway.num_open == 3 and len(client._connection.addresses) == 2)
+            assert client._connection.addresses == [f"localhost:{first}", f"localhost:{second}"]
+            await one._server.stop(None)
+            door.cluster.feeds.pop("gateway-1")
+            door.cluster.host.gateway_links.pop("gateway-1")
+            door.cluster.host.post(GatewayLost("gateway-1"))
+            assert (await asking).outputs[0].token_ids == expected(PROMPT, 2, 300, ends=False)
+            for prompt, output in zip(([9, 1], [9, 2]), await many, strict=True):
+                assert output.outputs[0].token_ids == expected(prompt, 2, 300, ends=False)
+        await two.stop(0.1)
+
+    at_the_door(story, shapes=[slow()], timeout_s=60)
