@@ -1,7 +1,7 @@
 """The desk's rows as the device sees them: tokens and tables as they lie on the host, and the tables on the device.
 
 `worker/batch.py` builds steps from these arrays without touching Python per token. On a CPU the tables are the same
-memory; elsewhere those that have changed go over before a step.
+memory; elsewhere what is new in them goes over before a step.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cluster.desk.rows import Rows
 from kernels.device.seam import device_of
 from kernels.sampling import send
+from worker.tables import TableChanges
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -37,7 +38,7 @@ class BatchState:
         self.device_tables = torch.from_numpy(rows.tables)
         if self._is_apart:
             self.device_tables = torch.zeros(rows.tables.shape, dtype=torch.int32, device=device)
-        self._changes = Changes(rows)
+        self._changes = TableChanges(rows)
 
     @property
     def stops(self) -> Int32:
@@ -48,20 +49,6 @@ class BatchState:
         """Brings the tables on the device up to date, before a step."""
         if not self._is_apart:
             return
-        rows = self._changes.take()
-        if rows.size:
-            self.device_tables.index_copy_(0, send(rows, self.device), send(self.tables[rows], self.device))
-
-
-class Changes:
-    """Which tables have changed since somebody who keeps a copy of them last asked."""
-
-    def __init__(self, rows: Rows) -> None:
-        self._rows = rows
-        self._seen = rows.versions.copy()
-
-    def take(self) -> Int64:
-        """Rows, in order."""
-        changed = np.flatnonzero(self._rows.versions != self._seen)
-        self._seen[changed] = self._rows.versions[changed]
-        return changed
+        places, blocks = self._changes.take()
+        if places.size:
+            self.device_tables.view(-1).index_copy_(0, send(places, self.device), send(blocks, self.device))

@@ -13,7 +13,8 @@ import torch
 from kernels.batch import AttentionBatch
 from worker.batch import Step, StepBuilder
 from worker.ranks.team import STEP, Team
-from worker.state import BatchState, Changes, Int32, Int64
+from worker.state import BatchState, Int32, Int64
+from worker.tables import TableChanges
 
 # Places among a step's ids, and places among the tokens that were shared last.
 Taken = tuple[Int64, Int64]
@@ -25,9 +26,8 @@ class Lead:
 
     def __init__(self, team: Team, state: BatchState, builder: StepBuilder) -> None:
         self._team = team
-        self._state = state
         self._builder = builder
-        self._changes = Changes(state.rows)
+        self._changes = TableChanges(state.rows)
         # Whether steps are issued before the tokens of the step before are known here.
         self.shares = False
         self._num_shared = 0
@@ -47,13 +47,8 @@ class Lead:
             self._team.share(ids)
 
     def _tables(self) -> tuple[Int64, Int32]:
-        """Rows and numbers of blocks of the tables that have changed, and all their blocks in order."""
-        state = self._state
-        rows = self._changes.take()
-        counts = state.num_blocks[rows]
-        tables = [state.tables[row, :count] for row, count in zip(rows.tolist(), counts.tolist(), strict=True)]
-        changes = np.stack([rows, counts.astype(np.int64)], axis=1)
-        return changes, np.concatenate([np.zeros(0, np.int32), *tables])
+        """What is new in the tables: places in the flat tables, and the blocks that stand there."""
+        return self._changes.take()
 
 
 def _sizes(batch: AttentionBatch, num_shared: int) -> list[int]:

@@ -25,9 +25,9 @@ import torch
 
 from cluster.settings import WorkerSettings
 from kernels.batch import AttentionBatch
+from kernels.device.seam import device_of
 from worker.model.startup import Started, start
 from worker.ranks.team import CLEAR, COPY, END, STEP, Place, Words
-from worker.state import Int32
 
 
 def run(settings: WorkerSettings, place: Place) -> None:
@@ -56,21 +56,15 @@ class Tables:
     """The block tables of all batch rows, as rank 0 has them."""
 
     def __init__(self, settings: WorkerSettings, parts: Started) -> None:
-        self._host: Int32 = np.zeros((settings.max_batch, -(-parts.max_model_len // settings.block_size)), np.int32)
-        self._device = parts.device
-        host = torch.from_numpy(self._host)
-        self.tensor = host if parts.device.type == "cpu" else host.to(parts.device)
+        shape = settings.max_batch, -(-parts.max_model_len // settings.block_size)
+        self._seam = device_of(parts.device)
+        self.tensor = torch.zeros(shape, dtype=torch.int32, device=parts.device)
 
-    def extend(self, changes: Words, blocks: Words) -> None:
-        """changes: row and number of blocks, for each row that changed; blocks: all their blocks in order."""
-        if not len(changes):
-            return
-        rows, counts = changes[::2], changes[1::2]
-        for row, table in zip(rows, np.split(blocks, np.cumsum(counts)[:-1]), strict=True):
-            self._host[row, : len(table)] = table
-        if self._device.type != "cpu":
-            where = torch.from_numpy(rows.copy())
-            self.tensor.index_copy_(0, where.to(self._device), torch.from_numpy(self._host)[where].to(self._device))
+    def extend(self, places: Words, blocks: Words) -> None:
+        """Places in the flat tables, and the blocks that stand there from now on."""
+        if len(places):
+            new = self._seam.send(blocks.astype(np.int32))
+            self.tensor.view(-1).index_copy_(0, self._seam.send(places.copy()), new)
 
 
 def _step(parts: Started, tables: torch.Tensor, words: list[Words], shared: torch.Tensor) -> torch.Tensor:
@@ -81,7 +75,7 @@ def _step(parts: Started, tables: torch.Tensor, words: list[Words], shared: torc
     assert team is not None
 
     def tensor(part: Words, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-        return torch.from_numpy(part.copy()).to(parts.device, dtype)
+        return device_of(parts.device).send(part.astype(str(dtype).removeprefix("torch.")))
 
     where = tensor(positions)
     batch = AttentionBatch(
