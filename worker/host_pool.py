@@ -14,7 +14,6 @@ import signal
 import sys
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,18 +23,16 @@ import numpy as np
 from cluster.errors import ConfigError, QuireError
 from cluster.links.security import ClusterSecurity, TlsFiles
 from cluster.messages import HostPoolJoined, HostPoolSettled
+from cluster.register.register import Register, RegisterSettings
+from cluster.register.states import layout_of
 from cluster.sizes import format_bytes, parse_bytes
-from worker.transfer.blocks import COMMITTED, QUARANTINED, WRITING
 from worker.transfer.bytes import HostBytes
 from worker.transfer.copy import Copier
 from worker.transfer.end import PoolEnd
 from worker.transfer.memory import SharedMemory
-from worker.transfer.register import RegisterSettings, TransferRegister
 from worker.transfer.server import Listening, TransferServer
-from worker.transfer.states import Phase, layout_of
 
 _MEASURED_BYTES = 64 << 20
-_MAX_TOLD = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +75,9 @@ class HostPool:
         self._copier = Copier()
         pool = HostBytes(layout, self.num_blocks, self._memory.address, self._copier, shared=self._memory)
         self.bytes_per_s = self._measure(pool)
-        register = TransferRegister(layout, self.num_blocks, self.incarnation, settings.register, own_content=False)
+        register = Register(layout, self.num_blocks, self.incarnation, settings.register, own_content=False)
         self.end = PoolEnd(settings.name, register, pool)
-        self._settled: list[HostPoolSettled] = []
-        # Transfers whose end was told, and those that the scheduler wants to hear of: epoch and number.
-        self._told: OrderedDict[tuple[int, int], None] = OrderedDict()
-        self._asked: dict[tuple[int, int], None] = {}
-        self._lock = threading.Lock()
-        self._server = TransferServer(self.end, security, settings.listening, tick=self._tick)
+        self._server = TransferServer(self.end, security, settings.listening)
 
     @property
     def address(self) -> str:
@@ -107,53 +99,16 @@ class HostPool:
     def give_up(self, epoch: int, transfers: Sequence[int]) -> None:
         """The scheduler wants nothing of these, also if they never came here: it hears when each is settled."""
         for transfer in transfers:
-            self.end.give_up(epoch, transfer, "given up by the scheduler")
-            with self._lock:
-                self._asked[epoch, transfer] = None
+            self.end.give_up(epoch, transfer)
 
     def take_settled(self) -> list[HostPoolSettled]:
-        """Transfers, since the last call, that were given up and can no longer touch the pool: for the scheduler."""
-        with self._lock:
-            settled, self._settled = self._settled, []
-        return settled
-
-    def counts(self) -> dict[str, int]:
-        """Blocks by state, transfers under way, bytes moved and what was refused: for metrics and `quire top`."""
-        states = self.end.block_states()
-        found = {"blocks": self.num_blocks}
-        for name, state in (("committed", COMMITTED), ("writing", WRITING), ("quarantined", QUARANTINED)):
-            found[f"blocks {name}"] = int(np.count_nonzero(states == state))
-        found["transfers under way"] = sum(moving.live for moving in self.end.listed())
-        for carrier, size in sorted(self.end.moved_bytes.items()):
-            found[f"bytes by {carrier.name.lower().replace('_', ' ')}"] = size
-        for refusal, count in sorted(self.end.refused.items()):
-            found[f"refused {refusal.value}"] = count
-        return found
+        """Transfers, since the last call, that can no longer touch the pool: for the scheduler."""
+        return [HostPoolSettled(self.settings.name, self.incarnation, number) for number in self.end.take_settled()]
 
     def close(self) -> None:
         self._server.close()
         self._copier.close()
         self._memory.close()
-
-    def _tick(self) -> None:
-        """Notes which transfers have settled since the last time."""
-        with self._lock:
-            asked = list(self._asked)
-        ended = [
-            (moving.key.epoch, moving.key.transfer)
-            for moving in self.end.listed()
-            if moving.phase is Phase.ABORTED and moving.reservation.write
-        ]
-        for key in (*asked, *ended):
-            if (key in self._told and key not in asked) or not self.end.settled(*key):
-                continue
-            with self._lock:
-                self._told[key] = None
-                if len(self._told) > _MAX_TOLD:
-                    self._told.popitem(last=False)
-                self._asked.pop(key, None)
-                self._settled.append(HostPoolSettled(self.settings.name, self.incarnation, key[1]))
-                del self._settled[:-_MAX_TOLD]
 
     def _measure(self, pool: HostBytes) -> float:
         """Bytes per second of a checked copy inside the pool's memory, which is empty yet."""
@@ -169,6 +124,24 @@ class HostPool:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a host pool until SIGTERM or SIGINT; prints one line of JSON once it can be reached."""
+    options = parse(argv)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        pool = start(options)
+    except (QuireError, OSError) as error:
+        print(f"host pool {options.name}: {error}", file=sys.stderr)
+        return 1
+    if options.stop_with_input:
+        # The process that started this one has ended, or wants it to.
+        threading.Thread(target=_stop_with_input, args=(stop,), daemon=True).start()
+    stop.wait()
+    pool.close()
+    return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m worker.host_pool", description="Serve a node's host pool.")
     parser.add_argument("--name", required=True, help="how the scheduler calls this pool")
     parser.add_argument("--node", required=True, help="name of this node")
@@ -187,41 +160,33 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--secret-file", type=Path, required=True, help="file with the secret of the cluster's pools")
     parser.add_argument("--tls", nargs=3, type=Path, metavar=("CERTIFICATE", "KEY", "AUTHORITY"), help="PEM files")
     parser.add_argument("--stop-with-input", action="store_true", help="end when standard input is closed")
-    options = parser.parse_args(argv)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    try:
-        tls = TlsFiles(*options.tls) if options.tls else None
-        security = ClusterSecurity(options.secret_file.read_text().strip(), tls)
-        settings = HostPoolSettings(
-            name=options.name,
-            node=options.node,
-            size=options.size,
-            block_bytes=options.block_bytes,
-            fingerprint=options.fingerprint,
-            incarnation=options.incarnation,
-            listening=Listening(
-                options.host,
-                options.port,
-                None if options.data_port < 0 else options.data_port,
-                options.advertised_port,
-                options.advertised_data_port,
-            ),
-            register=RegisterSettings(idle_s=options.idle),
-        )
-        pool = HostPool(settings, security)
-    except (QuireError, OSError) as error:
-        print(f"host pool {options.name}: {error}", file=sys.stderr)
-        return 1
+    return parser.parse_args(argv)
+
+
+def start(options: argparse.Namespace) -> HostPool:
+    """The pool that the options name; prints its line. Raises QuireError, OSError."""
+    tls = TlsFiles(*options.tls) if options.tls else None
+    security = ClusterSecurity(options.secret_file.read_text().strip(), tls)
+    settings = HostPoolSettings(
+        name=options.name,
+        node=options.node,
+        size=options.size,
+        block_bytes=options.block_bytes,
+        fingerprint=options.fingerprint,
+        incarnation=options.incarnation,
+        listening=Listening(
+            options.host,
+            options.port,
+            None if options.data_port < 0 else options.data_port,
+            options.advertised_port,
+            options.advertised_data_port,
+        ),
+        register=RegisterSettings(idle_s=options.idle),
+    )
+    pool = HostPool(settings, security)
     joined = {name: getattr(pool.joined(), name) for name in HostPoolJoined.__slots__}
     print(json.dumps({"address": pool.address, **joined}), flush=True)
-    if options.stop_with_input:
-        # The process that started this one has ended, or wants it to.
-        threading.Thread(target=_stop_with_input, args=(stop,), daemon=True).start()
-    stop.wait()
-    pool.close()
-    return 0
+    return pool
 
 
 def _stop_with_input(stop: threading.Event) -> None:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 from cluster.links.security import ClusterSecurity
+from cluster.register.register import Register, RegisterSettings
+from cluster.register.states import layout_of
 from kernels.device.seam import device_of
 from worker.pool import DevicePool
 from worker.transfer.agent import TransferAgent
@@ -21,9 +23,7 @@ from worker.transfer.bytes import PoolBytes
 from worker.transfer.copy import Copier
 from worker.transfer.device import pool_bytes
 from worker.transfer.end import PoolEnd
-from worker.transfer.register import RegisterSettings, TransferRegister
 from worker.transfer.server import Listening, TransferServer
-from worker.transfer.states import layout_of
 from worker.worker import Worker
 
 _MEASURED_BYTES = 32 << 20
@@ -35,7 +35,7 @@ class Swap:
     def __init__(self, worker: Worker, security: ClusterSecurity, listening: Listening | None = None) -> None:
         pool = worker.parts.pool
         layout = layout_of(pool.layout.fingerprint(), pool.layout.block_bytes)
-        register = TransferRegister(layout, pool.num_blocks, worker.incarnation, RegisterSettings(), own_content=True)
+        register = Register(layout, pool.num_blocks, worker.incarnation, RegisterSettings(), own_content=True)
         held = pool_bytes(layout, pool.bytes, Copier(), pool.shared)
         worker.serve_peers(_measure(held, pool))
         self._device = pool.bytes.device

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.links.security import ClusterSecurity, TlsFiles
+from cluster.register.register import RegisterSettings
 from cluster.settings import WorkerSettings
 from worker.host_pool import HostPool, HostPoolSettings
 from worker.host_pool_serve import serve_host_pool
-from worker.transfer.register import RegisterSettings
 from worker.transfer.server import Listening
 
 

@@ -21,13 +21,15 @@ from cluster.bench.transfer_peers import ByteStream, ObjectStore, Pool, fused, i
 from cluster.bench.transfer_pool import host_pool, processor_seconds
 from cluster.links.security import ClusterSecurity
 from cluster.messages import Road, Transfer, ids
-from worker.transfer.agent import AgentSettings, TransferAgent
+from cluster.register.asking import AskingSettings
+from cluster.register.errand import ErrandSettings
+from cluster.register.register import Register, RegisterSettings
+from cluster.register.states import Carrier, layout_of
+from worker.transfer.agent import TransferAgent
 from worker.transfer.bytes import HostBytes
 from worker.transfer.checksum import checksummer
 from worker.transfer.copy import Copier, block_rows
 from worker.transfer.end import PoolEnd
-from worker.transfer.register import RegisterSettings, TransferRegister
-from worker.transfer.states import Carrier, layout_of
 
 NAMES = {Carrier.SHARED_MEMORY: "shared memory", Carrier.SOCKET: "data socket", Carrier.STREAM: "gRPC stream"}
 MIB = 1 << 20
@@ -186,7 +188,7 @@ class _Ends:
         self._secret = secrets.token_hex(16)
         self._block_bytes = block_bytes
         layout = layout_of("bench", block_bytes)
-        register = TransferRegister(layout, len(source), 1, RegisterSettings(remember_s=5.0), own_content=True)
+        register = Register(layout, len(source), 1, RegisterSettings(remember_s=5.0), own_content=True)
         held = HostBytes(layout, len(source), source.ctypes.data, Copier(), keep=source)
         self.end = PoolEnd("worker", register, held)
         self._number = 0
@@ -197,7 +199,9 @@ class _Ends:
         self._incarnation = int(str(told["incarnation"]))
         security, addresses = ClusterSecurity(self._secret), {"host": str(told["address"])}
         self._agents = {
-            carrier: TransferAgent(self.end, addresses, security, AgentSettings(carriers=(carrier,)))
+            carrier: TransferAgent(
+                self.end, addresses, security, AskingSettings(errand=ErrandSettings(carriers=(carrier,)))
+            )
             for carrier in Carrier
         }
         return self

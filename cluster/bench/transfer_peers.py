@@ -17,7 +17,8 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from worker.transfer.checksum import Addresses, Sums, checksummer
+from cluster.register.states import Sums
+from worker.transfer.checksum import Addresses, checksummer
 
 Pool = npt.NDArray[np.uint8]
 MESSAGE_BYTES = 1 << 20

@@ -15,6 +15,9 @@ import pytest
 from cluster.errors import ConfigError, TransferError
 from cluster.links.security import ClusterSecurity
 from cluster.messages import HostPoolJoined, HostPoolSettled, Road
+from cluster.register.blocks import COMMITTED
+from cluster.register.register import RegisterSettings
+from cluster.register.states import Carrier, Lost, Refusal, Refused
 from protos.quire.v1 import transfer_pb2 as pb
 from protos.quire.v1.transfer_pb2_grpc import TransferServiceStub
 from tests.worker.transfer_parts import (
@@ -33,8 +36,6 @@ from tests.worker.transfer_parts import (
     wait,
 )
 from worker.host_pool import HostPool, HostPoolSettings
-from worker.transfer.register import RegisterSettings
-from worker.transfer.states import Carrier, Lost, Refused
 
 BLOCK_BYTES = 1 << 16
 
@@ -83,9 +84,9 @@ def test_it_says_what_it_is(pool: PoolProcess) -> None:
     }
     assert set(HostPoolJoined.__slots__) <= set(pool.told)
     assert pool.told["bytes_per_s"] > 1e8  # type: ignore[operator]
-    listed = pool.listed()
-    assert (listed.pool, listed.pool_incarnation, listed.num_blocks) == ("host-0", 77, 16)
-    assert (listed.layout.block_bytes, listed.layout.fingerprint) == (BLOCK_BYTES, FINGERPRINT)
+    layout = pb.PoolLayout(fingerprint=FINGERPRINT, block_bytes=BLOCK_BYTES, chunk_bytes=BLOCK_BYTES)
+    joined = pool.calls.unary("Join", pb.JoinRequest(layout=layout), pb.JoinResponse, CALL_S)
+    assert (joined.pool, joined.pool_incarnation, joined.num_blocks, joined.layout) == ("host-0", 77, 16, layout)
 
 
 def test_calls_need_the_secret_and_a_deadline(pool: PoolProcess) -> None:
@@ -102,7 +103,7 @@ def test_calls_need_the_secret_and_a_deadline(pool: PoolProcess) -> None:
 def test_a_worker_with_another_secret_gets_nowhere(pool: PoolProcess, seed: int) -> None:
     worker = WorkerPool(1, BLOCK_BYTES, seed, name="stranger")
     agent = worker.agent({pool.name: pool.address})
-    agent._security = ClusterSecurity("not the secret of these tests")
+    agent._peers._security = ClusterSecurity("not the secret of these tests")
     answer = run(agent, order(1, Road.WRITE, pool, [0], [0]))
     agent.close()
     assert not answer.ok and "does not know the secret of this cluster" in answer.detail
@@ -117,31 +118,6 @@ def test_joining_with_another_layout_is_refused(pool: PoolProcess) -> None:
         asked = pb.JoinRequest(caller="w", layout=pb.PoolLayout(**fields))  # type: ignore[arg-type]
         with pytest.raises(Refused, match=words):
             pool.calls.unary("Join", asked, pb.JoinResponse, CALL_S)
-
-
-def test_release_frees_and_clears(pool: PoolProcess, seed: int) -> None:
-    worker = WorkerPool(3, BLOCK_BYTES, seed, name="releasing")
-    agent = worker.agent({pool.name: pool.address})
-    assert run(agent, order(1, Road.WRITE, pool, [0, 1, 2], [10, 11, 12])).ok
-
-    def release(blocks: list[int], clear: bool, incarnation: int = 77) -> int:
-        packed = np.array(blocks, "<i4").tobytes()
-        asked = pb.ReleaseRequest(epoch=1, pool_incarnation=incarnation, blocks=packed, clear=clear)
-        return pool.calls.unary("Release", asked, pb.ReleaseResponse, CALL_S).num_released
-
-    assert release([10, 12, 15], clear=True) == 2
-    assert pool.committed() == [11]
-    assert release([10], clear=False) == 0
-    with pytest.raises(Refused, match="incarnation 77 of host-0 holds"):
-        release([11], clear=False, incarnation=76)
-    assert "nothing committed" in run(agent, order(2, Road.READ, pool, [0], [10])).detail
-    # Cleared in the memory itself, which this process has mapped.
-    peer = agent._peers[pool.name]
-    held = peer.memory(write=True)
-    assert held is not None
-    assert not held[0].array()[10 * BLOCK_BYTES : 11 * BLOCK_BYTES].any()
-    assert held[0].array()[11 * BLOCK_BYTES : 12 * BLOCK_BYTES].any()
-    agent.close()
 
 
 def test_nothing_is_left_after_sigkill(tmp_path: Path, seed: int) -> None:
@@ -168,7 +144,7 @@ def test_its_memory_is_taken_at_the_start(pool: PoolProcess) -> None:
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, "input"])
 def test_it_ends_when_it_is_told_to(end: signal.Signals | str, tmp_path: Path) -> None:
-    with host_pool(tmp_path, 4, BLOCK_BYTES) as started:
+    with host_pool(tmp_path, 4, BLOCK_BYTES, "--stop-with-input", module="worker.host_pool") as started:
         assert started.process.stdin is not None
         if isinstance(end, str):
             started.process.stdin.close()
@@ -205,7 +181,6 @@ def test_the_scheduler_hears_when_a_transfer_is_settled(seed: int) -> None:
     agent = worker.agent({"host-0": made.address}, Carrier.SHARED_MEMORY)
     try:
         assert made.joined().num_blocks == 16
-        assert made.counts()["blocks"] == 16
         ordered = PoolOrder(made)
         assert run(agent, ordered.write(1, [0, 1])).ok
         time.sleep(0.3)
@@ -216,10 +191,9 @@ def test_the_scheduler_hears_when_a_transfer_is_settled(seed: int) -> None:
         assert "given up by the scheduler" in run(agent, ordered.write(9, [2])).detail
         made.give_up(1, [9])
         wait(lambda: made.take_settled() == [HostPoolSettled("host-0", 5, 9)], "settled again")
-        counts = made.counts()
-        assert (counts["blocks committed"], counts["transfers under way"]) == (2, 0)
-        assert counts["bytes by shared memory"] == 2 * BLOCK_BYTES
-        assert counts["refused late"] >= 1
+        assert made.end.register.num_live == 0
+        assert (made.end.register.blocks.states == COMMITTED).sum() == 2
+        assert made.end.refused[Refusal.LATE] >= 1
         made.end.check()
     finally:
         agent.close()
@@ -248,7 +222,7 @@ def test_bytes_under_way_of_a_caller_are_bounded(seed: int) -> None:
         for number in range(1, 9):
             agent.submit(ordered.write(number, [2 * number - 2, 2 * number - 1]), 1)  # type: ignore[arg-type]
         assert all(answer.ok for answer in answers(agent, 8))
-        assert made.counts()["blocks committed"] == 16
+        assert (made.end.register.blocks.states == COMMITTED).all()
     finally:
         agent.close()
         made.close()
@@ -285,7 +259,7 @@ def test_a_call_that_was_given_up_while_the_pool_stood_still_holds_nothing(tmp_p
         asked = pb.ReserveRequest(
             name=name, write=True, layout=layout, blocks=blocks, carrier=pb.CARRIER_SOCKET, timeout_s=60.0
         )
-        started.listed()
+        started.shown()
         started.stop()
         with pytest.raises(Lost):
             started.calls.unary("Reserve", asked, pb.ReserveResponse, 0.5)

@@ -8,10 +8,10 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
+from cluster.register.states import PoolLayout
 from worker.transfer.checksum import Checksummer, Fused, Plain, address_of, checksummer
 from worker.transfer.copy import Copier, Stopped, chunk_pieces, cut
 from worker.transfer.kernel import kernel_text
-from worker.transfer.states import PoolLayout
 
 SIZES = (0, 1, 7, 8, 63, 64, 127, 128, 129, 255, 256, 257, 511, 512, 513, 1000, 4096, 65_536, 1_000_003)
 NEEDED = {8: ("vpclmulqdq", "avx512f"), 4: ("vpclmulqdq", "avx2"), 2: ("pclmul", "sse4.2")}

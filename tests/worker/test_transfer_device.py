@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from cluster.messages import Road
-from tests.worker.transfer_parts import FINGERPRINT, SECURITY, PoolProcess, host_pool, order, run
-from worker.transfer.agent import AgentSettings, TransferAgent
+from cluster.register.register import Register, RegisterSettings
+from cluster.register.states import Carrier, layout_of
+from tests.worker.transfer_parts import FINGERPRINT, SECURITY, PoolProcess, asking, host_pool, order, run
+from worker.transfer.agent import TransferAgent
 from worker.transfer.bytes import HostBytes
 from worker.transfer.copy import Copier
 from worker.transfer.device import pool_bytes, runs
 from worker.transfer.end import PoolEnd
-from worker.transfer.register import RegisterSettings, TransferRegister
-from worker.transfer.states import Carrier, layout_of
 
 BLOCK_BYTES = (1 << 20) + 4096
 NUM_BLOCKS = 40
@@ -57,9 +57,9 @@ def test_blocks_of_a_gpu_go_out_and_come_back(carrier: Carrier, pool: PoolProces
     device = torch.randint(0, 256, (NUM_BLOCKS, BLOCK_BYTES), dtype=torch.uint8, device="cuda")
     before = device.clone()
     layout = layout_of(FINGERPRINT, BLOCK_BYTES)
-    register = TransferRegister(layout, NUM_BLOCKS, 1, RegisterSettings(), own_content=True)
+    register = Register(layout, NUM_BLOCKS, 1, RegisterSettings(), own_content=True)
     end = PoolEnd("worker-0", register, pool_bytes(layout, device, Copier()))
-    agent = TransferAgent(end, {pool.name: pool.address}, SECURITY, AgentSettings(carriers=(carrier,)))
+    agent = TransferAgent(end, {pool.name: pool.address}, SECURITY, asking(carrier))
     mine, theirs = rng.permutation(NUM_BLOCKS).tolist(), rng.permutation(NUM_BLOCKS).tolist()
     out = run(agent, order(1, Road.WRITE, pool, mine, theirs))
     assert out.ok, out.detail

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from cluster.messages import Road
+from cluster.register.states import Carrier
 from tests.worker.transfer_faults import FAULTS, StreamFaults
 from tests.worker.transfer_parts import ROOT, PoolProcess, WorkerPool, host_pool, num_descriptors, order, run, wait
-from worker.transfer.states import Carrier
 
 RATE = 0.05
 LONG = [pytest.mark.trust, pytest.mark.timeout(1800)]
@@ -101,8 +101,7 @@ def test_data_socket(num_blocks: int, block_bytes: int, rounds: int, tmp_path: P
     with bad_connection(tmp_path, num_blocks, block_bytes, seed) as (pool, done):
         worker = WorkerPool(num_blocks, block_bytes, seed)
         outcomes = swap(pool, worker, Carrier.SOCKET, pool.address, rounds, seed)
-        listed = pool.listed()
-        refused = Counter(dict(listed.refused)) + Counter({why.value: n for why, n in worker.end.refused.items()})
+        refused = Counter(pool.shown()["refused"]) + Counter({why.value: n for why, n in worker.end.refused.items()})
         assert not pool.quarantined() and len(pool.committed()) == num_blocks
     print(f"frames: {dict(done)}, refused: {dict(refused)}, outcomes: {dict(outcomes)}")
     frames, chunks = sum(done.values()), 2 * rounds * num_blocks
@@ -126,7 +125,7 @@ def test_grpc_streams(num_blocks: int, rounds: int, tmp_path: Path, seed: int) -
     with host_pool(tmp_path, num_blocks, MIB, "--port", str(direct), "--advertised-port", str(told)) as pool:
         worker = WorkerPool(num_blocks, MIB, seed)
         outcomes = swap(pool, worker, Carrier.STREAM, pool.address, rounds, seed)
-        refused = Counter(dict(pool.listed().refused)) + Counter({w.value: n for w, n in worker.end.refused.items()})
+        refused = Counter(pool.shown()["refused"]) + Counter({w.value: n for w, n in worker.end.refused.items()})
         assert not pool.quarantined() and len(pool.committed()) == num_blocks
     faults.close()
     print(f"messages: {dict(faults.done)}, refused: {dict(refused)}, outcomes: {dict(outcomes)}")

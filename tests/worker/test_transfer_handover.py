@@ -15,14 +15,14 @@ import pytest
 from cluster.errors import ConfigError, TransferError
 from cluster.links.security import ClusterSecurity, TlsFiles
 from cluster.messages import Road, Transfer, ids
+from cluster.register.states import Carrier
 from cluster.serving.auth_certificates import make_certificates
 from protos.quire.v1 import transfer_pb2 as pb
-from tests.worker.transfer_parts import ROOT, SECRET, SECURITY, WorkerPool, num_descriptors, run, wait
-from worker.transfer.agent import AgentSettings, TransferAgent
+from tests.worker.transfer_parts import ROOT, SECRET, SECURITY, WorkerPool, asking, num_descriptors, run, wait
+from worker.transfer.agent import TransferAgent
 from worker.transfer.handover import HandoverServer, take_over
 from worker.transfer.memory import SharedMemory
 from worker.transfer.server import TransferServer
-from worker.transfer.states import Carrier
 
 SIZE = 1 << 20
 CHILD = """
@@ -145,7 +145,7 @@ def test_transfers_over_tls_need_a_certificate_of_ours(carrier: Carrier, tmp_pat
     server = TransferServer(there.end, serving)
     outcomes = []
     for number, shown in enumerate((ours, strange, ClusterSecurity(SECRET)), 1):
-        agent = TransferAgent(here.end, {"worker-1": server.address}, shown, AgentSettings(carriers=(carrier,)))
+        agent = TransferAgent(here.end, {"worker-1": server.address}, shown, asking(carrier))
         outcomes.append(run(agent, Transfer(number, Road.WRITE, "worker-1", 9, ids([0]), ids([number]), 3.0)).ok)
         agent.close()
     server.close()

@@ -40,7 +40,7 @@ def test_what_protobuf_wrote_is_read() -> None:
         pb.TransferChunk(name=NAME, block=size, offset=2 * size, length=size + 1, crc32c=size, data=rng.bytes(size))
         for size in SIZES
     ]
-    sums = pb.ChunkSums(name=NAME, first=9, crc32c=b"12345678")
+    sums = pb.ChunkSums(first=9, crc32c=b"12345678")
     batch = unpack(pb.ReadResponse(chunks=wanted, sums=sums).SerializeToString())
     assert batch.sums == sums
     assert [as_message(chunk) for chunk in batch.chunks] == wanted

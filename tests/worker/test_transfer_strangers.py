@@ -24,6 +24,7 @@ import pytest
 from cluster.errors import TransferError
 from cluster.links.security import ClusterSecurity
 from cluster.messages import Road
+from cluster.register.states import Carrier, Lost, Refused
 from protos.quire.v1 import transfer_pb2 as pb
 from tests.worker.test_transfer_handover import CHILD, hello
 from tests.worker.transfer_faults import StreamFaults
@@ -47,7 +48,6 @@ from worker.transfer.memory import SharedMemory
 from worker.transfer.packed import SERVICE
 from worker.transfer.peer import PeerPool
 from worker.transfer.proof import Prover
-from worker.transfer.states import Carrier, Lost, Refused
 
 BLOCK_BYTES = 1 << 16
 NUM_BLOCKS = 16
@@ -231,13 +231,13 @@ def test_who_listens_on_a_dead_pools_port_hears_nothing_and_is_not_believed(liar
     worker = WorkerPool(1, BLOCK_BYTES, seed)
     peer = PeerPool("host-0", address, worker.end, SECURITY)
     with pytest.raises(TransferError, match="has not proven that it knows the secret"):
-        peer.join(lambda: None)
+        peer.join(CALL_S)
     with pytest.raises(TransferError, match="has not proven"):
         peer.calls.unary("Commit", pb.CommitRequest(), pb.CommitResponse, CALL_S)
     secret = worker.blocks[0].tobytes()
     with pytest.raises(TransferError, match="has not proven"):
         peer.calls.write(iter([secret]), CALL_S, lambda: None)
-    peer.close()
+    peer.release()
     told = "".join(listener.heard)
     assert SECRET not in told
     assert repr(secret) not in told, "blocks were sent to who has proven nothing"
@@ -248,7 +248,7 @@ def test_who_takes_a_pools_port_after_its_death_is_not_believed(tmp_path: Path, 
     worker, listener = WorkerPool(2, BLOCK_BYTES, seed), Liar()
     with host_pool(tmp_path, 4, BLOCK_BYTES) as started:
         peer = PeerPool(started.name, started.address, worker.end, SECURITY)
-        peer.join(lambda: None)
+        peer.join(CALL_S)
         started.kill()
         server = grpc.server(ThreadPoolExecutor(4))
         server.add_generic_rpc_handlers([listener])
@@ -263,7 +263,7 @@ def test_who_takes_a_pools_port_after_its_death_is_not_believed(tmp_path: Path, 
                 peer.calls.write(iter([b"blocks of ours"]), 5.0, lambda: None)
         finally:
             server.stop(None).wait()
-            peer.close()
+            peer.release()
     assert "blocks of ours" not in "".join(listener.heard)
 
 
@@ -412,7 +412,7 @@ def test_absurd_names_are_the_callers_mistake(
         ("Write", pb.WriteRequest(chunks=[pb.TransferChunk(name=name)])),
     ):
         assert _status(pool, method, asked.SerializeToString()) is grpc.StatusCode.INVALID_ARGUMENT, method
-    assert pool.listed().epoch < 2**40
+    assert pool.shown()["epoch"] < 2**40
 
 
 def test_absurd_words_about_a_transfer_are_the_callers_mistake(pool: PoolProcess, numbers: Iterator[int]) -> None:
@@ -431,26 +431,22 @@ def test_absurd_words_about_a_transfer_are_the_callers_mistake(pool: PoolProcess
         assert _status(pool, "Read", body) is grpc.StatusCode.INVALID_ARGUMENT, ranges
     written = next(numbers)
     peer = PeerPool(pool.name, pool.address, worker.end, SECURITY)
-    peer.join(lambda: None)
+    peer.join(CALL_S)
     held = peer.memory(write=True)
     assert held is not None
     asked = _reserve(pool, written, carrier=pb.CARRIER_SHARED_MEMORY, session=held[1])
     asked.name.caller = "filling"
     pool.calls.unary("Reserve", asked, pb.ReserveResponse, CALL_S)
-    for sums in (
-        pb.ChunkSums(name=asked.name, crc32c=b"\0\0\0"),
-        pb.ChunkSums(name=_name(pool, 5), crc32c=b"\0\0\0\0"),
-    ):
-        body = pb.CommitRequest(name=asked.name, sums=sums).SerializeToString()
-        assert _status(pool, "Commit", body) is grpc.StatusCode.INVALID_ARGUMENT
+    body = pb.CommitRequest(name=asked.name, sums=pb.ChunkSums(crc32c=b"\0\0\0")).SerializeToString()
+    assert _status(pool, "Commit", body) is grpc.StatusCode.INVALID_ARGUMENT
     # Wrong in a chunk is refused with the chunk: the call says what is missing.
     for first, crcs in ((0, b""), (2**32 - 1, b"\0\0\0\0"), (1, bytes(8))):
-        sums = pb.ChunkSums(name=asked.name, first=first, crc32c=crcs)
+        sums = pb.ChunkSums(first=first, crc32c=crcs)
         answer = pool.calls.unary("Commit", pb.CommitRequest(name=asked.name, sums=sums), pb.CommitResponse, CALL_S)
         assert answer.phase != pb.TRANSFER_PHASE_COMMITTED
     body = pb.AbortRequest(name=asked.name, reason="x" * 1_000_000).SerializeToString()
     assert _status(pool, "Abort", body) is grpc.StatusCode.INVALID_ARGUMENT
-    peer.close()
+    peer.release()
     for name in (asked.name, _name(pool, number)):
         pool.calls.unary("Abort", pb.AbortRequest(name=name, stopped=True), pb.AbortResponse, CALL_S)
     assert not pool.quarantined()

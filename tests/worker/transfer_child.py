@@ -13,13 +13,12 @@ import time
 import numpy as np
 
 from cluster.messages import Road, Transfer, ids
-from protos.quire.v1 import transfer_pb2 as pb
-from tests.worker.transfer_parts import SECURITY, WorkerPool, answers
+from cluster.register.states import Carrier, Reservation, TransferKey, TransferName
+from cluster.register.steps import Copied
+from tests.worker.transfer_parts import CALL_S, SECURITY, WorkerPool, answers
 from worker.transfer.checksum import memory_at
 from worker.transfer.copy import block_rows
 from worker.transfer.peer import PeerPool
-from worker.transfer.states import Carrier, Reservation, TransferKey, TransferName
-from worker.transfer.wire import name_message
 
 
 def content(transfer: int, block: int, block_bytes: int) -> np.ndarray:
@@ -33,7 +32,7 @@ class Steps:
     def __init__(self, address: str, block_bytes: int, caller: str, life: int) -> None:
         self.worker = WorkerPool(1, block_bytes, 0, name=caller, incarnation=life)
         self.peer = PeerPool("host-0", address, self.worker.end, SECURITY)
-        self.peer.join(lambda: None)
+        self.peer.join(CALL_S)
         self.life = life
         self.scribbling = threading.Event()
 
@@ -47,7 +46,7 @@ class Steps:
         asked = Reservation(
             self.name, True, self.worker.end.layout, self.blocks, Carrier.SHARED_MEMORY, float(timeout_s), held[1]
         )
-        self.peer.reserve(asked, lambda: None)
+        self.peer.reserve(asked, CALL_S)
 
     def copy(self, count: str) -> None:
         size = self.worker.end.layout.block_bytes
@@ -60,13 +59,12 @@ class Steps:
         filled = [content(self.name.key.transfer, block, size) for block in self.blocks.tolist()[: int(count)]]
         for place, data in enumerate(filled):
             self.worker.blocks[0] = data
-            crcs = self.worker.end.pool.checksums(np.zeros(1, np.int32)).astype("<u4").tobytes()
+            crcs = self.worker.end.pool.checksums(np.zeros(1, np.int32))
             first = place * self.worker.end.layout.chunks_per_block
-            sums = pb.ChunkSums(name=name_message(self.name), first=first, crc32c=crcs)
-            self.peer.commit(self.name, lambda: None, sums)
+            self.peer.commit(self.name, Copied(first, crcs), CALL_S)
 
     def commit(self) -> None:
-        self.peer.commit(self.name, lambda: None)
+        self.peer.commit(self.name, Copied(), CALL_S)
 
     def scribble(self) -> None:
         """Writes to its blocks all the time, as a copy does that was stopped in its middle and wakes up."""

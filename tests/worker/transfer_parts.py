@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -19,14 +20,15 @@ import numpy.typing as npt
 
 from cluster.links.security import ClusterSecurity
 from cluster.messages import Road, Transfer, Transferred, ids
-from protos.quire.v1 import transfer_pb2 as pb
-from worker.transfer.agent import AgentSettings, TransferAgent
+from cluster.register.asking import AskingSettings
+from cluster.register.errand import ErrandSettings
+from cluster.register.register import Register, RegisterSettings
+from cluster.register.states import Carrier, layout_of
+from worker.transfer.agent import TransferAgent
 from worker.transfer.bytes import HostBytes
 from worker.transfer.calls import Calls
 from worker.transfer.copy import Copier
 from worker.transfer.end import PoolEnd
-from worker.transfer.register import RegisterSettings, TransferRegister
-from worker.transfer.states import Carrier, layout_of
 
 ROOT = Path(__file__).parents[2]
 SECRET = "the secret of these tests"
@@ -47,23 +49,23 @@ class PoolProcess:
         self.told = told
         self.calls = Calls(self.address, SECURITY)
 
-    def listed(self, epoch: int = 0) -> pb.ListResponse:
-        return self.calls.unary("List", pb.ListRequest(epoch=epoch), pb.ListResponse, CALL_S)
+    def shown(self, line: str = "show") -> dict[str, Any]:
+        """How its transfers and blocks stand; see tests/worker/pool_child.py."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        shown: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return shown
 
     def committed(self) -> list[int]:
-        return np.frombuffer(self.listed().committed_blocks, "<i4").tolist()
+        return list(self.shown()["committed"])
 
     def quarantined(self) -> list[int]:
-        return np.frombuffer(self.listed().quarantined_blocks, "<i4").tolist()
+        return list(self.shown()["quarantined"])
 
     def phases(self) -> dict[tuple[int, int], str]:
         """By transfer and part: how it stands."""
-        return {
-            (transfer.name.transfer, transfer.name.part): pb.TransferPhase.Name(transfer.phase).removeprefix(
-                "TRANSFER_PHASE_"
-            )
-            for transfer in self.listed().transfers
-        }
+        return {(one["transfer"], one["part"]): one["phase"] for one in self.shown()["transfers"]}
 
     def stop(self) -> None:
         os.kill(self.pid, signal.SIGSTOP)
@@ -85,15 +87,16 @@ def host_pool(
     *options: str,
     name: str = "host-0",
     security: ClusterSecurity = SECURITY,
+    module: str = "tests.worker.pool_child",
 ) -> Iterator[PoolProcess]:
-    """Starts `python -m worker.host_pool` and waits until it can be reached."""
+    """Starts a host pool and waits until it can be reached; by itself, one that shows what it holds."""
     secret = folder / "secret"
     secret.write_text(security.secret)
     secret.chmod(0o600)
-    command = [sys.executable, "-m", "worker.host_pool", "--name", name, "--node", "node-0"]
+    command = [sys.executable, "-m", module, "--name", name, "--node", "node-0"]
     command += ["--size", str(num_blocks * block_bytes), "--block-bytes", str(block_bytes)]
     command += ["--fingerprint", FINGERPRINT, "--secret-file", str(secret)]
-    command += ["--stop-with-input", *options]
+    command += options
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdin is not None
     try:
@@ -122,16 +125,23 @@ class WorkerPool:
         self.blocks: npt.NDArray[np.uint8] = raw[begin : begin + num_blocks * block_bytes].reshape(num_blocks, -1)
         self.fill(seed)
         self.num_blocks = num_blocks
-        register = TransferRegister(layout, num_blocks, incarnation, RegisterSettings(), own_content=True)
+        register = Register(layout, num_blocks, incarnation, RegisterSettings(), own_content=True)
         held = HostBytes(layout, num_blocks, self.blocks.ctypes.data, Copier(), keep=raw)
         self.end = PoolEnd(name, register, held)
 
     def fill(self, seed: int) -> None:
         self.blocks[:] = np.random.default_rng(seed).integers(0, 256, self.blocks.shape, np.uint8)
 
-    def agent(self, addresses: dict[str, str], *carriers: Carrier, **bounds: float) -> TransferAgent:
-        settings = AgentSettings(carriers=carriers or tuple(Carrier), **bounds)  # type: ignore[arg-type]
+    def agent(
+        self, addresses: dict[str, str], *carriers: Carrier, part_bytes: int = 64 << 20, max_per_peer: int = 2
+    ) -> TransferAgent:
+        settings = asking(*carriers, part_bytes=part_bytes, max_per_peer=max_per_peer)
         return TransferAgent(self.end, addresses, SECURITY, settings)
+
+
+def asking(*carriers: Carrier, part_bytes: int = 64 << 20, max_per_peer: int = 2) -> AskingSettings:
+    errand = ErrandSettings(carriers=carriers or tuple(Carrier), part_bytes=part_bytes)
+    return AskingSettings(errand=errand, max_per_peer=max_per_peer)
 
 
 def order(

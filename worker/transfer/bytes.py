@@ -7,14 +7,13 @@ touched was decided before, by the pool's register.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from typing import Protocol
 
-from worker.transfer.checksum import Addresses, Sums
+from cluster.register.states import Blocks, PoolLayout, Sums
+from worker.transfer.checksum import Addresses
 from worker.transfer.copy import Copier, block_rows, chunk_pieces
 from worker.transfer.memory import SharedMemory
-from worker.transfer.states import Blocks, PoolLayout
 
 Stop = Callable[[], bool]
 
@@ -44,9 +43,6 @@ class PoolBytes(Protocol):
 
     def checksums(self, blocks: Blocks) -> Sums:
         """The CRC32C of each chunk as it lies in the pool."""
-
-    def clear(self, blocks: Blocks) -> None:
-        """Overwrites blocks with zeros."""
 
     def rows(self, blocks: Blocks, write: bool) -> Rows:
         """For a carrier that writes (or reads) chunk by chunk."""
@@ -85,10 +81,6 @@ class HostBytes:
     def checksums(self, blocks: Blocks) -> Sums:
         sources, lengths = chunk_pieces(self.layout, block_rows(self._base, self.layout, blocks))
         return self._copier.copy(None, sources, lengths)
-
-    def clear(self, blocks: Blocks) -> None:
-        for address in block_rows(self._base, self.layout, blocks).tolist():
-            ctypes.memset(address, 0, self.layout.block_bytes)
 
     def rows(self, blocks: Blocks, write: bool) -> Rows:
         return HostRows(block_rows(self._base, self.layout, blocks))

@@ -15,10 +15,10 @@ from google.protobuf.message import Message
 
 from cluster.errors import NotAuthenticated, ProtocolError, TransferError
 from cluster.links.security import ClusterSecurity
+from cluster.register.states import Lost
 from cluster.wire.plans import parsed
 from worker.transfer.packed import SERVICE, Batch, pack, unpack
 from worker.transfer.proof import Prover
-from worker.transfer.states import Lost
 from worker.transfer.wire import error_from
 
 Response = TypeVar("Response", bound=Message)

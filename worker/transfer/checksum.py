@@ -17,10 +17,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from cluster.register.states import Sums
 from worker.transfer.kernel import kernel_text
 
 Addresses = npt.NDArray[np.int64]
-Sums = npt.NDArray[np.uint32]
 
 _PIECE_BYTES = 128 << 10
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64

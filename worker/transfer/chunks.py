@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from cluster.errors import ProtocolError
+from cluster.register.states import Blocks, PoolLayout, Sums
 from worker.transfer.bytes import Rows
-from worker.transfer.checksum import Sums, checksummer
+from worker.transfer.checksum import checksummer
 from worker.transfer.copy import chunk_pieces
-from worker.transfer.states import Blocks, PoolLayout
 
 
 class Came(NamedTuple):

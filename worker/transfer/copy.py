@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 
-from worker.transfer.checksum import Addresses, Checksummer, Sums, checksummer
-from worker.transfer.states import Blocks, PoolLayout
+from cluster.register.states import Blocks, PoolLayout, Sums
+from worker.transfer.checksum import Addresses, Checksummer, checksummer
 
 SLICE_BYTES = 4 << 20
 

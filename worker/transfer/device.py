@@ -14,12 +14,12 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from cluster.register.states import Blocks, PoolLayout, Sums
 from kernels.device.seam import Event, Stream, device_of
 from worker.transfer.bytes import HostBytes, PoolBytes, Rows, Stop
-from worker.transfer.checksum import Addresses, Sums, memory_at
+from worker.transfer.checksum import Addresses, memory_at
 from worker.transfer.copy import Copier, Stopped, chunk_pieces
 from worker.transfer.memory import SharedMemory
-from worker.transfer.states import Blocks, PoolLayout
 
 # What is handed to a stream at once, and how many such pieces may be on their way.
 _PIECE_BYTES = 16 << 20
@@ -96,11 +96,6 @@ class DeviceBytes:
     def checksums(self, blocks: Blocks) -> Sums:
         staging = _Staging(self, blocks)
         return self.copy_out(blocks, staging.addresses, None)
-
-    def clear(self, blocks: Blocks) -> None:
-        with self.seam.on(self._in):
-            self._pool[self.seam.send(blocks.astype(np.int64))] = 0
-        self._in.wait()
 
     def rows(self, blocks: Blocks, write: bool) -> Rows:
         staging = _Staging(self, blocks)

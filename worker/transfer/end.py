@@ -1,12 +1,13 @@
 """One pool as an end of transfers: its register under a lock, and its bytes.
 
 Servers, senders, receivers and the agent all go through here, from their own threads. The lock is held for decisions
-only, never while bytes move; a chunk is written between `begin` and `end`, so that blocks of a transfer which is given
-up meanwhile stay in quarantine until the last such write is over. What was refused is counted here.
+only, never while large chunks move; a chunk is written between `begin` and `end`, so that blocks of a transfer which is
+given up meanwhile stay in quarantine until the last such write is over. What was refused is counted here.
 """
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections import Counter
@@ -14,115 +15,119 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from worker.transfer.blocks import Longs
+from cluster.register.errand import Errand
+from cluster.register.moving import Moving
+from cluster.register.register import Register
+from cluster.register.states import Carrier, Range, Refusal, Refused, Reservation, Sums, TransferName
+from cluster.register.steps import Outcome, Step
 from worker.transfer.bytes import PoolBytes
-from worker.transfer.checksum import Sums, address_of
+from worker.transfer.checksum import address_of
 from worker.transfer.chunks import Came, Chunks
-from worker.transfer.register import TransferRegister
-from worker.transfer.states import Blocks, Carrier, Moving, Phase, Range, Refusal, Refused, Reservation, TransferName
 
 T = TypeVar("T")
 _SMALL_BYTES = 64 << 10
+TOKEN_BYTES = 32
 
 
 class PoolEnd:
-    """`name` is how peers and the scheduler call this pool."""
+    """`name` is how peers and the scheduler call this pool. `lock` is held around every decision about it."""
 
-    def __init__(self, name: str, register: TransferRegister, pool: PoolBytes) -> None:
+    def __init__(self, name: str, register: Register, pool: PoolBytes) -> None:
         self.name = name
         self.pool = pool
+        self.register = register
         self.layout = register.layout
         self.incarnation = register.incarnation
-        self.moved_bytes: Counter[Carrier] = Counter()
-        self._register = register
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
+        self.refused: Counter[Refusal] = Counter()
         self._chunks: dict[Moving, Chunks] = {}
         self._chunks_lock = threading.Lock()
-
-    # -- decisions
-
-    def reserve(self, asked: Reservation) -> Moving:
-        return self._decide(lambda now: self._register.reserve(asked, now))
-
-    def find(self, name: TransferName) -> Moving:
-        return self._decide(lambda now: self._register.find(name, now))
-
-    def live(self, name: TransferName) -> Moving:
-        return self._decide(lambda now: self._register.live(name, now))
-
-    def touch(self, moving: Moving) -> bool:
-        """The other end was heard of. False: the transfer has ended, what was read for it must not be sent."""
-        return self._decide(lambda now: self._register.touch(moving, now))
-
-    def commit(self, name: TransferName) -> Moving:
-        """Ends the transfer if nothing is missing; the caller looks at the phase and at what is missing."""
-        moving = self.find(name)
-        if self._decide(lambda now: moving.reservation.write and self._register.begin_finish(moving, now)):
-            done = False
-            try:
-                self.chunks(moving).rows.finish()
-                done = True
-            finally:
-                self._decide(lambda now: self._register.end_finish(moving, done, now))
-        before = moving.phase
-        self._decide(lambda now: self._register.commit(name, now))
-        if moving.phase is Phase.COMMITTED and before is not Phase.COMMITTED:
-            self.moved_bytes[moving.reservation.carrier] += moving.size_bytes
-        self._forget_chunks()
-        return moving
-
-    def abort(self, name: TransferName, reason: str, *, stopped: bool) -> Moving | None:
-        moving = self._decide(lambda now: self._register.abort(name, reason, stopped, now))
-        self._forget_chunks()
-        return moving
-
-    def session_died(self, session: int) -> list[Moving]:
-        return self._decide(lambda now: self._register.session_died(session, now))
-
-    def release(self, epoch: int, blocks: Blocks, *, clear: bool) -> Blocks:
-        """Forgets committed content and returns the blocks that held some; with `clear` they are zeros then."""
-        free = self._decide(lambda now: self._register.release(epoch, blocks, clear, now))
-        if clear and len(free):
-            self.pool.clear(free)
-            self._decide(lambda now: self._register.cleared(free))
-        return free
-
-    def give_up(self, epoch: int, transfer: int, reason: str) -> None:
-        """The scheduler wants nothing of this transfer any more, whoever began it; what comes of it is refused."""
-        self._decide(lambda now: self._register.give_up(epoch, transfer, reason, now))
-
-    def settled(self, epoch: int, transfer: int) -> bool:
-        """Whether nothing of this transfer is under way or could still touch the pool."""
-        return self._decide(lambda now: self._register.settled(epoch, transfer))
 
     def now(self) -> float:
         """The clock of this end's deadlines."""
         return time.monotonic()
 
+    # -- decisions
+
+    def reserve(self, asked: Reservation) -> Moving:
+        token = secrets.token_bytes(TOKEN_BYTES)
+        return self._decide(lambda now: self.register.reserve(asked, token, now))
+
+    def find(self, name: TransferName) -> Moving:
+        return self._decide(lambda now: self.register.find(name, now))
+
+    def live(self, name: TransferName) -> Moving:
+        return self._decide(lambda now: self.register.live(name, now))
+
+    def live_by(self, name: TransferName, write: bool | None, *carriers: Carrier) -> Moving:
+        """As `live`, for bytes that go this way through one of these carriers."""
+        return self._decide(lambda now: self.register.live_by(name, write, carriers, now))
+
+    def touch(self, moving: Moving) -> bool:
+        """The other end was heard of. False: the transfer has ended, what was read for it must not be sent."""
+        return self._decide(lambda now: self.register.touch(moving, now))
+
+    def next_step(self, errand: Errand, outcome: Outcome) -> Step | None:
+        return self._decide(lambda now: errand.next(outcome, now))
+
+    def commit(self, name: TransferName) -> Moving:
+        """Ends the transfer if nothing is missing; the caller looks at the phase and at what is missing."""
+        moving = self.find(name)
+        if self._decide(lambda now: self.register.begin_finish(moving, now)):
+            done = False
+            try:
+                self.chunks(moving).rows.finish()
+                done = True
+            finally:
+                self._decide(lambda now: self.register.end_finish(moving, done, now))
+        self._decide(lambda now: self.register.commit(name, now))
+        self._forget_chunks()
+        return moving
+
+    def abort(self, name: TransferName, reason: str, *, stopped: bool) -> Moving | None:
+        moving = self._decide(lambda now: self.register.abort(name, reason, stopped, now))
+        self._forget_chunks()
+        return moving
+
+    def session_died(self, session: int) -> None:
+        self._decide(lambda now: self.register.session_died(session, now))
+
+    def give_up(self, epoch: int, transfer: int) -> None:
+        """The scheduler wants nothing of this transfer any more, whoever began it; what comes of it is refused."""
+        self._decide(lambda now: self.register.give_up(epoch, transfer, now))
+
+    def take_settled(self) -> list[int]:
+        """Transfers, since the last call, that cannot touch the pool any more."""
+        return self._decide(lambda now: self.register.take_settled())
+
     def adopt_epoch(self, epoch: int) -> None:
-        self._decide(lambda now: self._register.adopt_epoch(epoch, now))
+        self._decide(lambda now: self.register.adopt_epoch(epoch, now))
 
     def expire(self) -> None:
         """Deadlines and forgetting; called a few times a second by whoever serves this end."""
-        self._decide(self._register.expire)
+        self._decide(self.register.expire)
         self._forget_chunks()
 
     # -- chunks into this pool
 
     def begin(self, moving: Moving, block: int, offset: int, length: int) -> int:
         """Leave to write a chunk, and its number. `end` must follow. Raises Refused."""
-        return self._decide(lambda now: self._register.begin_chunk(moving, block, offset, length, now))
+        return self._decide(lambda now: self._begin(moving, block, offset, length, now))
+
+    def _begin(self, moving: Moving, block: int, offset: int, length: int, now: float) -> int:
+        number = self.register.number_of(moving, block, offset, length)
+        self.register.begin_chunks(moving, number, 1, now)
+        return number
 
     def end(self, moving: Moving, number: int, crc: int | None) -> None:
         """The chunk is written and has this CRC; None: it is corrupt or never came whole, and counts as missing."""
-        self._decide(lambda now: self._register.end_chunks(moving, number, 1, crc, now))
+        self._decide(lambda now: self.register.end_chunks(moving, number, 1, crc, now))
 
     def take(self, moving: Moving, chunks: Chunks, came: Came) -> None:
         """Copies one whole chunk to its place; raises Refused. Small ones are copied under the lock, which costs less
         than taking it twice."""
-        register, length = self._register, came.length
+        register, length = self.register, came.length
         if length > _SMALL_BYTES:
             number, crc = self.begin(moving, came.block, came.offset, length), None
             try:
@@ -132,7 +137,7 @@ class PoolEnd:
         else:
 
             def take(now: float) -> tuple[int, int]:
-                number = register.chunk_number(moving, came.block, came.offset, length)
+                number = register.number_of(moving, came.block, came.offset, length)
                 copy = chunks.take
                 return number, register.take_chunk(
                     moving, number, came.crc, lambda number: copy(number, came.address, length), now
@@ -144,36 +149,31 @@ class PoolEnd:
                 Refusal.CORRUPT, f"{moving.key}: chunk {number} sums to {crc:#010x}, not {came.crc:#010x}"
             )
 
-    def receive(self, name: TransferName, block: int, offset: int, length: int, crc: int, data: memoryview) -> Moving:
+    def receive(self, moving: Moving, block: int, offset: int, length: int, crc: int, data: memoryview) -> None:
         """Takes one chunk that came as a message; raises Refused."""
-        moving = self.live(name)
         if len(data) != length or not length:
-            raise self.refuse(Refusal.TRUNCATED, f"{name.key}: {len(data):,} bytes came of {length:,}")
+            raise self.refuse(Refusal.TRUNCATED, f"{moving.key}: {len(data):,} bytes came of {length:,}")
         self.take(moving, self.chunks(moving), Came(block, offset, length, crc, address_of(data)))
-        return moving
 
-    def take_sums(self, name: TransferName, first: int, crcs: Sums) -> Moving:
+    def take_sums(self, name: TransferName, first: int, crcs: Sums) -> None:
         """Chunks that the caller wrote through shared memory, and what they summed to as it copied them.
 
         Whoever reads blocks of a pool that keeps sums checks them, so that reading them here would be once more. Blocks
         that steps use are read here, and taken if they sum to `crcs`.
         """
-        moving = self.live(name)
-        if moving.reservation.carrier is not Carrier.SHARED_MEMORY or not moving.reservation.write:
-            raise self.refuse(Refusal.CONFLICT, f"{name.key} does not write through shared memory")
-        checked = self._register.blocks.own_content
+        moving = self.live_by(name, True, Carrier.SHARED_MEMORY)
+        checked = self.register.blocks.own_content
         self.take_copied(moving, first, crcs, lambda: self._sums_of(moving, first, len(crcs)) if checked else crcs)
-        return moving
 
     def take_copied(self, moving: Moving, first: int, crcs: Sums, copy: Callable[[], Sums]) -> None:
         """Has `copy` write chunks from `first` on and takes them if they sum to `crcs`; raises Refused."""
         count = len(crcs)
-        self._decide(lambda now: self._register.begin_chunks(moving, first, count, now))
+        self._decide(lambda now: self.register.begin_chunks(moving, first, count, now))
         good = False
         try:
             good = np.array_equal(copy(), crcs)
         finally:
-            self._decide(lambda now: self._register.end_chunks(moving, first, count, crcs if good else None, now))
+            self._decide(lambda now: self.register.end_chunks(moving, first, count, crcs if good else None, now))
         if not good:
             raise self.refuse(Refusal.CORRUPT, f"{moving.key}: chunks from {first} on are not what the other end has")
 
@@ -192,7 +192,7 @@ class PoolEnd:
 
     def stored_sums(self, moving: Moving) -> Sums | None:
         """What the blocks summed to when they came into this pool, chunk by chunk; None: the steps own them."""
-        return self._decide(lambda now: self._register.blocks.crcs(moving.reservation.blocks))
+        return self._decide(lambda now: self.register.blocks.crcs(moving.reservation.blocks))
 
     def computed_sums(self, moving: Moving, first_block: int, num_blocks: int) -> Sums:
         """What blocks of a transfer sum to as they lie in the pool now."""
@@ -200,49 +200,26 @@ class PoolEnd:
 
     def asked_for(self, moving: Moving, ranges: list[Range]) -> list[Range]:
         """These ranges, if they are chunks of the transfer, none of them twice. Raises Refused."""
-        return self._decide(lambda now: self._register.asked_for(moving, ranges))
-
-    # -- seen
-
-    def listed(self) -> list[Moving]:
-        return self._decide(lambda now: list(self._register.transfers()))
-
-    def committed(self) -> tuple[Blocks, Longs, Longs]:
-        return self._decide(lambda now: self._register.blocks.committed())
-
-    def quarantined(self) -> Blocks:
-        return self._decide(lambda now: self._register.blocks.quarantined())
-
-    def block_states(self) -> npt.NDArray[np.uint8]:
-        """One state of `worker/transfer/blocks.py` per block."""
-        return self._decide(lambda now: self._register.blocks.states.copy())
-
-    @property
-    def epoch(self) -> int:
-        return self._register.epoch
-
-    @property
-    def refused(self) -> Counter[Refusal]:
-        return Counter(self._register.refused)
-
-    def check(self) -> None:
-        """For tests: the register is consistent."""
-        self._decide(lambda now: self._register.check())
+        return self._decide(lambda now: self.register.asked_for(moving, ranges))
 
     def refuse(self, refusal: Refusal, detail: str) -> Refused:
         """Counts what was refused outside the register; returns the error to raise."""
-        with self._lock:
-            self._register.refused[refusal] += 1
+        with self.lock:
+            self.refused[refusal] += 1
         return Refused(refusal, detail)
+
+    def check(self) -> None:
+        """For tests: the register is consistent."""
+        self._decide(lambda now: self.register.check())
 
     # -- inside
 
     def _decide(self, question: Callable[[float], T]) -> T:
-        with self._lock:
+        with self.lock:
             try:
                 return question(self.now())
             except Refused as refused:
-                self._register.refused[refused.refusal] += 1
+                self.refused[refused.refusal] += 1
                 raise
 
     def _sums_of(self, moving: Moving, first: int, count: int) -> Sums:

@@ -18,8 +18,8 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from cluster.links.handshake import NOTHING_YET
+from cluster.register.states import Lost, Range, TransferName
 from worker.transfer.checksum import address_of, checksummer
-from worker.transfer.states import Lost, Range, TransferName
 
 MARKER_BYTES = 12
 MAX_RANGES = 1024

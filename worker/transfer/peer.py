@@ -1,43 +1,40 @@
 """A peer pool as a worker sees it: its transfer service, the carriers it offers, and its memory if it can be mapped.
 
-The agent makes one per peer and incarnation. Calls are said again until they are answered, as every call of the
-service can be; `go_on` is asked in between and raises to give up. It moves no bytes: `worker/transfer/run.py` does.
+The agent makes one per peer and incarnation. Each call is said once; `cluster/register/errand.py` says when again. It
+moves no bytes: `worker/transfer/carry.py` does.
 """
 
 from __future__ import annotations
 
 import socket
 import threading
-import time
-from collections.abc import Callable
-from typing import TypeVar
-
-from google.protobuf.message import Message
 
 from cluster.errors import TransferError
 from cluster.links.handshake import HANDSHAKE_S
 from cluster.links.security import ClusterSecurity
+from cluster.register.states import Carrier, Lost, Refused, Reservation, TransferName
+from cluster.register.steps import Committed, Copied, Reserved
 from protos.quire.v1 import transfer_pb2 as pb
 from worker.transfer.calls import Calls
+from worker.transfer.chunks import sums_from, sums_message
 from worker.transfer.end import PoolEnd
 from worker.transfer.frames import prepare
 from worker.transfer.handover import boot_id, take_over
 from worker.transfer.memory import SharedMemory
 from worker.transfer.socket import greet
-from worker.transfer.states import Carrier, Lost, Refusal, Refused, Reservation, TransferName
-from worker.transfer.wire import MAX_REASON_CHARS, layout_message, name_message, reservation_message
+from worker.transfer.wire import (
+    MAX_REASON_CHARS,
+    layout_message,
+    name_message,
+    ranges_from,
+    reservation_message,
+)
 
-Response = TypeVar("Response", bound=Message)
-GoOn = Callable[[], None]
-
-# One try of a call, and how long a peer that says nothing is asked again: computing anew beats waiting for long.
-CALL_S = 2.0
-PATIENCE_S = 6.0
-_PAUSE_S, _MAX_PAUSE_S = 0.02, 0.5
+_HANDOVER_S = 2.0
 
 
 class PeerPool:
-    """The pool `name` at `address`. `join` comes first."""
+    """The pool `name` at `address`. `join` comes first. Who made it holds it; the last to let go closes it."""
 
     def __init__(self, name: str, address: str, end: PoolEnd, security: ClusterSecurity) -> None:
         self.name = name
@@ -47,34 +44,48 @@ class PeerPool:
         self._end = end
         self._security = security
         self._joined = pb.JoinResponse()
-        self._mapping = threading.Lock()
-        # By whether it may be written.
+        self._lock = threading.Lock()
+        self._num_holders = 1
+        # By whether it may be written: the memory and the session that it was given under.
         self._memory: dict[bool, tuple[SharedMemory, int]] = {}
         self._unmappable = ""
 
-    def join(self, go_on: GoOn) -> None:
-        """Learns who is there; raises Refused if the two pools cannot exchange blocks."""
+    def retain(self) -> PeerPool:
+        with self._lock:
+            assert self._num_holders > 0, self.name
+            self._num_holders += 1
+        return self
+
+    def release(self) -> None:
+        with self._lock:
+            self._num_holders -= 1
+            if self._num_holders:
+                return
+        self.calls.close()
+        for memory, _ in self._memory.values():
+            memory.close()
+        self._memory.clear()
+
+    def join(self, timeout_s: float) -> None:
+        """Learns who is there; raises Refused if the two pools cannot exchange blocks, or Lost."""
         end = self._end
         asked = pb.JoinRequest(caller=end.name, caller_incarnation=end.incarnation, layout=layout_message(end.layout))
-        self._joined = self._call("Join", asked, pb.JoinResponse, go_on)
+        self._joined = self.calls.unary("Join", asked, pb.JoinResponse, timeout_s)
         self.incarnation = self._joined.pool_incarnation
 
-    def carriers(self) -> list[Carrier]:
-        """What the peer offers to this process, the best first."""
-        here = bool(self._joined.handover) and self._joined.boot_id == boot_id() and not self._unmappable
-        offered = [Carrier.SHARED_MEMORY] if here else []
-        if self._joined.data_port:
-            offered.append(Carrier.SOCKET)
-        return [*offered, Carrier.STREAM]
-
-    def map(self, *, write: bool) -> bool:
-        """Maps the peer's memory if this process can; False: use another carrier."""
-        return self.memory(write=write) is not None
+    def offers(self, wanted: tuple[Carrier, ...], *, write: bool) -> tuple[tuple[Carrier, ...], int]:
+        """Those of the carriers that can be used, the best first, and this process's session of shared memory."""
+        usable, session = {Carrier.STREAM: True, Carrier.SOCKET: self._joined.data_port > 0}, 0
+        if Carrier.SHARED_MEMORY in wanted and self._joined.handover and self._joined.boot_id == boot_id():
+            held = self.memory(write=write)
+            if held is not None:
+                usable[Carrier.SHARED_MEMORY], session = True, held[1]
+        return tuple(carrier for carrier in wanted if usable.get(carrier)), session
 
     def memory(self, *, write: bool) -> tuple[SharedMemory, int] | None:
         """The peer's pool in this process and the session it was given under; None if it cannot be had."""
         write = write or self._end.pool.pins  # only memory that may be written can be pinned
-        with self._mapping:
+        with self._lock:
             if self._unmappable:
                 return None
             held = self._memory.get(True) or self._memory.get(write)
@@ -86,7 +97,7 @@ class PeerPool:
                     write=write,
                 )
                 try:
-                    held = take_over(self._joined.handover, hello, self._security, CALL_S)
+                    held = take_over(self._joined.handover, hello, self._security, _HANDOVER_S)
                 except TransferError as error:
                     # Another network namespace, say. The other carriers still work.
                     self._unmappable = str(error)
@@ -117,14 +128,18 @@ class PeerPool:
             connection.close()
             raise
 
-    # -- calls
+    # -- calls; each raises Refused or Lost
 
-    def reserve(self, asked: Reservation, go_on: GoOn) -> pb.ReserveResponse:
-        return self._call("Reserve", reservation_message(asked), pb.ReserveResponse, go_on)
+    def reserve(self, asked: Reservation, timeout_s: float) -> Reserved:
+        answer = self.calls.unary("Reserve", reservation_message(asked), pb.ReserveResponse, timeout_s)
+        return Reserved(answer.token, sums_from(answer.crc32c) if answer.crc32c else None)
 
-    def commit(self, name: TransferName, go_on: GoOn, sums: pb.ChunkSums | None = None) -> pb.CommitResponse:
-        request = pb.CommitRequest(name=name_message(name), sums=sums)
-        return self._call("Commit", request, pb.CommitResponse, go_on)
+    def commit(self, name: TransferName, copied: Copied, timeout_s: float) -> Committed:
+        request = pb.CommitRequest(name=name_message(name))
+        if copied.sums is not None:
+            request.sums.first, request.sums.crc32c = copied.first, sums_message(copied.sums)
+        answer = self.calls.unary("Commit", request, pb.CommitResponse, timeout_s)
+        return Committed(ranges_from(answer.missing), answer.phase == pb.TRANSFER_PHASE_COMMITTED)
 
     def abort(self, name: TransferName, reason: str, timeout_s: float) -> bool:
         """Says that nothing of this end writes any more; False if it was not heard."""
@@ -136,36 +151,3 @@ class PeerPool:
         except TransferError:
             return False
         return True
-
-    def _call(self, method: str, request: Message, kind: type[Response], go_on: GoOn) -> Response:
-        """Until it is answered or refused, or `go_on` raises. A peer that is busy is asked for as long as that."""
-        pause_s = _PAUSE_S
-        give_up_at = time.monotonic() + PATIENCE_S
-        while True:
-            go_on()
-            try:
-                return self.calls.unary(method, request, kind, CALL_S)
-            except Refused as refused:
-                if refused.refusal is not Refusal.BUSY:
-                    raise
-                give_up_at = time.monotonic() + PATIENCE_S
-            except Lost as lost:
-                if lost.final or time.monotonic() >= give_up_at:
-                    raise
-            _wait(pause_s, go_on)
-            pause_s = min(2 * pause_s, _MAX_PAUSE_S)
-
-    def close(self) -> None:
-        """No transfer uses it any more."""
-        self.calls.close()
-        for memory, _ in self._memory.values():
-            memory.close()
-        self._memory.clear()
-
-
-def _wait(pause_s: float, go_on: GoOn) -> None:
-    """Pauses in small steps, so that an abort does not have to wait."""
-    end = time.monotonic() + pause_s
-    while (left := end - time.monotonic()) > 0:
-        time.sleep(min(left, 0.05))
-        go_on()

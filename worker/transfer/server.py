@@ -19,6 +19,8 @@ import grpc
 from cluster.errors import ConfigError, QuireError
 from cluster.links.handshake import HANDSHAKE_S
 from cluster.links.security import ClusterSecurity
+from cluster.register.moving import Moving
+from cluster.register.states import Carrier, Lost, Refusal, Refused, TransferName
 from protos.quire.v1 import transfer_pb2 as pb
 from worker.transfer.end import PoolEnd
 from worker.transfer.frames import prepare
@@ -27,7 +29,6 @@ from worker.transfer.memory import keep_freed_memory
 from worker.transfer.proof import Challenger
 from worker.transfer.service import TransferService
 from worker.transfer.socket import Receiver, Sender, welcome
-from worker.transfer.states import Carrier, Lost, Moving, Refusal, Refused, TransferName
 from worker.transfer.wire import name_from
 
 # Data sockets together and of one caller, and those that have yet to prove what they are for: one more of these takes
@@ -65,21 +66,19 @@ class Listening:
 
 
 class TransferServer:
-    """Serves `end` from when it is made until `close`. `tick` is called a few times a second on a thread of its own."""
+    """Serves `end` from when it is made until `close`."""
 
     def __init__(
         self,
         end: PoolEnd,
         security: ClusterSecurity,
         listening: Listening | None = None,
-        tick: Callable[[], object] | None = None,
     ) -> None:
         listening = listening or Listening()
         keep_freed_memory()
         self._end = end
         self._security = security
         self._context = security.server_context()
-        self._tick = tick
         self._closing = threading.Event()
         # By socket: the caller of its transfer; "" until it has proven which that is.
         self._connections: dict[socket.socket, str] = {}
@@ -132,8 +131,6 @@ class TransferServer:
     def _run_ticks(self) -> None:
         while not self._closing.wait(_TICK_S):
             self._end.expire()
-            if self._tick is not None:
-                self._tick()
 
     # -- data socket
 
@@ -196,10 +193,7 @@ class TransferServer:
 
     def _find(self, named: pb.TransferName) -> tuple[Moving, TransferName]:
         name = name_from(named)
-        moving = self._end.live(name)
-        if moving.reservation.carrier is not Carrier.SOCKET:
-            raise self._end.refuse(Refusal.CONFLICT, f"{name.key} was not reserved for the data socket")
-        return moving, name
+        return self._end.live_by(name, None, Carrier.SOCKET), name
 
 
 def _listen(host: str, port: int) -> socket.socket:

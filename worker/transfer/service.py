@@ -15,6 +15,9 @@ import grpc
 from google.protobuf.message import Message
 
 from cluster.errors import ProtocolError, TransferError
+from cluster.register.errand import MAX_RANGES
+from cluster.register.moving import Moving
+from cluster.register.states import Carrier, Refusal, Refused, TransferName
 from cluster.wire.plans import parsed
 from protos.quire.v1 import transfer_pb2 as pb
 from worker.transfer.chunks import sums_from, sums_message
@@ -22,17 +25,12 @@ from worker.transfer.end import PoolEnd
 from worker.transfer.handover import HandoverServer, boot_id
 from worker.transfer.packed import SERVICE, Batch, PackedChunk, pack, pack_chunks, unpack
 from worker.transfer.proof import Challenger
-from worker.transfer.states import Carrier, Moving, Refusal, Refused, TransferName
 from worker.transfer.wire import (
-    MAX_RANGES,
     STREAM_BYTES,
     abort_call,
-    blocks_from,
-    blocks_message,
     layout_from,
     layout_message,
     name_from,
-    name_message,
     ranges_from,
     ranges_message,
     reason_from,
@@ -49,19 +47,6 @@ SMALL_BYTES = 1 << 20
 LONGEST_CALL_S = 120.0
 # A chunk that is refused for one of these says nothing about the others of its call.
 _OF_A_CHUNK = {Refusal.DOUBLED, Refusal.CORRUPT, Refusal.TRUNCATED, Refusal.OUTSIDE}
-
-
-class Names:
-    """The transfers that chunks of one call name: nearly always one, which is unpacked once."""
-
-    def __init__(self) -> None:
-        self.last: TransferName | None = None
-        self._packed = b""
-
-    def of(self, packed: bytes) -> TransferName:
-        if self.last is None or packed != self._packed:
-            self.last, self._packed = name_from(parsed(pb.TransferName, packed)), packed
-        return self.last
 
 
 class TransferService:
@@ -81,8 +66,6 @@ class TransferService:
             "Reserve": (pb.ReserveRequest, self.Reserve),
             "Commit": (pb.CommitRequest, self.Commit),
             "Abort": (pb.AbortRequest, self.Abort),
-            "Release": (pb.ReleaseRequest, self.Release),
-            "List": (pb.ListRequest, self.List),
         }
 
         def answer(name: str, raw: Iterator[bytes], context: Context) -> Message:
@@ -134,9 +117,7 @@ class TransferService:
                 raise self._end.refuse(Refusal.STALE, f"{name.key}: session {asked.session} does not hold")
         moving = self._end.reserve(asked)
         answer = pb.ReserveResponse(phase=_phase(moving), token=moving.token)
-        if asked.write:
-            answer.missing.extend(ranges_message(moving.missing(MAX_RANGES)))
-        elif asked.carrier is Carrier.SHARED_MEMORY:
+        if not asked.write and asked.carrier is Carrier.SHARED_MEMORY:
             sums = self._end.stored_sums(moving)
             if sums is None and moving.live and moving.size_bytes <= SMALL_BYTES:
                 # Somebody stands still until a little has been read: that is not worth another call.
@@ -145,19 +126,20 @@ class TransferService:
         return answer
 
     def Write(self, requests: Iterator[Batch]) -> pb.WriteResponse:
-        num_refused, names = 0, Names()
+        """Chunks of one transfer, whose name each of them says."""
+        num_refused, named, moving = 0, b"", None
         for request in requests:
             if request.sums is not None:
                 raise self._end.refuse(Refusal.CONFLICT, "sums of shared memory go with the commit")
             for chunk in request.chunks:
-                name = names.of(chunk.name)
-                num_refused += self._refused(partial(self._take_chunk, name), chunk)
-        if names.last is None:
+                if moving is None or chunk.name != named:
+                    name = name_from(parsed(pb.TransferName, chunk.name))
+                    moving, named = self._end.live_by(name, True, Carrier.STREAM), chunk.name
+                num_refused += self._refused(partial(self._take_chunk, moving), chunk)
+        if moving is None:
             raise self._end.refuse(Refusal.UNKNOWN, "nothing came that names a transfer")
-        moving = self._end.find(names.last)
-        return pb.WriteResponse(
-            phase=_phase(moving), missing=ranges_message(moving.missing(MAX_RANGES)), num_refused=num_refused
-        )
+        missing = ranges_message(moving.missing(MAX_RANGES))
+        return pb.WriteResponse(phase=_phase(moving), missing=missing, num_refused=num_refused)
 
     def _refused(self, take: Callable[[Part], None], part: Part) -> int:
         """1 if what is wrong is wrong with this part alone."""
@@ -169,31 +151,28 @@ class TransferService:
             return 1
         return 0
 
-    def _take_sums(self, sums: pb.ChunkSums) -> None:
+    def _take_sums(self, name: TransferName, sums: pb.ChunkSums) -> None:
         """Of what its caller has written through shared memory; raises Refused if the bytes are others."""
-        self._end.take_sums(name_from(sums.name), sums.first, sums_from(sums.crc32c))
+        self._end.take_sums(name, sums.first, sums_from(sums.crc32c))
 
-    def _take_chunk(self, name: TransferName, chunk: PackedChunk) -> None:
-        self._end.receive(name, chunk.block, chunk.offset, chunk.length, chunk.crc, chunk.data)
+    def _take_chunk(self, moving: Moving, chunk: PackedChunk) -> None:
+        self._end.receive(moving, chunk.block, chunk.offset, chunk.length, chunk.crc, chunk.data)
 
     def Read(self, request: pb.ReadRequest) -> Iterator[bytes | Message]:
-        name = name_from(request.name)
-        moving = self._end.live(name)
-        if moving.reservation.write:
-            raise self._end.refuse(Refusal.CONFLICT, f"{name.key} was reserved to be written")
+        moving = self._end.live_by(name_from(request.name), False, Carrier.STREAM, Carrier.SHARED_MEMORY)
         if moving.reservation.carrier is Carrier.SHARED_MEMORY:
-            yield from self._read_sums(moving, request.name)
+            yield from self._read_sums(moving)
         else:
             yield from self._read_chunks(moving, request)
 
-    def _read_sums(self, moving: Moving, name: pb.TransferName) -> Iterator[pb.ReadResponse]:
+    def _read_sums(self, moving: Moving) -> Iterator[pb.ReadResponse]:
         end = self._end
         per_block = end.layout.chunks_per_block
         step = max(1, SUMS_BYTES // end.layout.block_bytes)
         for first in range(0, len(moving.reservation.blocks), step):
             packed = sums_message(end.computed_sums(moving, first, step))
             self._check_live(moving)
-            yield pb.ReadResponse(sums=pb.ChunkSums(name=name, first=first * per_block, crc32c=packed))
+            yield pb.ReadResponse(sums=pb.ChunkSums(first=first * per_block, crc32c=packed))
 
     def _read_chunks(self, moving: Moving, request: pb.ReadRequest) -> Iterator[bytes]:
         chunks, name = self._end.chunks(moving), request.name.SerializeToString()
@@ -210,10 +189,8 @@ class TransferService:
 
     def Commit(self, request: pb.CommitRequest) -> pb.CommitResponse:
         name = name_from(request.name)
-        if request.HasField("sums") and request.sums.name != request.name:
-            raise ProtocolError("a commit came with the sums of another transfer")
         if request.HasField("sums") and self._end.find(name).live:
-            self._refused(self._take_sums, request.sums)
+            self._refused(partial(self._take_sums, name), request.sums)
         moving = self._end.commit(name)
         return pb.CommitResponse(phase=_phase(moving), missing=ranges_message(moving.missing(MAX_RANGES)))
 
@@ -221,49 +198,7 @@ class TransferService:
         moving = self._end.abort(name_from(request.name), reason_from(request), stopped=request.stopped)
         if moving is None:
             return pb.AbortResponse(phase=pb.TRANSFER_PHASE_ABORTED)
-        quarantined = len(moving.reservation.blocks) if moving.quarantined else 0
-        return pb.AbortResponse(phase=_phase(moving), num_quarantined=quarantined)
-
-    def Release(self, request: pb.ReleaseRequest) -> pb.ReleaseResponse:
-        end = self._end
-        if request.pool_incarnation != end.incarnation:
-            raise end.refuse(Refusal.STALE, f"incarnation {end.incarnation} of {end.name} holds")
-        released = end.release(request.epoch, blocks_from(request.blocks), clear=request.clear)
-        return pb.ReleaseResponse(num_released=len(released))
-
-    def List(self, request: pb.ListRequest) -> pb.ListResponse:
-        end = self._end
-        end.adopt_epoch(request.epoch)
-        blocks, transfers, epochs = end.committed()
-        return pb.ListResponse(
-            pool=end.name,
-            pool_incarnation=end.incarnation,
-            epoch=end.epoch,
-            num_blocks=end.pool.num_blocks,
-            layout=layout_message(end.layout),
-            transfers=[_listed(moving, end.now()) for moving in end.listed()],
-            committed_blocks=blocks_message(blocks),
-            committed_transfers=transfers.astype("<i8").tobytes(),
-            committed_epochs=epochs.astype("<i8").tobytes(),
-            quarantined_blocks=blocks_message(end.quarantined()),
-            refused={refusal.value: count for refusal, count in end.refused.items()},
-        )
-
-
-def _listed(moving: Moving, now: float) -> pb.ListedTransfer:
-    asked = moving.reservation
-    return pb.ListedTransfer(
-        name=name_message(asked.name),
-        write=asked.write,
-        phase=_phase(moving),
-        carrier=pb.Carrier.Name(asked.carrier.value),
-        blocks=blocks_message(asked.blocks),
-        num_blocks_of_transfer=asked.num_blocks_of_transfer,
-        num_missing=moving.num_missing,
-        reason=moving.reason,
-        seconds_left=max(0.0, moving.deadline - now) if moving.live else 0.0,
-        quarantined=moving.quarantined,
-    )
+        return pb.AbortResponse(phase=_phase(moving))
 
 
 def _phase(moving: Moving) -> str:

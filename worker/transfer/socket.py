@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 from cluster.errors import NotAuthenticated, ProtocolError, TransferError
 from cluster.links import handshake
+from cluster.register.moving import Moving
+from cluster.register.states import Lost, Phase, Range, Refusal, Refused, TransferName
 from cluster.wire.plans import parsed
 from protos.quire.v1 import transfer_pb2 as pb
 from worker.transfer.chunks import Came
@@ -28,7 +30,6 @@ from worker.transfer.frames import (
     pack_ranges,
     unpack_ranges,
 )
-from worker.transfer.states import Lost, Moving, Phase, Range, Refusal, Refused, TransferName
 
 GREETING = b"QTX1"
 # Silence after which the receiver asks again; it doubles with each time.

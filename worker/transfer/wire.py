@@ -12,8 +12,8 @@ import grpc
 import numpy as np
 
 from cluster.errors import ProtocolError, TransferError
-from protos.quire.v1 import transfer_pb2 as pb
-from worker.transfer.states import (
+from cluster.register.errand import MAX_RANGES
+from cluster.register.states import (
     Blocks,
     Carrier,
     Lost,
@@ -25,8 +25,8 @@ from worker.transfer.states import (
     TransferKey,
     TransferName,
 )
+from protos.quire.v1 import transfer_pb2 as pb
 
-MAX_RANGES = 1024
 MAX_NAME_CHARS = 256
 MAX_REASON_CHARS = 1024
 MAX_TIMEOUT_S = 86_400.0
@@ -93,7 +93,6 @@ def reservation_message(asked: Reservation) -> pb.ReserveRequest:
         carrier=pb.Carrier.Name(asked.carrier.value),
         session=asked.session,
         timeout_s=min(max(asked.timeout_s, 0.01), MAX_TIMEOUT_S),
-        num_blocks_of_transfer=asked.num_blocks_of_transfer,
     )
 
 
@@ -112,7 +111,6 @@ def reservation_from(message: pb.ReserveRequest) -> Reservation:
         carrier=carrier,
         timeout_s=message.timeout_s,
         session=message.session,
-        num_blocks_of_transfer=message.num_blocks_of_transfer,
     )
 
 

@@ -86,7 +86,7 @@ class JoinResponse(_message.Message):
     def __init__(self, pool: _Optional[str] = ..., pool_incarnation: _Optional[int] = ..., layout: _Optional[_Union[PoolLayout, _Mapping[str, object]]] = ..., num_blocks: _Optional[int] = ..., data_port: _Optional[int] = ..., handover: _Optional[str] = ..., boot_id: _Optional[str] = ...) -> None: ...
 
 class ReserveRequest(_message.Message):
-    __slots__ = ("name", "write", "layout", "blocks", "carrier", "session", "timeout_s", "num_blocks_of_transfer")
+    __slots__ = ("name", "write", "layout", "blocks", "carrier", "session", "timeout_s")
     NAME_FIELD_NUMBER: _ClassVar[int]
     WRITE_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
@@ -94,7 +94,6 @@ class ReserveRequest(_message.Message):
     CARRIER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
-    NUM_BLOCKS_OF_TRANSFER_FIELD_NUMBER: _ClassVar[int]
     name: TransferName
     write: bool
     layout: PoolLayout
@@ -102,20 +101,17 @@ class ReserveRequest(_message.Message):
     carrier: Carrier
     session: int
     timeout_s: float
-    num_blocks_of_transfer: int
-    def __init__(self, name: _Optional[_Union[TransferName, _Mapping[str, object]]] = ..., write: _Optional[bool] = ..., layout: _Optional[_Union[PoolLayout, _Mapping[str, object]]] = ..., blocks: _Optional[bytes] = ..., carrier: _Optional[_Union[Carrier, str]] = ..., session: _Optional[int] = ..., timeout_s: _Optional[float] = ..., num_blocks_of_transfer: _Optional[int] = ...) -> None: ...
+    def __init__(self, name: _Optional[_Union[TransferName, _Mapping[str, object]]] = ..., write: _Optional[bool] = ..., layout: _Optional[_Union[PoolLayout, _Mapping[str, object]]] = ..., blocks: _Optional[bytes] = ..., carrier: _Optional[_Union[Carrier, str]] = ..., session: _Optional[int] = ..., timeout_s: _Optional[float] = ...) -> None: ...
 
 class ReserveResponse(_message.Message):
-    __slots__ = ("phase", "token", "missing", "crc32c")
+    __slots__ = ("phase", "token", "crc32c")
     PHASE_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
-    MISSING_FIELD_NUMBER: _ClassVar[int]
     CRC32C_FIELD_NUMBER: _ClassVar[int]
     phase: TransferPhase
     token: bytes
-    missing: _containers.RepeatedCompositeFieldContainer[ChunkRange]
     crc32c: bytes
-    def __init__(self, phase: _Optional[_Union[TransferPhase, str]] = ..., token: _Optional[bytes] = ..., missing: _Optional[_Iterable[_Union[ChunkRange, _Mapping[str, object]]]] = ..., crc32c: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, phase: _Optional[_Union[TransferPhase, str]] = ..., token: _Optional[bytes] = ..., crc32c: _Optional[bytes] = ...) -> None: ...
 
 class ChunkRange(_message.Message):
     __slots__ = ("first", "count")
@@ -142,14 +138,12 @@ class TransferChunk(_message.Message):
     def __init__(self, name: _Optional[_Union[TransferName, _Mapping[str, object]]] = ..., block: _Optional[int] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., crc32c: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class ChunkSums(_message.Message):
-    __slots__ = ("name", "first", "crc32c")
-    NAME_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("first", "crc32c")
     FIRST_FIELD_NUMBER: _ClassVar[int]
     CRC32C_FIELD_NUMBER: _ClassVar[int]
-    name: TransferName
     first: int
     crc32c: bytes
-    def __init__(self, name: _Optional[_Union[TransferName, _Mapping[str, object]]] = ..., first: _Optional[int] = ..., crc32c: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, first: _Optional[int] = ..., crc32c: _Optional[bytes] = ...) -> None: ...
 
 class WriteRequest(_message.Message):
     __slots__ = ("chunks",)
@@ -210,93 +204,10 @@ class AbortRequest(_message.Message):
     def __init__(self, name: _Optional[_Union[TransferName, _Mapping[str, object]]] = ..., reason: _Optional[str] = ..., stopped: _Optional[bool] = ...) -> None: ...
 
 class AbortResponse(_message.Message):
-    __slots__ = ("phase", "num_quarantined")
+    __slots__ = ("phase",)
     PHASE_FIELD_NUMBER: _ClassVar[int]
-    NUM_QUARANTINED_FIELD_NUMBER: _ClassVar[int]
     phase: TransferPhase
-    num_quarantined: int
-    def __init__(self, phase: _Optional[_Union[TransferPhase, str]] = ..., num_quarantined: _Optional[int] = ...) -> None: ...
-
-class ReleaseRequest(_message.Message):
-    __slots__ = ("epoch", "pool_incarnation", "blocks", "clear")
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
-    POOL_INCARNATION_FIELD_NUMBER: _ClassVar[int]
-    BLOCKS_FIELD_NUMBER: _ClassVar[int]
-    CLEAR_FIELD_NUMBER: _ClassVar[int]
-    epoch: int
-    pool_incarnation: int
-    blocks: bytes
-    clear: bool
-    def __init__(self, epoch: _Optional[int] = ..., pool_incarnation: _Optional[int] = ..., blocks: _Optional[bytes] = ..., clear: _Optional[bool] = ...) -> None: ...
-
-class ReleaseResponse(_message.Message):
-    __slots__ = ("num_released",)
-    NUM_RELEASED_FIELD_NUMBER: _ClassVar[int]
-    num_released: int
-    def __init__(self, num_released: _Optional[int] = ...) -> None: ...
-
-class ListRequest(_message.Message):
-    __slots__ = ("epoch",)
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
-    epoch: int
-    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
-
-class ListResponse(_message.Message):
-    __slots__ = ("pool", "pool_incarnation", "epoch", "num_blocks", "layout", "transfers", "committed_blocks", "committed_transfers", "committed_epochs", "quarantined_blocks", "refused")
-    class RefusedEntry(_message.Message):
-        __slots__ = ("key", "value")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: str
-        value: int
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
-    POOL_FIELD_NUMBER: _ClassVar[int]
-    POOL_INCARNATION_FIELD_NUMBER: _ClassVar[int]
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
-    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
-    LAYOUT_FIELD_NUMBER: _ClassVar[int]
-    TRANSFERS_FIELD_NUMBER: _ClassVar[int]
-    COMMITTED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
-    COMMITTED_TRANSFERS_FIELD_NUMBER: _ClassVar[int]
-    COMMITTED_EPOCHS_FIELD_NUMBER: _ClassVar[int]
-    QUARANTINED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
-    REFUSED_FIELD_NUMBER: _ClassVar[int]
-    pool: str
-    pool_incarnation: int
-    epoch: int
-    num_blocks: int
-    layout: PoolLayout
-    transfers: _containers.RepeatedCompositeFieldContainer[ListedTransfer]
-    committed_blocks: bytes
-    committed_transfers: bytes
-    committed_epochs: bytes
-    quarantined_blocks: bytes
-    refused: _containers.ScalarMap[str, int]
-    def __init__(self, pool: _Optional[str] = ..., pool_incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., num_blocks: _Optional[int] = ..., layout: _Optional[_Union[PoolLayout, _Mapping[str, object]]] = ..., transfers: _Optional[_Iterable[_Union[ListedTransfer, _Mapping[str, object]]]] = ..., committed_blocks: _Optional[bytes] = ..., committed_transfers: _Optional[bytes] = ..., committed_epochs: _Optional[bytes] = ..., quarantined_blocks: _Optional[bytes] = ..., refused: _Optional[_Mapping[str, int]] = ...) -> None: ...
-
-class ListedTransfer(_message.Message):
-    __slots__ = ("name", "write", "phase", "carrier", "blocks", "num_blocks_of_transfer", "num_missing", "reason", "seconds_left", "quarantined")
-    NAME_FIELD_NUMBER: _ClassVar[int]
-    WRITE_FIELD_NUMBER: _ClassVar[int]
-    PHASE_FIELD_NUMBER: _ClassVar[int]
-    CARRIER_FIELD_NUMBER: _ClassVar[int]
-    BLOCKS_FIELD_NUMBER: _ClassVar[int]
-    NUM_BLOCKS_OF_TRANSFER_FIELD_NUMBER: _ClassVar[int]
-    NUM_MISSING_FIELD_NUMBER: _ClassVar[int]
-    REASON_FIELD_NUMBER: _ClassVar[int]
-    SECONDS_LEFT_FIELD_NUMBER: _ClassVar[int]
-    QUARANTINED_FIELD_NUMBER: _ClassVar[int]
-    name: TransferName
-    write: bool
-    phase: TransferPhase
-    carrier: Carrier
-    blocks: bytes
-    num_blocks_of_transfer: int
-    num_missing: int
-    reason: str
-    seconds_left: float
-    quarantined: bool
-    def __init__(self, name: _Optional[_Union[TransferName, _Mapping[str, object]]] = ..., write: _Optional[bool] = ..., phase: _Optional[_Union[TransferPhase, str]] = ..., carrier: _Optional[_Union[Carrier, str]] = ..., blocks: _Optional[bytes] = ..., num_blocks_of_transfer: _Optional[int] = ..., num_missing: _Optional[int] = ..., reason: _Optional[str] = ..., seconds_left: _Optional[float] = ..., quarantined: _Optional[bool] = ...) -> None: ...
+    def __init__(self, phase: _Optional[_Union[TransferPhase, str]] = ...) -> None: ...
 
 class HandoverRequest(_message.Message):
     __slots__ = ("caller", "caller_incarnation", "pool_incarnation", "write")

@@ -37,16 +37,6 @@ class TransferServiceStub:
             request_serializer=transfer_pb2.AbortRequest.SerializeToString,
             response_deserializer=transfer_pb2.AbortResponse.FromString,
         )
-        self.Release = channel.unary_unary(
-            "/quire.v1.TransferService/Release",
-            request_serializer=transfer_pb2.ReleaseRequest.SerializeToString,
-            response_deserializer=transfer_pb2.ReleaseResponse.FromString,
-        )
-        self.List = channel.unary_unary(
-            "/quire.v1.TransferService/List",
-            request_serializer=transfer_pb2.ListRequest.SerializeToString,
-            response_deserializer=transfer_pb2.ListResponse.FromString,
-        )
 
 
 TransferServiceAsyncStub = TransferServiceStub
@@ -83,16 +73,6 @@ def add_TransferServiceServicer_to_server(servicer, server):
             servicer.Abort,
             request_deserializer=transfer_pb2.AbortRequest.FromString,
             response_serializer=transfer_pb2.AbortResponse.SerializeToString,
-        ),
-        "Release": grpc.unary_unary_rpc_method_handler(
-            servicer.Release,
-            request_deserializer=transfer_pb2.ReleaseRequest.FromString,
-            response_serializer=transfer_pb2.ReleaseResponse.SerializeToString,
-        ),
-        "List": grpc.unary_unary_rpc_method_handler(
-            servicer.List,
-            request_deserializer=transfer_pb2.ListRequest.FromString,
-            response_serializer=transfer_pb2.ListResponse.SerializeToString,
         ),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("quire.v1.TransferService", methods),))

@@ -13,8 +13,6 @@ class TransferServiceStub:
     Read: grpc.UnaryStreamMultiCallable[transfer_pb2.ReadRequest, transfer_pb2.ReadResponse]
     Commit: grpc.UnaryUnaryMultiCallable[transfer_pb2.CommitRequest, transfer_pb2.CommitResponse]
     Abort: grpc.UnaryUnaryMultiCallable[transfer_pb2.AbortRequest, transfer_pb2.AbortResponse]
-    Release: grpc.UnaryUnaryMultiCallable[transfer_pb2.ReleaseRequest, transfer_pb2.ReleaseResponse]
-    List: grpc.UnaryUnaryMultiCallable[transfer_pb2.ListRequest, transfer_pb2.ListResponse]
 
 class TransferServiceAsyncStub:
     def __init__(self, channel: grpc.aio.Channel) -> None: ...
@@ -24,7 +22,5 @@ class TransferServiceAsyncStub:
     Read: grpc.aio.UnaryStreamMultiCallable[transfer_pb2.ReadRequest, transfer_pb2.ReadResponse]
     Commit: grpc.aio.UnaryUnaryMultiCallable[transfer_pb2.CommitRequest, transfer_pb2.CommitResponse]
     Abort: grpc.aio.UnaryUnaryMultiCallable[transfer_pb2.AbortRequest, transfer_pb2.AbortResponse]
-    Release: grpc.aio.UnaryUnaryMultiCallable[transfer_pb2.ReleaseRequest, transfer_pb2.ReleaseResponse]
-    List: grpc.aio.UnaryUnaryMultiCallable[transfer_pb2.ListRequest, transfer_pb2.ListResponse]
 
 def add_TransferServiceServicer_to_server(servicer: object, server: grpc.Server | grpc.aio.Server) -> None: ...

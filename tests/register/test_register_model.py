@@ -8,15 +8,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.worker.register_parts import NUM_BLOCKS, asked, name, register
-from worker.transfer.blocks import COMMITTED, EMPTY, QUARANTINED, WRITING
-from worker.transfer.states import (
+from cluster.register.blocks import COMMITTED, EMPTY, QUARANTINED, WRITING
+from cluster.register.moving import Moving
+from cluster.register.states import (
     Carrier,
-    Moving,
     Phase,
     Refused,
     TransferName,
 )
+from tests.register.parts import NUM_BLOCKS, asked, name, register
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Machine(RuleBasedStateMachine):
             if not told.write and told.moving.live and set(told.moving.reservation.blocks.tolist()) & set(blocks)
         ]
         try:
-            moving = self.made.reserve(asked(named, blocks, write, carrier, timeout_s, session), self.now)
+            moving = self.made.reserve(asked(named, blocks, write, carrier, timeout_s, session), b"", self.now)
         except Refused:
             return
         if any(told.moving is moving for told in self.told):
@@ -188,14 +188,9 @@ class Machine(RuleBasedStateMachine):
         self.epoch += 1
         self.made.adopt_epoch(self.epoch, self.now)
 
-    @rule(blocks=st.lists(st.integers(0, NUM_BLOCKS - 1), min_size=1, max_size=3, unique=True))
-    def release(self, blocks: list[int]) -> None:
-        for block in self.made.release(self.epoch, np.array(blocks, np.int32), False, self.now).tolist():
-            del self.content[block]
-
     @rule(number=st.integers(1, 30))
     def give_up(self, number: int) -> None:
-        self.made.give_up(self.epoch, number, "test", self.now)
+        self.made.give_up(self.epoch, number, self.now)
 
     @rule(seconds=st.floats(0.01, 8.0))
     def time_passes(self, seconds: float) -> None:

@@ -2,28 +2,28 @@
 
 import numpy as np
 
-from tests.worker.register_parts import asked, fill, name, refused, register
-from worker.transfer.blocks import COMMITTED, EMPTY, QUARANTINED, WRITING
-from worker.transfer.states import (
+from cluster.register.blocks import COMMITTED, EMPTY, QUARANTINED, WRITING
+from cluster.register.states import (
     Carrier,
     Phase,
     PoolLayout,
     Refusal,
     layout_of,
 )
+from tests.register.parts import asked, fill, name, refused, register
 
 
 def test_a_write_from_reservation_to_commit_to_read() -> None:
     made = register()
-    moving = made.reserve(asked(name(1), [4, 2]), 0.0)
+    moving = made.reserve(asked(name(1), [4, 2]), b"", 0.0)
     assert made.blocks.states.tolist() == [EMPTY, EMPTY, WRITING, EMPTY, WRITING, EMPTY]
     with refused(Refusal.OCCUPIED, "block 2 is being written"):
-        made.reserve(asked(name(2), [2], write=False), 0.0)
+        made.reserve(asked(name(2), [2], write=False), b"", 0.0)
     assert made.commit(name(1), 0.1).phase is Phase.RESERVED  # nothing is here yet
     assert moving.missing(10) == [(0, 4)]
     # Block 4 is the first, so chunk 1 is its second half.
-    assert made.chunk_number(moving, 4, 128, 128) == 1
-    assert made.chunk_number(moving, 2, 0, 128) == 2
+    assert made.number_of(moving, 4, 128, 128) == 1
+    assert made.number_of(moving, 2, 0, 128) == 2
     made.begin_chunks(moving, 1, 1, 0.2)
     made.end_chunks(moving, 1, 1, 9, 0.2)
     assert moving.missing(10) == [(0, 1), (2, 2)] and moving.missing(1) == [(0, 1)]
@@ -31,33 +31,33 @@ def test_a_write_from_reservation_to_commit_to_read() -> None:
     assert made.commit(name(1), 0.4).phase is Phase.COMMITTED
     assert made.commit(name(1), 0.5).phase is Phase.COMMITTED
     assert made.blocks.crcs(np.array([4, 2], np.int32)).tolist() == [5, 9, 5, 5]  # type: ignore[union-attr]
-    reading = made.reserve(asked(name(2), [2, 4], write=False), 0.6)
+    reading = made.reserve(asked(name(2), [2, 4], write=False), b"", 0.6)
     with refused(Refusal.BUSY, "is being read"):
-        made.reserve(asked(name(3), [4]), 0.6)
+        made.reserve(asked(name(3), [4]), b"", 0.6)
     made.commit(name(2), 0.7)
     assert reading.phase is Phase.COMMITTED
-    made.reserve(asked(name(3), [4]), 0.8)
+    made.reserve(asked(name(3), [4]), b"", 0.8)
     made.check()
 
 
 def test_what_is_not_committed_cannot_be_read_unless_the_steps_own_it() -> None:
     with refused(Refusal.UNREADABLE, "block 3 holds nothing committed"):
-        register().reserve(asked(name(1), [3], write=False), 0.0)
-    assert register(own_content=True).reserve(asked(name(1), [3], write=False), 0.0).live
+        register().reserve(asked(name(1), [3], write=False), b"", 0.0)
+    assert register(own_content=True).reserve(asked(name(1), [3], write=False), b"", 0.0).live
 
 
 def test_an_abort_frees_at_once_only_what_nobody_can_write() -> None:
     made = register()
-    made.reserve(asked(name(1), [0]), 0.0)
-    shared = made.reserve(asked(name(2), [1], carrier=Carrier.SHARED_MEMORY, session=3), 0.0)
-    arriving = made.reserve(asked(name(3), [2]), 0.0)
+    made.reserve(asked(name(1), [0]), b"", 0.0)
+    shared = made.reserve(asked(name(2), [1], carrier=Carrier.SHARED_MEMORY, session=3), b"", 0.0)
+    arriving = made.reserve(asked(name(3), [2]), b"", 0.0)
     made.begin_chunks(arriving, 0, 1, 0.1)
     for transfer in (1, 2, 3):
         made.abort(name(transfer), "test", False, 0.2)
     assert made.blocks.states[:3].tolist() == [EMPTY, QUARANTINED, QUARANTINED]
-    made.reserve(asked(name(4), [0]), 0.3)
+    made.reserve(asked(name(4), [0]), b"", 0.3)
     with refused(Refusal.QUARANTINED, "block 1 is in quarantine"):
-        made.reserve(asked(name(5), [1]), 0.3)
+        made.reserve(asked(name(5), [1]), b"", 0.3)
     with refused(Refusal.LATE):
         made.end_chunks(arriving, 0, 1, 9, 0.4)
     assert made.blocks.states[2] == EMPTY
@@ -72,20 +72,20 @@ def test_an_abort_frees_at_once_only_what_nobody_can_write() -> None:
 
 def test_a_dead_process_ends_its_transfers_and_their_quarantine() -> None:
     made = register()
-    made.reserve(asked(name(1), [0], carrier=Carrier.SHARED_MEMORY, session=3), 0.0)
-    made.reserve(asked(name(2), [1], carrier=Carrier.SHARED_MEMORY, session=3), 0.0)
-    made.reserve(asked(name(3), [2], carrier=Carrier.SHARED_MEMORY, session=4), 0.0)
+    made.reserve(asked(name(1), [0], carrier=Carrier.SHARED_MEMORY, session=3), b"", 0.0)
+    made.reserve(asked(name(2), [1], carrier=Carrier.SHARED_MEMORY, session=3), b"", 0.0)
+    made.reserve(asked(name(3), [2], carrier=Carrier.SHARED_MEMORY, session=4), b"", 0.0)
     made.abort(name(1), "test", False, 0.1)
-    assert len(made.session_died(3, 0.2)) == 2
+    made.session_died(3, 0.2)
     assert made.blocks.states[:3].tolist() == [EMPTY, EMPTY, WRITING]
     made.check()
 
 
 def test_deadlines_end_every_live_phase() -> None:
     made = register(idle_s=3.0)
-    silent = made.reserve(asked(name(1), [0]), 0.0)
-    slow = made.reserve(asked(name(2), [1], timeout_s=8.0), 0.0)
-    shared = made.reserve(asked(name(3), [2], carrier=Carrier.SHARED_MEMORY, session=1, timeout_s=8.0), 0.0)
+    silent = made.reserve(asked(name(1), [0]), b"", 0.0)
+    slow = made.reserve(asked(name(2), [1], timeout_s=8.0), b"", 0.0)
+    shared = made.reserve(asked(name(3), [2], carrier=Carrier.SHARED_MEMORY, session=1, timeout_s=8.0), b"", 0.0)
     for now in (2.0, 4.0, 6.0):
         assert made.touch(slow, now)
         made.expire(now)
@@ -100,10 +100,10 @@ def test_deadlines_end_every_live_phase() -> None:
 
 def test_messages_of_older_lives_are_stale() -> None:
     made = register()
-    first = made.reserve(asked(name(1, life=4), [0]), 0.0)
+    first = made.reserve(asked(name(1, life=4), [0]), b"", 0.0)
     with refused(Refusal.STALE, "incarnation 6 of this pool, 7 holds"):
-        made.reserve(asked(name(2, pool=6), [1]), 0.0)
-    made.reserve(asked(name(2, life=5), [1]), 0.0)
+        made.reserve(asked(name(2, pool=6), [1]), b"", 0.0)
+    made.reserve(asked(name(2, life=5), [1]), b"", 0.0)
     assert first.phase is Phase.ABORTED and first.reason == "incarnation 5 of w began"
     with refused(Refusal.STALE):
         made.find(name(1, life=4), 0.1)
@@ -114,24 +114,21 @@ def test_messages_of_older_lives_are_stale() -> None:
         made.commit(name(2, life=5), 0.3)
     # That it stopped is good to hear of an older life too.
     assert made.abort(name(2, life=5), "late", True, 0.4) is second
-    with refused(Refusal.STALE):
-        made.release(8, np.array([0], np.int32), False, 0.5)
 
 
 def test_an_epoch_keeps_what_was_committed_before() -> None:
     made = register()
-    moving = made.reserve(asked(name(1), [3]), 0.0)
+    moving = made.reserve(asked(name(1), [3]), b"", 0.0)
     fill(made, moving, 0.1)
     made.commit(name(1), 0.2)
     made.adopt_epoch(2, 0.3)
-    blocks, transfers, epochs = made.blocks.committed()
-    assert (blocks.tolist(), transfers.tolist(), epochs.tolist()) == ([3], [1], [1])
-    assert made.reserve(asked(name(1, epoch=2), [3], write=False), 0.4).live
+    assert made.blocks.states.tolist() == [EMPTY, EMPTY, EMPTY, COMMITTED, EMPTY, EMPTY]
+    assert made.reserve(asked(name(1, epoch=2), [3], write=False), b"", 0.4).live
 
 
 def test_chunks_that_are_wrong_are_refused() -> None:
     made = register()
-    moving = made.reserve(asked(name(1), [5]), 0.0)
+    moving = made.reserve(asked(name(1), [5]), b"", 0.0)
     for block, offset, length, why in (
         (5, 0, 127, Refusal.TRUNCATED),
         (5, 64, 128, Refusal.OUTSIDE),
@@ -139,7 +136,7 @@ def test_chunks_that_are_wrong_are_refused() -> None:
         (4, 0, 128, Refusal.OUTSIDE),
     ):
         with refused(why):
-            made.chunk_number(moving, block, offset, length)
+            made.number_of(moving, block, offset, length)
     made.begin_chunks(moving, 0, 1, 0.1)
     with refused(Refusal.DOUBLED):
         made.begin_chunks(moving, 0, 1, 0.1)
@@ -163,36 +160,36 @@ def test_reservations_that_cannot_be() -> None:
         ([1, 1], Refusal.OUTSIDE),
     ):
         with refused(why):
-            made.reserve(asked(name(1), blocks), 0.0)
+            made.reserve(asked(name(1), blocks), b"", 0.0)
     with refused(Refusal.LAYOUT, "w has blocks of 512 bytes against 256 here"):
-        made.reserve(asked(name(1), [0], layout=PoolLayout("f", 512, 128)), 0.0)
+        made.reserve(asked(name(1), [0], layout=PoolLayout("f", 512, 128)), b"", 0.0)
     with refused(Refusal.LAYOUT, "laid out as g against f"):
-        made.reserve(asked(name(1), [0], layout=PoolLayout("g", 256, 128)), 0.0)
+        made.reserve(asked(name(1), [0], layout=PoolLayout("g", 256, 128)), b"", 0.0)
     # One that is larger than the bound goes when it is alone; another caller is not hindered.
-    made.reserve(asked(name(1), [0, 1, 2]), 0.0)
+    made.reserve(asked(name(1), [0, 1, 2]), b"", 0.0)
     with refused(Refusal.BUSY, "768 bytes under way and asks for 256 more; 600 is the most"):
-        made.reserve(asked(name(2), [3]), 0.0)
-    made.reserve(asked(name(2, caller="v"), [3]), 0.0)
+        made.reserve(asked(name(2), [3]), b"", 0.0)
+    made.reserve(asked(name(2, caller="v"), [3]), b"", 0.0)
     made.abort(name(1), "", True, 0.1)
-    made.reserve(asked(name(2), [0]), 0.2)
+    made.reserve(asked(name(2), [0]), b"", 0.2)
 
 
 def test_repetitions_get_the_same_answer() -> None:
     made = register()
-    first = made.reserve(asked(name(1), [0, 1]), 0.0)
-    assert made.reserve(asked(name(1), [0, 1]), 0.1) is first
+    first = made.reserve(asked(name(1), [0, 1]), b"", 0.0)
+    assert made.reserve(asked(name(1), [0, 1]), b"", 0.1) is first
     with refused(Refusal.CONFLICT):
-        made.reserve(asked(name(1), [0, 2]), 0.1)
+        made.reserve(asked(name(1), [0, 2]), b"", 0.1)
     made.abort(name(1), "enough", True, 0.2)
     with refused(Refusal.LATE, "was given up: enough"):
-        made.reserve(asked(name(1), [0, 1]), 0.3)
+        made.reserve(asked(name(1), [0, 1]), b"", 0.3)
     # An abort that overtakes its reservation.
     assert made.abort(name(2), "early", True, 0.4) is None
     with refused(Refusal.LATE):
-        made.reserve(asked(name(2), [0]), 0.5)
-    made.give_up(1, 3, "the scheduler's wish", 0.6)
+        made.reserve(asked(name(2), [0]), b"", 0.5)
+    made.give_up(1, 3, 0.6)
     with refused(Refusal.LATE):
-        made.reserve(asked(name(3), [0]), 0.7)
+        made.reserve(asked(name(3), [0]), b"", 0.7)
     # Ends are remembered for a while, and then forgotten.
     made.expire(200.0)
     assert list(made.transfers()) == []
@@ -200,32 +197,78 @@ def test_repetitions_get_the_same_answer() -> None:
 
 def test_a_reservation_that_was_held_up_does_not_push_out_newer_content() -> None:
     made = register()
-    moving = made.reserve(asked(name(8), [0]), 0.0)
+    moving = made.reserve(asked(name(8), [0]), b"", 0.0)
     fill(made, moving, 0.1)
     made.commit(name(8), 0.1)
     with refused(Refusal.STALE, "holds what a newer transfer wrote"):
-        made.reserve(asked(name(5), [0]), 0.2)
+        made.reserve(asked(name(5), [0]), b"", 0.2)
     assert made.blocks.states[0] == COMMITTED
-    made.reserve(asked(name(9), [0]), 0.3)
+    made.reserve(asked(name(9), [0]), b"", 0.3)
     made.abort(name(9), "", True, 0.4)
     assert made.blocks.states[0] == EMPTY  # half overwritten, so nothing
 
 
-def test_release_and_clear() -> None:
+def test_what_is_settled_is_told_once_and_only_when_nothing_can_touch_the_pool() -> None:
     made = register()
-    for transfer, block in ((1, 0), (2, 1), (3, 2)):
-        moving = made.reserve(asked(name(transfer), [block]), 0.0)
-        fill(made, moving, 0.0)
-        made.commit(name(transfer), 0.0)
-    made.reserve(asked(name(4), [1], write=False), 0.1)
-    # Block 1 is being read, block 3 never held anything.
-    assert made.release(1, np.array([0, 1, 3], np.int32), False, 0.2).tolist() == [0]
-    assert made.release(1, np.array([2], np.int32), True, 0.2).tolist() == [2]
-    with refused(Refusal.QUARANTINED):
-        made.reserve(asked(name(5), [2]), 0.3)
-    made.cleared(np.array([2], np.int32))
-    made.reserve(asked(name(5), [2]), 0.4)
+    # One that never came here, a write that was given up by its caller, and one whose caller is still at large.
+    made.give_up(1, 9, 0.0)
+    made.reserve(asked(name(1), [0]), b"", 0.0)
+    made.abort(name(1), "enough", True, 0.1)
+    made.reserve(asked(name(2), [1], carrier=Carrier.SHARED_MEMORY, session=3), b"", 0.1)
+    made.reserve(asked(name(2, part=1), [2], carrier=Carrier.SHARED_MEMORY, session=3), b"", 0.1)
+    made.give_up(1, 2, 0.2)
+    assert made.take_settled() == [9, 1]
+    assert made.take_settled() == []
+    made.abort(name(2), "stopped", True, 0.3)
+    assert made.take_settled() == [], "its other part can be written still"
+    made.abort(name(2, part=1), "stopped", True, 0.4)
+    assert made.take_settled() == [2]
+    # Asked again, it is told again; what was read or committed is never told.
+    made.give_up(1, 2, 0.5)
+    assert made.take_settled() == [2]
+    moving = made.reserve(asked(name(3), [3]), b"", 0.6)
+    fill(made, moving, 0.6)
+    made.commit(name(3), 0.6)
+    made.reserve(asked(name(4), [3], write=False), b"", 0.7)
+    made.abort(name(4), "", True, 0.8)
+    assert made.take_settled() == []
     made.check()
+
+
+def test_bytes_go_only_the_way_that_was_reserved() -> None:
+    made = register()
+    made.reserve(asked(name(1), [0], carrier=Carrier.SHARED_MEMORY, session=1), b"", 0.0)
+    made.reserve(asked(name(2), [1], carrier=Carrier.SOCKET), b"", 0.0)
+    assert made.live_by(name(1), True, (Carrier.SHARED_MEMORY,), 0.1).live
+    assert made.live_by(name(2), None, (Carrier.SOCKET,), 0.1).live
+    for named, write, carrier in (
+        (name(1), True, Carrier.STREAM),
+        (name(1), False, Carrier.SHARED_MEMORY),
+        (name(2), True, Carrier.STREAM),
+        (name(2), None, Carrier.SHARED_MEMORY),
+    ):
+        with refused(Refusal.CONFLICT, "and by nothing else"):
+            made.live_by(named, write, (carrier,), 0.1)
+
+
+def test_all_that_is_kept_has_a_bound() -> None:
+    made = register(max_remembered=8, max_live=3, max_live_per_caller=2)
+    for number in range(1, 40):
+        made.abort(name(number), "x", True, 0.0)
+        made.give_up(1, number + 100, 0.0)
+    for number in range(1, 40):
+        made.reserve(asked(name(1000 + number, caller=f"c{number}"), [0], write=True), b"", 0.0)
+        made.abort(name(1000 + number, caller=f"c{number}"), "", True, 0.0)
+    made.check()
+    assert len(list(made.transfers())) <= 8
+    assert len(made.take_settled()) == 8
+    made.reserve(asked(name(2001), [0]), b"", 0.0)
+    made.reserve(asked(name(2002), [1]), b"", 0.0)
+    with refused(Refusal.BUSY, "2 transfers are under way, 2 of w; at most 3 can be, 2 of one"):
+        made.reserve(asked(name(2003), [2]), b"", 0.0)
+    made.reserve(asked(name(2003, caller="v"), [2]), b"", 0.0)
+    with refused(Refusal.BUSY):
+        made.reserve(asked(name(2004, caller="u"), [3]), b"", 0.0)
 
 
 def test_chunks_of_a_layout() -> None:

@@ -1,34 +1,30 @@
-"""The states of all transfers of one pool. Pure: time comes in with every call, no lock, no I/O.
+"""The transfers of one pool, at either end: may these bytes be written here, or read from here, now?
 
-It answers one question in many forms: may these bytes be written here, or read from here, now? It refuses what is
-stale, late, doubled or outside, and counts it. A transfer is reserved, copying, and then committed or aborted; both
-live phases have deadlines, and an aborted one keeps its blocks in quarantine as long as something could still write to
-them. One caller at a time (`transfer/end.py` has the lock).
+`(event, now) -> answer`: no clock, no lock, no I/O, no randomness. What is stale, late, doubled or outside is refused
+and changes nothing. A transfer is reserved, copying, and then committed or aborted; both live phases have deadlines,
+and an aborted one keeps its blocks in quarantine as long as something could still write to them. The page of this room
+states every rule; the asking end's are in `cluster/register/errand.py`. One caller at a time.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections import Counter
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from worker.transfer.blocks import COMMITTED, EMPTY, QUARANTINED, WRITING, PoolBlocks, Sums
-from worker.transfer.states import (
-    ARRIVED,
-    ARRIVING,
-    MISSING,
-    Blocks,
+from cluster.register.blocks import COMMITTED, EMPTY, QUARANTINED, WRITING, PoolBlocks
+from cluster.register.moving import Moving
+from cluster.register.states import (
     Carrier,
-    Moving,
     Phase,
     PoolLayout,
     Range,
     Refusal,
     Refused,
     Reservation,
+    Sums,
     TransferKey,
     TransferName,
 )
@@ -47,9 +43,10 @@ class RegisterSettings:
     # One caller's bytes under way; a single transfer may be larger when it is alone.
     max_bytes_per_caller: int = 512 << 20
     max_live: int = 1024
+    max_live_per_caller: int = 256
 
 
-class TransferRegister:
+class Register:
     """Transfers into and out of one pool."""
 
     def __init__(
@@ -60,17 +57,22 @@ class TransferRegister:
         self.epoch = 0
         self.settings = settings
         self.blocks = PoolBlocks(layout, num_blocks, own_content=own_content)
-        self.refused: Counter[Refusal] = Counter()
+        # All that are known, in the order in which they came, and those of them that are live.
         self._moving: dict[TransferKey, Moving] = {}
         self._live: dict[TransferKey, Moving] = {}
+        # The highest incarnation of each caller.
         self._callers: dict[str, int] = {}
-        # Epoch and transfer of what the scheduler gave up, and when.
-        self._given_up: dict[tuple[int, int], float] = {}
+        # Epoch and transfer of what the scheduler gave up, whether it came here or not.
+        self._given_up: dict[tuple[int, int], None] = {}
+        # Given up by the scheduler, and it has not been told yet that nothing can touch the pool for it.
+        self._unsettled: dict[tuple[int, int], None] = {}
+        self._settled: deque[tuple[int, int]] = deque(maxlen=settings.max_remembered)
 
     # -- reserving
 
-    def reserve(self, asked: Reservation, now: float) -> Moving:
-        """Claims the blocks, or returns the same transfer if it was asked for before; raises Refused."""
+    def reserve(self, asked: Reservation, token: bytes, now: float) -> Moving:
+        """Claims the blocks, or returns the same transfer if it was asked for before; raises Refused. `token` is kept
+        for it if it is new."""
         name = asked.name
         self._check_name(name)
         self.adopt_epoch(name.key.epoch, now)
@@ -86,19 +88,14 @@ class TransferRegister:
         self.blocks.check_claim(name.key, asked.blocks, asked.write)
         if not asked.local:
             self._check_room(asked)
-        moving = Moving(asked, now + min(asked.timeout_s, self.settings.max_timeout_s), now)
-        moving.token = secrets.token_bytes(32)
+        moving = Moving(asked, now + min(asked.timeout_s, self.settings.max_timeout_s), now, token=token)
         if asked.write:
-            moving.chunks = bytearray(len(asked.blocks) * self.layout.chunks_per_block)
-            moving.crcs = np.zeros(len(moving.chunks), np.uint32)
-            moving.num_missing = len(moving.chunks)
-            moving.unstopped = asked.carrier is Carrier.SHARED_MEMORY
-            moving.holds_blocks = True
-            moving.places = {block: place for place, block in enumerate(moving.wire_blocks.tolist())}
+            moving.expect_chunks()
             self.blocks.claim_write(asked.blocks)
         else:
             self.blocks.claim_read(asked.blocks)
-        self._moving[name.key] = self._live[name.key] = moving
+        self._remember(moving)
+        self._live[name.key] = moving
         return moving
 
     def _again(self, known: Moving, asked: Reservation, now: float) -> Moving:
@@ -113,9 +110,12 @@ class TransferRegister:
 
     def _check_room(self, asked: Reservation) -> None:
         caller, size = asked.name.key.caller, len(asked.blocks) * self.layout.block_bytes
-        if len(self._live) >= self.settings.max_live:
-            raise Refused(Refusal.BUSY, f"{len(self._live)} transfers are under way, the most at a time")
-        under_way = sum(moving.size_bytes for moving in self._live.values() if moving.key.caller == caller)
+        theirs = [moving for moving in self._live.values() if moving.key.caller == caller]
+        if len(self._live) >= self.settings.max_live or len(theirs) >= self.settings.max_live_per_caller:
+            detail = f"{len(self._live)} transfers are under way, {len(theirs)} of {caller}; at most "
+            detail += f"{self.settings.max_live} can be, {self.settings.max_live_per_caller} of one"
+            raise Refused(Refusal.BUSY, detail)
+        under_way = sum(moving.size_bytes for moving in theirs)
         bound = self.settings.max_bytes_per_caller
         if under_way and under_way + size > bound:
             detail = f"{caller} has {under_way:,} bytes under way and asks for {size:,} more; {bound:,} is the most"
@@ -139,74 +139,60 @@ class TransferRegister:
         self._check_live(moving)
         return moving
 
-    def chunk_number(self, moving: Moving, block: int, offset: int, length: int) -> int:
-        """Where a chunk belongs, by what its header says; raises Refused if the transfer has no such chunk."""
-        self._check_live(moving)
-        place = moving.places.get(block)
-        index, rest = divmod(offset, self.layout.chunk_bytes)
-        if place is None or rest or not 0 <= index < self.layout.chunks_per_block:
-            raise Refused(Refusal.OUTSIDE, f"{moving.key} has no chunk at {offset} of block {block}")
-        wanted = self.layout.length(index)
-        if length != wanted:
-            raise Refused(Refusal.TRUNCATED, f"{moving.key}: {length:,} bytes for a chunk of {wanted:,}")
-        return place * self.layout.chunks_per_block + index
+    def live_by(self, name: TransferName, write: bool | None, carriers: tuple[Carrier, ...], now: float) -> Moving:
+        """As `live`, for bytes that go this way (`write` None: either way) through one of these carriers."""
+        moving = self.live(name, now)
+        asked = moving.reservation
+        if write not in (None, asked.write) or asked.carrier not in carriers:
+            way = f"{'written' if asked.write else 'read'} by {asked.carrier.name.lower().replace('_', ' ')}"
+            raise Refused(Refusal.CONFLICT, f"{name.key} was reserved to be {way}, and by nothing else")
+        return moving
 
-    def begin_chunk(self, moving: Moving, block: int, offset: int, length: int, now: float) -> int:
-        """`begin_chunks` for the one that a header names; returns its number."""
-        number = self.chunk_number(moving, block, offset, length)
-        self.begin_chunks(moving, number, 1, now)
-        return number
-
-    def take_chunk(self, moving: Moving, number: int, wanted: int, copy: Callable[[int], int], now: float) -> int:
-        """Has `copy` write one chunk at once, and takes it if it sums to `wanted`; returns the sum. Raises Refused."""
-        self._expire_one(moving, now)
+    def number_of(self, moving: Moving, block: int, offset: int, length: int) -> int:
+        """The number of the chunk that a header names; raises Refused if the live transfer has none such."""
         self._check_live(moving)
-        if moving.chunks[number] != MISSING:
-            raise Refused(Refusal.DOUBLED, f"{moving.key}: chunk {number} came before")
-        crc = copy(number)
-        moving.phase = Phase.COPYING
-        moving.heard_at = now
-        if crc == wanted:
-            moving.chunks[number] = ARRIVED
-            moving.crcs[number] = crc
-            moving.num_missing -= 1
-        return crc
+        return moving.number_of(block, offset, length)
 
     def begin_chunks(self, moving: Moving, first: int, count: int, now: float) -> None:
         """Leave to write these chunks into the pool; `end_chunks` must follow. Raises Refused."""
-        assert moving.reservation.write, moving.key
         self._expire_one(moving, now)
         self._check_live(moving)
-        if count < 1 or first < 0 or first + count > len(moving.chunks):
-            detail = (
-                f"{moving.key} has {len(moving.chunks):,} chunks; {count:,} from chunk {first:,} on are not among them"
-            )
-            raise Refused(Refusal.OUTSIDE, detail)
-        if moving.chunks.count(MISSING, first, first + count) != count:
-            raise Refused(Refusal.DOUBLED, f"{moving.key}: chunk {first} came before")
-        moving.chunks[first : first + count] = bytes((ARRIVING,)) * count
-        moving.num_arriving += count
+        moving.begin(first, count)
         moving.phase = Phase.COPYING
         moving.heard_at = now
 
     def end_chunks(self, moving: Moving, first: int, count: int, crcs: int | Sums | None, now: float) -> None:
         """The chunks were written and their bytes fit `crcs`; None: they do not, or never came whole."""
-        assert moving.chunks.count(ARRIVING, first, first + count) == count, (moving.key, first, count)
-        moving.num_arriving -= count
-        moving.chunks[first : first + count] = bytes((MISSING,)) * count
+        moving.end(first, count, crcs if moving.live else None)
         if not moving.live:
             self._settle(moving)
             raise Refused(Refusal.LATE, f"{moving.key} ended while chunk {first} came: {moving.reason}")
         moving.heard_at = now
-        if crcs is not None:
-            moving.chunks[first : first + count] = bytes((ARRIVED,)) * count
-            moving.crcs[first : first + count] = crcs
-            moving.num_missing -= count
+
+    def take_chunk(self, moving: Moving, number: int, wanted: int, copy: Callable[[int], int], now: float) -> int:
+        """`begin_chunks` and `end_chunks` in one, for a chunk that `copy` writes at once: it is taken if it sums to
+        `wanted`. Returns the sum. Raises Refused."""
+        self._expire_one(moving, now)
+        self._check_live(moving)
+        crc = moving.take(number, wanted, copy)
+        moving.phase = Phase.COPYING
+        moving.heard_at = now
+        return crc
+
+    def asked_for(self, moving: Moving, ranges: list[Range]) -> list[Range]:
+        """These ranges, if they are chunks of the transfer and not more than it has. Raises Refused."""
+        total = moving.num_chunks
+        inside = all(first >= 0 and count > 0 and first + count <= total for first, count in ranges)
+        if not inside or sum(count for _, count in ranges) > total:
+            raise Refused(Refusal.OUTSIDE, f"{moving.key} has {total:,} chunks; others, or more, are asked for")
+        return ranges
 
     def begin_finish(self, moving: Moving, now: float) -> bool:
         """Leave to bring the gathered chunks into the pool, for one caller once; `end_finish` must follow."""
         self._expire_one(moving, now)
-        if not moving.live or moving.num_missing or moving.finishing or moving.finished:
+        if not moving.reservation.write or not moving.live or moving.num_missing:
+            return False
+        if moving.finishing or moving.finished:
             return False
         moving.finishing = True
         return True
@@ -217,14 +203,6 @@ class TransferRegister:
         moving.finishing, moving.finished = False, done
         moving.heard_at = now
         self._settle(moving)
-
-    def asked_for(self, moving: Moving, ranges: list[Range]) -> list[Range]:
-        """These ranges, if they are chunks of the transfer and not more than it has. Raises Refused."""
-        total = len(moving.reservation.blocks) * self.layout.chunks_per_block
-        inside = all(first >= 0 and count > 0 and first + count <= total for first, count in ranges)
-        if not inside or sum(count for _, count in ranges) > total:
-            raise Refused(Refusal.OUTSIDE, f"{moving.key} has {total:,} chunks; others, or more, are asked for")
-        return ranges
 
     def touch(self, moving: Moving, now: float) -> bool:
         """The other end was heard of. False if the transfer has ended, so that nothing more may be read for it."""
@@ -265,7 +243,7 @@ class TransferRegister:
         if moving is None:
             # It may have overtaken its reservation.
             asked = Reservation(name, False, self.layout, np.empty(0, np.int32), Carrier.STREAM, 0.0)
-            self._moving[name.key] = Moving(asked, now, now, Phase.ABORTED, reason, now)
+            self._remember(Moving(asked, now, now, Phase.ABORTED, reason, now))
             return None
         self._check_caller(moving, name)
         if stopped:
@@ -274,43 +252,34 @@ class TransferRegister:
         self._settle(moving)
         return moving
 
-    def session_died(self, session: int, now: float) -> list[Moving]:
-        """The process behind a handover session is proven dead: nothing of it can write any more."""
+    def session_died(self, session: int, now: float) -> None:
+        """The process behind a session of shared memory is proven dead: nothing of it can write any more."""
         assert session > 0
-        gone = [moving for moving in self._moving.values() if moving.reservation.session == session]
-        for moving in gone:
-            moving.unstopped = False
-            self._give_up(moving, "the caller's process is dead", now)
-            self._settle(moving)
-        return gone
+        for moving in list(self._moving.values()):
+            if moving.reservation.session == session:
+                moving.unstopped = False
+                self._give_up(moving, "the caller's process is dead", now)
+                self._settle(moving)
 
-    def give_up(self, epoch: int, transfer: int, reason: str, now: float) -> None:
-        """Aborts all parts of a transfer, and refuses what comes of it from now on."""
-        self._given_up[epoch, transfer] = now
-        while len(self._given_up) > self.settings.max_remembered:
-            del self._given_up[next(iter(self._given_up))]
+    def give_up(self, epoch: int, transfer: int, now: float) -> None:
+        """The scheduler wants nothing of this transfer any more, whoever began it: what comes of it is refused from now
+        on, and `take_settled` names it once."""
+        key = epoch, transfer
+        for known in (self._given_up, self._unsettled):
+            known[key] = None
+            if len(known) > self.settings.max_remembered:
+                del known[next(iter(known))]
         for moving in list(self._live.values()):
-            if (moving.key.epoch, moving.key.transfer) == (epoch, transfer):
-                self._give_up(moving, reason, now)
+            if (moving.key.epoch, moving.key.transfer) == key:
+                self._give_up(moving, "given up by the scheduler", now)
+        self._note_settled(key)
 
-    def settled(self, epoch: int, transfer: int) -> bool:
-        """Whether no part of this transfer is live or in quarantine."""
-        parts = (moving for moving in self._moving.values() if moving.key.transfer == transfer)
-        return not any(moving.key.epoch == epoch and (moving.live or moving.quarantined) for moving in parts)
-
-    def release(self, epoch: int, blocks: Blocks, clear: bool, now: float) -> Blocks:
-        """Forgets committed content that nobody reads; returns the blocks that held some. With `clear` they are in
-        quarantine until `cleared` is called."""
-        if epoch < self.epoch:
-            raise Refused(Refusal.STALE, f"epoch {epoch} is over, {self.epoch} holds")
-        self.adopt_epoch(epoch, now)
-        free = self.blocks.release(blocks)
-        if clear:
-            self.blocks.quarantine(free)
-        return free
-
-    def cleared(self, blocks: Blocks) -> None:
-        self.blocks.empty(blocks)
+    def take_settled(self) -> list[int]:
+        """Transfers, since the last call, that cannot touch the pool any more: those that the scheduler gave up, and
+        writes that ended without a commit."""
+        settled = [transfer for _, transfer in self._settled]
+        self._settled.clear()
+        return settled
 
     def adopt_epoch(self, epoch: int, now: float) -> None:
         """A scheduler of a higher epoch: what older ones began and did not commit is given up."""
@@ -321,17 +290,15 @@ class TransferRegister:
             self._give_up(moving, f"epoch {epoch} began", now)
 
     def expire(self, now: float) -> None:
-        """Gives up what missed its deadline and forgets what ended long ago."""
+        """Gives up what missed its deadline and forgets what ended long ago. To be called a few times a second."""
         for moving in list(self._live.values()):
             self._expire_one(moving, now)
-        surplus = len(self._moving) - self.settings.max_remembered
         for key, moving in list(self._moving.items()):
-            if moving.live or moving.quarantined:
+            if moving.phase < Phase.COMMITTED or moving.quarantined:
                 continue
-            if surplus <= 0 and now - moving.ended_at < self.settings.remember_s:
+            if now - moving.ended_at < self.settings.remember_s:
                 continue
             del self._moving[key]
-            surplus -= 1
 
     # -- seen
 
@@ -344,26 +311,28 @@ class TransferRegister:
         return iter(self._moving.values())
 
     def check(self) -> None:
-        """Asserts that block states are exactly what the transfers say; tests call it after every step."""
-        blocks = self.blocks
+        """Asserts that block states are exactly what the transfers say, and that every bound holds."""
+        blocks, settings = self.blocks, self.settings
         states = np.where(blocks.states == COMMITTED, COMMITTED, EMPTY).astype(np.uint8)
         readers = np.zeros_like(blocks.readers)
-        for moving in self._moving.values():
-            reserved = moving.reservation.blocks
-            assert moving.live == (moving.key in self._live), moving.key
-            if moving.reservation.write:
-                assert moving.num_missing == len(moving.chunks) - moving.chunks.count(ARRIVED), moving.key
-                assert moving.num_arriving == moving.chunks.count(ARRIVING), moving.key
-                assert moving.holds_blocks == (moving.live or moving.quarantined), moving.key
-                if moving.holds_blocks:
-                    assert not states[reserved].any(), f"{moving.key} shares a block with another one"
-                    states[reserved] = WRITING if moving.live else QUARANTINED
+        for key, moving in self._moving.items():
+            moving.check()
+            assert moving.live == (key in self._live), key
+            assert not moving.live or key.epoch == self.epoch, f"{key} is live in epoch {self.epoch}"
+            assert not moving.live or (key.epoch, key.transfer) not in self._given_up, f"{key} was given up"
+            if moving.holds_blocks:
+                reserved = moving.reservation.blocks
+                assert not states[reserved].any(), f"{key} shares a block with another one"
+                states[reserved] = WRITING if moving.live else QUARANTINED
             elif moving.live:
-                readers[reserved] += 1
+                readers[moving.reservation.blocks] += 1
         assert np.array_equal(states, blocks.states)
         assert np.array_equal(readers, blocks.readers)
         if not blocks.own_content:
             assert not readers[(states == WRITING) | (states == QUARANTINED)].any()
+        assert len(self._live) <= settings.max_live + sum(moving.reservation.local for moving in self._live.values())
+        assert len(self._moving) <= settings.max_remembered + settings.max_live + blocks.num_blocks
+        assert max(len(self._callers), len(self._given_up), len(self._unsettled)) <= settings.max_remembered
 
     # -- inside
 
@@ -394,10 +363,23 @@ class TransferRegister:
         caller = name.key.caller
         if name.caller_incarnation <= self._callers.get(caller, 0):
             return
+        # The caller last heard of as new comes last; of too many the first is forgotten.
+        self._callers.pop(caller, None)
         self._callers[caller] = name.caller_incarnation
+        if len(self._callers) > self.settings.max_remembered:
+            del self._callers[next(iter(self._callers))]
         for moving in list(self._live.values()):
             if moving.key.caller == caller:
                 self._give_up(moving, f"incarnation {name.caller_incarnation} of {caller} began", now)
+
+    def _remember(self, moving: Moving) -> None:
+        """Keeps it; of too many that have ended the oldest is forgotten."""
+        self._moving[moving.key] = moving
+        if len(self._moving) > self.settings.max_remembered:
+            ended = (key for key, known in self._moving.items() if not (known.live or known.quarantined))
+            oldest = next(ended, None)
+            if oldest is not None and oldest != moving.key:
+                del self._moving[oldest]
 
     def _expire_one(self, moving: Moving, now: float) -> None:
         if not moving.live:
@@ -419,10 +401,20 @@ class TransferRegister:
         self._settle(moving)
 
     def _settle(self, moving: Moving) -> None:
-        """Blocks of a write that was given up are empty once nothing can touch them."""
+        """Blocks of a write that was given up are empty once nothing can touch them, and the scheduler is told."""
         if moving.holds_blocks and moving.phase is Phase.ABORTED and not moving.quarantined:
             self.blocks.empty(moving.reservation.blocks)
             moving.holds_blocks = False
+            key = moving.key.epoch, moving.key.transfer
+            self._unsettled[key] = None
+            self._note_settled(key)
+
+    def _note_settled(self, key: tuple[int, int]) -> None:
+        """If no part of the transfer is live or in quarantine."""
+        parts = (moving for moving in self._moving.values() if (moving.key.epoch, moving.key.transfer) == key)
+        if key in self._unsettled and not any(moving.live or moving.quarantined for moving in parts):
+            del self._unsettled[key]
+            self._settled.append(key)
 
     def _end(self, moving: Moving, phase: Phase, reason: str, now: float) -> None:
         moving.phase, moving.reason, moving.ended_at = phase, reason, now

@@ -5,7 +5,7 @@ A block is
   writing      a live transfer writes it
   quarantined  its transfer was given up, but a late writer could still touch it
   committed    whole and checked; readers may hold on to it
-Arrays, one entry per block. `worker/transfer/register.py` is the only user and has the transfers; which block belongs
+Arrays, one entry per block. `cluster/register/register.py` is the only user and has the transfers; which block belongs
 to whom is the scheduler's ledger, never decided here.
 """
 
@@ -14,13 +14,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from worker.transfer.states import Blocks, PoolLayout, Refusal, Refused, TransferKey
+from cluster.register.states import Blocks, PoolLayout, Refusal, Refused, Sums, TransferKey
 
 EMPTY, WRITING, QUARANTINED, COMMITTED = 0, 1, 2, 3
 
 Flags = npt.NDArray[np.bool_]
-Longs = npt.NDArray[np.int64]
-Sums = npt.NDArray[np.uint32]
 
 
 class PoolBlocks:
@@ -38,11 +36,7 @@ class PoolBlocks:
 
     def check_claim(self, key: TransferKey, blocks: Blocks, write: bool) -> None:
         """Raises Refused if these blocks cannot be written (or read) by the transfer `key`."""
-        if not len(blocks):
-            raise Refused(Refusal.OUTSIDE, f"{key} names no block")
-        self.check_inside(blocks)
-        if len(np.unique(blocks)) != len(blocks):
-            raise Refused(Refusal.OUTSIDE, f"{key} names a block twice")
+        self._check_inside(key, blocks)
         states = self.states[blocks]
         _refuse_any(key, blocks, states == QUARANTINED, Refusal.QUARANTINED, "is in quarantine")
         _refuse_any(key, blocks, states == WRITING, Refusal.OCCUPIED, "is being written by another transfer")
@@ -59,11 +53,15 @@ class PoolBlocks:
         newer = (epochs > key.epoch) | ((epochs == key.epoch) & (transfers >= key.transfer))
         _refuse_any(key, blocks, newer & (states == COMMITTED), Refusal.STALE, "holds what a newer transfer wrote")
 
-    def check_inside(self, blocks: Blocks) -> None:
-        low, high = (int(blocks.min()), int(blocks.max())) if len(blocks) else (0, 0)
+    def _check_inside(self, key: TransferKey, blocks: Blocks) -> None:
+        if not len(blocks):
+            raise Refused(Refusal.OUTSIDE, f"{key} names no block")
+        low, high = int(blocks.min()), int(blocks.max())
         if low < 0 or high >= self.num_blocks:
             bad = low if low < 0 else high
             raise Refused(Refusal.OUTSIDE, f"block {bad} is outside the pool of {self.num_blocks:,} blocks")
+        if len(np.unique(blocks)) != len(blocks):
+            raise Refused(Refusal.OUTSIDE, f"{key} names a block twice")
 
     def claim_write(self, blocks: Blocks) -> None:
         self.states[blocks] = WRITING
@@ -89,24 +87,9 @@ class PoolBlocks:
         self._epochs[blocks] = key.epoch
         self._crcs[blocks] = crcs.reshape(len(blocks), -1)
 
-    def release(self, blocks: Blocks) -> Blocks:
-        """Forgets committed content that nobody reads; returns the blocks that held some."""
-        self.check_inside(blocks)
-        free: Blocks = blocks[(self.states[blocks] == COMMITTED) & (self.readers[blocks] == 0)]
-        self.states[free] = EMPTY
-        return free
-
     def crcs(self, blocks: Blocks) -> Sums | None:
         """What committed blocks summed to as they came, chunk by chunk; None where the steps own the content."""
         return None if self.own_content else self._crcs[blocks].reshape(-1)
-
-    def committed(self) -> tuple[Blocks, Longs, Longs]:
-        """Committed blocks with the transfer and the epoch that each came by."""
-        blocks = np.flatnonzero(self.states == COMMITTED).astype(np.int32)
-        return blocks, self._transfers[blocks], self._epochs[blocks]
-
-    def quarantined(self) -> Blocks:
-        return np.flatnonzero(self.states == QUARANTINED).astype(np.int32)
 
 
 def _refuse_any(key: TransferKey, blocks: Blocks, bad: Flags, refusal: Refusal, what: str) -> None:

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from worker.transfer.register import RegisterSettings, TransferRegister
-from worker.transfer.states import (
+from cluster.register.moving import Moving
+from cluster.register.register import Register, RegisterSettings
+from cluster.register.states import (
     Carrier,
-    Moving,
     PoolLayout,
     Refusal,
     Refused,
@@ -38,11 +38,11 @@ def asked(
     return Reservation(named, write, layout, np.array(blocks, np.int32), carrier, timeout_s, session)
 
 
-def register(*, own_content: bool = False, **bounds: float) -> TransferRegister:
-    return TransferRegister(LAYOUT, NUM_BLOCKS, INCARNATION, RegisterSettings(**bounds), own_content=own_content)  # type: ignore[arg-type]
+def register(*, own_content: bool = False, **bounds: float) -> Register:
+    return Register(LAYOUT, NUM_BLOCKS, INCARNATION, RegisterSettings(**bounds), own_content=own_content)  # type: ignore[arg-type]
 
 
-def fill(made: TransferRegister, moving: Moving, now: float, crc: int = 5) -> None:
+def fill(made: Register, moving: Moving, now: float, crc: int = 5) -> None:
     for first, count in moving.missing(100):
         made.begin_chunks(moving, first, count, now)
         made.end_chunks(moving, first, count, np.full(count, crc, np.uint32), now)

@@ -1,12 +1,11 @@
-"""The values of a transfer: its name, its phase, its chunks, and why something was refused.
+"""The values of a transfer: its name, its layout, what is asked for, and why something was refused.
 
-Pure: no clock, no I/O, no lock. `worker/transfer/register.py` keeps these for one pool and decides; servers, senders
-and receivers only carry out. The numbers of the enums are those of protos/quire/v1/transfer.proto.
+Pure: no clock, no I/O, no lock. The numbers of the enums are those of protos/quire/v1/transfer.proto.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
 import numpy as np
@@ -17,6 +16,8 @@ from cluster.errors import TransferError
 MAX_CHUNK_BYTES = 1 << 20
 
 Blocks = npt.NDArray[np.int32]
+Sums = npt.NDArray[np.uint32]
+"""One CRC32C per chunk."""
 Range = tuple[int, int]
 """First chunk and how many."""
 
@@ -29,7 +30,8 @@ class Phase(IntEnum):
 
 
 class Carrier(IntEnum):
-    """What the bytes go through."""
+    """What the bytes go through. Through shared memory the caller reaches the blocks by itself; a chunk that comes by
+    another carrier is put in its place by the process that owns the pool."""
 
     SHARED_MEMORY = 1
     SOCKET = 2
@@ -140,70 +142,9 @@ class Reservation:
     blocks: Blocks
     carrier: Carrier
     timeout_s: float
+    # The caller's leave to reach the pool's memory, for SHARED_MEMORY.
     session: int = 0
-    num_blocks_of_transfer: int = 0
     # What chunks on the wire call these blocks: the ids of the serving pool. None: `blocks` are these.
     wire_blocks: Blocks | None = None
     # Asked by the process that owns the pool, for its side of a transfer with another pool: bounded there.
     local: bool = False
-
-
-MISSING, ARRIVING, ARRIVED = 0, 1, 2
-
-
-@dataclass(slots=True, eq=False)
-class Moving:
-    """One transfer of one pool: what was reserved and how far it is."""
-
-    reservation: Reservation
-    deadline: float
-    heard_at: float
-    phase: Phase = Phase.RESERVED
-    reason: str = ""
-    ended_at: float = 0.0
-    # One state per chunk, and what their bytes sum to.
-    chunks: bytearray = field(default_factory=bytearray)
-    crcs: npt.NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))
-    num_missing: int = 0
-    # Chunks that are being written into the pool by this process at this moment.
-    num_arriving: int = 0
-    # All chunks are here and go from where they were gathered into the pool.
-    finishing: bool = False
-    finished: bool = False
-    # The caller can reach the blocks through shared memory and has not said that it stopped.
-    unstopped: bool = False
-    # Its blocks are `writing` or `quarantined` because of it.
-    holds_blocks: bool = False
-    # Opens a data socket for it.
-    token: bytes = b""
-    # Block as the wire calls it to its place in the reservation.
-    places: dict[int, int] = field(default_factory=dict)
-
-    @property
-    def key(self) -> TransferKey:
-        return self.reservation.name.key
-
-    @property
-    def live(self) -> bool:
-        return self.phase < Phase.COMMITTED
-
-    @property
-    def quarantined(self) -> bool:
-        return self.phase is Phase.ABORTED and (self.unstopped or self.finishing or self.num_arriving > 0)
-
-    @property
-    def wire_blocks(self) -> Blocks:
-        asked = self.reservation
-        return asked.blocks if asked.wire_blocks is None else asked.wire_blocks
-
-    @property
-    def size_bytes(self) -> int:
-        return len(self.reservation.blocks) * self.reservation.layout.block_bytes
-
-    def missing(self, limit: int) -> list[Range]:
-        """The first `limit` runs of chunks that have not arrived."""
-        if not self.num_missing:
-            return []
-        gone = np.frombuffer(self.chunks, np.uint8) != ARRIVED
-        edges = np.flatnonzero(np.diff(gone, prepend=False, append=False))[: 2 * limit]
-        return [(int(first), int(end - first)) for first, end in edges.reshape(-1, 2)]
