@@ -6,7 +6,7 @@ good until their space is needed. The ledger calls it; it knows no sequences and
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Protocol
@@ -43,7 +43,8 @@ class Lru:
 
     def __init__(self, num_blocks: int) -> None:
         self._free = list(range(num_blocks - 1, -1, -1))
-        self._cached: dict[int, None] = {}
+        # Linked: in a plain dict the first one is looked for past all that were taken out before it.
+        self._cached: OrderedDict[int, None] = OrderedDict()
         self.num_free = num_blocks
         self.num_cached = 0
 
@@ -69,9 +70,7 @@ class Lru:
         del free[len(free) - num_free :]
         evicted: list[int] = []
         while num_free + len(evicted) < count:
-            block = next(iter(self._cached))
-            del self._cached[block]
-            evicted.append(block)
+            evicted.append(self._cached.popitem(last=False)[0])
         self.num_free = len(free)
         self.num_cached -= len(evicted)
         return taken + evicted, evicted
@@ -146,7 +145,8 @@ class Buddy:
         self._runs: list[dict[int, None]] = [{} for _ in range(self._max_order + 1)]
         self._order_of: dict[int, int] = {}
         self._num_blocks = num_blocks
-        self._cached: dict[int, None] = {}
+        # Linked: in a plain dict the first one is looked for past all that were taken out before it.
+        self._cached: OrderedDict[int, None] = OrderedDict()
         self.num_free = 0
         self.num_cached = 0
         self.put_free(range(num_blocks))

@@ -10,6 +10,8 @@ is for `balance_rest_s`. What flees from pressure needs room to spare at its tar
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 from cluster.centre.move import Phase
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
     from cluster.centre.scheduler import Scheduler
 
 
+# Requests of a replica that drains for which a place is looked for in vain in one turn.
+MAX_SEARCHES = 8
+# And that begin to move in one turn.
+MAX_BEGUN = 64
+
+
 class Balance:
     """The choice of moves. It holds nothing but when replicas were last compared."""
 
@@ -27,6 +35,7 @@ class Balance:
         self._scheduler = scheduler
         self._settings = scheduler.settings
         self._compared_at = 0.0
+        self._num_drains = 0
 
     # -- one replica gives everything away
 
@@ -39,14 +48,47 @@ class Balance:
             if other is not replica and not other.is_draining
         ]
         is_late = scheduler.now - replica.drained_from >= self._settings.drain_s
-        for request in list(replica.requests.values()):
-            if request.state is not State.RUNNING or request.request_id in scheduler.moves.by_request:
-                continue
-            target = self._roomiest(request, others, 0.0)
+        stays = [
+            request
+            for request in replica.requests.values()
+            if request.state is State.RUNNING and request.request_id not in scheduler.moves.by_request
+        ]
+        # Those that find no place have looked at all replicas: after a few of them the others look in the next turn.
+        first, num_left, num_begun = (self._num_drains % len(stays), MAX_SEARCHES, 0) if stays else (0, 0, 0)
+        ranked = [(-_share_at_hand(other), number) for number, other in enumerate(others)]
+        heapify(ranked)
+        for request in stays[first:] + stays[:first]:
+            target = self._take_roomiest(request, others, ranked)
             if target is not None:
-                scheduler.moves.begin(request, target)
-            elif is_late or not others or not self._may_yet_move(request):
+                scheduler.moves.begin(request, others[target])
+                heappush(ranked, (-_share_at_hand(others[target]), target))
+                num_begun += 1
+                if num_begun == MAX_BEGUN:
+                    return
+                continue
+            if is_late or not others or not self._may_yet_move(request):
                 scheduler.pressure.preempt(request, f"replica {replica.name} is draining", "drain")
+            num_left -= 1
+            if not num_left:
+                self._num_drains += MAX_SEARCHES
+                return
+
+    def _take_roomiest(self, request: Request, others: list[Replica], ranked: list[tuple[float, int]]) -> int | None:
+        """As `_roomiest`, among replicas that are ranked already: takes the one that it finds out of the ranking."""
+        moves, passed = self._scheduler.moves, list[tuple[float, int]]()
+        if not moves.can_move(request):
+            return None
+
+        def in_order() -> Iterator[Replica]:
+            while ranked:
+                passed.append(heappop(ranked))
+                yield others[passed[-1][1]]
+
+        found = next(moves.with_room(request, in_order()), None)
+        taken = passed.pop()[1] if found is not None else None
+        for entry in passed:
+            heappush(ranked, entry)
+        return taken
 
     def _may_yet_move(self, request: Request) -> bool:
         """Forks move once their prompt is written."""
@@ -57,8 +99,8 @@ class Balance:
         moves = self._scheduler.moves
         if not moves.can_move(request):
             return None
-        fits = [replica for replica in replicas if moves.room_for(request, replica, margin)]
-        return max(fits, key=lambda replica: replica.ledger.num_available / replica.ledger.num_blocks, default=None)
+        fits = moves.with_room(request, replicas, margin)
+        return max(fits, key=_share_at_hand, default=None)
 
     # -- pressure
 
@@ -130,6 +172,10 @@ class Balance:
         blocks = len(self._scheduler.swapper.blocks_of(request, whole=True)) / target.ledger.num_blocks
         places = sum(sequence.num_places for sequence in request.live) / target.joined.max_batch
         return max(blocks, places) <= gap / 2
+
+
+def _share_at_hand(replica: Replica) -> float:
+    return replica.ledger.num_available / replica.ledger.num_blocks
 
 
 def _load(replica: Replica) -> float:

@@ -14,6 +14,7 @@ wrong leaves a request that is computed again. All sequences of a request go tog
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -66,21 +67,34 @@ class Moves:
         # A fork that has not begun has no token to go on with.
         return bool(request.width) or all(one.position < one.length for one in live)
 
-    def room_for(self, request: Request, target: Replica, margin: float = 0.0) -> bool:
-        """Whether the target could take it now and keep its reserve, and this share of its pool beside it."""
-        ledger, source = target.ledger, request.replica
+    def room_for(self, request: Request, target: Replica) -> bool:
+        """Whether the target could take it now and keep its reserve."""
+        return any(self.with_room(request, [target]))
+
+    def with_room(self, request: Request, targets: Iterable[Replica], margin: float = 0.0) -> Iterator[Replica]:
+        """Which of these could take it now and keep their reserve, and this share of their pool beside it."""
+        source = request.replica
         assert source is not None
+        places = sum(sequence.num_places for sequence in request.live)
+        needed = num_needed(request, source, self._settings.ahead)
+        longest = request.live[0].limit + 1
+        share = self._settings.admit_reserve + margin
+
+        def has_room(target: Replica) -> bool:
+            ledger, joined = target.ledger, target.joined
+            reserve = int(ledger.num_blocks * share) if target.requests else 0
+            fits = ledger.num_available - reserve >= needed and joined.max_model_len >= longest
+            return fits and target.num_places + places <= joined.max_batch and self._is_open(source, target)
+
+        return filter(has_room, targets)
+
+    def _is_open(self, source: Replica, target: Replica) -> bool:
+        """Whether anything could move from one to the other now."""
         if target is source or target.is_draining or target.wanting or len(target.incoming) >= MAX_INCOMING:
             return False
         if not target.joined.bytes_per_s or not source.joined.bytes_per_s:
             return False  # its pool serves no peers
-        if target.joined.fingerprint != source.joined.fingerprint or target.block_size != source.block_size:
-            return False
-        places = sum(sequence.num_places for sequence in request.live)
-        if target.num_places + places > target.joined.max_batch:
-            return False
-        reserve = int(ledger.num_blocks * (self._settings.admit_reserve + margin)) if target.requests else 0
-        return ledger.num_available - reserve >= num_needed(request, source, self._settings.ahead)
+        return target.joined.fingerprint == source.joined.fingerprint and target.block_size == source.block_size
 
     def begin(self, request: Request, target: Replica, in_a_hurry: bool = False) -> None:
         """Lends blocks at the target and copies what is full; `can_move` and `room_for` have said yes. In a hurry it
