@@ -1,6 +1,6 @@
-"""A host pool's process in a cluster: the pool, and its stream to the scheduler.
+"""A host pool's process in a cluster: the pool, and its link to the scheduler.
 
-The stream only says that the pool is there and which quarantined blocks are safe again; bytes and their protocol are
+The link only says that the pool is there and which quarantined blocks are safe again; bytes and their protocol are
 between the pool and the workers. When the scheduler is away the pool goes on as it is.
 """
 
@@ -11,14 +11,12 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 
-from cluster.errors import ProtocolError
+from cluster.links.dialer import Dialer
+from cluster.links.dialing import LOST_EXIT, DialingEnd, keep_open
 from cluster.links.security import ClusterSecurity
-from cluster.wire.frames import framed
-from cluster.wire.plans import parsed
-from cluster.wire.state import fill_host_pool_joined, fill_host_pool_settled, give_up_from
-from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
-from protos.quire.v1 import control_pb2 as pb
-from worker.frame_link import CONTROL, LOST_EXIT, PULSES, FrameLink, keep_open
+from cluster.links.terms import Heard, Met, Order, Refused
+from cluster.messages import GiveUp
+from cluster.wire import control as wire
 from worker.host_pool import HostPool
 
 log = logging.getLogger(__name__)
@@ -27,54 +25,42 @@ log = logging.getLogger(__name__)
 async def serve_host_pool(pool: HostPool, find: Callable[[], Awaitable[str]], security: ClusterSecurity) -> None:
     """Keeps the scheduler told until cancelled. `find` gives its address, which may change."""
     stream = PoolStream(pool)
-    pulse = framed(pb.ToScheduler(pulse=pb.Pulse()))
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(keep_open(stream.link, CONTROL, find, security, stream.hello, lambda: pulse))
+        tasks.create_task(keep_open(stream.end, wire.GREETING, find, security, stream.card))
         tasks.create_task(stream.converse())
 
 
 class PoolStream:
-    """The pool's side of the control stream."""
+    """The pool's end of the link."""
 
     def __init__(self, pool: HostPool) -> None:
-        self.link = FrameLink()
+        terms = wire.terms()
+        joined = pool.joined()
+        self.end = DialingEnd(Dialer(joined.pool, joined.incarnation, wire.SCHEDULER, terms, wire.read_down))
         self._pool = pool
-        self._epoch = 0
 
-    def hello(self) -> bytes:
-        message = pb.ToScheduler()
-        fill_host_pool_joined(message.hello.host_pool, self._pool.joined())
-        message.hello.epoch = self._epoch
-        message.hello.oldest_protocol, message.hello.newest_protocol = OLDEST_PROTOCOL, NEWEST_PROTOCOL
-        message.hello.transfer_address = self._pool.address
-        return framed(message)
+    def card(self) -> bytes:
+        return wire.joining_to(self._pool.joined(), self._pool.address)
 
     async def converse(self) -> None:
-        link = self.link
         while True:
-            await asyncio.to_thread(link.wait, link.silence_s / PULSES)
-            try:
-                for raw in link.read():
-                    self._take(parsed(pb.FromScheduler, raw))
-            except ProtocolError as error:
-                link.undecodable(error)
-            # While there is no stream they are kept; what is lost with one, the scheduler asks for again.
-            for settled in self._pool.take_settled() if link.is_open else ():
-                word = pb.ToScheduler()
-                fill_host_pool_settled(word.settled, settled)
-                link.send(framed(word))
+            await asyncio.to_thread(self.end.wait, self.end.pulse_s)
+            for order in self.end.read():
+                self._take(order)
+            for settled in self._pool.take_settled():
+                self.end.say(wire.settled_to(settled))
 
-    def _take(self, message: pb.FromScheduler) -> None:
-        kind = message.WhichOneof("message")
-        if kind == "welcome":
-            self._epoch, self.link.silence_s = message.welcome.epoch, message.welcome.silence_s
-            self._pool.end.adopt_epoch(self._epoch)
-        elif kind == "give_up":
-            order = give_up_from(message.give_up)
-            if (order.incarnation, order.epoch) == (self._pool.incarnation, self._epoch):
-                self._pool.give_up(order.epoch, order.transfers)
-        elif kind == "refusal":
-            log.warning("%s", message.refusal.detail)
-            if message.refusal.is_lost:
+    def _take(self, order: Order) -> None:
+        pool = self._pool
+        if isinstance(order, Heard):
+            message, epoch = order.message, self.end.dialer.peer_life
+            if isinstance(message, GiveUp) and (message.incarnation, message.epoch) == (pool.incarnation, epoch):
+                pool.give_up(epoch, message.transfers)
+        elif isinstance(order, Met):
+            if order.is_new:
+                pool.end.adopt_epoch(order.life)
+        elif isinstance(order, Refused):
+            log.warning("%s", order.detail)
+            if order.is_lost:
                 # What lies here means nothing to anybody any more.
                 os._exit(LOST_EXIT)

@@ -11,9 +11,10 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 
+from cluster.links.dialing import keep_open
 from cluster.links.security import ClusterSecurity
 from cluster.messages import Tokens
-from worker.frame_link import CONTROL, keep_open
+from cluster.wire.control import GREETING
 from worker.replica_stream import ReplicaStream
 from worker.spans import AttemptSpans
 from worker.step_loop import HANG_S, StepLoop
@@ -58,7 +59,7 @@ class WorkerServer:
         self._steps.start()
         stream = self._stream
         try:
-            await keep_open(stream.link, CONTROL, self._find, self._security, stream.hello, stream.pulse)
+            await keep_open(stream.end, GREETING, self._find, self._security, stream.card, stream.note)
         finally:
             self._steps.close()
             if self._swap is not None:

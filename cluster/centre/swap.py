@@ -372,11 +372,6 @@ class Swapper:
             self.quarantined[host.name, number] = blocks
             self._scheduler.tell(GiveUp(host.name, host.incarnation, self._scheduler.epoch, (number,)))
 
-    def unsettled(self, pool: str) -> GiveUp | None:
-        """All that a host pool has yet to settle, for one whose stream broke; None: nothing."""
-        numbers = tuple([number for name, number in self.quarantined if name == pool])
-        return GiveUp(pool, self.pools[pool].incarnation, self._scheduler.epoch, numbers) if numbers else None
-
     def check(self) -> None:
         for host in self.pools.values():
             tables = self._scheduler.host_cache.held(host)

@@ -23,7 +23,7 @@ from cluster.links.frames import (
     welcome_from,
 )
 from cluster.links.numbers import Numbers
-from cluster.links.terms import Close, Heard, Met, Order, Pulsed, Read, Refused, Send, Terms, readable
+from cluster.links.terms import Close, Heard, Met, Order, Pulsed, Read, Refused, Send, Terms, unreadable
 
 
 class Dialer:
@@ -47,6 +47,8 @@ class Dialer:
         self.is_open = False
         # The other end has answered on this connection.
         self.is_met = False
+        # It was turned away: both ends begin anew with the next welcome.
+        self.is_anew = False
         # A new life of the other end asks what is held here. What is said before that is a part of it.
         self.owes_state = False
         self._read = read
@@ -59,7 +61,7 @@ class Dialer:
         assert life > self.life, f"life {life} of {self.me} after {self.life}"
         self.life, self.peer_life, self.connection = life, 0, 0
         self.numbers = Numbers(self.terms)
-        self.is_open = self.is_met = self.owes_state = False
+        self.is_open = self.is_met = self.owes_state = self.is_anew = False
 
     # -- connections
 
@@ -75,6 +77,7 @@ class Dialer:
             self.peer_life,
             self.connection,
             self.has_state and self.peer_life != 0,
+            self.is_anew,
             self.terms.oldest_protocol,
             self.terms.newest_protocol,
             card,
@@ -133,12 +136,16 @@ class Dialer:
                         orders.append(Heard(self.peer, message))
                 elif kind == PULSE:
                     orders.append(Pulsed(self.peer, body))
+                elif kind == REFUSAL:
+                    self._turned_away(body, orders)
+                    break
                 else:
                     raise ProtocolError(f"a frame of kind {kind} in the midst of a conversation")
         except ProtocolError as error:
             orders.append(self._close(str(error), is_garbled=True))
         if self.is_met:
-            orders += [Send(self.connection, frame) for frame in self._due()]
+            if numbers.num_sent != numbers.num_kept:
+                orders += [Send(self.connection, frame) for frame in self._due()]
             if numbers.owes_word:
                 orders.append(Send(self.connection, numbers.pulse()))
         return orders
@@ -156,8 +163,7 @@ class Dialer:
             return
         if kind == REFUSAL:
             refusal = refusal_from(body)
-            is_lost = refusal.reason in ("lost", "numbers")
-            orders += [Refused(is_lost, refusal.detail), self._close(f"it refuses: {refusal.detail}")]
+            orders += [Refused(refusal.reason, refusal.detail), self._close(f"it refuses: {refusal.detail}")]
             return
         if kind != WELCOME:
             known = "a hello" if kind == HELLO else f"a frame of kind {kind}"
@@ -169,8 +175,11 @@ class Dialer:
         if welcome.life < self.peer_life:
             orders.append(self._close(f"life {welcome.life} of {self.peer} answers, and {self.peer_life} was met"))
             return
-        card = readable(self._read_card, welcome.card)
-        is_new = welcome.life != self.peer_life
+        try:
+            card = self._read_card(welcome.card)
+        except Exception as error:
+            raise unreadable(welcome.card, error) from error
+        is_new = welcome.life != self.peer_life or self.is_anew
         if is_new:
             self._meet_anew(welcome.life)
         self.numbers.acknowledge(taken)
@@ -179,8 +188,16 @@ class Dialer:
         self.silence_s, self.is_met = welcome.silence_s, True
         orders.append(Met(self.peer, welcome.life, is_new, self.owes_state, card))
 
+    def _turned_away(self, body: bytes, orders: list[Order]) -> None:
+        """In the midst of a conversation, which is void."""
+        refusal = refusal_from(body)
+        if refusal.reason != "away":
+            raise ProtocolError(f"a refusal in the midst of a conversation: {refusal.detail}")
+        self.is_anew, self.owes_state, self.numbers = True, False, Numbers(self.terms)
+        orders += [Refused(refusal.reason, refusal.detail), self._close(f"it turns us away: {refusal.detail}")]
+
     def _meet_anew(self, life: int) -> None:
-        is_first, self.peer_life = self.peer_life == 0, life
+        is_first, self.peer_life, self.is_anew = self.peer_life == 0, life, False
         if self.terms.keeps or is_first:
             # What was said to nobody yet is for whoever is met first.
             self.numbers.renumber()

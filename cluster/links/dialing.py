@@ -24,11 +24,12 @@ from cluster.links.dialer import Dialer
 from cluster.links.frames import FrameBuffer
 from cluster.links.security import ClusterSecurity
 from cluster.links.sockets import connect
-from cluster.links.terms import PULSES, Close, Order, Send
+from cluster.links.terms import PULSES, Close, Order, Refused, Send
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 0.2
+RETRY_S, REFUSED_RETRY_S = 0.2, 5.0
+"""Until the next try; after it was told why it can't be taken as things are."""
 LOST_EXIT = 72
 """How a process ends that was declared lost while it was away."""
 _SEND_BYTES = 64 << 10
@@ -53,6 +54,8 @@ class DialingEnd:
         self._epoll.register(self._wake, select.EPOLLIN)
         self._waits_to_send = False
         self.num_garbled = 0
+        # Until the next try, once this connection is of no use any more.
+        self.retry_s = RETRY_S
         # Called with the lock held once a connection is of no use any more; from any thread.
         self.broken: Callable[[], object] = _nothing
 
@@ -146,6 +149,8 @@ class DialingEnd:
                 self.num_garbled += order.is_garbled
                 self._break(order.detail)
             else:
+                if isinstance(order, Refused) and order.reason in ("protocol", "card", "away"):
+                    self.retry_s = REFUSED_RETRY_S
                 found.append(order)
         return found
 
@@ -238,7 +243,8 @@ async def keep_open(
                     logging.DEBUG if why == said else logging.INFO, "%s cannot be reached: %s", end.dialer.peer, why
                 )
                 said = why
-            await asyncio.sleep(RETRY_S)
+            retry_s, end.retry_s = end.retry_s, RETRY_S
+            await asyncio.sleep(retry_s)
     finally:
         end.broken = _nothing
         end.close()

@@ -84,7 +84,7 @@ class FrameBuffer:
 
 # ---------------------------------------------------------------- the three words that begin a connection
 
-_HELLO = struct.Struct("<HHQQQ?HH")
+_HELLO = struct.Struct("<HHQQQ??HH")
 _WELCOME = struct.Struct("<HQ?d")
 _REFUSAL = struct.Struct("<BQ")
 
@@ -102,6 +102,8 @@ class Hello:
     connection: int
     # It holds what an earlier life of the other end ordered, which this one may not know.
     has_state: bool
+    # It was turned away, and begins anew in this life.
+    is_anew: bool
     oldest_protocol: int
     newest_protocol: int
     # What only the use of the conversation understands.
@@ -117,6 +119,7 @@ class Hello:
             self.peer_life,
             self.connection,
             self.has_state,
+            self.is_anew,
             len(name),
             len(peer),
         )
@@ -124,12 +127,12 @@ class Hello:
 
 
 def hello_from(body: bytes) -> Hello:
-    oldest, newest, life, peer_life, connection, has_state, name_bytes, peer_bytes = _unpack(_HELLO, body)
+    oldest, newest, life, peer_life, connection, has_state, is_anew, name_bytes, peer_bytes = _unpack(_HELLO, body)
     at, after = _HELLO.size + name_bytes, _HELLO.size + name_bytes + peer_bytes
     if name_bytes > MAX_NAME_BYTES or peer_bytes > MAX_NAME_BYTES or after > len(body):
         raise ProtocolError(f"a hello of {len(body):,} bytes has names of {name_bytes} and {peer_bytes}")
     name, peer = _text(body[_HELLO.size : at]), _text(body[at:after])
-    return Hello(name, life, peer, peer_life, connection, has_state, oldest, newest, body[after:])
+    return Hello(name, life, peer, peer_life, connection, has_state, is_anew, oldest, newest, body[after:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,15 +157,16 @@ def welcome_from(body: bytes) -> Welcome:
     return Welcome(protocol, life, wants_state, silence_s, body[_WELCOME.size :])
 
 
-REFUSALS = ("protocol", "another", "outlived", "old", "lost", "numbers", "card")
+REFUSALS = ("protocol", "another", "outlived", "old", "lost", "numbers", "card", "away")
 """Why a hello is refused: no common protocol; another end was called; a later life of the caller is known; this is an
 older life than the caller has met; the caller's life was declared lost; its numbers do not fit; its card means nothing.
+`away` ends a conversation that had begun: the caller is as if it had never come, and may come again.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Instead of a welcome; the connection ends with it."""
+    """Instead of a welcome, or instead of anything more; the connection ends with it."""
 
     reason: str
     # The life of the end that refuses.

@@ -26,7 +26,7 @@ from cluster.links.terms import (
     Read,
     Send,
     Terms,
-    readable,
+    unreadable,
 )
 
 ReadCard: TypeAlias = Callable[[str, int, bytes], Any]
@@ -92,7 +92,17 @@ class Listener:
             for frame in frames:
                 peer = self._owners.get(connection)
                 if peer is not None:
-                    self._take(peer, frame, orders)
+                    kind, number, taken, body = frame
+                    peer.numbers.acknowledge(taken)
+                    if kind in (MESSAGE, PART):
+                        message = peer.numbers.take(kind, number, body, self._read)
+                        if message is not None:
+                            peer.wants_state = False
+                            orders.append(Heard(peer.name, message))
+                    elif kind == PULSE:
+                        orders.append(Pulsed(peer.name, body))
+                    else:
+                        raise ProtocolError(f"a frame of kind {kind} in the midst of a conversation")
                 elif connection in self._silent:
                     self._greet(connection, frame, now, orders)
         except ProtocolError as error:
@@ -100,23 +110,11 @@ class Listener:
         peer = self._owners.get(connection)
         if peer is not None:
             peer.heard_at = now
-            orders += self._due(peer)
+            if peer.numbers.num_sent != peer.numbers.num_kept:
+                orders += self._due(peer)
             if peer.numbers.owes_word:
                 orders.append(Send(connection, peer.numbers.pulse()))
         return orders
-
-    def _take(self, peer: Peer, frame: Frame, orders: list[Order]) -> None:
-        kind, number, taken, body = frame
-        peer.numbers.acknowledge(taken)
-        if kind in (MESSAGE, PART):
-            message = peer.numbers.take(kind, number, body, self._read)
-            if message is not None:
-                peer.wants_state = False
-                orders.append(Heard(peer.name, message))
-        elif kind == PULSE:
-            orders.append(Pulsed(peer.name, body))
-        else:
-            raise ProtocolError(f"a frame of kind {kind} in the midst of a conversation")
 
     def _close(self, connection: Connection, now: float, detail: str, *, is_garbled: bool = False) -> Close:
         self.broke(connection, now)
@@ -183,14 +181,14 @@ class Listener:
         if peer is not None and peer.life > life:
             return refused("outlived", f"{name} lives as {peer.life}; this is {life}")
         is_known = peer is not None and peer.life == life
-        if hello.peer_life == self.life and (peer is None or not is_known):
+        if hello.peer_life == self.life and not is_known and not hello.is_anew:
             return refused("lost", f"life {life} of {name} is not known here any more; come with a higher one")
         if is_known and peer is not None and taken > peer.numbers.said and hello.peer_life == self.life:
             return refused("numbers", f"{name} has taken {taken} frames, and was said {peer.numbers.said}")
         try:
-            return None, readable(lambda raw: self._read_card(name, life, raw), hello.card)
-        except ProtocolError as error:
-            return refused("card", f"{name}: {error}")
+            return None, self._read_card(name, life, hello.card)
+        except Exception as error:
+            return refused("card", f"{name}: {unreadable(hello.card, error)}")
 
     # -- words
 
@@ -257,6 +255,14 @@ class Listener:
         if peer.connection is not None:
             orders.append(self._close(peer.connection, now, f"{name} is lost: {detail}"))
         return orders
+
+    def turn_away(self, name: str, detail: str, now: float) -> list[Order]:
+        """As things are this peer is of no use here: it is as if it had never come, and may come again."""
+        peer = self.peers.pop(name)
+        if peer.connection is None:
+            return []
+        refusal = Refusal("away", self.life, detail)
+        return [Send(peer.connection, refusal.pack()), self._close(peer.connection, now, f"{name} is turned away")]
 
     def check(self) -> None:
         """Raises AssertionError if anything here does not fit together."""

@@ -62,6 +62,10 @@ class ListeningEnd:
         if name in self.listener.peers:
             self._do(self.listener.lose(name, detail, time.monotonic()))
 
+    def turn_away(self, name: str, detail: str) -> None:
+        if name in self.listener.peers:
+            self._do(self.listener.turn_away(name, detail, time.monotonic()))
+
     async def watch(self) -> None:
         """Until cancelled: finds out who is gone, and tells the quiet ones that we live."""
         while True:

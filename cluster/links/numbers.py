@@ -13,7 +13,7 @@ from typing import Any
 
 from cluster.errors import ProtocolError
 from cluster.links.frames import HEAD_BYTES, KIND_AT, MESSAGE, PART, PULSE, pack
-from cluster.links.terms import Read, Terms, readable
+from cluster.links.terms import Read, Terms, unreadable
 
 _FRAME_COST = 100
 """Bytes that a kept frame takes beside its own."""
@@ -29,6 +29,7 @@ class Numbers:
         "_untold_bytes",
         "kept_bytes",
         "num_sent",
+        "owes_word",
         "parts_bytes",
         "said",
         "sent_bytes",
@@ -47,7 +48,8 @@ class Numbers:
         # Of a message that has not come whole.
         self._parts: list[bytes] = []
         self.parts_bytes = 0
-        self._untold_bytes = 0
+        # Much was taken, and the other end was not told.
+        self._untold_bytes, self.owes_word = 0, False
 
     @property
     def num_kept(self) -> int:
@@ -81,11 +83,12 @@ class Numbers:
     def due(self) -> list[bytes]:
         """What is to go out now on the connection that is open: all that was not sent on it, as far as the other end
         keeps up."""
-        num_sent, window = self.num_sent, self._terms.window_bytes
-        if num_sent == len(self._kept) or self.sent_bytes >= window:
+        kept, window = self._kept, self._terms.window_bytes
+        num = len(kept) - self.num_sent
+        if not num or self.sent_bytes >= window:
             return []
         frames = []
-        for frame in islice(self._kept, num_sent, None):
+        for frame in (kept[-1],) if num == 1 else islice(kept, self.num_sent, None):
             if self.sent_bytes >= window:
                 break
             frames.append(frame)
@@ -121,7 +124,8 @@ class Numbers:
         """For another life of the other end: both directions begin anew, with what is kept."""
         frames = list(self._kept)
         self._kept.clear()
-        self.said = self.taken = self.told = self.kept_bytes = self._untold_bytes = 0
+        self.said = self.taken = self.kept_bytes = 0
+        self._note_told()
         self._parts, self.parts_bytes = [], 0
         self.reopen()
         for frame in frames:
@@ -137,25 +141,24 @@ class Numbers:
                 return None
             raise ProtocolError(f"frames jump from {self.taken} to {number}")
         message = None
-        if kind == PART:
+        if kind == MESSAGE:
+            raw = b"".join([*self._parts, body]) if self._parts else body
+            try:
+                message = read(raw)
+            except Exception as error:
+                raise unreadable(raw, error) from error
+            if self._parts:
+                self._parts, self.parts_bytes = [], 0
+        else:
             if self.parts_bytes + len(body) > self._terms.max_message_bytes:
                 raise ProtocolError(f"a message of more than {self._terms.max_message_bytes:,} bytes")
             self._parts.append(body)
             self.parts_bytes += len(body)
-        elif self._parts:
-            message = readable(read, b"".join([*self._parts, body]))
-            self._parts, self.parts_bytes = [], 0
-        else:
-            message = readable(read, body)
         self.taken = number
         self._untold_bytes += len(body)
+        if number - self.told >= self._terms.untold_frames or self._untold_bytes >= self._terms.untold_bytes:
+            self.owes_word = True
         return message
-
-    @property
-    def owes_word(self) -> bool:
-        """Much was taken, and the other end was not told."""
-        terms = self._terms
-        return self.taken - self.told >= terms.untold_frames or self._untold_bytes >= terms.untold_bytes
 
     def pulse(self, note: bytes = b"") -> bytes:
         """A frame that says how far all was taken."""
@@ -163,7 +166,7 @@ class Numbers:
         return pack(PULSE, 0, self.taken, note)
 
     def _note_told(self) -> None:
-        self.told, self._untold_bytes = self.taken, 0
+        self.told, self._untold_bytes, self.owes_word = self.taken, 0, False
 
     def check(self) -> None:
         """Raises AssertionError if anything here does not fit together."""

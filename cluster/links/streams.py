@@ -78,7 +78,10 @@ class FramePort:
 
     def refuse(self, why: str, detail: str) -> None:
         self.refused[why] += 1
-        log.warning("one of the %s is closed: %s", self.what, detail)
+        num = self.refused[why]
+        # Many strangers write no long logs: the 1st, 2nd, 4th, 8th and so on are told.
+        level = logging.DEBUG if num & (num - 1) else logging.WARNING
+        log.log(level, "one of the %s is closed (%s, %d by now): %s", self.what, why, num, detail)
 
     def _start(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)

@@ -98,21 +98,23 @@ class Lost:
 
 @dataclass(slots=True)
 class Refused:
-    """By the other end. `is_lost`: this life was declared lost, and only another one is let in."""
+    """By the other end, for one of `frames.REFUSALS`."""
 
-    is_lost: bool
+    reason: str
     detail: str
+
+    @property
+    def is_lost(self) -> bool:
+        """Only another life of this end is let in."""
+        return self.reason in ("lost", "numbers")
 
 
 Order: TypeAlias = Send | Close | Met | Heard | Pulsed | Lost | Refused
 
 
-def readable(read: Read, raw: bytes) -> Any:
-    """The message in these bytes. Whatever `read` trips over, the bytes are to blame: nothing that comes over a stream
-    ends a process."""
-    try:
-        return read(raw)
-    except QuireError as error:
-        raise ProtocolError(str(error)) from error
-    except Exception as error:
-        raise ProtocolError(f"{len(raw):,} bytes mean nothing here: {type(error).__name__}: {error}") from error
+def unreadable(raw: bytes, error: Exception) -> ProtocolError:
+    """What to raise where a `Read` raised this. Whatever it tripped over, the bytes are to blame: nothing that comes
+    over a stream ends a process."""
+    if isinstance(error, QuireError):
+        return ProtocolError(str(error))
+    return ProtocolError(f"{len(raw):,} bytes mean nothing here: {type(error).__name__}: {error}")

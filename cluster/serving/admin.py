@@ -128,7 +128,7 @@ class AdminServer:
                 step_s=peer.step_seconds if peer else 0.0,
                 dry_leases=replica.num_dry,
                 prefill_waiting=replica.prefill_waiting,
-                silent_s=self._host.now - peer.heard_at if peer else 0.0,
+                silent_s=self._control.silent_s(replica.name),
             )
         for name, model in self._wanted.missing_workers(self._host.scheduler.replicas):
             response.missing.add(name=name, model=model)

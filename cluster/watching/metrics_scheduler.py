@@ -38,7 +38,7 @@ def scheduler_families(host: SchedulerHost, control: ControlServer, wanted: Want
     for pool in scheduler.swapper.pools.values():
         _pool(found, pool.name, "host", pool.joined.block_bytes, pool.ledger)
     _workers(found, host, control, wanted)
-    for why, count in control.port.refused.items() if control.port is not None else ():
+    for why, count in control.end.port.refused.items() if control.end.port is not None else ():
         found["control_refused_total"].add(count, why=why)
     for tenant in scheduler.tenants:
         found["block_seconds_total"].add(tenant.block_seconds, tenant=tenant.name, kind="device")
@@ -96,7 +96,7 @@ def _workers(found: Families, host: SchedulerHost, control: ControlServer, wante
         if peer is not None:
             found["worker_steps_total"].add(peer.step, **at)
             found["worker_step_seconds"].add(peer.step_seconds, **at)
-            found["worker_silent_seconds"].add(host.now - peer.heard_at, **at)
+            found["worker_silent_seconds"].add(control.silent_s(replica.name), **at)
     for _, model in wanted.missing_workers(host.scheduler.replicas):
         states[model, "missing"] += 1
     for (model, state), count in states.items():

@@ -23,8 +23,8 @@ from cluster.serving.control_server import ControlServer
 from cluster.serving.host import SchedulerHost
 from cluster.serving.inside import Inside
 from cluster.settings import SchedulerSettings
-from tests.cluster.front_door import Proxy
 from tests.cluster.test_scheduler import submit
+from tests.links.proxies import LinkProxy
 from worker.host_pool import HostPool, HostPoolSettings
 from worker.host_pool_serve import serve_host_pool
 
@@ -72,15 +72,15 @@ class Centre:
         return self.host.scheduler.swapper.pools["h0"].ledger.counts().quarantined
 
 
-def at_the_centre(story: Callable[[Centre, Proxy], Awaitable[None]]) -> None:
+def at_the_centre(story: Callable[[Centre, LinkProxy], Awaitable[None]]) -> None:
     async def run() -> None:
         centre = Centre()
         address = await centre.control.listen(Inside("127.0.0.1", SECURITY))
-        proxy = Proxy(int(address.rpartition(":")[2]))
+        proxy = LinkProxy(address)
         await proxy.start()
 
         async def find() -> str:
-            return f"127.0.0.1:{proxy.port}"
+            return proxy.address
 
         forever = (centre.host.run(), centre.control.watch(), serve_host_pool(centre.pool, find, SECURITY))
         tasks = [asyncio.create_task(each) for each in forever]
@@ -100,7 +100,7 @@ def at_the_centre(story: Callable[[Centre, Proxy], Awaitable[None]]) -> None:
 
 
 def test_blocks_of_a_transfer_that_never_came_are_free_again_soon() -> None:
-    async def story(centre: Centre, proxy: Proxy) -> None:
+    async def story(centre: Centre, proxy: LinkProxy) -> None:
         await centre.a_transfer_that_never_comes()
         # The pool answers at once: its answer is held up until the quarantine was seen.
         proxy.flows.clear()
@@ -113,7 +113,7 @@ def test_blocks_of_a_transfer_that_never_came_are_free_again_soon() -> None:
 
 
 def test_what_is_given_up_while_the_stream_is_broken_is_said_again() -> None:
-    async def story(centre: Centre, proxy: Proxy) -> None:
+    async def story(centre: Centre, proxy: LinkProxy) -> None:
         await centre.a_transfer_that_never_comes()
         proxy.flows.clear()
         await centre.tell(ReplicaLost("r0", 1))

@@ -214,6 +214,34 @@ def test_a_life_that_was_lost_never_comes_back() -> None:
     assert pair.up == [b"anew"] and pair.met_above[-1].is_new
 
 
+def test_who_is_turned_away_begins_anew_and_tells_its_state_again() -> None:
+    pair = Pair()
+    pair.open()
+    pair.say_down(b"void")
+    pair.run()
+    pair.say_up(b"taken")
+    pair.run()
+    assert (pair.up, pair.down) == ([b"taken"], [b"void"])
+    pair.say_down(b"lost with it")
+    pair._listener_does(pair.listener.turn_away("d", "not as things are", pair.now))
+    pair.say_up(b"void too")
+    pair.run()
+    assert [(one.reason, one.detail) for one in pair.refused] == [("away", "not as things are")]
+    assert not pair.lost and not pair.listener.peers and pair.wire is None
+    for _ in range(2):
+        # The welcome is lost the first time.
+        pair.open()
+        pair.step()
+        pair.cut()
+    pair.open()
+    pair.run()
+    pair.say_up(b"anew")
+    pair.say_down(b"and down")
+    pair.run()
+    assert (pair.up, pair.down) == ([b"taken", b"state", b"anew"], [b"void", b"lost with it", b"and down"])
+    assert pair.met_below[-1].is_new
+
+
 def test_a_higher_life_ends_the_lower_one() -> None:
     pair = Pair()
     pair.open()
@@ -234,6 +262,7 @@ def hello(**changes: int | str) -> bytes:
         "peer_life": 0,
         "connection": 1,
         "has_state": False,
+        "is_anew": False,
         "oldest_protocol": 1,
         "newest_protocol": 1,
     }

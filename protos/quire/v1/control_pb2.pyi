@@ -30,49 +30,43 @@ STOP_REASON_LENGTH: StopReason
 STOP_REASON_DROPPED: StopReason
 STOP_REASON_FAILED: StopReason
 
+class Joining(_message.Message):
+    __slots__ = ("replica", "host_pool", "transfer_address")
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    HOST_POOL_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    replica: ReplicaJoined
+    host_pool: HostPoolJoined
+    transfer_address: str
+    def __init__(self, replica: _Optional[_Union[ReplicaJoined, _Mapping[str, object]]] = ..., host_pool: _Optional[_Union[HostPoolJoined, _Mapping[str, object]]] = ..., transfer_address: _Optional[str] = ...) -> None: ...
+
 class ToScheduler(_message.Message):
-    __slots__ = ("hello", "result", "state", "pulse", "settled")
-    HELLO_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("result", "state", "settled")
     RESULT_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
-    PULSE_FIELD_NUMBER: _ClassVar[int]
     SETTLED_FIELD_NUMBER: _ClassVar[int]
-    hello: Hello
     result: Result
     state: ReplicaState
-    pulse: Pulse
     settled: HostPoolSettled
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping[str, object]]] = ..., result: _Optional[_Union[Result, _Mapping[str, object]]] = ..., state: _Optional[_Union[ReplicaState, _Mapping[str, object]]] = ..., pulse: _Optional[_Union[Pulse, _Mapping[str, object]]] = ..., settled: _Optional[_Union[HostPoolSettled, _Mapping[str, object]]] = ...) -> None: ...
+    def __init__(self, result: _Optional[_Union[Result, _Mapping[str, object]]] = ..., state: _Optional[_Union[ReplicaState, _Mapping[str, object]]] = ..., settled: _Optional[_Union[HostPoolSettled, _Mapping[str, object]]] = ...) -> None: ...
 
 class FromScheduler(_message.Message):
-    __slots__ = ("welcome", "plan", "pulse", "directory", "give_up", "refusal")
-    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("plan", "directory", "give_up")
     PLAN_FIELD_NUMBER: _ClassVar[int]
-    PULSE_FIELD_NUMBER: _ClassVar[int]
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     GIVE_UP_FIELD_NUMBER: _ClassVar[int]
-    REFUSAL_FIELD_NUMBER: _ClassVar[int]
-    welcome: Welcome
     plan: Plan
-    pulse: Pulse
     directory: Directory
     give_up: GiveUp
-    refusal: Refusal
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping[str, object]]] = ..., plan: _Optional[_Union[Plan, _Mapping[str, object]]] = ..., pulse: _Optional[_Union[Pulse, _Mapping[str, object]]] = ..., directory: _Optional[_Union[Directory, _Mapping[str, object]]] = ..., give_up: _Optional[_Union[GiveUp, _Mapping[str, object]]] = ..., refusal: _Optional[_Union[Refusal, _Mapping[str, object]]] = ...) -> None: ...
-
-class Refusal(_message.Message):
-    __slots__ = ("detail", "is_lost")
-    DETAIL_FIELD_NUMBER: _ClassVar[int]
-    IS_LOST_FIELD_NUMBER: _ClassVar[int]
-    detail: str
-    is_lost: bool
-    def __init__(self, detail: _Optional[str] = ..., is_lost: _Optional[bool] = ...) -> None: ...
+    def __init__(self, plan: _Optional[_Union[Plan, _Mapping[str, object]]] = ..., directory: _Optional[_Union[Directory, _Mapping[str, object]]] = ..., give_up: _Optional[_Union[GiveUp, _Mapping[str, object]]] = ...) -> None: ...
 
 class Directory(_message.Message):
-    __slots__ = ("entries",)
+    __slots__ = ("entries", "is_whole")
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    IS_WHOLE_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[DirectoryEntry]
-    def __init__(self, entries: _Optional[_Iterable[_Union[DirectoryEntry, _Mapping[str, object]]]] = ...) -> None: ...
+    is_whole: bool
+    def __init__(self, entries: _Optional[_Iterable[_Union[DirectoryEntry, _Mapping[str, object]]]] = ..., is_whole: _Optional[bool] = ...) -> None: ...
 
 class DirectoryEntry(_message.Message):
     __slots__ = ("name", "address")
@@ -81,44 +75,6 @@ class DirectoryEntry(_message.Message):
     name: str
     address: str
     def __init__(self, name: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
-
-class Hello(_message.Message):
-    __slots__ = ("replica", "host_pool", "epoch", "plan", "oldest_protocol", "newest_protocol", "transfer_address")
-    REPLICA_FIELD_NUMBER: _ClassVar[int]
-    HOST_POOL_FIELD_NUMBER: _ClassVar[int]
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
-    PLAN_FIELD_NUMBER: _ClassVar[int]
-    OLDEST_PROTOCOL_FIELD_NUMBER: _ClassVar[int]
-    NEWEST_PROTOCOL_FIELD_NUMBER: _ClassVar[int]
-    TRANSFER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
-    replica: ReplicaJoined
-    host_pool: HostPoolJoined
-    epoch: int
-    plan: int
-    oldest_protocol: int
-    newest_protocol: int
-    transfer_address: str
-    def __init__(self, replica: _Optional[_Union[ReplicaJoined, _Mapping[str, object]]] = ..., host_pool: _Optional[_Union[HostPoolJoined, _Mapping[str, object]]] = ..., epoch: _Optional[int] = ..., plan: _Optional[int] = ..., oldest_protocol: _Optional[int] = ..., newest_protocol: _Optional[int] = ..., transfer_address: _Optional[str] = ...) -> None: ...
-
-class Welcome(_message.Message):
-    __slots__ = ("epoch", "result", "wants_state", "protocol", "silence_s")
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
-    RESULT_FIELD_NUMBER: _ClassVar[int]
-    WANTS_STATE_FIELD_NUMBER: _ClassVar[int]
-    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
-    SILENCE_S_FIELD_NUMBER: _ClassVar[int]
-    epoch: int
-    result: int
-    wants_state: bool
-    protocol: int
-    silence_s: float
-    def __init__(self, epoch: _Optional[int] = ..., result: _Optional[int] = ..., wants_state: _Optional[bool] = ..., protocol: _Optional[int] = ..., silence_s: _Optional[float] = ...) -> None: ...
-
-class Pulse(_message.Message):
-    __slots__ = ("step",)
-    STEP_FIELD_NUMBER: _ClassVar[int]
-    step: int
-    def __init__(self, step: _Optional[int] = ...) -> None: ...
 
 class Plan(_message.Message):
     __slots__ = ("replica", "incarnation", "epoch", "number", "ahead", "result", "extends", "starts", "drops", "revokes", "reroutes", "copies", "transfers", "aborts", "clears")
