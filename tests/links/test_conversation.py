@@ -217,8 +217,8 @@ def test_a_life_that_was_lost_never_comes_back() -> None:
 def test_who_is_turned_away_begins_anew_and_tells_its_state_again() -> None:
     pair = Pair()
     pair.open()
-    pair.say_down(b"void")
     pair.run()
+    pair.say_down(b"void")
     pair.say_up(b"taken")
     pair.run()
     assert (pair.up, pair.down) == ([b"taken"], [b"void"])
