@@ -10,6 +10,8 @@ import torch
 from cluster.messages import Road
 from cluster.register.register import Register, RegisterSettings
 from cluster.register.states import Carrier, layout_of
+from kernels.device.seam import device_of, find_device
+from kernels.device.twin.card import PINNED
 from tests.worker.transfer_parts import FINGERPRINT, SECURITY, PoolProcess, asking, host_pool, order, run
 from worker.transfer.agent import TransferAgent
 from worker.transfer.bytes import HostBytes
@@ -19,6 +21,7 @@ from worker.transfer.end import PoolEnd
 
 BLOCK_BYTES = (1 << 20) + 4096
 NUM_BLOCKS = 40
+ONLY_ON_GPUS = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def test_neighbours_on_both_sides_are_one_copy() -> None:
@@ -49,24 +52,52 @@ def pool(tmp_path: Path) -> Iterator[PoolProcess]:
         yield started
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.fixture(params=["twin", pytest.param("cuda", marks=[pytest.mark.gpu, ONLY_ON_GPUS])])
+def device(request: pytest.FixtureRequest, seed: int) -> torch.device:
+    return find_device("cuda" if request.param == "cuda" else f"twin@{seed}")
+
+
 @pytest.mark.parametrize("carrier", list(Carrier))
-def test_blocks_of_a_gpu_go_out_and_come_back(carrier: Carrier, pool: PoolProcess, seed: int) -> None:
+def test_blocks_of_a_device_go_out_and_come_back(
+    carrier: Carrier, pool: PoolProcess, device: torch.device, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
-    device = torch.randint(0, 256, (NUM_BLOCKS, BLOCK_BYTES), dtype=torch.uint8, device="cuda")
-    before = device.clone()
+    seam = device_of(device)
+    before = torch.randint(0, 256, (NUM_BLOCKS, BLOCK_BYTES), dtype=torch.uint8)
+    with seam.may_wait():
+        blocks = before.to(device)
     layout = layout_of(FINGERPRINT, BLOCK_BYTES)
     register = Register(layout, NUM_BLOCKS, 1, RegisterSettings(), own_content=True)
-    end = PoolEnd("worker-0", register, pool_bytes(layout, device, Copier()))
+    end = PoolEnd("worker-0", register, pool_bytes(layout, blocks, Copier()))
     agent = TransferAgent(end, {pool.name: pool.address}, SECURITY, asking(carrier))
     mine, theirs = rng.permutation(NUM_BLOCKS).tolist(), rng.permutation(NUM_BLOCKS).tolist()
     out = run(agent, order(1, Road.WRITE, pool, mine, theirs))
     assert out.ok, out.detail
-    device.zero_()
-    torch.cuda.synchronize()
+    blocks.zero_()
+    seam.wait()
     back = run(agent, order(2, Road.READ, pool, mine, theirs))
     assert back.ok, back.detail
-    assert torch.equal(device, before)
+    with seam.may_wait():
+        assert torch.equal(blocks.cpu(), before)
     end.check()
+    agent.close()
+
+
+def test_copies_come_after_the_steps_that_wrote_what_they_read(pool: PoolProcess) -> None:
+    """The agent waits for what the step loop has issued, and has pinned no more than what it copies."""
+    device = find_device("twin@0")
+    seam = device_of(device)
+    blocks = torch.zeros(NUM_BLOCKS, BLOCK_BYTES, dtype=torch.uint8, device=device)
+    layout = layout_of(FINGERPRINT, BLOCK_BYTES)
+    register = Register(layout, NUM_BLOCKS, 1, RegisterSettings(), own_content=True)
+    end = PoolEnd("worker-0", register, pool_bytes(layout, blocks, Copier()))
+    agent = TransferAgent(end, {pool.name: pool.address}, SECURITY, asking(Carrier.SHARED_MEMORY))
+    blocks[3] += 7
+    assert run(agent, order(1, Road.WRITE, pool, [3], [5])).ok
+    pinned = sum(PINNED._ends) - sum(PINNED._starts)
+    assert pinned < NUM_BLOCKS * BLOCK_BYTES, "all of the host's pool was pinned for one block"
+    blocks[3] = 0
+    assert run(agent, order(2, Road.READ, pool, [3], [5])).ok
+    with seam.may_wait():
+        assert blocks[3].cpu().eq(7).all() and not blocks[4].cpu().any()
     agent.close()

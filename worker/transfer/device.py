@@ -19,11 +19,13 @@ from kernels.device.seam import Event, Stream, device_of
 from worker.transfer.bytes import HostBytes, PoolBytes, Rows, Stop
 from worker.transfer.checksum import Addresses, memory_at
 from worker.transfer.copy import Copier, Stopped, chunk_pieces
-from worker.transfer.memory import SharedMemory
+from worker.transfer.memory import SharedMemory, mapping_at
 
 # What is handed to a stream at once, and how many such pieces may be on their way.
 _PIECE_BYTES = 16 << 20
 _AHEAD = 4
+# What is pinned at once of memory that a peer's pool lies in, when the first block in there is to be copied.
+_PINNED_BYTES = 32 << 20
 # A run of neighbouring blocks is one copy.
 Run = tuple[int, int, int]
 
@@ -77,6 +79,8 @@ class DeviceBytes:
         """A piece is summed and then read by the device, while the next one is summed."""
         sums = np.empty(len(blocks) * self.layout.chunks_per_block, np.uint32)
         per_block = self.layout.chunks_per_block
+        # What steps have issued of these blocks comes first here too.
+        self._in.wait_for(self.seam.steps())
         moving: deque[Event] = deque()
         try:
             for first, end in self._pieces(len(blocks)):
@@ -114,7 +118,8 @@ class DeviceBytes:
         size = self.layout.block_bytes
         event = self.seam.event()
         with self.seam.on(stream):
-            for block, address, count in runs(blocks, rows, size):
+            parts = [part for run in runs(blocks, rows, size) for part in self._pinned(*run)]
+            for block, address, count in parts:
                 there = self._pool[block : block + count].view(-1)
                 here = torch.from_numpy(memory_at(address, count * size))
                 if out:
@@ -123,6 +128,23 @@ class DeviceBytes:
                     there.copy_(here, non_blocking=True)
             event.record(stream)
         return event
+
+    def _pinned(self, block: int, address: int, count: int) -> Iterator[Run]:
+        """This run in parts, each of which lies in memory that was pinned at once."""
+        memory, size = mapping_at(address), self.layout.block_bytes
+        if memory is None:
+            # Staging memory, which is pinned as a whole.
+            yield block, address, count
+            return
+        step = max(1, _PINNED_BYTES // size) * size
+        end = address + count * size
+        while address < end:
+            first = (address - memory.address) // step * step
+            last = min(first + step, memory.size)
+            memory.pin(first, last, self.seam.pin)
+            part = min(end, memory.address + last) - address
+            yield block, address, part // size
+            block, address = block + part // size, address + part
 
     def _sum_one(self, moving: deque[tuple[int, int, Event]], rows: Addresses, sums: Sums) -> None:
         first, end, event = moving[0]

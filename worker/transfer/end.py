@@ -77,7 +77,11 @@ class PoolEnd:
         if self._decide(lambda now: self.register.begin_finish(moving, now)):
             done = False
             try:
-                self.chunks(moving).rows.finish()
+                with self._chunks_lock:
+                    chunks = self._chunks.get(moving)
+                # None: the pool copied by itself, and nothing lies anywhere else that has to come into it.
+                if chunks is not None:
+                    chunks.rows.finish()
                 done = True
             finally:
                 self._decide(lambda now: self.register.end_finish(moving, done, now))

@@ -12,7 +12,8 @@ import errno
 import fcntl
 import mmap
 import os
-import sys
+import threading
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -23,15 +24,28 @@ from cluster.sizes import format_bytes
 from kernels.device.host_memory import available_bytes
 
 _POPULATE_READ, POPULATE_WRITE = 22, 23  # of madvise, since Linux 5.14; mmap and os have no names
-_PORTABLE = 1  # of cudaHostRegister: pinned for every device of this process
 _POPULATE_BYTES = 256 << 20
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
 _KEPT_BYTES = 128 << 20
 _LARGEST_BYTES = 32 << 20  # the most that glibc takes for it
 
+# All that are open in this process.
+_mapped: weakref.WeakSet[SharedMemory] = weakref.WeakSet()
+_mapped_lock = threading.Lock()
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _madvise = _libc.madvise
 _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+Pin = Callable[[int, int], Callable[[], None] | None]
+
+
+def mapping_at(address: int) -> SharedMemory | None:
+    """The memory of ours that lies there."""
+    with _mapped_lock:
+        found = list(_mapped)
+    return next((one for one in found if one.address <= address < one.address + one.size), None)
 
 
 def keep_freed_memory() -> None:
@@ -65,7 +79,10 @@ class SharedMemory:
                 pass
         self._array: npt.NDArray[np.uint8] | None = np.frombuffer(self._map, np.uint8)
         self.address = int(self._array.ctypes.data)
-        self._unpin: Callable[[], None] | None = None
+        # By the first of the bytes that were pinned together.
+        self._unpins: dict[int, Callable[[], None]] = {}
+        with _mapped_lock:
+            _mapped.add(self)
 
     @classmethod
     def create(cls, name: str, size: int) -> SharedMemory:
@@ -106,25 +123,22 @@ class SharedMemory:
             if _madvise(self.address + offset, min(_POPULATE_BYTES, self.size - offset), advice) != 0:
                 return
 
-    def pin(self) -> bool:
-        """Registers the mapping with CUDA, once, so that copies to and from a GPU run by themselves. False: no GPU."""
-        torch = sys.modules.get("torch")
-        if torch is None or not torch.cuda.is_available() or not self.writable:
-            return False
-        if self._unpin is None:
-            runtime, address = torch.cuda.cudart(), self.address
-            status = int(runtime.cudaHostRegister(address, self.size, _PORTABLE))
-            if status != 0:
-                raise ConfigError(f"CUDA refused to pin {format_bytes(self.size)} of shared memory (error {status})")
-            self._unpin = lambda: runtime.cudaHostUnregister(address)
-        return True
+    def pin(self, first: int, end: int, pin: Pin) -> None:
+        """Pins these bytes for a device, once, so that its copies run by themselves. Not all of the memory at once:
+        that would stop the steps of a worker for seconds."""
+        if self.writable and first not in self._unpins:
+            # Where the system refuses, copies wait.
+            self._unpins[first] = pin(self.address + first, end - first) or (lambda: None)
 
     def close(self) -> None:
         """Unmaps and closes. Nothing may use the memory any more."""
         if self._array is None:
             return
-        if self._unpin is not None:
-            self._unpin()
+        for unpin in self._unpins.values():
+            unpin()
+        self._unpins.clear()
+        with _mapped_lock:
+            _mapped.discard(self)
         self._array = None
         self._map.close()
         os.close(self.descriptor)

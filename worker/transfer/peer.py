@@ -103,9 +103,8 @@ class PeerPool:
                     self._unmappable = str(error)
                     return None
                 self._memory[write] = held
-                if self._end.pool.pins:
-                    held[0].pin()
-                held[0].populate()
+                if not self._end.pool.pins:
+                    held[0].populate()
             return held
 
     def connect(self, name: TransferName, token: bytes) -> tuple[socket.socket, bytes]:
