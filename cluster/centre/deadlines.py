@@ -80,4 +80,4 @@ class Deadlines:
                 detail = "the deadline of the request has passed"
                 scheduler.break_off(request, "DEADLINE_EXCEEDED", detail, Reason.DROPPED)
         elif request.state is State.SEALING and request.seal_deadline <= now:
-            scheduler.recovery.ask_seal(request)
+            scheduler.recovery.seal_is_late(request)

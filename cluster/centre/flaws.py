@@ -14,6 +14,7 @@ from typing import Any
 
 from cluster.hashing import HASH_BYTES
 from cluster.messages import (
+    Adopt,
     GatewayState,
     HostPoolJoined,
     Pin,
@@ -123,8 +124,6 @@ def _submit(submit: Submit) -> str:
     )
     if not flaw and submit.deadline is not None and math.isnan(submit.deadline):
         flaw = "the deadline is not a number"
-    if not flaw and submit.outputs and len(submit.outputs) != (1 if sampling.width else sampling.n):
-        flaw = f"outputs of {len(submit.outputs)} sequences for {sampling.n}"
     return flaw
 
 
@@ -229,6 +228,7 @@ def _stop_at(stop: StopAt) -> str:
 
 _LOOK: Mapping[type, Callable[[Any], str]] = {
     Submit: _submit,
+    Adopt: lambda adopt: _submit(adopt.submit),
     Pin: _pin,
     StopAt: _stop_at,
     Sealed: _sealed,

@@ -16,11 +16,14 @@ from cluster.centre.sequences import Request, Sequence, State
 from cluster.messages import (
     ATTEMPT_BITS,
     EPOCH_BITS,
+    Accepted,
     Drop,
     GatewayState,
+    HandOver,
     Ids,
     OpenRequest,
     Reason,
+    Refused,
     ReplicaJoined,
     ReplicaState,
     Reroute,
@@ -29,6 +32,7 @@ from cluster.messages import (
     Submit,
     ids,
 )
+from cluster.messages.resume import difference
 
 if TYPE_CHECKING:
     from cluster.centre.scheduler import Scheduler
@@ -44,6 +48,8 @@ class Rebuild:
         self._scheduler = scheduler
         self._is_due = scheduler.epoch > 1
         self._ends_at: float | None = None
+        # Until then a gateway may still come that has not told what it holds.
+        self._hears_until: float | None = None
         # Requests that a gateway knows and no replica has claimed yet, and those of which only a replica has told.
         self._unplaced: dict[str, Request] = {}
         self._unconfirmed: dict[str, Request] = {}
@@ -54,6 +60,15 @@ class Rebuild:
     def ends_at(self) -> float | None:
         return self._ends_at
 
+    @property
+    def time_to_hear_s(self) -> float:
+        """How long it is worth to wait for word of a request that is not known."""
+        scheduler = self._scheduler
+        if self._hears_until is None or scheduler.now > self._hears_until:
+            return 0.0
+        rest_s = 0.0 if self._ends_at is None else self._ends_at - scheduler.now
+        return max(rest_s, scheduler.settings.rebuild_s)
+
     def begin_if_due(self) -> None:
         """Called in every turn, before its events: the first one of a scheduler that has a predecessor begins it."""
         if self._is_due:
@@ -62,7 +77,9 @@ class Rebuild:
     def _begin(self) -> None:
         self._is_due = False
         if self._ends_at is None:
-            self._ends_at = self._scheduler.now + self._scheduler.settings.rebuild_s
+            settings = self._scheduler.settings
+            self._ends_at = self._scheduler.now + settings.rebuild_s
+            self._hears_until = self._ends_at + settings.orphan_grace_s
 
     # -- what replicas hold
 
@@ -130,7 +147,8 @@ class Rebuild:
         scheduler = self._scheduler
         start = residents[0].start
         request = self._unplaced.pop(request_id, None)
-        if request is not None and request.attempt > start.attempt:
+        fits = request is None or all(resident.index < len(request.sequences) for resident in residents)
+        if request is not None and (request.attempt > start.attempt or not fits):
             self._unplaced[request_id] = request
             request = None
         if request is not None and request.state in (State.QUEUED, State.PARKED):
@@ -161,7 +179,10 @@ class Rebuild:
         for resident in residents:
             self._settle(request.sequences[resident.index], resident)
             replica.enter(request.sequences[resident.index])
-            if not known and not request.width:
+            if request.sequences[resident.index].is_ended and not request.width:
+                # Its gateway cut it at a stop string while nobody could pass that on.
+                replica.write().drops.append(Drop(resident.seq))
+            elif not known and not request.width:
                 # It may have told the old scheduler that its lease runs out, and says so once.
                 replica.renew(request.sequences[resident.index])
         # Who of them are forks is not told: until the first has its prompt, others may wait for that.
@@ -200,8 +221,10 @@ class Rebuild:
         scheduler.tenants.leave(request.tenant)
         request.tenant = older.tenant
         scheduler.tenants.enter(request.tenant)
-        request.model, request.deadline = older.model, older.deadline
-        request.gateway, request.route = older.gateway, older.route
+        request.model, request.deadline, request.grace_s = older.model, older.deadline, older.grace_s
+        request.gateway, request.route, request.turn = older.gateway, older.route, older.turn
+        request.witnesses, request.heard, request.is_adopted = older.witnesses, older.heard, older.is_adopted
+        request.orphaned_until = older.orphaned_until
 
     def _from_start(self, resident: Resident, joined: ReplicaJoined) -> Request:
         """A request as far as a Start tells of it; its gateway will tell the rest."""
@@ -225,6 +248,8 @@ class Rebuild:
         self._arrivals.add(arrival)
         request = Request(submit, arrival, scheduler.tenants.get(""), scheduler.now)
         scheduler.tenants.enter(request.tenant)
+        # Whoever says that it is told to is believed.
+        request.turn = -1
         return request
 
     def _settle(self, sequence: Sequence, resident: Resident) -> None:
@@ -232,6 +257,9 @@ class Rebuild:
         sequence.table = ids(resident.table)
         sequence.position = resident.position
         sequence.lease_end = resident.lease_end
+        if sequence.is_ended:
+            # Its gateway cut it at a stop string while nobody could pass that on.
+            sequence.cut = len(sequence.outputs)
         sequence.outputs = ids(resident.tokens[resident.start.num_prompt :])
 
     # -- what gateways have
@@ -240,27 +268,28 @@ class Rebuild:
         self._begin()
         for open_request in state.requests:
             submit = open_request.submit
+            known = self._scheduler.requests.get(submit.request_id) or self._scheduler.unclosed.get(submit.request_id)
             if self._is_flawed(state.gateway, open_request):
                 continue
-            request = self._unconfirmed.pop(submit.request_id, None)
-            ended = self._scheduler.unclosed.get(submit.request_id)
-            if ended is not None:
-                self._tell_end(ended, submit)
-            elif request is not None and request.state is State.RUNNING and request.attempt < open_request.attempt:
-                self._disown(request)
-                self._unplaced[submit.request_id] = self._from_gateway(open_request)
-            elif request is not None:
-                self._confirm(request, open_request)
-            elif submit.request_id not in self._scheduler.requests:
-                self._unplaced[submit.request_id] = self._from_gateway(open_request)
+            if known is None:
+                request = self._unplaced[submit.request_id] = self._from_gateway(open_request)
+                # Its Submit may have been on its way when the old scheduler died.
+                scheduler = self._scheduler
+                scheduler.tell(Accepted(submit.gateway, submit.route, submit.request_id, 0, "", request.turn))
+            elif known.sampling is None or _differs(submit, known):
+                self._refuse(submit)
+            else:
+                self._hear(known, open_request)
+        named = {open_request.submit.request_id for open_request in state.requests}
+        for request in list(self._scheduler.unclosed.values()):
+            # It closed this one while it was cut off, and its word of that was lost.
+            if request.gateway == state.gateway and request.orphaned_until and request.request_id not in named:
+                del self._scheduler.unclosed[request.request_id]
 
     def _is_flawed(self, gateway: str, told: OpenRequest) -> bool:
         """What a gateway tells of one request cannot be so: it is counted, and the others are taken."""
         request_id, num_outputs = told.submit.request_id, len(told.outputs)
         flaw = flaw_of_open(told.submit, told.attempt, num_outputs, len(told.finished))
-        known = self._scheduler.requests.get(request_id) or self._scheduler.unclosed.get(request_id)
-        if not flaw and known is not None and not known.width and len(known.sequences) != num_outputs:
-            flaw = f"it has {len(known.sequences)} sequences, and {num_outputs} are told"
         if not flaw and not told.submit.sampling.width:
             longest, most = max(map(len, told.outputs)), told.submit.sampling.max_tokens or 1
             flaw = f"{longest} tokens are told of at most {most}" if longest > most else ""
@@ -269,16 +298,66 @@ class Rebuild:
             self._scheduler.notes.add(self._scheduler.now, "refused", request_id, f"what {gateway} told: {flaw}")
         return bool(flaw)
 
-    def _tell_end(self, request: Request, submit: Submit) -> None:
+    def _refuse(self, submit: Submit) -> None:
+        """Another request runs under this id."""
+        self._scheduler.counters["events refused"] += 1
+        detail = f"a request {submit.request_id} with other parameters is under way"
+        self._scheduler.tell(Refused(submit.gateway, submit.route, submit.request_id, "ALREADY_EXISTS", detail))
+
+    def _hear(self, request: Request, open_request: OpenRequest) -> None:
+        """A gateway tells of a request that a replica or another gateway has told of, or that it was thought to have
+        left: it is the owner unless another one is since."""
+        scheduler, submit = self._scheduler, open_request.submit
+        place, known = (submit.gateway, submit.route), (request.gateway, request.route)
+        is_first = self.told(request, submit)
+        if not is_first and place != known and open_request.turn <= request.turn:
+            scheduler.recovery.hear(request, place, open_request.outputs, open_request.finished)
+            scheduler.tell(HandOver(*place, submit.request_id))
+            return
+        # What was sent to one that was given up has not arrived.
+        is_behind = not is_first and (place != known or request.orphaned_until is not None)
+        if is_first:
+            request.gateway, request.route, request.turn = *place, open_request.turn
+        elif place != known:
+            scheduler.adoption.own(request, *place, open_request.turn)
+        request.orphaned_until = None
+        if request.state is State.ENDED:
+            self._tell_end(request)
+        elif is_first and request.state is State.RUNNING and request.attempt < open_request.attempt:
+            self._disown(request)
+            self._unplaced[submit.request_id] = self._from_gateway(open_request)
+        else:
+            self._confirm(request, open_request)
+            if is_behind:
+                scheduler.adoption.tell_all(request)
+            else:
+                scheduler.tell(Accepted(*place, submit.request_id, 0, "", request.turn))
+                self._reroute(request, *known)
+
+    def _tell_end(self, request: Request) -> None:
         """It ended before its gateway was heard of, which may not have heard of the end."""
-        request.gateway, request.route = submit.gateway, submit.route
         for sequence in request.sequences:
             self._scheduler.recovery.replay(request, sequence)
         self._scheduler.tell_done(request)
 
     def _confirm(self, request: Request, open_request: OpenRequest) -> None:
         """A running request is known to its gateway: the two reports are of one."""
-        scheduler, submit = self._scheduler, open_request.submit
+        scheduler = self._scheduler
+        self._take_outputs(request, open_request)
+        if request.state is State.SEALING and request.request_id not in self._unplaced:
+            scheduler.recovery.ask_seal(request)
+        elif request.state in (State.QUEUED, State.PARKED) and not request.live:
+            # Its gateway had ended it.
+            scheduler.admission.withdraw(request)
+            scheduler.finish(request)
+
+    def told(self, request: Request, submit: Submit) -> bool:
+        """A gateway tells of a request; True: it is the first, and knows what no replica could tell."""
+        scheduler = self._scheduler
+        if self._unconfirmed.pop(request.request_id, None) is None:
+            return False
+        if request.state is State.ENDED:
+            return True
         waits = request.state is State.QUEUED
         if waits:
             # It left its replica before its gateway was heard of: it waits among its own tenant's requests from now on.
@@ -286,23 +365,12 @@ class Rebuild:
         scheduler.tenants.leave(request.tenant)
         request.tenant = scheduler.tenants.get(submit.tenant)
         scheduler.tenants.enter(request.tenant)
-        request.model = submit.model
-        known = request.gateway, request.route
-        request.gateway, request.route = submit.gateway, submit.route
-        self._reroute(request, *known)
-        request.deadline = submit.deadline
+        request.model, request.deadline, request.grace_s = submit.model, submit.deadline, submit.grace_s
         if submit.deadline is not None:
             scheduler.deadlines.wake_at(submit.deadline, request)
-        self._take_outputs(request, open_request)
-        if request.state is State.SEALING:
-            scheduler.recovery.ask_seal(request)
-        elif request.state in (State.QUEUED, State.PARKED) and not request.live:
-            # Its gateway had ended it.
-            if not waits:
-                scheduler.admission.withdraw(request)
-            scheduler.finish(request)
-        elif waits:
+        if waits:
             scheduler.admission.queue(request)
+        return True
 
     def _reroute(self, request: Request, gateway: str, route: int) -> None:
         """The client may have come back through another gateway while nobody could tell its replica."""
@@ -318,6 +386,7 @@ class Rebuild:
         request.state = State.SEALING
         request.attempt = open_request.attempt
         request.is_inherited = True
+        request.turn = open_request.turn
         request.is_cacheable = False
         self._take_outputs(request, open_request)
         return request
@@ -330,12 +399,16 @@ class Rebuild:
                 request.sequences[0].reason = open_request.finished[0]
             return
         for sequence, outputs, reason in zip(request.sequences, known, open_request.finished, strict=True):
-            if sequence.seq or sequence.is_ended:
+            if sequence.is_ended:
                 continue
-            # What a replica has told meanwhile may be on its way to the gateway.
-            if len(outputs) > len(sequence.outputs):
-                sequence.outputs = ids(outputs)
-            sequence.reason = reason
+            if not sequence.seq:
+                # What a replica has told meanwhile may be on its way to the gateway.
+                if len(outputs) > len(sequence.outputs):
+                    sequence.outputs = ids(outputs)
+                sequence.reason = reason
+            elif reason is not Reason.NONE and request.state is State.RUNNING:
+                # Cut at a stop string while nobody could pass that on.
+                self._scheduler.stop_sequence(request, sequence, reason, len(outputs))
 
     # -- the end
 
@@ -363,3 +436,8 @@ def _shape(start: Start) -> tuple[int, int, bool, int]:
     """What must be alike of a request wherever it is told of: its prompt, its sequences, and how long they can get."""
     width = start.sampling.width
     return start.num_prompt, width or start.sampling.n, bool(width), start.sampling.max_tokens or 1
+
+
+def _differs(submit: Submit, request: Request) -> bool:
+    assert request.sampling is not None
+    return bool(difference(submit, request.model, request.prompt, request.sampling, request.priority)[0])

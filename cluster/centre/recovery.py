@@ -13,16 +13,12 @@ from typing import TYPE_CHECKING
 from cluster.centre.replica import Replica
 from cluster.centre.sequences import Request, Sequence, State
 from cluster.messages import (
-    Accepted,
-    Adopt,
     GatewayLost,
     Ids,
     Reason,
-    Refused,
     Replay,
     ReplicaJoined,
     ReplicaLost,
-    Reroute,
     Seal,
     Sealed,
     Tokens,
@@ -122,11 +118,11 @@ class Recovery:
             # Also what was only coming back from host memory: it may have been there, and gone on, unheard of.
             self.seal(request)
         # The tokens of requests that ended there may have died with it: their gateways are asked as well.
-        for request in scheduler.unclosed.values():
+        for request in list(scheduler.unclosed.values()):
             if request.last_replica is replica or any(one.ended_on is replica for one in request.sequences):
                 self.ask_seal(request)
         # So may those of single sequences, whose siblings went on elsewhere: to ask would stop these.
-        for request in scheduler.requests.values():
+        for request in list(scheduler.requests.values()):
             if request.state is not State.SEALING and len(request.sequences) > 1:
                 for sequence in request.sequences:
                     if sequence.ended_on is replica:
@@ -158,25 +154,72 @@ class Recovery:
     def ask_seal(self, request: Request) -> None:
         request.seal_deadline = self._scheduler.now + self._scheduler.settings.seal_timeout_s
         self._scheduler.deadlines.wake_at(request.seal_deadline, request)
-        self._scheduler.tell(Seal(request.gateway, request.route, request.request_id, request.attempt))
+        request.is_sealing = True
+        if request.orphaned_until is None:
+            owner = request.gateway, request.route
+            if owner not in request.witnesses:
+                request.witnesses.append(owner)
+            self._scheduler.tell(Seal(*owner, request.request_id, request.attempt))
+        elif not request.witnesses:
+            # Nobody is left to say what was sent.
+            self._go_on(request)
+
+    def seal_is_late(self, request: Request) -> None:
+        """Who has handed its client over and does not say what it has is waited for once; the owner is asked again."""
+        owner = request.gateway, request.route
+        request.witnesses = [place for place in request.witnesses if place == owner]
+        if request.witnesses:
+            self.ask_seal(request)
+        elif request.is_sealing:
+            self._go_on(request)
 
     def on_sealed(self, sealed: Sealed) -> None:
         scheduler = self._scheduler
         request = scheduler.requests.get(sealed.request_id) or scheduler.unclosed.get(sealed.request_id)
-        if request is None or sealed.attempt != request.attempt:
+        place = sealed.gateway, sealed.route
+        if request is None or place not in request.witnesses:
             scheduler.counters["stale seals"] += 1
             return
-        flaw = self._flaw(request, sealed)
+        is_owner = place == (request.gateway, request.route)
+        if is_owner and sealed.attempt != request.attempt:
+            scheduler.counters["stale seals"] += 1
+            return
+        flaw = _flaw(request, sealed)
         if flaw:
             scheduler.counters["events refused"] += 1
             if request.state is State.SEALING:
                 scheduler.break_off(request, "ABORTED", f"{sealed.request_id}: {flaw}", Reason.DROPPED)
             return
+        request.witnesses.remove(place)
+        self.hear(request, place, sealed.outputs, sealed.finished)
+        if request.is_sealing and not request.witnesses:
+            self._go_on(request)
+
+    def hear(
+        self, request: Request, place: tuple[str, int], outputs: tuple[Ids, ...], finished: tuple[Reason, ...]
+    ) -> None:
+        """A gateway's word on what it has sent of each sequence; the longest counts. Nothing is heard of one that does
+        not know the request. Beams come whole or not at all: only what their owner has can be shown."""
+        if not outputs or (request.width and place != (request.gateway, request.route)):
+            return
+        told = list(zip(outputs, finished, strict=True))
+        known = request.heard or [(ids(), Reason.NONE)] * len(told)
+        request.heard = [
+            max(pair, key=lambda one: (len(one[0]), one[1] is not Reason.NONE))
+            for pair in zip(known, told, strict=True)
+        ]
+
+    def _go_on(self, request: Request) -> None:
+        """All who may know have said what was sent: an attempt that was lost starts again from there."""
+        scheduler = self._scheduler
+        request.is_sealing = False
         self.deaf(request)
-        if request.width:
-            self._seal_group(request, sealed)
-        else:
-            self._take_outputs(request, sealed)
+        heard, request.heard = request.heard, None
+        if heard is not None:
+            if request.width:
+                self._seal_group(request, heard)
+            else:
+                self._take_outputs(request, heard)
         if request.state is State.SEALING:
             request.is_partial = False
             if request.live:
@@ -184,28 +227,19 @@ class Recovery:
             else:
                 scheduler.finish(request)
 
-    def _flaw(self, request: Request, sealed: Sealed) -> str:
-        """Why a gateway cannot have of this request what it says."""
-        longest = max(map(len, sealed.outputs), default=0)
-        if request.width:
-            return "" if sealed.finished else "its gateway says nothing of its beams"
-        if len(sealed.outputs) != len(request.sequences) or longest > request.max_tokens:
-            count = f"{len(sealed.outputs)} of {len(request.sequences)} sequences, of {longest} tokens at most"
-            return f"its gateway has {count}; {request.max_tokens} were asked for"
-        return ""
-
-    def _take_outputs(self, request: Request, sealed: Sealed) -> None:
+    def _take_outputs(self, request: Request, heard: list[tuple[Ids, Reason]]) -> None:
         # Only the worker that drew a token knows its logprobs: what the gateway lacks of it is drawn again.
         sampling = request.sampling
         draws_again = sampling is not None and sampling.logprobs is not None and not request.is_cancelled
-        for sequence, known, finished in zip(request.sequences, sealed.outputs, sealed.finished, strict=True):
+        for sequence, (known, finished) in zip(request.sequences, heard, strict=True):
             if draws_again and finished is Reason.NONE and len(known) < len(sequence.outputs):
                 self._draw_again(request, sequence, known)
             elif len(known) > len(sequence.outputs) and not sequence.is_ended:
                 sequence.outputs = ids(known)
             if finished is not Reason.NONE and not sequence.is_ended:
                 sequence.reason = finished
-            if sequence.is_ended and finished is Reason.NONE:
+            # A gateway that came to it after the end may lack what one before had.
+            if sequence.is_ended and (finished is Reason.NONE or request.is_adopted):
                 self.replay(request, sequence)
         if request.state is State.ENDED and request.live:
             self._scheduler.revive(request)
@@ -216,11 +250,11 @@ class Recovery:
         sequence.outputs, sequence.reason = ids(known), Reason.NONE
         sequence.names = request.names
 
-    def _seal_group(self, request: Request, sealed: Sealed) -> None:
+    def _seal_group(self, request: Request, heard: list[tuple[Ids, Reason]]) -> None:
         """Beams go out whole at the end: the gateway has all of them, or the search is made again."""
         group = request.sequences[0]
-        if all(reason is not Reason.NONE for reason in sealed.finished):
-            group.reason = sealed.finished[0]
+        if all(reason is not Reason.NONE for _, reason in heard):
+            group.reason = heard[0][1]
         elif group.is_ended and not request.is_cancelled and request.state is State.ENDED:
             group.reason = Reason.NONE
             group.outputs = ids()
@@ -239,46 +273,28 @@ class Recovery:
 
     # -- gateways come and go
 
-    def on_adopt(self, adopt: Adopt) -> None:
-        """A client came back through another gateway: tokens go there from now on."""
-        scheduler = self._scheduler
-        request = scheduler.requests.get(adopt.request_id) or scheduler.unclosed.get(adopt.request_id)
-        if request is None or request.tenant.name != adopt.tenant:
-            detail = f"no request {adopt.request_id} of this tenant is under way"
-            scheduler.tell(Refused(adopt.gateway, adopt.route, adopt.request_id, "NOT_FOUND", detail))
-            return
-        request.gateway, request.route = adopt.gateway, adopt.route
-        request.orphaned_until = None
-        request.is_adopted = True
-        if request.refusal is not None:
-            code, detail = request.refusal
-            scheduler.tell(Refused(request.gateway, request.route, request.request_id, code, detail))
-            if request.state is State.ENDED:
-                scheduler.tell_done(request)
-            return
-        scheduler.tell(Accepted(request.gateway, request.route, request.request_id, 0, "resumed"))
-        for sequence in request.sequences:
-            if sequence.seq and request.replica is not None:
-                request.replica.write().reroutes.append(Reroute(sequence.seq, adopt.gateway, adopt.route))
-            elif sequence.outputs or sequence.is_ended:
-                self.replay(request, sequence)
-        if request.state is State.ENDED:
-            # Its first gateway may have died before it could pass this on.
-            scheduler.tell_done(request)
-
     def on_gateway_lost(self, lost: GatewayLost) -> None:
         """Its requests run on for a grace in which their clients can come back through another gateway."""
         scheduler = self._scheduler
-        until = scheduler.now + scheduler.settings.orphan_grace_s
+        scheduler.adoption.give_up(lost.gateway)
         for request in [*scheduler.requests.values(), *scheduler.unclosed.values()]:
             if request.gateway == lost.gateway and request.pin_until is None:
-                request.orphaned_until = until
-                scheduler.deadlines.wake_at(until, request)
-                if request.state is State.SEALING:
-                    # Nobody is left to say what was sent; what the workers reported is a prefix of it, and the same
-                    # draws give the same tokens again.
-                    self.on_sealed(self._own_word(request))
+                grace_s = max(scheduler.settings.orphan_grace_s, request.grace_s)
+                request.orphaned_until = scheduler.now + grace_s
+                scheduler.deadlines.wake_at(request.orphaned_until, request)
+            if any(gateway == lost.gateway for gateway, _ in request.witnesses):
+                # What it had sent nobody can say now. What the workers reported is a prefix of it, and the same draws
+                # give the same tokens again.
+                request.witnesses = [place for place in request.witnesses if place[0] != lost.gateway]
+                if request.is_sealing and not request.witnesses:
+                    self._go_on(request)
 
-    def _own_word(self, request: Request) -> Sealed:
-        outputs: tuple[Ids, ...] = tuple(sequence.outputs for sequence in request.sequences)
-        return Sealed(request.request_id, request.attempt, outputs, tuple(s.reason for s in request.sequences))
+
+def _flaw(request: Request, sealed: Sealed) -> str:
+    """Why a gateway cannot have of this request what it says. One that does not know the route says nothing."""
+    assert request.sampling is not None
+    longest = max(map(len, sealed.outputs), default=0)
+    if len(sealed.outputs) not in (0, request.sampling.n) or longest > request.max_tokens:
+        count = f"{len(sealed.outputs)} of {request.sampling.n} sequences, of {longest} tokens at most"
+        return f"its gateway has {count}; {request.max_tokens} were asked for"
+    return ""

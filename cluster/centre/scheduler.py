@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.centre.admission import Admission
+from cluster.centre.adoption import Adoption
 from cluster.centre.balance import Balance
 from cluster.centre.deadlines import Deadlines
 from cluster.centre.fairness import Tenants
@@ -41,6 +42,7 @@ from cluster.messages import (
     Accepted,
     Adopt,
     Cancel,
+    Claim,
     Closed,
     CloseModel,
     Done,
@@ -95,6 +97,7 @@ class Scheduler:
         self.pressure = Pressure(self)
         self.deadlines = Deadlines(self)
         self.recovery = Recovery(self)
+        self.adoption = Adoption(self)
         self.rebuild = Rebuild(self)
         # Of any model: what a pin computes is thrown away but for its blocks.
         self.pin_sampling = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True, seed=0).resolve(
@@ -117,7 +120,8 @@ class Scheduler:
             StopAt: self._on_stop_at,
             Sealed: self.recovery.on_sealed,
             Closed: self._on_closed,
-            Adopt: self.recovery.on_adopt,
+            Adopt: self.adoption.on_adopt,
+            Claim: self.adoption.on_claim,
             Result: self._on_result,
             ReplicaJoined: self.recovery.on_replica_joined,
             ReplicaLost: self.recovery.on_replica_lost,
@@ -143,6 +147,7 @@ class Scheduler:
                 self._refuse_event(event, flaw)
             else:
                 self._obey[type(event)](event)
+        self.adoption.turn()
         self.rebuild.expire(now)
         self.deadlines.expire(now)
         for replica in list(self.touched.values()):
@@ -166,7 +171,12 @@ class Scheduler:
     @property
     def next_deadline(self) -> float | None:
         """When a turn is due even if nothing happens."""
-        times = (self.deadlines.next, self.rebuild.ends_at, self.admission.next_due)
+        times = (
+            self.deadlines.next,
+            self.rebuild.ends_at,
+            self.admission.next_due,
+            self.adoption.next_deadline,
+        )
         return min((time for time in times if time is not None), default=None)
 
     @property
@@ -178,8 +188,8 @@ class Scheduler:
     def _refuse_event(self, event: Event, flaw: str) -> None:
         """Nothing that comes over a stream ends the scheduler: it is refused by name and counted."""
         self.counters["events refused"] += 1
-        if isinstance(event, Submit | Pin):
-            self.refuse(event, "INVALID_ARGUMENT", flaw)
+        if isinstance(event, Submit | Pin | Adopt):
+            self.refuse(event.submit if isinstance(event, Adopt) else event, "INVALID_ARGUMENT", flaw)
         elif isinstance(event, ReplicaJoined):
             self.recovery.turn_away(event, flaw)
         elif isinstance(event, ReplicaState):
@@ -261,6 +271,12 @@ class Scheduler:
 
     def _on_cancel(self, cancel: Cancel) -> None:
         request = self.requests.get(cancel.request_id)
+        if cancel.gateway:
+            self.adoption.give_up(cancel.gateway, cancel.route)
+            if request is not None and (request.gateway, request.route) != (cancel.gateway, cancel.route):
+                # Its client has come back elsewhere.
+                self.counters["stale cancels"] += 1
+                return
         if request is not None and not request.is_cancelled:
             # The cancel may have come through another gateway than the one that shows the answer.
             self.break_off(request, "CANCELLED", "the request was cancelled", Reason.DROPPED)
@@ -300,14 +316,20 @@ class Scheduler:
             # Its gateway cuts the text of whole hypotheses; the search goes on as it is.
             return
         sequence = request.sequences[stop.index]
-        sequence.reason, sequence.cut = Reason.STOP, stop.num_outputs
         if request.state is State.RUNNING and sequence.seq:
-            assert request.replica is not None
-            request.replica.write().drops.append(Drop(sequence.seq))
-            request.replica.wanting.pop(sequence.seq, None)
-        elif request.state in (State.QUEUED, State.PARKED, State.SEALING) and not request.live:
+            self.stop_sequence(request, sequence, Reason.STOP, stop.num_outputs)
+            return
+        sequence.reason, sequence.cut = Reason.STOP, stop.num_outputs
+        if request.state in (State.QUEUED, State.PARKED, State.SEALING) and not request.live:
             self.admission.withdraw(request)
             self.finish(request)
+
+    def stop_sequence(self, request: Request, sequence: TokenSequence, reason: Reason, num_outputs: int) -> None:
+        """One that runs has all its tokens: its worker is told."""
+        assert request.replica is not None and request.state is State.RUNNING
+        sequence.reason, sequence.cut = reason, num_outputs
+        request.replica.write().drops.append(Drop(sequence.seq))
+        request.replica.wanting.pop(sequence.seq, None)
 
     def finish(self, request: Request) -> None:
         """All its sequences have ended and hold nothing."""
@@ -360,8 +382,9 @@ class Scheduler:
             # A gateway that told a new scheduler its state may get the last tokens only then, of an old attempt or from
             # the old scheduler. Under another route the client has asked again.
             self.abort(under_way, Reason.DROPPED)
-        request = self.unclosed.pop(closed.request_id, None)
-        if request is not None:
+        request = self.unclosed.get(closed.request_id)
+        if request is not None and (request.gateway, request.route) == (closed.gateway, closed.route):
+            del self.unclosed[closed.request_id]
             # Requests and sequences name each other: taken apart they are freed at once, without the collector.
             request.sequences = []
 

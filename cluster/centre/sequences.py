@@ -148,6 +148,8 @@ class Request:
         "digest",
         "forked_from",
         "gateway",
+        "grace_s",
+        "heard",
         "host",
         "host_block_seconds",
         "host_paid",
@@ -156,6 +158,7 @@ class Request:
         "is_cancelled",
         "is_inherited",
         "is_partial",
+        "is_sealing",
         "last_replica",
         "max_tokens",
         "may_fetch",
@@ -183,8 +186,10 @@ class Request:
         "state",
         "tenant",
         "trace",
+        "turn",
         "why_preempted",
         "width",
+        "witnesses",
     )
 
     def __init__(self, submit: Submit | Pin, arrival: int, tenant: Tenant, now: float) -> None:
@@ -227,12 +232,19 @@ class Request:
         self.host_paid = 0.0
         self.host_block_seconds = 0.0
         self.seal_deadline = 0.0
+        # Gateways and routes that have owned it and may know of tokens that nobody else does: their word is awaited.
+        # What they told; and whether a seal goes on, which ends when all of them have.
+        self.witnesses: list[tuple[str, int]] = []
+        self.heard: list[tuple[Ids, Reason]] | None = None
+        # Which of its owners the present gateway is (see `Adoption`).
+        self.is_sealing, self.turn = False, 0
         # Its prefix may come from another pool; no more once that went wrong.
         self.may_fetch = True
         # When it last came to another replica alive.
         self.moved_at = -1e9
         self.pin_until: float | None = None
-        # Its gateway died; its client has until then to come back through another one.
+        # Its gateway died; its client has until then to come back through another one, and this long by its own wish.
+        self.grace_s = 0.0 if isinstance(submit, Pin) else submit.grace_s
         self.orphaned_until: float | None = None
         # A reroute may have come too late for its worker, so what ends is told from here as well.
         self.is_adopted = False
@@ -242,7 +254,6 @@ class Request:
         self.refusal: tuple[str, str] | None = None
         # Beam search: its beams are one sequence for the scheduler, whose table is all the blocks of the group.
         self.width = 0
-        outputs: tuple[Ids, ...] = ()
         if isinstance(submit, Pin):
             self.pin_until = submit.until
             self.sampling = None
@@ -257,9 +268,7 @@ class Request:
             self.max_tokens = submit.sampling.max_tokens or 1
             self.width = submit.sampling.width
             count = 1 if self.width else submit.sampling.n or 1
-            outputs = () if self.width else submit.outputs
-        known = [ids(output) for output in outputs] or [ids() for _ in range(count)]
-        self.sequences = [Sequence(self, index, known[index]) for index in range(count)]
+        self.sequences = [Sequence(self, index, ids()) for index in range(count)]
 
     @property
     def precedence(self) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from cluster.errors import QuireError
 from cluster.gateway.log import RequestLog, SequenceLog
-from cluster.messages import Accepted, Done, Reason, Started, Submit
+from cluster.messages import Accepted, Cancel, Claim, Done, Reason, Started, Submit
 from cluster.watching.metrics_gateway import ModelFigures
 from cluster.watching.tracing import Span
 from cluster.wire.tokens import fill_logprob
@@ -79,17 +79,18 @@ class Answer:
         "first_token",
         "grace_s",
         "is_adopted",
-        "is_asked_again",
         "is_cancelled",
         "is_counted",
         "last_token",
         "log",
+        "num_claims",
         "outlet",
         "route",
         "span",
         "started",
         "submit",
         "timer",
+        "turn",
     )
 
     def __init__(
@@ -115,8 +116,10 @@ class Answer:
         self.is_cancelled = False
         # It began at another gateway, and a client came back through this one.
         self.is_adopted = False
-        # The scheduler lost sight of this gateway, and was asked for the request again.
-        self.is_asked_again = False
+        # Its client came back here, and the scheduler has not answered yet that the request is told to this gateway.
+        self.num_claims = 0
+        # Which of its owners this gateway is (see Accepted).
+        self.turn = 0
         self.outlet: Outlet | None = None
         self.cursor: Cursor | None = None
         # Tokens in the log when its client went away.
@@ -131,6 +134,13 @@ class Answer:
     def is_over(self) -> bool:
         """Nothing of it is to come: not from the scheduler, not from a worker."""
         return self.failure is not None or (self.done is not None and self.log.is_complete)
+
+    def claim(self) -> Claim:
+        return Claim(self.request_id, self.submit.gateway, self.route)
+
+    def given_up(self) -> Cancel:
+        """Nobody waits for it here: it ends, unless its client has come back elsewhere."""
+        return Cancel(self.request_id, self.submit.gateway, self.route)
 
     def wake(self) -> None:
         if self.outlet is not None:

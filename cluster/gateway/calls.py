@@ -18,7 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from cluster.errors import Aborted, QuireError, WorkFailed
+from cluster.errors import QuireError, WorkFailed
 from cluster.gateway.errors import trailer_of
 from cluster.gateway.intake import parse
 from cluster.serving.auth import Caller, Right, TokenBook
@@ -134,7 +134,3 @@ def _metadata(context: Context, name: str) -> str | None:
         if key == name:
             return value if isinstance(value, str) else None
     return None
-
-
-def resumed_elsewhere() -> Aborted:
-    return Aborted("the request was resumed on another connection")

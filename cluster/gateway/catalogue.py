@@ -12,6 +12,8 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from hashlib import blake2b
 from typing import TypeAlias
 
 from cluster.errors import InvalidRequest, NotFound, Unavailable
@@ -20,6 +22,7 @@ from cluster.gateway.intake import Question, check_length, read_prompt
 from cluster.gateway.models import TextModel
 from cluster.hashing import BlockHasher
 from cluster.messages import Pin, Submit
+from cluster.messages.resume import difference
 from cluster.sampling import SamplingParams
 from protos.quire.v1 import inference_pb2 as pb
 
@@ -92,7 +95,7 @@ class Catalogue:
         prompt = await read_prompt(question.prompt, model)
         longest = _longest(served, model)
         check_length(prompt, longest)
-        sampling = model.resolve(question.params, len(prompt), longest, seed=secrets.randbits(63))
+        sampling = model.resolve(question.params, len(prompt), longest, seed=self._seed(tenant, client_id))
         await self._check_structure(model, sampling)
         return Submit(
             request_id=cluster_id(tenant, client_id),
@@ -107,7 +110,27 @@ class Catalogue:
             salt=tenant.encode(),
             deadline=None if question.timeout_s is None else time.monotonic() + question.timeout_s,
             digest=served.digest,
+            grace_s=question.grace_s,
         )
+
+    async def check_resume(self, question: Question, known: Submit) -> None:
+        """Raises `InvalidRequest` for a client that comes back with another request than the one under way."""
+        model = self.models[known.model]
+        prompt = await read_prompt(question.prompt, model)
+        served, params = self.served.get(known.model), question.params
+        longest = model.max_model_len if served is None else _longest(served, model)
+        if params.max_tokens is None:
+            params = replace(params, max_tokens=known.sampling.max_tokens)
+        asked = replace(
+            known,
+            model=question.model or known.model,
+            prompt=prompt,
+            sampling=model.resolve(params, len(prompt), longest, seed=known.sampling.seed or 0),
+            priority=question.priority,
+        )
+        field, problem = difference(asked, known.model, known.prompt, known.sampling, known.priority)
+        if field:
+            raise InvalidRequest(field, problem, "resume with the request as it was asked, or give another id")
 
     async def pin(self, tenant: str, model_name: str, prompt: pb.Prompt, ttl_s: float) -> tuple[Pin, int]:
         """A prefix to be kept, and how many of its tokens fill whole blocks."""
@@ -142,6 +165,11 @@ class Catalogue:
             except TimeoutError as error:
                 problem = f"could not be compiled within {STRUCTURE_S:g} s"
                 raise InvalidRequest("structured_outputs", problem, "make it smaller, or try again") from error
+
+    def _seed(self, tenant: str, client_id: str) -> int:
+        """For a request that names none: each has its own, and has it at whichever gateway its client comes back."""
+        name = cluster_id(tenant, client_id).encode()
+        return int.from_bytes(blake2b(name, key=self._hash_key, digest_size=8, person=b"quire.seed.v1").digest()) >> 1
 
     def _next_route(self) -> int:
         self._route += 1

@@ -88,7 +88,7 @@ def error_of(refused: Refused, shown_id: str) -> QuireError:
     detail = refused.detail.replace(refused.request_id, shown_id) if refused.request_id else refused.detail
     code = refused.code
     if code == "INVALID_ARGUMENT":
-        return InvalidRequest("request", detail)
+        return InvalidRequest(refused.field or "request", detail)
     if code == "ALREADY_EXISTS":
         return AlreadyExists("request_id", detail, "give another id, or resume")
     if code == "RESOURCE_EXHAUSTED":
@@ -99,3 +99,7 @@ def error_of(refused: Refused, shown_id: str) -> QuireError:
         kind.grpc_status: kind for kind in (NotFound, DeadlineExceeded, Aborted, AccessDenied)
     }
     return kinds.get(code, WorkFailed)(detail)
+
+
+def resumed_elsewhere() -> Aborted:
+    return Aborted("the request was resumed on another connection")

@@ -99,13 +99,19 @@ class FrontLink:
             newest_protocol=NEWEST_PROTOCOL,
         )
         await stream.write(pb.AttachRequest(hello=hello, taken=self._taken))
-        first = await asyncio.wait_for(self._read(stream), CONNECT_S)
+        async with asyncio.timeout(CONNECT_S):
+            first = await self._read(stream)
         if first is None or not first.HasField("welcome"):
             raise ProtocolError("the scheduler's first word was no welcome")
         yield (self._begin(first),)
         writer = asyncio.create_task(self._write(stream))
         try:
-            while (response := await asyncio.wait_for(self._read(stream), self._silence_s)) is not None:
+            while True:
+                # Not `wait_for`, which may swallow the end of the task that reads here.
+                async with asyncio.timeout(self._silence_s):
+                    response = await self._read(stream)
+                if response is None:
+                    return
                 batch = self._orders_of(response)
                 if batch:
                     yield batch

@@ -18,7 +18,6 @@ from typing import Any
 from cluster.errors import (
     Aborted,
     AlreadyExists,
-    InvalidRequest,
     ProtocolError,
     QueueFull,
     QuireError,
@@ -27,14 +26,14 @@ from cluster.errors import (
 )
 from cluster.gateway.answer import Answer, Cursor, Outlet
 from cluster.gateway.catalogue import Catalogue, LoadText, cluster_id
-from cluster.gateway.errors import error_of
+from cluster.gateway.errors import error_of, resumed_elsewhere
 from cluster.gateway.front import Connected, Disconnected, Order, SchedulerLink, ServedModels
 from cluster.gateway.intake import Question, check_positions
 from cluster.gateway.log import RequestLog
 from cluster.gateway.models import TextModel
 from cluster.gateway.pins import Pins
 from cluster.gateway.settings import GatewaySettings
-from cluster.gateway.state import Closing, adopt, ask_again_events, state_events
+from cluster.gateway.state import Closing, state_events
 from cluster.gateway.watch import Watch
 from cluster.messages import (
     Accepted,
@@ -42,6 +41,7 @@ from cluster.messages import (
     Cancel,
     Closed,
     Done,
+    HandOver,
     Reason,
     Refused,
     Replay,
@@ -62,6 +62,9 @@ LAST_TOKENS_S = 10.0
 """The scheduler's Done and a worker's last tokens come by different roads; tokens that are later than this are lost."""
 
 LINGER_S = 2.0
+
+_UNKNOWN = ("NOT_FOUND", "ALREADY_EXISTS", "INVALID_ARGUMENT")
+"""Refusals behind which the scheduler says no more: it does not know the request, or another one under its name."""
 
 
 class Gateway:
@@ -98,6 +101,7 @@ class Gateway:
             Started: self._on_started,
             Refused: self._on_refused,
             Seal: self._on_seal,
+            HandOver: self._on_hand_over,
             Replay: self._on_replay,
             Done: self._on_done,
             ServedModels: self._on_models,
@@ -146,12 +150,17 @@ class Gateway:
         answer = self._by_id.get(cluster_id(tenant, question.client_id))
         if answer is None:
             answer = await self._adopt(tenant, question)
-        if len(answer.log.sequences) != len(question.positions):
-            problem = f"has {len(question.positions)} entries, and the request {len(answer.log.sequences)} sequences"
-            raise InvalidRequest("resume.positions", problem, "give one for each sequence")
-        if not answer.is_adopted:
-            # What another gateway sent may still be on its way here.
-            check_positions(question.positions, [len(sequence.ids) for sequence in answer.log.sequences])
+        else:
+            await self.catalogue.check_resume(question, answer.submit)
+            if self._answers.get(answer.route) is not answer:
+                raise Unavailable("the request has just left this gateway", 0.1)
+            if not answer.is_adopted:
+                # What another gateway sent may still be on its way here.
+                check_positions(question.positions, [len(sequence.ids) for sequence in answer.log.sequences])
+            if answer.accepted is not None and answer.ended is None:
+                # The client may have been at another gateway meanwhile.
+                answer.num_claims += 1
+                self._link.send(answer.claim())
         old = answer.outlet
         answer.outlet, answer.cursor = outlet, Cursor(answer, tag, question.positions)
         if old is not None:
@@ -166,12 +175,14 @@ class Gateway:
         submit = await self.catalogue.submit(tenant, question.client_id, question)
         # Another resume may have come first while the prompt was read.
         answer = self._by_id.get(submit.request_id)
-        if answer is None:
+        if answer is not None:
+            await self.catalogue.check_resume(question, answer.submit)
+        else:
             assert question.positions is not None
             check_positions(question.positions, [submit.sampling.max_tokens or 1] * len(question.positions))
             answer = self._enter(submit, question.client_id, question.grace_s)
             answer.is_adopted = True
-            self._send_new(answer, adopt(submit))
+            self._send_new(answer, Adopt(submit))
         return answer
 
     def _enter(self, submit: Submit, client_id: str, grace_s: float) -> Answer:
@@ -238,10 +249,12 @@ class Gateway:
     def _on_accepted(self, accepted: Accepted) -> None:
         answer = self._answers.get(accepted.route)
         if answer is not None:
+            answer.turn = accepted.turn
+            answer.num_claims = max(0, answer.num_claims - 1)
             if answer.accepted is None:
                 answer.stop_timer()
-            answer.accepted = accepted
-            answer.wake()
+                answer.accepted = accepted
+                answer.wake()
 
     def _on_started(self, started: Started) -> None:
         answer = self._answers.get(started.route)
@@ -257,21 +270,33 @@ class Gateway:
         answer = self._answers.get(refused.route)
         if answer is None or answer.is_over or answer.is_cancelled:
             return
-        if answer.is_asked_again and refused.code == "NOT_FOUND":
-            self._lost_with_scheduler(answer)
-            return
         self._fail(answer, error_of(refused, answer.client_id))
-        if answer.accepted is None:
-            # Nothing more is said of what was never taken.
+        if answer.accepted is None or refused.code in _UNKNOWN:
+            # Nothing more is said of it.
             self._forget(answer)
 
     def _on_seal(self, seal: Seal) -> None:
         answer = self._answers.get(seal.route)
+        place = seal.request_id, seal.gateway, seal.route
         if answer is None:
-            self.num_stale += 1
+            self._link.send(Sealed(*place, seal.attempt, (), ()))
             return
         answer.log.seal(seal.attempt)
-        self._link.send(Sealed(seal.request_id, seal.attempt, answer.log.outputs, answer.log.reasons))
+        self._link.send(Sealed(*place, seal.attempt, answer.log.outputs, answer.log.reasons))
+
+    def _on_hand_over(self, order: HandOver) -> None:
+        answer, place = self._answers.get(order.route), (order.request_id, order.gateway, order.route)
+        if answer is None:
+            self._link.send(Sealed(*place, 0, (), ()))
+            return
+        if answer.num_claims:
+            # The client has been back here since: the scheduler is about to hear so.
+            return
+        self._link.send(Sealed(*place, 0, answer.log.outputs, answer.log.reasons))
+        if answer.ended is None:
+            self._fail(answer, resumed_elsewhere())
+        if answer.ended is None or answer.outlet is None:
+            self._forget(answer)
 
     def _on_replay(self, replay: Replay) -> None:
         """The scheduler's own record of a sequence that has ended, whose tokens may have died with their worker."""
@@ -315,10 +340,8 @@ class Gateway:
         self.is_connected = True
         self.catalogue.take_key(connected.hash_key)
         events: list[FrontEvent] = []
-        if connected.wants_state:
+        if connected.wants_state or connected.was_lost:
             events = state_events(self.settings.name, self._answers.values())
-        elif connected.was_lost:
-            events = ask_again_events(self._answers.values())
         for event in events:
             self._link.send(event)
         if connected.wants_state or connected.was_lost:
@@ -330,15 +353,6 @@ class Gateway:
         log.log(logging.WARNING if self.is_connected else logging.DEBUG, "the scheduler is away: %s", away.detail)
         self.is_connected = False
         self.readiness_changed.set()
-
-    def _lost_with_scheduler(self, answer: Answer) -> None:
-        """The scheduler knows the request no more. Nothing was sent of it: it is submitted as new; else it is lost."""
-        answer.is_asked_again = False
-        if answer.log.num_tokens or answer.is_adopted:
-            self._fail(answer, Unavailable("the request was given up while this gateway was cut off", 1.0))
-            self._forget(answer)
-        else:
-            self._link.send(answer.submit)
 
     # -- endings
 
@@ -389,7 +403,7 @@ class Gateway:
             return
         answer.is_cancelled = True
         answer.log.abort()
-        self._link.send(Cancel(answer.request_id))
+        self._link.send(answer.given_up())
         self._settle(answer)
 
     def _give_up_waiting(self, answer: Answer) -> None:
@@ -403,7 +417,7 @@ class Gateway:
     def _drop(self, answer: Answer, error: QuireError) -> None:
         """This gateway gives the request up."""
         self._fail(answer, error)
-        self._link.send(Cancel(answer.request_id))
+        self._link.send(answer.given_up())
         if answer.accepted is None:
             self._forget(answer)
         else:

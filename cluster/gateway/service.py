@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator
 
 from cluster.errors import InvalidRequest, QuireError
 from cluster.gateway.answer import MAX_FILL_BYTES, Answer, Cursor, Outlet
-from cluster.gateway.calls import Call, Method, resumed_elsewhere
-from cluster.gateway.errors import status_of
+from cluster.gateway.calls import Call, Method
+from cluster.gateway.errors import resumed_elsewhere, status_of
 from cluster.gateway.gateway import Gateway
 from cluster.gateway.gateways import lister
 from cluster.gateway.intake import Question, read_generate, read_prompt, read_ttl

@@ -10,20 +10,16 @@ from collections.abc import Iterable
 
 from cluster.gateway.answer import Answer
 from cluster.gateway.front import SchedulerLink
-from cluster.messages import Adopt, Cancel, Closed, GatewayState, OpenRequest, StopAt, Submit
+from cluster.messages import Adopt, Closed, GatewayState, OpenRequest
 from cluster.wire.front import FrontEvent
 
 
-def adopt(submit: Submit) -> Adopt:
-    return Adopt(submit.request_id, submit.tenant, submit.gateway, submit.route)
-
-
 def state_events(gateway: str, answers: Iterable[Answer]) -> list[FrontEvent]:
-    """For a new scheduler: all that is under way, then what was asked of the old one and not answered."""
+    """For a scheduler that knows nothing of this gateway: all that is under way, then what waits for an answer."""
     under_way = [answer for answer in answers if answer.ended is None]
     adopting = [answer for answer in under_way if answer.is_adopted and answer.accepted is None]
     requests = tuple(
-        OpenRequest(answer.submit, answer.log.next_attempt, answer.log.outputs, answer.log.reasons)
+        OpenRequest(answer.submit, answer.log.next_attempt, answer.log.outputs, answer.log.reasons, answer.turn)
         for answer in under_way
         if answer not in adopting
     )
@@ -31,26 +27,12 @@ def state_events(gateway: str, answers: Iterable[Answer]) -> list[FrontEvent]:
     for answer in under_way:
         if answer.is_cancelled or answer.failure is not None:
             # A state cannot say that a client has gone.
-            events.append(Cancel(answer.request_id))
+            events.append(answer.given_up())
         elif answer in adopting:
-            events.append(adopt(answer.submit))
-    return events
-
-
-def ask_again_events(answers: Iterable[Answer]) -> list[FrontEvent]:
-    """For a scheduler that had given this gateway up: each request is taken up again, or ended."""
-    events: list[FrontEvent] = []
-    for answer in answers:
-        if answer.ended is not None:
-            continue
-        if answer.is_cancelled or answer.failure is not None:
-            events.append(Cancel(answer.request_id))
-            continue
-        answer.is_asked_again = True
-        events.append(adopt(answer.submit))
-        for sequence in answer.log.sequences:
-            if sequence.stop_string is not None:
-                events.append(StopAt(answer.request_id, sequence.index, len(sequence.ids)))
+            events.append(Adopt(answer.submit))
+        elif answer.num_claims:
+            answer.num_claims = 1
+            events.append(answer.claim())
     return events
 
 

@@ -18,6 +18,7 @@ Words used by every message:
 from cluster.messages.events import (
     Adopt,
     Cancel,
+    Claim,
     Closed,
     CloseModel,
     Drain,
@@ -38,7 +39,19 @@ from cluster.messages.events import (
     Submit,
     Tick,
 )
-from cluster.messages.orders import Accepted, Done, Expel, GiveUp, Order, Refused, Replay, Seal, Started, TurnAway
+from cluster.messages.orders import (
+    Accepted,
+    Done,
+    Expel,
+    GiveUp,
+    HandOver,
+    Order,
+    Refused,
+    Replay,
+    Seal,
+    Started,
+    TurnAway,
+)
 from cluster.messages.plans import Beams, Copy, Drop, Extends, Fork, Plan, Reroute, Revoke, Road, Start, Transfer
 from cluster.messages.results import Advances, GroupTables, Logprobs, Result, Revoked, Stopped, Tokens, Transferred
 from cluster.messages.values import ATTEMPT_BITS, EPOCH_BITS, Ids, Reason, ids
@@ -49,6 +62,7 @@ __all__ = [
     "Advances",
     "Beams",
     "Cancel",
+    "Claim",
     "CloseModel",
     "Closed",
     "Copy",
@@ -65,6 +79,7 @@ __all__ = [
     "GatewayState",
     "GiveUp",
     "GroupTables",
+    "HandOver",
     "HostPoolJoined",
     "HostPoolLost",
     "HostPoolSettled",

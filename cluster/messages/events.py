@@ -26,14 +26,18 @@ class Submit:
     priority: int = 0  # lower goes first
     salt: bytes = b""
     deadline: float | None = None  # on the scheduler's clock
-    outputs: tuple[Ids, ...] = ()  # a gateway submits anew what it has already sent (scheduler rebuilt, resume)
     trace: str = ""  # W3C traceparent of the gateway's span; empty: nobody traces
     digest: bytes = b""  # of the model that `hashes` were made for
+    grace_s: float = 0.0  # so long its client may come back after its gateway has died
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
+    """Nobody wants the request any more. With a gateway: only if this route is still the one that it is told to."""
+
     request_id: str
+    gateway: str = ""
+    route: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +51,12 @@ class StopAt:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """A gateway's answer to Seal: all output tokens that it holds of each sequence; older attempts are deaf now."""
+    """A gateway's answer to Seal and HandOver: all output tokens that it holds of each sequence, none if it does not
+    know the route. Attempts up to this one are deaf there now; behind a HandOver (attempt 0) all are."""
 
     request_id: str
+    gateway: str
+    route: int
     attempt: int
     outputs: tuple[Ids, ...]
     finished: tuple[Reason, ...]
@@ -67,10 +74,17 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Adopt:
-    """A client resumes a request through this gateway, also after its first gateway died."""
+    """A client resumes a request through a gateway that holds nothing of it: `submit` is the request as that gateway
+    would have asked it. From here on tokens go there, whoever had them before."""
+
+    submit: Submit
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A client came back to a gateway that holds its request under this route. Meanwhile it may have been elsewhere."""
 
     request_id: str
-    tenant: str
     gateway: str
     route: int
 
@@ -160,17 +174,20 @@ class ReplicaState:
 
 @dataclass(frozen=True, slots=True)
 class OpenRequest:
-    """A request that a gateway has not closed: as it was submitted, its last attempt, what came of each sequence."""
+    """A request that a gateway has not closed: as it was submitted, its last attempt, what came of each sequence, and
+    the turn in which its route is that gateway's (see Accepted)."""
 
     submit: Submit
     attempt: int
     outputs: tuple[Ids, ...]
     finished: tuple[Reason, ...]
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayState:
-    """A gateway tells a new scheduler which requests are under way and what it has of them."""
+    """A gateway tells a scheduler that is new, or had given it up, which requests are under way and what it has of
+    them."""
 
     gateway: str
     requests: tuple[OpenRequest, ...]
@@ -220,6 +237,7 @@ Event: TypeAlias = (
     | Sealed
     | Closed
     | Adopt
+    | Claim
     | Pin
     | Result
     | ReplicaJoined

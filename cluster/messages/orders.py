@@ -12,13 +12,15 @@ from cluster.messages.results import Tokens
 @dataclass(frozen=True, slots=True)
 class Accepted:
     """The request is ours from here on. `place` requests of its model wait before it; `reason`: why it waits itself,
-    empty if it starts at once."""
+    empty if it starts at once. Answers Submit, Adopt and Claim. `turn` rises with every change of the gateway that a
+    request is told to: of two that think so the higher one is right."""
 
     gateway: str
     route: int
     request_id: str
     place: int
     reason: str
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class Refused:
     code: str
     detail: str
     retry_after_s: float = 0.0
+    field: str = ""  # of the client's request, where one is to blame
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,15 @@ class Seal:
     route: int
     request_id: str
     attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """The client came back through another gateway: tell what you hold (Sealed) and forget the route."""
+
+    gateway: str
+    route: int
+    request_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,4 +116,4 @@ class Expel:
     detail: str
 
 
-Order: TypeAlias = Plan | GiveUp | Expel | TurnAway | Accepted | Started | Refused | Seal | Replay | Done
+Order: TypeAlias = Plan | GiveUp | Expel | TurnAway | Accepted | Started | Refused | Seal | HandOver | Replay | Done

@@ -18,6 +18,7 @@ from cluster.messages import (
     Done,
     Event,
     GatewayState,
+    HandOver,
     Ids,
     OpenRequest,
     Order,
@@ -54,6 +55,7 @@ class Open:
         self.finished = [Reason.NONE] * client.num_sequences
         self.is_done = False
         self.is_cancelled = False
+        self.turn = 0
 
     @property
     def is_complete(self) -> bool:
@@ -80,6 +82,7 @@ class SimGateway(Process):
             Started: lambda order: None,
             Refused: self._on_refused,
             Seal: self._on_seal,
+            HandOver: self._on_hand_over,
             Replay: lambda order: self._on_tokens(order.tokens),
             Done: self._on_done,
         }
@@ -97,7 +100,7 @@ class SimGateway(Process):
         """The client had another gateway, which died; it has `client.received`."""
         request = self._begin(client)
         client.num_resumes += 1
-        self.tell(Adopt(client.ask.request_id, client.ask.tenant, self.name, request.route))
+        self.tell(Adopt(request.submit))
 
     def _begin(self, client: Client) -> Open:
         self._num_routes += 1
@@ -177,6 +180,7 @@ class SimGateway(Process):
         request = self.open.get(accepted.route)
         if request is not None:
             request.client.accepted = True
+            request.turn = accepted.turn
 
     def _on_refused(self, refused: Refused) -> None:
         request = self.open.pop(refused.route, None)
@@ -195,13 +199,20 @@ class SimGateway(Process):
         request.client.detail = refused.detail
 
     def _on_seal(self, seal: Seal) -> None:
-        request = self.open.get(seal.route)
+        request, place = self.open.get(seal.route), (seal.request_id, seal.gateway, seal.route)
         if request is None:
+            self.tell(Sealed(*place, seal.attempt, (), ()))
             return
         request.sealed = max(request.sealed, seal.attempt)
         request.attempt = max(request.attempt, seal.attempt)
         outputs = tuple(ids(log) for log in request.outputs)
-        self.tell(Sealed(seal.request_id, seal.attempt, outputs, tuple(request.finished)))
+        self.tell(Sealed(*place, seal.attempt, outputs, tuple(request.finished)))
+
+    def _on_hand_over(self, order: HandOver) -> None:
+        request = self.open.pop(order.route, None)
+        outputs = tuple(ids(log) for log in request.outputs) if request is not None else ()
+        finished = tuple(request.finished) if request is not None else ()
+        self.tell(Sealed(order.request_id, order.gateway, order.route, 0, outputs, finished))
 
     def _on_done(self, done: Done) -> None:
         request = self.open.get(done.route)
@@ -230,6 +241,7 @@ class SimGateway(Process):
                 max(request.attempt, request.sealed + 1 if request.sealed else 0),
                 tuple(ids(log) for log in request.outputs),
                 tuple(request.finished),
+                request.turn,
             )
             for request in self.open.values()
         )

@@ -15,9 +15,11 @@ from cluster.messages import (
     Accepted,
     Adopt,
     Cancel,
+    Claim,
     Closed,
     Done,
     GatewayState,
+    HandOver,
     OpenRequest,
     Pin,
     Reason,
@@ -34,8 +36,8 @@ from cluster.wire.sampling import fill_resolved, resolved_from
 from cluster.wire.tokens import fill_tokens, tokens_from
 from protos.quire.v1 import front_pb2 as pb
 
-FrontEvent: TypeAlias = Submit | Cancel | StopAt | Sealed | Closed | Adopt | Pin | GatewayState
-Notice: TypeAlias = Accepted | Started | Refused | Seal | Replay | Done
+FrontEvent: TypeAlias = Submit | Cancel | StopAt | Sealed | Closed | Adopt | Claim | Pin | GatewayState
+Notice: TypeAlias = Accepted | Started | Refused | Seal | HandOver | Replay | Done
 
 # ---------------------------------------------------------------- events: gateway -> scheduler
 
@@ -64,9 +66,9 @@ def _fill_submit(message: pb.Submit, submit: Submit, now: float) -> None:
     message.salt = submit.salt
     if submit.deadline is not None:
         message.timeout_s = submit.deadline - now
-    message.outputs.extend([output.tobytes() for output in submit.outputs])
     message.trace = submit.trace
     message.digest = submit.digest
+    message.grace_s = submit.grace_s
 
 
 def _submit_from(message: pb.Submit, now: float) -> Submit:
@@ -82,9 +84,9 @@ def _submit_from(message: pb.Submit, now: float) -> Submit:
         priority=message.priority,
         salt=message.salt,
         deadline=now + message.timeout_s if message.HasField("timeout_s") else None,
-        outputs=tuple([ids_from(output) for output in message.outputs]),
         trace=message.trace,
         digest=message.digest,
+        grace_s=message.grace_s,
     )
 
 
@@ -132,6 +134,7 @@ def _fill_stop_at(message: pb.FrontEvent, stop: StopAt, now: float) -> None:
 def _fill_sealed(message: pb.FrontEvent, sealed: Sealed, now: float) -> None:
     part = message.sealed
     part.request_id = sealed.request_id
+    part.gateway, part.route = sealed.gateway, sealed.route
     part.attempt = sealed.attempt
     part.outputs.extend([output.tobytes() for output in sealed.outputs])
     part.finished.extend([REASONS_TO_WIRE[reason] for reason in sealed.finished])
@@ -139,11 +142,13 @@ def _fill_sealed(message: pb.FrontEvent, sealed: Sealed, now: float) -> None:
 
 def _sealed_from(message: pb.SealedEvent, now: float) -> Sealed:
     outputs = tuple([ids_from(output) for output in message.outputs])
-    return Sealed(message.request_id, message.attempt, outputs, _reasons_from(message.finished))
+    reasons = _reasons_from(message.finished)
+    return Sealed(message.request_id, message.gateway, message.route, message.attempt, outputs, reasons)
 
 
 def _fill_cancel(message: pb.FrontEvent, cancel: Cancel, now: float) -> None:
-    message.cancel.request_id = cancel.request_id
+    part = message.cancel
+    part.request_id, part.gateway, part.route = cancel.request_id, cancel.gateway, cancel.route
 
 
 def _fill_closed(message: pb.FrontEvent, closed: Closed, now: float) -> None:
@@ -151,12 +156,9 @@ def _fill_closed(message: pb.FrontEvent, closed: Closed, now: float) -> None:
     part.request_id, part.gateway, part.route = closed.request_id, closed.gateway, closed.route
 
 
-def _fill_adopt(message: pb.FrontEvent, adopt: Adopt, now: float) -> None:
-    part = message.adopt
-    part.request_id = adopt.request_id
-    part.tenant = adopt.tenant
-    part.gateway = adopt.gateway
-    part.route = adopt.route
+def _fill_claim(message: pb.FrontEvent, claim: Claim, now: float) -> None:
+    part = message.claim
+    part.request_id, part.gateway, part.route = claim.request_id, claim.gateway, claim.route
 
 
 def _fill_gateway_state(message: pb.FrontEvent, state: GatewayState, now: float) -> None:
@@ -167,6 +169,7 @@ def _fill_gateway_state(message: pb.FrontEvent, state: GatewayState, now: float)
         part.attempt = request.attempt
         part.outputs.extend([output.tobytes() for output in request.outputs])
         part.finished.extend([REASONS_TO_WIRE[reason] for reason in request.finished])
+        part.turn = request.turn
 
 
 def _gateway_state_from(message: pb.GatewayState, now: float) -> GatewayState:
@@ -175,7 +178,8 @@ def _gateway_state_from(message: pb.GatewayState, now: float) -> GatewayState:
 
 def _open_request_from(message: pb.OpenRequest, now: float) -> OpenRequest:
     outputs = tuple([ids_from(output) for output in message.outputs])
-    return OpenRequest(_submit_from(message.submit, now), message.attempt, outputs, _reasons_from(message.finished))
+    submit, reasons = _submit_from(message.submit, now), _reasons_from(message.finished)
+    return OpenRequest(submit, message.attempt, outputs, reasons, message.turn)
 
 
 def _reasons_from(numbers: Iterable[int]) -> tuple[Reason, ...]:
@@ -189,17 +193,19 @@ _FILL_EVENT: Mapping[type, Callable[[pb.FrontEvent, Any, float], None]] = {
     Sealed: _fill_sealed,
     Cancel: _fill_cancel,
     Closed: _fill_closed,
-    Adopt: _fill_adopt,
+    Adopt: lambda message, event, now: _fill_submit(message.adopt.submit, event.submit, now),
+    Claim: _fill_claim,
     GatewayState: _fill_gateway_state,
 }
 _READ_EVENT: Mapping[str, Callable[[Any, float], FrontEvent]] = {
     "submit": _submit_from,
     "pin": _pin_from,
-    "cancel": lambda message, now: Cancel(message.request_id),
+    "cancel": lambda message, now: Cancel(message.request_id, message.gateway, message.route),
     "closed": lambda message, now: Closed(message.request_id, message.gateway, message.route),
     "stop_at": lambda message, now: StopAt(message.request_id, message.index, message.num_outputs),
     "sealed": _sealed_from,
-    "adopt": lambda message, now: Adopt(message.request_id, message.tenant, message.gateway, message.route),
+    "adopt": lambda message, now: Adopt(_submit_from(message.submit, now)),
+    "claim": lambda message, now: Claim(message.request_id, message.gateway, message.route),
     "state": _gateway_state_from,
 }
 
@@ -234,6 +240,7 @@ _NOTICE_KINDS: Mapping[type, tuple[str, Any]] = {
     Started: ("started", Started),
     Refused: ("refused", Refused),
     Seal: ("seal", Seal),
+    HandOver: ("hand_over", HandOver),
     Replay: ("replay", Replay),
     Done: ("done", Done),
 }

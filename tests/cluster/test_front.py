@@ -52,6 +52,8 @@ class Wired:
     pushers: dict[str, TokenPusher] = field(default_factory=dict)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     servers: list[grpc.aio.Server] = field(default_factory=list)
+    # The gateway's public one.
+    port: int = 0
 
     async def serve_front(self) -> None:
         """The front server of the scheduler that there is now; gateways find it behind the proxy."""
@@ -63,6 +65,11 @@ class Wired:
         self.front = front
         self.servers.append(server)
         self.tasks.append(asyncio.get_running_loop().create_task(front.watch()))
+
+    async def meet_scheduler(self) -> None:
+        """Gateways find the scheduler that there is now, and leave the one that they knew."""
+        await self.serve_front()
+        self.scheduler_proxy.cut()
 
 
 @contextlib.asynccontextmanager
@@ -93,6 +100,7 @@ async def wired(num_workers: int = 1, step_s: float = 0.01) -> AsyncIterator[Wir
             pusher.direct({"gateway-0": f"127.0.0.1:{token_proxy.port}"})
             worker.outlets.tokens = pusher.push
         await server.start()
+        one.port = server.port
         one.client = AsyncClient(f"127.0.0.1:{server.port}")
         await one.client.wait_ready(5.0)
         yield one
@@ -207,10 +215,9 @@ def test_tokens_flow_while_a_new_scheduler_has_not_met_the_gateway():
 def test_a_new_scheduler_takes_over():
     async def story(one: Wired) -> None:
         async def disturb() -> None:
-            one.scheduler_proxy.cut()
             await one.cluster.replace_scheduler()
             await asyncio.sleep(0.1)
-            await one.serve_front()
+            await one.meet_scheduler()
             output = await one.client.generate(PROMPT, seed=1, max_tokens=4, ignore_eos=True)
             assert output.outputs[0].token_ids == expected(PROMPT, 1, 4, ends=False)
 

@@ -197,7 +197,7 @@ def test_what_a_lost_target_still_reads_stays_until_its_gateway_is_deaf() -> Non
     source = two.scheduler.replicas["r0"].ledger
     # It may wake up, read, and go on with what it has read.
     assert request.state is State.SEALING and source.counts().moving == 6, rest
-    two.turn(Sealed("q", request.attempt, (ids([7] * 4),), (Reason.NONE,)))
+    two.turn(Sealed("q", request.gateway, request.route, request.attempt, (ids([7] * 4),), (Reason.NONE,)))
     assert source.counts().moving == 0
 
 

@@ -319,7 +319,7 @@ def test_tokens_whose_logprobs_died_with_their_worker_are_drawn_again(logprobs: 
     else:
         driver.result(advances=[(begun, 59, 15)])
     (seal,) = [one for one in driver.turn(ReplicaLost("r0", 1), joined("r1")) if isinstance(one, Seal)]
-    orders = driver.turn(Sealed("q", seal.attempt, (ids([7] * 5),), (Reason.NONE,)))
+    orders = driver.turn(Sealed("q", seal.gateway, seal.route, seal.attempt, (ids([7] * 5),), (Reason.NONE,)))
     again = starts(orders)
     if logprobs is not None:
         assert len(again["q"].tokens) == 45 and again["q"].attempt > begun.attempt

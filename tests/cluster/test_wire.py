@@ -208,26 +208,31 @@ submits = st.builds(
     salt=blobs,
     # Halves of a second come back exactly, whatever the clocks of the two ends say.
     deadline=st.none() | st.integers(-1000, 10**6).map(lambda halves: halves / 2),
-    outputs=tuples(ids),
+    trace=names,
     digest=blobs,
+    grace_s=finite,
 )
 events = st.one_of(
     submits,
-    st.builds(m.Cancel, names),
+    st.builds(m.Cancel, names, names, longs),
     st.builds(m.StopAt, names, counts, counts),
-    st.builds(m.Sealed, names, counts, tuples(ids), tuples(reasons)),
+    st.builds(m.Sealed, names, names, longs, counts, tuples(ids), tuples(reasons)),
     st.builds(m.Closed, names, names, longs),
-    st.builds(m.Adopt, names, names, names, longs),
+    st.builds(m.Adopt, submits),
+    st.builds(m.Claim, names, names, longs),
     st.builds(
         m.Pin, *(names, names, longs, names, names, ids, tuples(hashes), st.integers(0, 10**6).map(float), blobs, blobs)
     ),
-    st.builds(m.GatewayState, names, tuples(st.builds(m.OpenRequest, submits, counts, tuples(ids), tuples(reasons)))),
+    st.builds(
+        m.GatewayState, names, tuples(st.builds(m.OpenRequest, submits, counts, tuples(ids), tuples(reasons), longs))
+    ),
 )
 notices = st.one_of(
-    st.builds(m.Accepted, names, longs, names, counts, names),
+    st.builds(m.Accepted, names, longs, names, counts, names, longs),
     st.builds(m.Started, names, longs, names, counts, names),
-    st.builds(m.Refused, names, longs, names, names, names, finite),
+    st.builds(m.Refused, names, longs, names, names, names, finite, names),
     st.builds(m.Seal, names, longs, names, counts),
+    st.builds(m.HandOver, names, longs, names),
     st.builds(m.Replay, names, tokens),
     st.builds(m.Done, names, longs, names, counts, counts, finite, finite, finite),
 )

@@ -224,7 +224,8 @@ def _seal_lost_by_the_gateway(patch: Patch) -> None:
         request = self.open.get(seal.route)
         if request is not None:
             outputs = tuple(ids(log) for log in request.outputs)
-            self.tell(Sealed(seal.request_id, seal.attempt, outputs, tuple(request.finished)))
+            place = seal.request_id, seal.gateway, seal.route
+            self.tell(Sealed(*place, seal.attempt, outputs, tuple(request.finished)))
 
     patch.setattr(SimGateway, "_on_seal", deaf)
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 from cluster.errors import QuireError
 from cluster.gateway.answer import Answer, Cursor, Outlet
-from cluster.gateway.calls import resumed_elsewhere
+from cluster.gateway.errors import resumed_elsewhere
 from cluster.gateway.gateway import Gateway
 from cluster.gateway.intake import Question
 from protos.quire.v1 import inference_pb2 as pb

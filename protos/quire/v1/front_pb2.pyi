@@ -71,7 +71,7 @@ class GatewayHello(_message.Message):
     def __init__(self, gateway: _Optional[str] = ..., incarnation: _Optional[int] = ..., token_address: _Optional[str] = ..., epoch: _Optional[int] = ..., oldest_protocol: _Optional[int] = ..., newest_protocol: _Optional[int] = ..., figures_address: _Optional[str] = ...) -> None: ...
 
 class FrontEvent(_message.Message):
-    __slots__ = ("submit", "cancel", "stop_at", "sealed", "closed", "adopt", "pin", "state")
+    __slots__ = ("submit", "cancel", "stop_at", "sealed", "closed", "adopt", "pin", "state", "claim")
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     STOP_AT_FIELD_NUMBER: _ClassVar[int]
@@ -80,6 +80,7 @@ class FrontEvent(_message.Message):
     ADOPT_FIELD_NUMBER: _ClassVar[int]
     PIN_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    CLAIM_FIELD_NUMBER: _ClassVar[int]
     submit: Submit
     cancel: CancelEvent
     stop_at: StopAtEvent
@@ -88,7 +89,8 @@ class FrontEvent(_message.Message):
     adopt: AdoptEvent
     pin: Pin
     state: GatewayState
-    def __init__(self, submit: _Optional[_Union[Submit, _Mapping[str, object]]] = ..., cancel: _Optional[_Union[CancelEvent, _Mapping[str, object]]] = ..., stop_at: _Optional[_Union[StopAtEvent, _Mapping[str, object]]] = ..., sealed: _Optional[_Union[SealedEvent, _Mapping[str, object]]] = ..., closed: _Optional[_Union[ClosedEvent, _Mapping[str, object]]] = ..., adopt: _Optional[_Union[AdoptEvent, _Mapping[str, object]]] = ..., pin: _Optional[_Union[Pin, _Mapping[str, object]]] = ..., state: _Optional[_Union[GatewayState, _Mapping[str, object]]] = ...) -> None: ...
+    claim: ClaimEvent
+    def __init__(self, submit: _Optional[_Union[Submit, _Mapping[str, object]]] = ..., cancel: _Optional[_Union[CancelEvent, _Mapping[str, object]]] = ..., stop_at: _Optional[_Union[StopAtEvent, _Mapping[str, object]]] = ..., sealed: _Optional[_Union[SealedEvent, _Mapping[str, object]]] = ..., closed: _Optional[_Union[ClosedEvent, _Mapping[str, object]]] = ..., adopt: _Optional[_Union[AdoptEvent, _Mapping[str, object]]] = ..., pin: _Optional[_Union[Pin, _Mapping[str, object]]] = ..., state: _Optional[_Union[GatewayState, _Mapping[str, object]]] = ..., claim: _Optional[_Union[ClaimEvent, _Mapping[str, object]]] = ...) -> None: ...
 
 class AttachResponse(_message.Message):
     __slots__ = ("number", "taken", "welcome", "notices", "models")
@@ -145,7 +147,7 @@ class ServedModel(_message.Message):
     def __init__(self, name: _Optional[str] = ..., ready: _Optional[bool] = ..., detail: _Optional[str] = ..., num_replicas: _Optional[int] = ..., block_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("request_id", "gateway", "route", "model", "tenant", "prompt", "hashes", "sampling", "priority", "salt", "timeout_s", "outputs", "trace", "digest")
+    __slots__ = ("request_id", "gateway", "route", "model", "tenant", "prompt", "hashes", "sampling", "priority", "salt", "timeout_s", "trace", "digest", "grace_s")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
@@ -157,9 +159,9 @@ class Submit(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     SALT_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
-    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    GRACE_S_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     gateway: str
     route: int
@@ -171,16 +173,20 @@ class Submit(_message.Message):
     priority: int
     salt: bytes
     timeout_s: float
-    outputs: _containers.RepeatedScalarFieldContainer[bytes]
     trace: str
     digest: bytes
-    def __init__(self, request_id: _Optional[str] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ..., model: _Optional[str] = ..., tenant: _Optional[str] = ..., prompt: _Optional[bytes] = ..., hashes: _Optional[bytes] = ..., sampling: _Optional[_Union[_control_pb2.ResolvedSampling, _Mapping[str, object]]] = ..., priority: _Optional[int] = ..., salt: _Optional[bytes] = ..., timeout_s: _Optional[float] = ..., outputs: _Optional[_Iterable[bytes]] = ..., trace: _Optional[str] = ..., digest: _Optional[bytes] = ...) -> None: ...
+    grace_s: float
+    def __init__(self, request_id: _Optional[str] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ..., model: _Optional[str] = ..., tenant: _Optional[str] = ..., prompt: _Optional[bytes] = ..., hashes: _Optional[bytes] = ..., sampling: _Optional[_Union[_control_pb2.ResolvedSampling, _Mapping[str, object]]] = ..., priority: _Optional[int] = ..., salt: _Optional[bytes] = ..., timeout_s: _Optional[float] = ..., trace: _Optional[str] = ..., digest: _Optional[bytes] = ..., grace_s: _Optional[float] = ...) -> None: ...
 
 class CancelEvent(_message.Message):
-    __slots__ = ("request_id",)
+    __slots__ = ("request_id", "gateway", "route")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
-    def __init__(self, request_id: _Optional[str] = ...) -> None: ...
+    gateway: str
+    route: int
+    def __init__(self, request_id: _Optional[str] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ...) -> None: ...
 
 class StopAtEvent(_message.Message):
     __slots__ = ("request_id", "index", "num_outputs")
@@ -193,16 +199,20 @@ class StopAtEvent(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., index: _Optional[int] = ..., num_outputs: _Optional[int] = ...) -> None: ...
 
 class SealedEvent(_message.Message):
-    __slots__ = ("request_id", "attempt", "outputs", "finished")
+    __slots__ = ("request_id", "attempt", "outputs", "finished", "gateway", "route")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     attempt: int
     outputs: _containers.RepeatedScalarFieldContainer[bytes]
     finished: _containers.RepeatedScalarFieldContainer[_control_pb2.StopReason]
-    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., outputs: _Optional[_Iterable[bytes]] = ..., finished: _Optional[_Iterable[_Union[_control_pb2.StopReason, str]]] = ...) -> None: ...
+    gateway: str
+    route: int
+    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., outputs: _Optional[_Iterable[bytes]] = ..., finished: _Optional[_Iterable[_Union[_control_pb2.StopReason, str]]] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ...) -> None: ...
 
 class ClosedEvent(_message.Message):
     __slots__ = ("request_id", "gateway", "route")
@@ -215,16 +225,20 @@ class ClosedEvent(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ...) -> None: ...
 
 class AdoptEvent(_message.Message):
-    __slots__ = ("request_id", "tenant", "gateway", "route")
+    __slots__ = ("submit",)
+    SUBMIT_FIELD_NUMBER: _ClassVar[int]
+    submit: Submit
+    def __init__(self, submit: _Optional[_Union[Submit, _Mapping[str, object]]] = ...) -> None: ...
+
+class ClaimEvent(_message.Message):
+    __slots__ = ("request_id", "gateway", "route")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
-    TENANT_FIELD_NUMBER: _ClassVar[int]
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
-    tenant: str
     gateway: str
     route: int
-    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ...) -> None: ...
 
 class Pin(_message.Message):
     __slots__ = ("request_id", "gateway", "route", "model", "tenant", "prompt", "hashes", "ttl_s", "salt", "digest")
@@ -259,46 +273,52 @@ class GatewayState(_message.Message):
     def __init__(self, gateway: _Optional[str] = ..., requests: _Optional[_Iterable[_Union[OpenRequest, _Mapping[str, object]]]] = ...) -> None: ...
 
 class OpenRequest(_message.Message):
-    __slots__ = ("submit", "outputs", "finished", "attempt")
+    __slots__ = ("submit", "outputs", "finished", "attempt", "turn")
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    TURN_FIELD_NUMBER: _ClassVar[int]
     submit: Submit
     outputs: _containers.RepeatedScalarFieldContainer[bytes]
     finished: _containers.RepeatedScalarFieldContainer[_control_pb2.StopReason]
     attempt: int
-    def __init__(self, submit: _Optional[_Union[Submit, _Mapping[str, object]]] = ..., outputs: _Optional[_Iterable[bytes]] = ..., finished: _Optional[_Iterable[_Union[_control_pb2.StopReason, str]]] = ..., attempt: _Optional[int] = ...) -> None: ...
+    turn: int
+    def __init__(self, submit: _Optional[_Union[Submit, _Mapping[str, object]]] = ..., outputs: _Optional[_Iterable[bytes]] = ..., finished: _Optional[_Iterable[_Union[_control_pb2.StopReason, str]]] = ..., attempt: _Optional[int] = ..., turn: _Optional[int] = ...) -> None: ...
 
 class Notice(_message.Message):
-    __slots__ = ("accepted", "started", "refused", "seal", "replay", "done")
+    __slots__ = ("accepted", "started", "refused", "seal", "replay", "done", "hand_over")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     STARTED_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     SEAL_FIELD_NUMBER: _ClassVar[int]
     REPLAY_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
+    HAND_OVER_FIELD_NUMBER: _ClassVar[int]
     accepted: AcceptedNotice
     started: StartedNotice
     refused: RefusedNotice
     seal: SealNotice
     replay: ReplayNotice
     done: DoneNotice
-    def __init__(self, accepted: _Optional[_Union[AcceptedNotice, _Mapping[str, object]]] = ..., started: _Optional[_Union[StartedNotice, _Mapping[str, object]]] = ..., refused: _Optional[_Union[RefusedNotice, _Mapping[str, object]]] = ..., seal: _Optional[_Union[SealNotice, _Mapping[str, object]]] = ..., replay: _Optional[_Union[ReplayNotice, _Mapping[str, object]]] = ..., done: _Optional[_Union[DoneNotice, _Mapping[str, object]]] = ...) -> None: ...
+    hand_over: HandOverNotice
+    def __init__(self, accepted: _Optional[_Union[AcceptedNotice, _Mapping[str, object]]] = ..., started: _Optional[_Union[StartedNotice, _Mapping[str, object]]] = ..., refused: _Optional[_Union[RefusedNotice, _Mapping[str, object]]] = ..., seal: _Optional[_Union[SealNotice, _Mapping[str, object]]] = ..., replay: _Optional[_Union[ReplayNotice, _Mapping[str, object]]] = ..., done: _Optional[_Union[DoneNotice, _Mapping[str, object]]] = ..., hand_over: _Optional[_Union[HandOverNotice, _Mapping[str, object]]] = ...) -> None: ...
 
 class AcceptedNotice(_message.Message):
-    __slots__ = ("gateway", "route", "request_id", "place", "reason")
+    __slots__ = ("gateway", "route", "request_id", "place", "reason", "turn")
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PLACE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    TURN_FIELD_NUMBER: _ClassVar[int]
     gateway: str
     route: int
     request_id: str
     place: int
     reason: str
-    def __init__(self, gateway: _Optional[str] = ..., route: _Optional[int] = ..., request_id: _Optional[str] = ..., place: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    turn: int
+    def __init__(self, gateway: _Optional[str] = ..., route: _Optional[int] = ..., request_id: _Optional[str] = ..., place: _Optional[int] = ..., reason: _Optional[str] = ..., turn: _Optional[int] = ...) -> None: ...
 
 class StartedNotice(_message.Message):
     __slots__ = ("gateway", "route", "request_id", "cached_tokens", "replica")
@@ -315,20 +335,22 @@ class StartedNotice(_message.Message):
     def __init__(self, gateway: _Optional[str] = ..., route: _Optional[int] = ..., request_id: _Optional[str] = ..., cached_tokens: _Optional[int] = ..., replica: _Optional[str] = ...) -> None: ...
 
 class RefusedNotice(_message.Message):
-    __slots__ = ("gateway", "route", "request_id", "code", "detail", "retry_after_s")
+    __slots__ = ("gateway", "route", "request_id", "code", "detail", "retry_after_s", "field")
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    FIELD_FIELD_NUMBER: _ClassVar[int]
     gateway: str
     route: int
     request_id: str
     code: str
     detail: str
     retry_after_s: float
-    def __init__(self, gateway: _Optional[str] = ..., route: _Optional[int] = ..., request_id: _Optional[str] = ..., code: _Optional[str] = ..., detail: _Optional[str] = ..., retry_after_s: _Optional[float] = ...) -> None: ...
+    field: str
+    def __init__(self, gateway: _Optional[str] = ..., route: _Optional[int] = ..., request_id: _Optional[str] = ..., code: _Optional[str] = ..., detail: _Optional[str] = ..., retry_after_s: _Optional[float] = ..., field: _Optional[str] = ...) -> None: ...
 
 class SealNotice(_message.Message):
     __slots__ = ("gateway", "route", "request_id", "attempt")
@@ -341,6 +363,16 @@ class SealNotice(_message.Message):
     request_id: str
     attempt: int
     def __init__(self, gateway: _Optional[str] = ..., route: _Optional[int] = ..., request_id: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
+
+class HandOverNotice(_message.Message):
+    __slots__ = ("gateway", "route", "request_id")
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    gateway: str
+    route: int
+    request_id: str
+    def __init__(self, gateway: _Optional[str] = ..., route: _Optional[int] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class ReplayNotice(_message.Message):
     __slots__ = ("gateway", "tokens")
