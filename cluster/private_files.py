@@ -44,6 +44,28 @@ def check_private(path: Path, found: os.stat_result, what: str) -> None:
         raise ConfigError(f"{what}: {path} can be written by others (mode {found.st_mode & 0o777:o}); chmod 600 {path}")
 
 
+def check_folder(folder: Path, what: str, remedy: str) -> None:
+    """Makes the folder where it is missing. Raises `ConfigError` where nothing can be written there."""
+    probe = folder / f".probe-{secrets.token_hex(4)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"{what} {folder} cannot be written: {error.strerror}; {remedy}") from error
+
+
+def check_file(path: Path, what: str, remedy: str) -> None:
+    """Raises `ConfigError` where this file cannot be written; leaves what stands in it."""
+    try:
+        existed = path.exists()
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise ConfigError(f"{what} {path} cannot be written: {error.strerror}; {remedy}") from error
+
+
 def token_of(variable: str, file: Path | None) -> str | None:
     """The token in `file`, or in the file that VARIABLE_FILE names, or in VARIABLE. Raises `ConfigError`."""
     named = os.environ.get(f"{variable}_FILE")

@@ -46,8 +46,9 @@ def build() -> typer.Typer:
         name="quire",
         help="Serve language models from paged memory.",
         epilog=exits.EPILOG,
-        no_args_is_help=True,
-        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        # --install-completion and --show-completion, for bash, zsh, fish and PowerShell.
+        add_completion=True,
         pretty_exceptions_enable=False,
         # Boxes only where somebody looks at them.
         rich_markup_mode="rich" if sys.stdout.isatty() else None,
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words.remove("--debug")
         debug = True
     try:
-        code = build()(args=words, prog_name="quire", standalone_mode=False)
+        code = build()(args=words or ["--help"], prog_name="quire", standalone_mode=False)
         sys.stdout.flush()
         # typer turns Ctrl-C into this code by itself.
         return _fail("interrupted", code, debug) if code == exits.INTERRUPTED else int(code or exits.DONE)

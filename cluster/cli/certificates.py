@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from cluster.errors import ConfigError
+from cluster.private_files import check_folder
 
 
 def register(app: typer.Typer) -> None:
@@ -31,6 +32,7 @@ def certificates(
     book = folder / "tokens.json"
     if book.exists():
         raise ConfigError(f"{book} exists already; remove it or name another folder")
+    check_folder(folder, "the folder", "name another")
     files = make_certificates(folder, host or ["localhost", "127.0.0.1"], days)
     rights: list[tuple[str, list[Right]]] = [(name, ["inference"]) for name in tenant or ["default"]]
     tokens = make_tokens(book, [*rights, ("operator", ["inference", "admin"])])

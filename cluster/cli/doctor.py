@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from cluster.cli import exits
+from cluster.private_files import check_file
 
 _SIGNS = {"ok": "ok   ", "note": "note ", "wrong": "WRONG"}
 
@@ -27,6 +28,9 @@ def doctor(
     """Check versions, memory, ports, the cluster and its model; say where logs are. Exit code 1: something is wrong."""
     from cluster.watching.doctor import examine, write_bundle
 
+    path = out or Path(f"quire-bundle-{time.strftime('%Y%m%d-%H%M%S')}.tar.gz")
+    if bundle or out is not None:
+        check_file(path, "the bundle", "name another with --out")
     findings = examine()
     if as_json:
         print(json.dumps([asdict(one) for one in findings], indent=1))
@@ -35,7 +39,6 @@ def doctor(
         for one in findings:
             print(f"{_SIGNS[one.state]}  {one.what:{width}}  {one.detail}")
     if bundle or out is not None:
-        path = out or Path(f"quire-bundle-{time.strftime('%Y%m%d-%H%M%S')}.tar.gz")
         names = write_bundle(path, findings)
         print(f"{path}: {len(names)} files, without tokens or keys; look into it before you send it")
     if any(one.state == "wrong" for one in findings):

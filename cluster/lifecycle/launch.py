@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from cluster.errors import ConfigError, Unavailable
 from cluster.lifecycle import leave_ray, ray_head
@@ -25,6 +26,7 @@ from cluster.lifecycle.ports import check_ports, free_port, is_free, with_ports
 from cluster.lifecycle.preflight import check_early, num_cpus
 from cluster.lifecycle.ray_connection import NAMESPACE, check_ray_answers, quiet_ray
 from cluster.lifecycle.running import Running, state_folder
+from cluster.private_files import check_file, check_folder
 from cluster.watching.tracing import check_trace
 
 # How long what was ended may take to be gone.
@@ -38,7 +40,11 @@ Say = Callable[[str], None]
 
 def up(settings: ClusterSettings, say: Say) -> Running:
     """Starts everything and returns once a gateway serves. On any failure nothing is left behind."""
+    check_folder(state_folder(), "the state folder", "give another with QUIRE_HOME")
     _refuse_second(say)
+    check_folder(Path(settings.log_dir or state_folder() / "logs"), "the log folder", "give another --log-dir")
+    if settings.journal:
+        check_file(Path(settings.journal), "the journal", "give another --journal")
     settings.gateway_door(settings.port).check()
     check_early(settings)
     if settings.address:

@@ -28,8 +28,11 @@ PROGRAMS = ("python", "raylet", "gcs_server", "ray")
 
 
 def new_folder() -> str:
-    """Ray puts sockets into this folder, whose path must be short."""
-    return f"{FOLDER}{os.getuid()}-{secrets.token_hex(3)}"
+    """Ray puts sockets into this folder, whose path must be short. Ray lets every user of the machine write there, so
+    the folder above it is closed to all but us."""
+    above = f"{FOLDER}{os.getuid()}-{secrets.token_hex(3)}"
+    os.mkdir(above, 0o700)
+    return f"{above}/ray"
 
 
 class HeadStart:
@@ -38,7 +41,9 @@ class HeadStart:
     def __init__(self, folder: str, port: int, num_cpus: int, token: str) -> None:
         self.address = f"127.0.0.1:{port}"
         command = [
-            str(Path(sys.executable).with_name("ray")),
+            sys.executable,
+            "-m",
+            "cluster.lifecycle.ray_start",
             "start",
             "--head",
             "--node-ip-address=127.0.0.1",
@@ -181,7 +186,7 @@ def end(folder: str) -> list[int]:
                     _signal(pid, number)
             time.sleep(0.05)
     if folder.startswith(FOLDER):
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(Path(folder).parent, ignore_errors=True)
     return [pid for pid in processes_of(folder) if alive(pid)]
 
 

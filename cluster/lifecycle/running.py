@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.private_files import read_private, write_private
+
 if TYPE_CHECKING:
     import grpc
 
@@ -54,17 +56,19 @@ class Running:
         return Admin(self.admin, self.admin_channel(), has_tls=bool(self.settings["tls_certificate"]))
 
     def save(self) -> None:
-        folder = state_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "cluster.json"
-        path.touch(mode=0o600)
-        path.write_text(json.dumps(asdict(self), indent=1))
+        """For its user only: what our commands show at the doors is in it."""
+        write_private(state_folder() / "cluster.json", json.dumps(asdict(self), indent=1).encode())
 
     @staticmethod
     def load() -> Running | None:
+        """Raises `ConfigError` for a note that somebody else could have written."""
+        path = state_folder() / "cluster.json"
+        if not path.exists():
+            return None
+        noted = read_private(path, "the note of your cluster")
         try:
-            return Running(**json.loads((state_folder() / "cluster.json").read_text()))
-        except (OSError, ValueError, TypeError):
+            return Running(**json.loads(noted))
+        except (ValueError, TypeError, RecursionError):
             return None
 
     @staticmethod

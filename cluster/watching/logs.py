@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
@@ -50,13 +51,21 @@ class JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
+class PrivateFile(RotatingFileHandler):
+    """Log lines name tenants and requests, so only their owner can read them."""
+
+    def _open(self) -> TextIOWrapper:
+        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        return TextIOWrapper(os.fdopen(descriptor, "ab"), encoding=self.encoding)
+
+
 def begin_logs(process: str, folder: Path, level: str, run: str) -> None:
     """Sends this process's log lines to its file, and notes how its life before this one ended."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{process}.jsonl"
         last = _last_line(path)
-        handler = RotatingFileHandler(path, maxBytes=MAX_BYTES, backupCount=NUM_OLD, encoding="utf-8")
+        handler = PrivateFile(path, maxBytes=MAX_BYTES, backupCount=NUM_OLD, encoding="utf-8")
     except OSError as error:
         # On another machine of the cluster, say. Ray keeps what goes to stderr.
         log.warning("log folder %s cannot be written, so logs go to stderr: %s; give another --log-dir", folder, error)

@@ -41,6 +41,20 @@ def test_help_in_a_pipe_has_no_boxes_and_no_colours() -> None:
     assert "Exit codes" in done.stdout
 
 
+def test_alone_it_shows_the_help_and_h_is_help_everywhere() -> None:
+    assert quire().returncode == 0 and quire().stdout == quire("--help").stdout == quire("-h").stdout
+    for words in (["size"], ["up"], ["generate"], ["bench", "scheduler"]):
+        assert quire(*words, "-h").returncode == 0 and "--" in quire(*words, "-h").stdout
+
+
+def test_a_shell_completes_commands_and_options() -> None:
+    for given, wanted in (("quire gen", "generate"), ("quire status --al", "--all")):
+        words = str(len(given.split()) - 1)
+        done = quire(_QUIRE_COMPLETE="complete_bash", COMP_WORDS=given, COMP_CWORD=words)
+        assert wanted in done.stdout.split(), done.stdout + done.stderr
+    assert "complete" in quire("--show-completion", "bash").stdout
+
+
 @pytest.mark.parametrize("words", [["nonsense"], ["size", "--nope"], ["bench", "nonsense"], ["size", "extra"]])
 def test_a_wrong_command_line_is_one_line(words: list[str]) -> None:
     done = quire(*words)
@@ -130,6 +144,12 @@ def test_main_returns_instead_of_leaving(capsys: pytest.CaptureFixture[str]) -> 
         (["--config", "/nowhere.toml"], "cannot be read"),
         (["--config", "FILE"], "workers is 'two'; give a whole number"),
         (["--tls-certificate", "/nowhere"], "go together"),
+        (["--log-dir", "/dev/null/x"], "the log folder /dev/null/x cannot be written"),
+        (["--journal", "/nowhere/x"], "the journal /nowhere/x cannot be written"),
+        (["--journal", "/dev"], "the journal /dev cannot be written"),
+        (["--port", "7001", "--admin-port", "7001"], "port 7001 is asked for by gateway-0 and by the operators' door"),
+        (["--port", "7001", "--gateways", "3", "--metrics-port", "7003"], "by gateway-2 and by metrics"),
+        (["--port", "65535", "--gateways", "2"], "port 65536 of gateway-1 is above 65535"),
     ],
 )
 def test_a_start_that_cannot_work_is_one_line_before_anything_runs(
@@ -144,3 +164,30 @@ def test_a_start_that_cannot_work_is_one_line_before_anything_runs(
     told = capsys.readouterr().err
     assert told.startswith("error: ") and told.count("\n") == 1 and says in told
     assert not (tmp_path / "home" / "cluster.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["certificates", "/dev/null/x"], "the folder /dev/null/x cannot be written"),
+        (["doctor", "--out", "/nowhere/x"], "the bundle /nowhere/x cannot be written"),
+        (["up", "--port", "0"], "the state folder /dev/null cannot be written"),
+    ],
+)
+def test_what_cannot_be_written_is_found_first(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUIRE_HOME", "/dev/null")
+    assert main(words) == exits.WRONG_INPUT
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err.count("\n")) == ("", 1) and says in shown.err, shown.err
+
+
+def test_a_note_that_others_could_have_written_is_not_believed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUIRE_HOME", str(tmp_path))
+    (tmp_path / "cluster.json").write_text("{}")
+    (tmp_path / "cluster.json").chmod(0o666)
+    assert main(["status"]) == exits.WRONG_INPUT
+    assert "can be written by others (mode 666)" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,11 @@ def cycle(home: Path, kill: tuple[str, ...] = ()) -> None:
     assert "ready after" in done.stdout
     has = Holdings.of(home)
     assert all(has.named(kind) for kind in KINDS), has
+    # Ray lets everybody write into its folder; nobody else gets there.
+    assert stat.S_IMODE(Path(noted(home)["ray_temp"]).parent.stat().st_mode) == 0o700
+    assert not has.named("ray.util.client.server"), "Ray's client server runs"
+    logs = list((home / "logs").glob("*.jsonl"))
+    assert logs and all(stat.S_IMODE(log.stat().st_mode) == 0o600 for log in (*logs, home / "cluster.json"))
     told = quire(home, "generate", "--max-tokens", "5", "--quiet", "Once upon a time")
     assert told.returncode == 0 and "Once upon a time, a" in told.stdout, told.stderr
     for kind in kill:
