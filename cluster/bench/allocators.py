@@ -95,7 +95,7 @@ def run(policy: AllocatorName, seed: int, count: int, num_blocks: int) -> Outcom
 
 
 def _enter(ledger: Ledger, life: Life, outcome: Outcome) -> Life:
-    hits = ledger.index.match(b"".join(life.names)).get(ledger.pool, [])
+    hits = ledger.index.match(b"".join(life.names)).blocks(ledger.pool)
     outcome.hits += len(hits)
     outcome.looked_up += len(life.names)
     ledger.share(hits, 1)

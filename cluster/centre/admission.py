@@ -15,6 +15,7 @@ from cluster.centre.fairness import WaitingQueue
 from cluster.centre.fits import size_of
 from cluster.centre.move import renumbered
 from cluster.centre.placement import Board, Need, Place
+from cluster.centre.prefix import Hits
 from cluster.centre.replica import Replica
 from cluster.centre.sequences import Request, Sequence, State
 from cluster.hashing import HASH_BYTES
@@ -216,7 +217,7 @@ class Admission:
                 if request.measured != board.sizes.version and not self._measure(request, board, queue):
                     continue
                 names = self._matchable(request, board)
-                hits = self._scheduler.index.match(names) if names else {}
+                hits = self._scheduler.index.match(names)
                 owner = self._prefix_owner(request, names, hits)
                 if owner is not None:
                     queue.remove(request)
@@ -276,12 +277,12 @@ class Admission:
                 return True
         return False
 
-    def _prefix_owner(self, request: Request, names: bytes, hits: dict[int, list[int]]) -> tuple[Sequence, int] | None:
+    def _prefix_owner(self, request: Request, names: bytes, hits: Hits) -> tuple[Sequence, int] | None:
         """Who computes the next block that this request lacks, and up to where it should wait for that."""
         index = self._scheduler.index
         if not names or not index.num_computing:
             return None
-        held = max(map(len, hits.values()), default=0)
+        held = hits.longest
         owner = index.computing(names[held * HASH_BYTES : (held + 1) * HASH_BYTES])
         if owner is None or not owner.seq or owner.request is request or owner.request.state is not State.RUNNING:
             return None
@@ -324,7 +325,7 @@ class Admission:
             return f"no replica of {request.model} is here{more}"
         return board.why_none(self._need(request, board.block_size))
 
-    def _start(self, request: Request, place: Place, hits: dict[int, list[int]]) -> None:
+    def _start(self, request: Request, place: Place, hits: Hits) -> None:
         """Builds the tables of all sequences and orders the first of them; forks ride along. `hits`: cached blocks that
         begin the request, by pool."""
         replica, scheduler = place.replica, self._scheduler

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cluster.centre.prefix import Hits
 from cluster.centre.replica import Replica
 from cluster.centre.sequences import Request
 from cluster.messages import Road, Transferred
@@ -39,7 +40,7 @@ class Fetches:
         self.owners: dict[int, Replica | HostPool] = {}
         self.under_way: dict[int, Fetch] = {}
 
-    def begin(self, request: Request, hits: dict[int, list[int]]) -> int:
+    def begin(self, request: Request, hits: Hits) -> int:
         """Its table stands: orders a read of what another pool has of it beyond. `hits`: cached blocks that begin it,
         by pool. Returns the transfer; 0: nothing is fetched."""
         replica, sequence = request.replica, request.live[0]
@@ -66,22 +67,31 @@ class Fetches:
         return number
 
     def _cheapest(
-        self, replica: Replica, hits: dict[int, list[int]], first: int, last: int
+        self, replica: Replica, hits: Hits, first: int, last: int
     ) -> tuple[Replica | HostPool, list[int]] | None:
         """The pool from which a fetch saves most time, if from any, and its blocks from number `first` on."""
         rate, block_bytes = replica.prefill_tokens_per_s, replica.joined.block_bytes
-        best: tuple[float, Replica | HostPool, list[int]] | None = None
-        if not rate:
+        best: tuple[float, int, Replica | HostPool, int] | None = None
+        if not rate or last <= first:
             return None
-        for pool, blocks in hits.items():
-            source, theirs = self.owners.get(pool), blocks[first:last]
-            if source is None or source is replica or not theirs or not self._can_read(replica, source):
+        # As long a run on the same node costs the same.
+        seen: set[tuple[str, int]] = set()
+        for pool, depth in hits:
+            source, count = self.owners.get(pool), min(depth, last) - first
+            if source is None or source is replica or count <= 0:
                 continue
-            fetch_s = self._scheduler.swapper.lost_s(replica, source.joined.node, len(theirs) * block_bytes)
-            saved_s = len(theirs) * replica.block_size / rate - fetch_s
+            node = source.joined.node
+            if (node, count) in seen or not self._can_read(replica, source):
+                continue
+            seen.add((node, count))
+            fetch_s = self._scheduler.swapper.lost_s(replica, node, count * block_bytes)
+            saved_s = count * replica.block_size / rate - fetch_s
             if saved_s > (best[0] if best is not None else 0.0):
-                best = (saved_s, source, theirs)
-        return best[1:] if best is not None else None
+                best = saved_s, pool, source, count
+        if best is None:
+            return None
+        _, pool, source, count = best
+        return source, hits.blocks(pool)[first : first + count]
 
     def _can_read(self, replica: Replica, source: Replica | HostPool) -> bool:
         """Whether both pools are of one layout and can be reached."""

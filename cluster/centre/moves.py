@@ -120,7 +120,7 @@ class Moves:
         sequence = move.request.live[0]
         full = self._num_full(sequence, move.source.block_size)
         names = sequence.names[: full * HASH_BYTES]
-        hit = self._scheduler.index.match(names).get(move.target.ledger.pool, []) if names else []
+        hit = self._scheduler.index.match(names).blocks(move.target.ledger.pool)
         if hit:
             move.target.ledger.share(hit, 0)
             sources = list(sequence.table[: len(hit)])

@@ -11,17 +11,21 @@ replicas that hold a part of the prompt are looked at one by one, because only t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cluster.centre.fits import Size, Sizes
+from cluster.centre.prefix import Hits
 from cluster.centre.replica import Replica
 from cluster.messages import ReplicaJoined
 from cluster.settings import PlacementName, SchedulerSettings
 
 # A prefill chunk of this many tokens takes a step, and each resident takes one token of it.
 TOKENS_PER_STEP = 512
+
+Floats: TypeAlias = "NDArray[np.float64]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ class Board:
         self._settings = settings
         self._turn = 0
         self._row: dict[str, int] = {}
-        self._row_of_pool: dict[int, int] = {}
+        self._row_of_pool = np.zeros(0, np.intp)
         self._free = np.zeros(0, np.int64)
         self._seats = np.zeros(0, np.int64)
         self._residents = np.zeros(0, np.float64)
@@ -92,7 +96,9 @@ class Board:
     def _resize(self, replicas: list[Replica]) -> None:
         self.replicas = replicas
         self._row = {replica.name: row for row, replica in enumerate(replicas)}
-        self._row_of_pool = {replica.ledger.pool: row for row, replica in enumerate(replicas)}
+        highest = max((replica.ledger.pool for replica in replicas), default=0)
+        self._row_of_pool = np.full(highest + 1, -1, np.intp)
+        self._row_of_pool[[replica.ledger.pool for replica in replicas]] = np.arange(len(replicas))
         count = len(replicas)
         self._longest = np.array([replica.joined.max_model_len for replica in replicas], np.int64)
         self._free, self._seats = np.zeros(count, np.int64), np.zeros(count, np.int64)
@@ -114,30 +120,55 @@ class Board:
         """Blocks that stay free for those that run, so that they can grow; an empty replica needs none."""
         return int(replica.ledger.num_blocks * self._settings.admit_reserve) if replica.requests else 0
 
-    def choose(self, need: Need, hits: dict[int, list[int]]) -> Place | None:
-        """The best replica with room for all of `need`; `hits` are cached blocks by pool. None: nobody has room."""
+    def choose(self, need: Need, hits: Hits) -> Place | None:
+        """The best replica with room for all of `need`; `hits`: who holds its beginning. None: nobody has room."""
         if not self.replicas:
             return None
         scores = self._scores(need.num_tokens)
         is_short = self._longest < need.num_positions
         scores[(self._free < need.num_blocks) | (self._seats < need.num_places) | is_short] = np.inf
-        found: dict[int, list[int]] = {}
-        for pool, hit in hits.items():
-            row = self._row_of_pool.get(pool)
-            if row is None or is_short[row]:
-                continue  # a pool in host memory, or a replica that takes nothing so long
-            replica = self.replicas[row]
-            num_shared = min(len(hit), (need.num_tokens - 1) // replica.block_size)
-            idle = sum(1 for block in hit if not replica.ledger.holders(block))
-            if self._free[row] - idle >= need.num_blocks - num_shared and self._seats[row] >= need.num_places:
-                found[row] = hit
-                (scores[row],) = self._scores(need.num_tokens - num_shared * replica.block_size, slice(row, row + 1))
-        row = self._pick(scores, self._settings.placement)
-        if scores[row] == np.inf:
-            return None
-        return Place(self.replicas[row], found.get(row, []))
+        plain, num_hit, is_unsure = scores, np.zeros(len(scores), np.int64), np.zeros(len(scores), np.bool_)
+        if hits:
+            scores = scores.copy()
+        for depth, pools in hits.groups:
+            rows = self._row_of_pool[pools[pools < len(self._row_of_pool)]]
+            # Pools in host memory, and of other models, have no row.
+            rows = rows[rows >= 0]
+            num_shared = min(depth, (need.num_tokens - 1) // self.block_size)
+            lacking = need.num_blocks - num_shared
+            rows = rows[(self._free[rows] >= lacking) & (self._seats[rows] >= need.num_places) & ~is_short[rows]]
+            num_hit[rows] = depth
+            # Cached blocks that nobody holds are among those that are free: there may be less room than it seems.
+            is_unsure[rows] = self._free[rows] - depth < lacking
+            scores[rows] = self._scores(need.num_tokens - num_shared * self.block_size, rows)
+        unsure = np.flatnonzero(is_unsure).tolist()
+        if self._settings.placement == "scored":
+            unsure = []  # only the best one is looked at, below
+        for row in unsure:
+            self._make_sure(row, need, hits, scores, plain, num_hit)
+        while True:
+            row = self._pick(scores, self._settings.placement)
+            if scores[row] == np.inf:
+                return None
+            if not is_unsure[row] or self._make_sure(row, need, hits, scores, plain, num_hit):
+                break
+            is_unsure[row] = False
+        replica = self.replicas[row]
+        return Place(replica, hits.blocks(replica.ledger.pool) if num_hit[row] else [])
 
-    def _scores(self, num_tokens: int, rows: slice = slice(None)) -> NDArray[np.float64]:
+    def _make_sure(
+        self, row: int, need: Need, hits: Hits, scores: Floats, plain: Floats, num_hit: NDArray[np.int64]
+    ) -> bool:
+        """Whether it has room beside the blocks that are cached there; if not, it is as one that has none cached."""
+        ledger, depth = self.replicas[row].ledger, int(num_hit[row])
+        idle = sum(1 for block in hits.blocks(ledger.pool) if not ledger.holders(block))
+        num_shared = min(depth, (need.num_tokens - 1) // self.block_size)
+        if self._free[row] - idle >= need.num_blocks - num_shared:
+            return True
+        scores[row], num_hit[row] = plain[row], 0
+        return False
+
+    def _scores(self, num_tokens: int, rows: slice | NDArray[np.intp] = slice(None)) -> Floats:
         to_compute = self._prefill[rows] + num_tokens
         return to_compute + (1 + to_compute / TOKENS_PER_STEP) * self._residents[rows] + self._fullness[rows]
 

@@ -186,6 +186,8 @@ class PrefixMachine(Counted):
     """The prefix index beside a dict of dicts: name -> pool -> block."""
 
     NUM_NAMES = 6
+    # More than a name's few: it is kept in another way where many pools hold it.
+    POOLS = range(1, 9)
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,7 +195,7 @@ class PrefixMachine(Counted):
         self.places: dict[bytes, dict[int, int]] = {}
         self.block = 0
 
-    @rule(name=st.integers(0, NUM_NAMES - 1), pool=st.integers(1, 3))
+    @rule(name=st.integers(0, NUM_NAMES - 1), pool=st.integers(1, 8))
     def list_block(self, name: int, pool: int) -> None:
         self.block += 1
         pools = self.places.setdefault(name_of(name), {})
@@ -212,7 +214,7 @@ class PrefixMachine(Counted):
     @rule(names=st.lists(st.integers(0, NUM_NAMES - 1), max_size=6))
     def match(self, names: list[int]) -> None:
         expected = {}
-        for pool in (1, 2, 3):
+        for pool in self.POOLS:
             run = []
             for name in names:
                 block = self.places.get(name_of(name), {}).get(pool)
@@ -221,11 +223,15 @@ class PrefixMachine(Counted):
                 run.append(block)
             if run:
                 expected[pool] = run
-        assert {pool: list(run) for pool, run in self.index.match(b"".join(map(name_of, names))).items()} == expected
+        hits = self.index.match(b"".join(map(name_of, names)))
+        assert {pool: hits.blocks(pool) for pool, _ in hits} == expected
+        assert dict(hits) == {pool: len(run) for pool, run in expected.items()}
+        assert hits.longest == max(map(len, expected.values()), default=0)
+        assert all(not hits.blocks(pool) for pool in self.POOLS if pool not in expected)
 
     @invariant()
     def agrees(self) -> None:
         assert len(self.index) == len(self.places)
         for name in map(name_of, range(self.NUM_NAMES)):
-            for pool in (1, 2, 3):
+            for pool in self.POOLS:
                 assert self.index.block_in(name, pool) == self.places.get(name, {}).get(pool)
