@@ -82,7 +82,7 @@ class DevicePool:
             k = torch.full((*heads, layer.head_dim), float("nan"), dtype=self.layout.dtype, device=self.device)
             v = torch.full((*heads, layer.value_dim), float("nan"), dtype=self.layout.dtype, device=self.device)
             # The reference knows every layout; speed is no concern here.
-            write_kv(k, v, layer, slots)
+            device_of(self.device).call(write_kv, k, v, layer, slots)
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Overwrites these blocks with zeros, for tenants that ask for it when their blocks are freed."""

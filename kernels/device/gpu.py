@@ -71,6 +71,7 @@ class GpuDevice:
 
     is_apart = True
     has_graphs = True
+    sums_by = "cpu:gloo,cuda:nccl"
     # Torch's allocator takes small parts in segments of 2 MiB, middling ones in segments of 20 MiB.
     slack_bytes = 22 << 20
 

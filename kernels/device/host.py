@@ -42,6 +42,7 @@ class HostDevice:
     device = torch.device("cpu")
     is_apart = False
     has_graphs = False
+    sums_by = "gloo"
     slack_bytes = 0
 
     def facts(self) -> Facts:

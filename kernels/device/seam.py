@@ -79,6 +79,10 @@ class Device(Protocol):
     @property
     def has_graphs(self) -> bool: ...
 
+    @property
+    def sums_by(self) -> str:
+        """What torch.distributed adds up tensors of ranks with: a backend, or one for each kind of memory."""
+
     def facts(self) -> Facts: ...
 
     def bind(self) -> None:

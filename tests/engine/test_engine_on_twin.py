@@ -140,6 +140,11 @@ def test_other_decoders(kind: str, tmp_path: Path) -> None:
         assert written(llm, work) == want
 
 
+def test_in_debug_mode(folder: Path, wanted: dict[str, Written]) -> None:
+    """Blocks without content are unreadable, and nothing of that waits for the device."""
+    assert written(engine(folder, "twin@0", debug=True), WORK[::2]) == {name: wanted[name] for name, _ in WORK[::2]}
+
+
 def test_without_overlap_and_without_graphs(folder: Path, wanted: dict[str, Written]) -> None:
     llm = engine(folder, "twin@0", overlap=False)
     assert written(llm, WORK) == wanted

@@ -134,7 +134,7 @@ def _slicing(config: Any, team: Team, device: torch.device) -> dict[str, Any]:
     from transformers.distributed import DistributedConfig
 
     _check_slices(config, team.size)
-    if device.type == "cpu" and torch.cuda.is_available():
+    if not device_of(device).is_apart and device_of(find_device("auto")).is_apart:
         raise ConfigError(
             'transformers shares models among this machine\'s GPUs only; hide them (CUDA_VISIBLE_DEVICES="") to use '
             "tensor_parallel_size on the CPU"

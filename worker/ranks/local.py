@@ -17,6 +17,7 @@ from functools import partial
 
 from cluster.errors import ConfigError, WorkFailed
 from cluster.settings import WorkerSettings
+from kernels.device.seam import device_of
 from worker.model import loading
 from worker.model.startup import Say
 from worker.ranks import member
@@ -71,7 +72,8 @@ class Ranks:
     def _on_rank(self, rank: int) -> WorkerSettings:
         """Each rank has a GPU of its own, or its part of the CPU."""
         device = loading.pick_device(self._settings.device)
-        return self._settings if device.type == "cpu" else replace(self._settings, device=f"cuda:{rank}")
+        apart = device_of(device).is_apart
+        return replace(self._settings, device=f"{device.type}:{rank}") if apart else self._settings
 
     def close(self) -> None:
         """Ends all other ranks; doing so again changes nothing."""

@@ -62,13 +62,14 @@ class Team:
             raise ConfigError("this process is a rank of another tensor-parallel replica; close that one first")
         if place.meeting.startswith("file:"):
             _stay_on_this_machine()
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
+        seam = device_of(device)
+        if seam.is_apart:
+            seam.bind()
             # Where transformers puts this rank's slice.
             os.environ["LOCAL_RANK"] = str(device.index or 0)
         try:
             dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                seam.sums_by,
                 init_method=place.meeting,
                 rank=place.rank,
                 world_size=place.size,

@@ -125,6 +125,7 @@ class TwinDevice:
 
     is_apart = True
     has_graphs = True
+    sums_by = "gloo"
     slack_bytes = SMALL_SEGMENT + MIDDLE_SEGMENT
 
     def __init__(self, device: torch.device) -> None:
