@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from cluster import LLM, SamplingParams
+from cluster.centre.scheduler import Scheduler
+from cluster.hashing import BlockHasher
+from cluster.messages import Plan, Submit, ids
 from cluster.sampling import sequence_seed
 from cluster.settings import SchedulerSettings
 from tests.engine import models
@@ -58,6 +61,28 @@ def test_forks_survive_preemption(tiny_llama: Path) -> None:
     assert llm.load_stats()["preempted recompute"] > 0
     for one, other in zip(alone, together, strict=True):
         assert [seq.token_ids for seq in one.outputs] == [seq.token_ids for seq in other.outputs]
+
+
+def test_a_new_scheduler_has_prefix_hits_at_once(tiny_llama: Path) -> None:
+    """The names of what a worker has cached are told, and taken: of prompts and of what was written behind them."""
+    llm = engine(tiny_llama, block_size=8)
+    (said,) = llm.generate([PROMPTS[-1]], SamplingParams(temperature=0, max_tokens=20, ignore_eos=True))
+    conversation = ids([*PROMPTS[-1], *said.outputs[0].token_ids, 7])
+    worker = llm._worker
+    scheduler = Scheduler(SchedulerSettings(), epoch=2)
+    scheduler.turn([worker.hold_for(2)], 0.0)
+    hasher = BlockHasher(worker.settings.hash_key, worker.parts.digest, b"", 8)
+    sampling = SamplingParams(temperature=0.0, max_tokens=4)
+    asked = Submit(
+        "q", "g", 1, worker.settings.model, "", conversation, hasher.prompt(conversation), sampling,
+        digest=worker.parts.digest,
+    )  # fmt: skip
+    plans = [order for order in scheduler.turn([asked], 0.1) if isinstance(order, Plan)]
+    (start,) = [start for plan in plans for start in plan.starts]
+    assert len(PROMPTS[-1]) == 90 and start.position >= 104, (
+        "ninety tokens asked, and full blocks of those that were said"
+    )
+    scheduler.check()
 
 
 def test_one_token_of_many_sequences(tiny_llama: Path, model: Any) -> None:
