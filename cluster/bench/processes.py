@@ -133,7 +133,7 @@ class Processes:
             serve_scheduler(
                 self._settings,
                 1,
-                doors=Doors(self.inside, Door("127.0.0.1", 0), "127.0.0.1", 0),
+                doors=Doors(self.inside, Door("127.0.0.1", 0), Door("127.0.0.1", 0)),
                 hash_key=self._hash_key,
                 silence_s=self._silence_s,
                 journal=self._journal,

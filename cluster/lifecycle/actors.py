@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,7 @@ class SchedulerActor:
         journal = Path(settings.journal) if settings.journal else None
         epoch = state.next_epoch()
         inside = inside_of(state)
+        admin = settings.admin_door(inside.security.secret)
         gateways = {name: inside.reachable(settings.host, port) for name, port in settings.gateway_ports().items()}
 
         def publish(addresses: Addresses) -> None:
@@ -63,7 +65,7 @@ class SchedulerActor:
         await serve_scheduler(
             settings.scheduler(),
             epoch,
-            doors=Doors(inside, settings.admin_door(inside.security.secret), settings.host, settings.metrics_port),
+            doors=Doors(inside, admin, replace(admin, port=settings.metrics_port)),
             hash_key=state.key("hash key"),
             silence_s=settings.silence_s,
             journal=journal,

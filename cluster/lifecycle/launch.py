@@ -76,7 +76,7 @@ def up(settings: ClusterSettings, say: Say) -> Running:
     say(
         f"ready after {time.monotonic() - began:.1f} s: {'gateways' if len(running.gateways) > 1 else 'gateway'} "
         f"{', '.join(running.gateways)}, admin {running.admin}, "
-        f"metrics http://{settings.host}:{settings.metrics_port}/metrics"
+        f"metrics {'https' if settings.tls_certificate else 'http'}://{settings.host}:{settings.metrics_port}/metrics"
     )
     return running
 

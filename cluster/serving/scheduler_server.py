@@ -88,8 +88,7 @@ class Doors:
 
     inside: Inside
     admin: Door
-    metrics_host: str
-    metrics_port: int
+    metrics: Door
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +136,7 @@ async def serve_scheduler(
     figures = ClusterFigures(
         lambda: scheduler_families(shell, control, wanted), front.figures_addresses, inside.security, wanted.gateways
     )
-    metrics = await serve_metrics(doors.metrics_host, doors.metrics_port, figures.collect)
+    metrics = await serve_metrics(doors.metrics, figures.collect)
     admin_address = inside.reachable(doors.admin.host, bound_port)
     on_address(Addresses(control_address, inside.address(internal_port), admin_address))
     try:

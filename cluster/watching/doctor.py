@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import ssl
 import tarfile
 import time
 import urllib.error
@@ -170,10 +171,10 @@ def _ports(running: Running | None) -> Iterator[Finding]:
         yield Finding("ok", "ports", ", ".join(f"{name} {address}" for name, address in doors.items()))
         text = metrics_text(running)
         if text:
-            yield Finding("ok", "metrics", f"{text.count(chr(10)):,} lines at http://{doors['metrics']}/metrics")
+            yield Finding("ok", "metrics", f"{text.count(chr(10)):,} lines at {metrics_url(settings)}")
         else:
             remedy = "`quire logs --causes --process scheduler` says why"
-            yield Finding("wrong", "metrics", f"http://{doors['metrics']}/metrics does not answer; {remedy}")
+            yield Finding("wrong", "metrics", f"{metrics_url(settings)} does not answer; {remedy}")
         return
     plain = ClusterSettings()
     for name in ("port", "admin_port", "metrics_port"):
@@ -238,11 +239,18 @@ def _logs(running: Running | None) -> Iterator[Finding]:
         yield Finding("note", "latest cause", shown(line))
 
 
+def metrics_url(settings: dict[str, Any]) -> str:
+    scheme = "https" if settings.get("tls_certificate") else "http"
+    return f"{scheme}://{settings.get('host')}:{settings.get('metrics_port')}/metrics"
+
+
 def metrics_text(running: Running) -> str:
     """What the metrics port says now; empty if nobody answers."""
-    url = f"http://{running.settings.get('host')}:{running.settings.get('metrics_port')}/metrics"
+    url, authority = metrics_url(running.settings), running.settings.get("tls_authority") or None
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {running.admin_token}"})
     try:
-        with urllib.request.urlopen(url, timeout=SCRAPE_S) as answer:
+        context = ssl.create_default_context(cafile=authority) if url.startswith("https") else None
+        with urllib.request.urlopen(request, timeout=SCRAPE_S, context=context) as answer:
             return str(answer.read().decode())
     except (OSError, urllib.error.URLError, ValueError):
         return ""

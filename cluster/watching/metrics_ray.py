@@ -28,6 +28,9 @@ class RayMirror:
 
         for family in families:
             for sample in family.samples:
+                # Ray's agents give their figures to whoever asks, so nothing of tenants goes there.
+                if any(key == "tenant" for key, _ in sample.labels):
+                    continue
                 name = PREFIX + family.name + sample.suffix
                 keys = tuple(key for key, _ in sample.labels)
                 kind = Gauge if family.kind == "gauge" else Counter

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Awaitable, Callable, Collection, Mapping
 
 import grpc.aio
 
-from cluster.errors import ConfigError
+from cluster.errors import AccessDenied, ConfigError
 from cluster.links.security import ClusterSecurity
+from cluster.serving.door import Door
 from cluster.watching.metrics import CONTENT_TYPE, Described, Family, Sample, merged, render
 from cluster.watching.metrics_names import SCHEDULER
 from protos.quire.v1 import front_pb2 as pb
@@ -110,33 +112,58 @@ def _family_from(message: pb.MetricFamily) -> Family:
     return family
 
 
-async def serve_metrics(host: str, port: int, collect: Collect) -> asyncio.Server:
-    """Listens; `asyncio.Server.sockets` has the port. Raises `ConfigError` if it is taken."""
+async def serve_metrics(door: Door, collect: Collect) -> asyncio.Server:
+    """Listens; `asyncio.Server.sockets` has the port. Names of tenants are among the figures, so where the door takes
+    tokens one with the right of operators is asked for. Raises `ConfigError` if the port is taken or lies open."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(REQUEST_S):
                 head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(await _response(head.split(b" ", 2), collect))
+                writer.write(await _response(head, door, collect))
                 await writer.drain()
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # A client that does not know how to ask, or has gone.
         finally:
             writer.close()
 
+    door.check()
     try:
-        return await asyncio.start_server(answer, host, port, limit=MAX_HEAD)
+        return await asyncio.start_server(answer, door.host, door.port, limit=MAX_HEAD, ssl=_tls(door))
     except OSError as error:
-        detail = f"metrics port {port} on {host} is taken; free it, or give another with --metrics-port"
+        detail = f"metrics port {door.port} on {door.host} is taken; free it, or give another with --metrics-port"
         raise ConfigError(detail) from error
 
 
-async def _response(words: list[bytes], collect: Collect) -> bytes:
-    if words[:2] == [b"GET", b"/metrics"]:
-        status, kind, body = "200 OK", CONTENT_TYPE, render(await collect()).encode()
-    elif words[0] == b"GET":
-        status, kind, body = "404 Not Found", "text/plain", b"the figures are at /metrics\n"
+def _tls(door: Door) -> ssl.SSLContext | None:
+    if door.tls is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(door.tls.certificate, door.tls.key)
+    return context
+
+
+async def _response(head: bytes, door: Door, collect: Collect) -> bytes:
+    words = head.split(b" ", 2)
+    try:
+        door.tokens.caller(_authorization(head)).require("admin")
+    except AccessDenied as error:
+        log.warning("the figures were refused to somebody: %s", error)
+        status, kind, body = "401 Unauthorized", "text/plain", f"{error}\n".encode()
     else:
-        status, kind, body = "405 Method Not Allowed", "text/plain", b"only GET is answered\n"
-    head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    return head.encode() + body
+        if words[:2] == [b"GET", b"/metrics"]:
+            status, kind, body = "200 OK", CONTENT_TYPE, render(await collect()).encode()
+        elif words[0] == b"GET":
+            status, kind, body = "404 Not Found", "text/plain", b"the figures are at /metrics\n"
+        else:
+            status, kind, body = "405 Method Not Allowed", "text/plain", b"only GET is answered\n"
+    told = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    return told.encode() + body
+
+
+def _authorization(head: bytes) -> str | None:
+    for line in head.split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        if name.strip().lower() == b"authorization":
+            return value.strip().decode(errors="replace")
+    return None

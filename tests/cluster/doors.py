@@ -7,6 +7,7 @@ import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from cluster.links.security import ClusterSecurity
 from cluster.serving.admin import Wanted
@@ -31,7 +32,7 @@ def serving(admin: Door, wanted: Wanted | None = None) -> Iterator[Addresses]:
     work = serve_scheduler(
         SchedulerSettings(),
         1,
-        doors=Doors(inside, admin, "127.0.0.1", 0),
+        doors=Doors(inside, admin, replace(admin, port=0)),
         hash_key=secrets.token_bytes(32),
         silence_s=2.0,
         journal=None,
