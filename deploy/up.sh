@@ -3,5 +3,5 @@
 set -eu
 cd "$(dirname "$0")/.."
 source deploy/setup.sh
-quire_setup serve
+quire_setup serve,http
 exec "$QUIRE_BIN/quire" up "$@"

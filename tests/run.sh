@@ -19,7 +19,7 @@ for argument in "$@"; do
     esac
 done
 
-quire_setup serve,dev
+quire_setup serve,http,gguf,dev
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
 
 logs="$(mktemp -d)"

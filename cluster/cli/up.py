@@ -34,6 +34,10 @@ def up(
     host_memory: Annotated[str | None, typer.Option(help="Host memory of each node for swapped blocks.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port of the first gateway.")] = None,
+    http_port: Annotated[
+        int | None,
+        typer.Option(help="Port of the first gateway's HTTP door; 0: none. Default: 8000, or the next free."),
+    ] = None,
     admin_port: Annotated[int | None, typer.Option(help="Port of the operators' door.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port on which Prometheus finds /metrics.")] = None,
     gateways: Annotated[int | None, typer.Option(help="Front doors.")] = None,

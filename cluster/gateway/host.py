@@ -7,9 +7,11 @@ workers are told where through the scheduler's directory. A second one answers w
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
 
 import grpc.aio
 
+from cluster.errors import ConfigError
 from cluster.gateway.front_link import FrontLink, LinkSettings
 from cluster.gateway.front_tokens import TokenIntake
 from cluster.gateway.gateway import Gateway
@@ -23,6 +25,9 @@ from cluster.watching.metrics_serve import FiguresService
 from cluster.watching.tracing import Tracer
 from protos.quire.v1.front_pb2_grpc import add_FiguresServiceServicer_to_server
 from worker.model.checkpoint import find_folder
+
+if TYPE_CHECKING:
+    from cluster.gateway.http.server import HttpServer
 
 INTERNAL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", 64 << 20),
@@ -67,10 +72,28 @@ async def serve_gateway(
     await internal.start()
     server = GatewayServer(gateway)
     await server.start()
+    http = _http_door(gateway)
+    if http is not None:
+        await http.start()
     on_address(inside.reachable(settings.host, server.port))
     try:
         await server.wait()
     finally:
         await server.stop()
+        if http is not None:
+            await http.stop()
         intake.close()
         await internal.stop(None)
+
+
+def _http_door(gateway: Gateway) -> HttpServer | None:
+    """None where none is asked for; its packages are an extra."""
+    if not gateway.settings.http_port:
+        return None
+    try:
+        from cluster.gateway.http.server import HttpServer
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the HTTP door needs {error.name}: pip install 'quire[http]', or give --http-port 0"
+        ) from error
+    return HttpServer(gateway, gateway.settings.http_port, must_be=True)

@@ -27,6 +27,8 @@ class GatewaySettings:
     host: str = "127.0.0.1"
     # 0: any free port.
     port: int = 50051
+    # Of the HTTP door; 0: none.
+    http_port: int = 0
     tls: TlsFiles | None = None
     tokens: TokenBook = field(default_factory=TokenBook)
     # Name and address of all gateways of the cluster, this one among them, as ListGateways tells them to clients.

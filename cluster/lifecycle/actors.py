@@ -178,7 +178,16 @@ class GatewayActor:
         door = self._settings.gateway_door(self._port)
         # Clients know by which name they reach this machine.
         doors = tuple((name, f":{port}") for name, port in self._settings.gateway_ports().items())
-        settings = GatewaySettings(self._name, incarnation(), door.host, door.port, door.tls, door.tokens, doors=doors)
+        settings = GatewaySettings(
+            self._name,
+            incarnation(),
+            door.host,
+            door.port,
+            self._settings.http_ports()[self._name],
+            door.tls,
+            door.tokens,
+            doors=doors,
+        )
         inside = inside_of(self._state)
         await serve_gateway(settings, self._settings.model, self._find, ready, inside, self._observed.tracer())
 

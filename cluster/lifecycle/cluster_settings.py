@@ -44,6 +44,9 @@ class ClusterSettings:
     host: str = "127.0.0.1"
     # Of the first gateway; those of the others count up from it.
     port: int = 50051
+    # Of the first gateway's HTTP door; those of the others count up from it. 0: none. None: 8000, or the next that is
+    # free, where the packages of `quire[http]` are installed.
+    http_port: int | None = None
     admin_port: int = 50061
     # Prometheus reads the whole cluster there.
     metrics_port: int = 50062
@@ -82,6 +85,7 @@ class ClusterSettings:
             ("gateways", self.gateways, 1, 256),
             ("port", self.port, 0, 65535),
             ("admin_port", self.admin_port, 0, 65535),
+            ("http_port", self.http_port or 0, 0, 65535),
             ("metrics_port", self.metrics_port, 0, 65535),
             ("cpus_per_worker", self.cpus_per_worker, 0, 1024),
             ("silence_s", self.silence_s, 0.5, 600),
@@ -121,9 +125,15 @@ class ClusterSettings:
         """The port of each gateway by its name; 0: any."""
         return {f"gateway-{number}": self.port and self.port + number for number in range(self.gateways)}
 
+    def http_ports(self) -> dict[str, int]:
+        """The port of each gateway's HTTP door by the gateway's name; 0: none."""
+        first = self.http_port or 0
+        return {f"gateway-{number}": first and first + number for number in range(self.gateways)}
+
     def ports(self) -> dict[str, tuple[int, str]]:
         """Every port that was asked for, by who listens there, with the name of its setting."""
         listed = {name: (port, "port") for name, port in self.gateway_ports().items()}
+        listed |= {f"the HTTP door of {name}": (port, "http_port") for name, port in self.http_ports().items()}
         listed["the operators' door"] = (self.admin_port, "admin_port")
         listed["metrics"] = (self.metrics_port, "metrics_port")
         return {who: found for who, found in listed.items() if found[0]}

@@ -75,10 +75,16 @@ def up(settings: ClusterSettings, say: Say) -> Running:
     running.save()
     say(
         f"ready after {time.monotonic() - began:.1f} s: {'gateways' if len(running.gateways) > 1 else 'gateway'} "
-        f"{', '.join(running.gateways)}, admin {running.admin}, "
+        f"{', '.join(running.gateways)}, {_http_doors(settings)}admin {running.admin}, "
         f"metrics {'https' if settings.tls_certificate else 'http'}://{settings.host}:{settings.metrics_port}/metrics"
     )
     return running
+
+
+def _http_doors(settings: ClusterSettings) -> str:
+    scheme = "https" if settings.tls_certificate else "http"
+    doors = [f"{scheme}://{settings.host}:{port}/v1" for port in settings.http_ports().values() if port]
+    return f"HTTP {', '.join(doors)}, " if doors else ""
 
 
 def _refuse_second(say: Say) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import socket
 from dataclasses import replace
+from importlib.util import find_spec
 
 from cluster.errors import ConfigError
 from cluster.lifecycle.cluster_settings import ClusterSettings
 
 TRIES = 100
+FIRST_HTTP = 8000
+HAS_HTTP = bool(find_spec("starlette") and find_spec("uvicorn"))
+"""Whether the packages of `quire[http]` are installed."""
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -35,14 +39,33 @@ def with_ports(settings: ClusterSettings) -> ClusterSettings:
     """Ports that are left to us are chosen once: an actor that is started again must come up where it was."""
     port = settings.port or _free_row(settings.host, settings.gateways)
     taken = {port + number for number in range(settings.gateways)}
-    others = {}
+    http_port = settings.http_port
+    if http_port is None:
+        http_port = _free_http(settings, taken) if HAS_HTTP else 0
+    taken |= {http_port + number for number in range(settings.gateways)}
+    others: dict[str, int] = {}
     for name in ("admin_port", "metrics_port"):
         found = getattr(settings, name)
         while not found or found in taken:
             found = free_port(settings.host)
         taken.add(found)
         others[name] = found
-    return replace(settings, port=port, **others)
+    return replace(
+        settings,
+        port=port,
+        http_port=http_port,
+        admin_port=others["admin_port"],
+        metrics_port=others["metrics_port"],
+    )
+
+
+def _free_http(settings: ClusterSettings, taken: set[int]) -> int:
+    """8000, as people expect it, or the next with as many free ones in a row; 0: there is none near."""
+    for first in range(FIRST_HTTP, FIRST_HTTP + TRIES):
+        row = range(first, first + settings.gateways)
+        if taken.isdisjoint(row) and all(is_free(settings.host, port) for port in row):
+            return first
+    return 0
 
 
 def _free_row(host: str, length: int) -> int:

@@ -6,7 +6,7 @@
 set -eu
 cd "$(dirname "$0")/../.."
 source deploy/setup.sh
-quire_setup serve
+quire_setup serve,http
 
 port="${RAY_PORT:-6399}"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN="${RAY_AUTH_TOKEN:-$(openssl rand -hex 32)}"

@@ -85,6 +85,11 @@ def test_a_warm_prefix_is_cached(home: Path, gateway: str) -> None:
     assert kept >= 16 and len(cached) == 3 and min(cached) >= kept
 
 
+def test_openais_client(home: Path) -> None:
+    door = f"http://127.0.0.1:{noted(home)['settings']['http_port']}/v1"
+    assert "live in Alder Bridge" in told_by(home, "openai_client.py", door)
+
+
 @pytest.mark.timeout(240)
 def test_two_models(home: Path, gateway: str, tmp_path: Path) -> None:
     folder = models.build(tmp_path / "second", "llama", seed=5)
