@@ -26,7 +26,7 @@ from cluster.errors import (
 )
 from cluster.gateway.answer import Answer, Cursor, Outlet
 from cluster.gateway.catalogue import Catalogue, LoadText, cluster_id
-from cluster.gateway.errors import error_of, resumed_elsewhere
+from cluster.gateway.errors import error_of
 from cluster.gateway.front import Connected, Disconnected, Order, SchedulerLink, ServedModels
 from cluster.gateway.intake import Question, check_positions
 from cluster.gateway.log import RequestLog
@@ -294,7 +294,8 @@ class Gateway:
             return
         self._link.send(Sealed(*place, 0, answer.log.outputs, answer.log.reasons))
         if answer.ended is None:
-            self._fail(answer, resumed_elsewhere())
+            # Whoever still reads here comes back: words of gateways reach the scheduler in any order.
+            self._fail(answer, Unavailable("the request went on through another gateway; resume to have it here", 0.1))
         if answer.ended is None or answer.outlet is None:
             self._forget(answer)
 

@@ -37,6 +37,8 @@ class Ask:
     stop_at: tuple[int, int] | None = None  # a stop string ends this sequence after so many tokens
     resumes: bool = True  # comes back through another gateway when its own has died
     model: str = "m"
+    moves: tuple[tuple[float, int], ...] = ()  # so long after it came, it comes back through this gateway
+    errs_after_s: float | None = None  # it tries once to resume with other parameters
 
 
 @dataclass(slots=True)
@@ -55,6 +57,7 @@ class Client:
     num_resumes: int = 0
     num_repeats: int = 0  # resumes that found nothing, so that it was asked anew
     last_token_at: float = 0.0
+    route: tuple[str, int] = ("", 0)  # the gateway and route whose stream it reads; words of others do not reach it
 
     def __post_init__(self) -> None:
         self.received = [[] for _ in range(self.num_sequences)]

@@ -8,12 +8,14 @@ the scheduler has said Done, or until its client has gone and the scheduler has 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from cluster.hashing import BlockHasher
 from cluster.messages import (
     Accepted,
     Adopt,
     Cancel,
+    Claim,
     Closed,
     Done,
     Event,
@@ -38,6 +40,9 @@ from cluster.sim.client import Ask, Client, Violation
 from cluster.sim.clock import Clock, Process
 from cluster.sim.model import END_TOKEN, digest_of
 
+GRACE_S = 3.0
+"""So long a gateway keeps the request of a client whose connection broke: longer than words that are late."""
+
 ROUTE_BITS = 32
 """A route is `life << ROUTE_BITS | number`."""
 
@@ -56,6 +61,15 @@ class Open:
         self.is_done = False
         self.is_cancelled = False
         self.turn = 0
+        self.num_claims = 0
+        self.is_adopting = False
+        # The resume of a client that errs: it must be refused.
+        self.is_wrong = False
+
+    @property
+    def is_read(self) -> bool:
+        """Its client is here, and not at another gateway."""
+        return self.client.route == (self.submit.gateway, self.route)
 
     @property
     def is_complete(self) -> bool:
@@ -97,15 +111,61 @@ class SimGateway(Process):
             self.after(ask.cancel_after_s, self._cancel, request)
 
     def resume(self, client: Client) -> None:
-        """The client had another gateway, which died; it has `client.received`."""
-        request = self._begin(client)
+        """The client had another gateway, or a connection that broke; it has `client.received`."""
+        if client.outcome:
+            return
         client.num_resumes += 1
-        self.tell(Adopt(request.submit))
+        held = [one for one in self.open.values() if one.client is client and not one.is_cancelled and not one.is_wrong]
+        if not held:
+            request = self._begin(client)
+            request.is_adopting = True
+            self.tell(Adopt(request.submit))
+            return
+        (request,) = held
+        client.route = self.name, request.route
+        if not request.is_adopting:
+            request.num_claims += 1
+            self.tell(self._claim(request))
+        for index, reason in enumerate(request.finished):
+            self._forward(request, index)
+            if reason is not Reason.NONE:
+                client.finish(index, reason)
+        self._close_if_over(request)
+
+    def _claim(self, request: Open) -> Claim:
+        return Claim(request.client.ask.request_id, self.name, request.route)
+
+    def leave(self, client: Client) -> None:
+        """Its connection here broke: its request is kept for a while."""
+        for request in self.open.values():
+            if request.client is client and not request.is_wrong:
+                self.after(GRACE_S, self._end_grace, request)
+
+    def _end_grace(self, request: Open) -> None:
+        if self.open.get(request.route) is request and not request.is_read and not request.is_cancelled:
+            request.is_cancelled = True
+            self.tell(self._given_up(request))
+            self._close_if_over(request)
+
+    def _given_up(self, request: Open) -> Cancel:
+        return Cancel(request.client.ask.request_id, self.name, request.route)
+
+    def err(self, client: Client) -> None:
+        """The client comes back with another request under the same name."""
+        if not client.outcome:
+            route = client.route
+            request = self._begin(client)
+            client.route, request.is_wrong, request.is_adopting = route, True, True
+            known = request.submit.sampling
+            sampling = replace(known, max_tokens=99) if known.width else replace(known, n=known.n + 1)
+            request.submit = replace(request.submit, sampling=sampling)
+            self.tell(Adopt(request.submit))
 
     def _begin(self, client: Client) -> Open:
         self._num_routes += 1
         request = Open(client, self._num_routes, self._submit_of(client.ask, self._num_routes))
         self.open[request.route] = request
+        client.route = self.name, request.route
         return request
 
     def _submit_of(self, ask: Ask, route: int) -> Submit:
@@ -162,10 +222,13 @@ class SimGateway(Process):
         self._forward(request, index)
         if reason is not Reason.NONE:
             request.finished[index] = reason
-            request.client.finish(index, reason)
+            if request.is_read:
+                request.client.finish(index, reason)
             self._close_if_over(request)
 
     def _forward(self, request: Open, index: int) -> None:
+        if not request.is_read:
+            return
         log = request.outputs[index]
         has = len(request.client.received[index])
         if len(log) > has:
@@ -179,12 +242,16 @@ class SimGateway(Process):
     def _on_accepted(self, accepted: Accepted) -> None:
         request = self.open.get(accepted.route)
         if request is not None:
+            if request.is_wrong:
+                raise Violation(f"{request.client.ask.request_id} was resumed with other parameters")
             request.client.accepted = True
             request.turn = accepted.turn
+            request.is_adopting = False
+            request.num_claims = max(0, request.num_claims - 1)
 
     def _on_refused(self, refused: Refused) -> None:
         request = self.open.pop(refused.route, None)
-        if request is None or request.client.outcome:
+        if request is None or request.client.outcome or not request.is_read:
             return
         if refused.code == "NOT_FOUND" and request.client.num_resumes:
             # The cluster knows the request no more: it is asked again, whole.
@@ -209,10 +276,20 @@ class SimGateway(Process):
         self.tell(Sealed(*place, seal.attempt, outputs, tuple(request.finished)))
 
     def _on_hand_over(self, order: HandOver) -> None:
-        request = self.open.pop(order.route, None)
+        request = self.open.get(order.route)
+        if request is not None and request.num_claims:
+            return  # its client came back here since
+        self.open.pop(order.route, None)
         outputs = tuple(ids(log) for log in request.outputs) if request is not None else ()
         finished = tuple(request.finished) if request is not None else ()
         self.tell(Sealed(order.request_id, order.gateway, order.route, 0, outputs, finished))
+        if request is not None and request.is_read:
+            # A word that it had said before, elsewhere, came late.
+            self.after(0.02, self._resume_again, request)
+
+    def _resume_again(self, request: Open) -> None:
+        if request.is_read:
+            self.resume(request.client)
 
     def _on_done(self, done: Done) -> None:
         request = self.open.get(done.route)
@@ -227,7 +304,7 @@ class SimGateway(Process):
     def _close_if_over(self, request: Open) -> None:
         if request.is_done and (request.is_complete or request.is_cancelled):
             del self.open[request.route]
-            if not request.client.outcome:
+            if not request.client.outcome and request.is_read:
                 request.client.outcome = "done"
             self.tell(Closed(request.client.ask.request_id, self.name, request.route))
 
@@ -244,12 +321,22 @@ class SimGateway(Process):
                 request.turn,
             )
             for request in self.open.values()
+            if not request.is_adopting
         )
         return GatewayState(self.name, requests)
 
-    def repeated_cancels(self) -> list[Cancel]:
-        """What was on its way to the old scheduler may be lost; a state cannot say that a client has gone."""
-        return [Cancel(request.client.ask.request_id) for request in self.open.values() if request.is_cancelled]
+    def repeated(self) -> list[Event]:
+        """What was on its way to the old scheduler may be lost, and a state does not say it."""
+        events: list[Event] = []
+        for request in self.open.values():
+            if request.is_cancelled:
+                events.append(self._given_up(request))
+            elif request.is_adopting:
+                events.append(Adopt(request.submit))
+            elif request.num_claims:
+                request.num_claims = 1
+                events.append(self._claim(request))
+        return events
 
 
 def sampling_of(ask: Ask) -> SamplingParams:

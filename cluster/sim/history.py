@@ -117,6 +117,27 @@ class History:
         gateway = self.world.gateways[gateways[client.ask.gateway % len(gateways)]]
         client.gateway = gateway.name
         gateway.run(gateway.submit, client)
+        for after_s, number in client.ask.moves:
+            self.world.clock.after(after_s, self._move, client, number)
+        if client.ask.errs_after_s is not None:
+            self.world.clock.after(client.ask.errs_after_s, self._err, client)
+
+    def _move(self, client: Client, number: int) -> None:
+        """The connection of a client broke, and it comes back, mostly through another gateway though that one lives."""
+        gateways = self._gateways()
+        if client.outcome or not client.gateway or not client.accepted or not gateways:
+            return
+        before = self.world.gateways[client.gateway]
+        before.run(before.leave, client)
+        gateway = self.world.gateways[gateways[number % len(gateways)]]
+        client.gateway = gateway.name
+        gateway.run(gateway.resume, client)
+
+    def _err(self, client: Client) -> None:
+        gateways = self._gateways()
+        if not client.outcome and client.gateway and client.accepted and gateways:
+            gateway = self.world.gateways[gateways[client.ask.seed % len(gateways)]]
+            gateway.run(gateway.err, client)
 
     def _come_back(self, client: Client) -> None:
         gateways = self._gateways()

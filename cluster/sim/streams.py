@@ -81,7 +81,7 @@ class FrontStream:
         self._world = world
         if not is_new:
             self.tell(gateway.state())
-            for event in gateway.repeated_cancels():
+            for event in gateway.repeated():
                 self.tell(event)
 
     def tell(self, event: Event) -> None:

@@ -39,6 +39,7 @@ def draw_scenario(seed: int, with_faults: bool) -> Scenario:
     world = _draw_world(random, with_faults)
     asks = _draw_asks(random, world)
     world, asks = _share_among_models(Random(f"models/{seed}"), world, asks)
+    asks = _draw_moves(Random(f"moves/{seed}"), world, asks)
     span = max(ask.at for ask in asks) + 1.0
     faults = draw_faults(random, world, span) if with_faults else ()
     return Scenario(seed, world, asks, faults, full_check=seed % 10 == 0)
@@ -88,6 +89,20 @@ def _share_among_models(random: Random, world: WorldShape, asks: tuple[Ask, ...]
     workers = tuple(replace(shape, model=model) for shape, model in zip(world.workers, models, strict=True))
     asked = tuple(replace(ask, model=random.choice(("m", "m2"))) for ask in asks)
     return replace(world, workers=workers), asked
+
+
+def _draw_moves(random: Random, world: WorldShape, asks: tuple[Ask, ...]) -> tuple[Ask, ...]:
+    """Clients whose connections break while their gateways live, and those that come back with another request."""
+
+    def moved(ask: Ask) -> Ask:
+        moves: tuple[tuple[float, int], ...] = ()
+        if random.random() < 0.15:
+            count = random.choice((1, 1, 2, 3))
+            moves = tuple((random.uniform(0.02, 1.0), random.randrange(world.num_gateways)) for _ in range(count))
+        errs_after_s = random.uniform(0.02, 0.6) if random.random() < 0.05 else None
+        return replace(ask, moves=moves, errs_after_s=errs_after_s)
+
+    return tuple(moved(ask) for ask in asks)
 
 
 def _draw_settings(random: Random, block_size: int) -> SchedulerSettings:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import grpc.aio
 import pytest
 
-from cluster.errors import Aborted, InvalidRequest, NotFound
+from cluster.errors import Aborted, InvalidRequest, NotFound, Unavailable
 from cluster.gateway.front_link import FrontLink, LinkSettings
 from cluster.gateway.front_tokens import TokenIntake
 from cluster.gateway.gateway import Gateway
@@ -156,7 +156,7 @@ def test_a_client_goes_from_one_gateway_to_the_other_and_back():
             before = call
             call = two.stubs[gateway].Generate(resumed(message, len(got)))
             got += await read_tokens(call, 2)
-            with contextlib.suppress(Aborted):
+            with contextlib.suppress(Aborted, Unavailable):
                 await asyncio.wait_for(raised(before), 5.0)
         got += ids_of(await collect(call))
         assert got == expected(PROMPT, 1, 150, ends=False)
