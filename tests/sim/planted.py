@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from cluster.centre import admission, swap
+from cluster.centre import admission, adoption, swap
+from cluster.centre.adoption import Adoption
 from cluster.centre.beginnings import Beginnings
 from cluster.centre.fetch import Fetches
 from cluster.centre.host_cache import HostCache
@@ -379,6 +380,21 @@ def _names_do_not_know_the_model(patch: Patch) -> None:
         make(self, key, b"", salt, block_size)
 
     patch.setattr(BlockHasher, "__init__", blind)
+
+
+def _former_gateway_never_told_to_hand_over(patch: Patch) -> None:
+    own = Adoption.own
+
+    def silent(self: Adoption, request: Request, gateway: str, route: int, turn: int = 0) -> None:
+        tell, self._scheduler.tell = self._scheduler.tell, lambda order: None  # type: ignore[method-assign]
+        own(self, request, gateway, route, turn)
+        self._scheduler.tell = tell  # type: ignore[method-assign]
+
+    patch.setattr(Adoption, "own", silent)
+
+
+def _resume_with_other_parameters_taken(patch: Patch) -> None:
+    patch.setattr(adoption, "difference", lambda *_: ("", ""))
 
 
 def _done_never_told(patch: Patch) -> None:
