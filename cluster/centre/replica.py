@@ -100,7 +100,9 @@ class Replica:
                 self.num_stale += 1
             else:
                 request = sequence.request
-                if not (0 if request.width else sequence.position) <= position <= sequence.lease_end:
+                if position > sequence.lease_end or (
+                    position < sequence.position and (position < 0 or not request.width)
+                ):
                     raise ProtocolError(f"{sequence} is told to be at {position}")
                 if num_ids:
                     sequence.outputs.extend(flat[at : at + num_ids])

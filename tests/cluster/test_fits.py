@@ -45,7 +45,10 @@ def test_what_runs_on_a_pool_that_comes_back_smaller_is_refused_and_the_rest_goe
     assert "big" in starts(driver.turn(BIG))
     orders = driver.turn(ReplicaLost("r0", 1), again(SMALL))
     (seal,) = [order for order in orders if isinstance(order, Seal)]
-    orders = driver.turn(Sealed("big", seal.attempt, (ids([7]),), (Reason.NONE,)), submit("small", range(500, 520), 4))
+    orders = driver.turn(
+        Sealed("big", seal.gateway, seal.route, seal.attempt, (ids([7]),), (Reason.NONE,)),
+        submit("small", range(500, 520), 4),
+    )
     (refused,) = refusals(orders)
     assert (refused.request_id, refused.code) == ("big", "INVALID_ARGUMENT")
     assert "needs 19 blocks of 16 tokens" in refused.detail and "the largest pool has 8" in refused.detail
@@ -112,7 +115,7 @@ def test_a_request_of_an_earlier_scheduler_waits_for_a_replica_that_this_one_has
     state = GatewayState("g", (OpenRequest(BIG, 1, (ids([7]),), (Reason.NONE,)),))
     turn(0.0, state, ReplicaState(joined("r1", num_blocks=SMALL), (), (), ()))
     (seal,) = [order for order in turn(1.1) if isinstance(order, Seal)]
-    sealed = Sealed("big", seal.attempt, (ids([7]),), (Reason.NONE,))
+    sealed = Sealed("big", seal.gateway, seal.route, seal.attempt, (ids([7]),), (Reason.NONE,))
     orders = turn(1.2, sealed, replace(BIG, request_id="new"), submit("small", range(500, 520), 4))
     assert [refused.request_id for refused in refusals(orders)] == ["new"], "nobody has ever accepted this one"
     assert "small" in starts(orders)
@@ -125,7 +128,7 @@ def test_after_that_time_it_is_refused() -> None:
     scheduler.turn([state, ReplicaState(joined("r1", num_blocks=SMALL), (), (), ())], 0.0)
     (seal,) = [order for order in scheduler.turn([], 1.1) if isinstance(order, Seal)]
     assert not any(isinstance(order, Refused) for order in scheduler.turn(
-        [Sealed("big", seal.attempt, (ids([7]),), (Reason.NONE,))], 1.2
+        [Sealed("big", seal.gateway, seal.route, seal.attempt, (ids([7]),), (Reason.NONE,))], 1.2
     ))  # fmt: skip
     assert not any(isinstance(order, Plan) and order.starts for order in scheduler.turn([], 3.0))
     assert scheduler.next_deadline == pytest.approx(6.0)

@@ -112,15 +112,18 @@ def test_a_result_that_no_worker_can_have_loses_its_incarnation_and_its_requests
     (seal,) = [order for order in orders if isinstance(order, Seal)]
     assert (expelled.replica, expelled.incarnation) == ("r0", 1) and expelled.detail
     assert list(driver.scheduler.replicas) == ["r1"] and driver.scheduler.counters["replicas expelled"] == 1
-    assert starts(driver.turn(Sealed("q", seal.attempt, (ids(),), (Reason.NONE,))))["q"].attempt > start.attempt
+    assert (
+        starts(driver.turn(Sealed("q", seal.gateway, seal.route, seal.attempt, (ids(),), (Reason.NONE,))))["q"].attempt
+        > start.attempt
+    )
 
 
 def test_a_gateway_that_says_what_cannot_be_of_one_request_loses_that_one() -> None:
     driver = Driver()
     driver.turn(submit("q", range(40), 30, n=2), submit("other", range(100, 140), 30))
     driver.turn(ReplicaLost("r0", 1))
-    attempt = driver.scheduler.requests["q"].attempt
-    orders = driver.turn(Sealed("q", attempt, (ids([7]),), (Reason.NONE,)))
+    asked = driver.scheduler.requests["q"]
+    orders = driver.turn(Sealed("q", asked.gateway, asked.route, asked.attempt, (ids([7]),), (Reason.NONE,)))
     (refused,) = [order for order in orders if isinstance(order, Refused)]
     assert (refused.request_id, refused.code) == ("q", "ABORTED") and "1 of 2 sequences" in refused.detail
     assert list(driver.scheduler.requests) == ["other"]

@@ -131,7 +131,9 @@ def test_what_began_with_other_weights_ends_and_what_waits_is_named_by_nothing()
     orders = scheduler.turn([submit("1", digest=b"old", prompt=9), submit("2", digest=b"old", prompt=9)], 1.0)
     (first,) = starts(orders).values()
     scheduler.turn([filled(scheduler, "r0", 1, first)], 1.5)
-    scheduler.turn([ReplicaLost("r0", 1), Sealed("1", first.attempt, (ids([7]),), (Reason.NONE,))], 2.0)
+    scheduler.turn(
+        [ReplicaLost("r0", 1), Sealed("1", first.gateway, first.route, first.attempt, (ids([7]),), (Reason.NONE,))], 2.0
+    )
     # Both wait; the one that has sent a token can't go on with other weights, the other begins with them.
     orders = scheduler.turn([replica("r0", "a", 2, digest=b"new", seats=4)], 3.0)
     (refused,) = refusals(orders)
