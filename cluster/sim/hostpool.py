@@ -1,4 +1,4 @@
-"""A simulated host pool: memory of a node that workers write and read by transfer. It decides nothing.
+"""A simulated host pool: memory of a node that workers write and read by transfer, and the real register of it.
 
 Its memory dies with its process; a pool that starts again is a new one with a higher incarnation and junk inside.
 """
@@ -8,27 +8,77 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from cluster.messages import HostPoolJoined
+from cluster.messages import HostPoolJoined, HostPoolSettled
 from cluster.sim.clock import Clock, Process
 from cluster.sim.device import Blocks
+from cluster.sim.transfers import LOOK_S, Mover, register_of
 
 
 class SimHostPool(Process):
-    def __init__(self, name: str, incarnation: int, node: str, size: tuple[int, int], clock: Clock, seed: str) -> None:
-        """`size` is the number of blocks and the slots of each."""
+    def __init__(
+        self,
+        name: str,
+        incarnation: int,
+        node: str,
+        size: tuple[int, int],
+        clock: Clock,
+        seed: str,
+        tell: Callable[[HostPoolSettled], None],
+    ) -> None:
+        """`size` is the number of blocks and the slots of each; `tell` says a word to the scheduler."""
         super().__init__(name, clock)
         self.incarnation = incarnation
         self.node = node
-        self.epoch = 0
         self.random = Random(f"{seed}/{name}/{incarnation}")
         self.num_blocks, self.block_size = size
         self.blocks = Blocks(self.num_blocks, self.block_size, self.random)
-        # What the scheduler gave up before anything came of it: it is refused from then on.
-        self.given_up: set[int] = set()
+        self.register = register_of(self.num_blocks, self.blocks.num_bytes, incarnation, own_content=False)
+        self._tell = tell
+        # Processes that can reach the memory by themselves, by session.
+        self._sessions: dict[int, Mover] = {}
+        self._next_session = 1
+        self._looks = False
+
+    def session_of(self, caller: Mover) -> int:
+        for session, process in self._sessions.items():
+            if process is caller:
+                return session
+        self._sessions[self._next_session] = caller
+        self._next_session += 1
+        return self._next_session - 1
 
     def when_written(self, then: Callable[[], None]) -> None:
         """Nobody but transfers writes here, and the scheduler orders a read only of what has committed."""
-        self.run(then)
+        then()
+
+    def give_up(self, epoch: int, transfers: tuple[int, ...]) -> None:
+        for transfer in transfers:
+            self.register.give_up(epoch, transfer, self.clock.now)
+        self.look()
+
+    def adopt_epoch(self, epoch: int) -> None:
+        self.register.adopt_epoch(epoch, self.clock.now)
+        self.look()
+
+    def look(self) -> None:
+        if not self._looks:
+            self._looks = True
+            self.after(LOOK_S, self._look)
+
+    def _look(self) -> None:
+        """Deadlines, deaths, and what the scheduler is to hear of them."""
+        self._looks = False
+        register = self.register
+        register.expire(self.clock.now)
+        for session, process in list(self._sessions.items()):
+            if not process.alive:
+                del self._sessions[session]
+                register.session_died(session, self.clock.now)
+        register.check()
+        for number in register.take_settled():
+            self._tell(HostPoolSettled(self.name, self.incarnation, number))
+        if any(moving.live or moving.quarantined for moving in register.transfers()):
+            self.look()
 
     @property
     def joined(self) -> HostPoolJoined:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cluster.messages import GatewayLost, HostPoolLost, HostPoolSettled, ReplicaLost
+from cluster.messages import GatewayLost, HostPoolLost, ReplicaLost
 from cluster.sim.client import Client
 from cluster.sim.network import Link
 from cluster.sim.shell import SimShell
@@ -36,7 +36,6 @@ class Mishaps:
             return
         self._end_worker(number, worker)
         self.world.clock.after(self.world.shape.detect_s, self._lose_worker, worker, "its process died")
-        self.world.clock.after(self.world.shape.detect_s + SETTLE_S, self._settle_transfers, worker)
 
     def _end_worker(self, number: int, worker: SimWorker) -> None:
         if not worker.alive:
@@ -51,18 +50,9 @@ class Mishaps:
             return
         self._lose_worker(worker, "it is silent")
         self.world.clock.after(settle_s, self._end_worker, number, worker)
-        self.world.clock.after(2 * settle_s, self._settle_transfers, worker)
 
     def _lose_worker(self, worker: SimWorker, detail: str) -> None:
         self.world.notify(ReplicaLost(worker.name, worker.incarnation, detail))
-
-    def _settle_transfers(self, worker: SimWorker) -> None:
-        """The lost life can write no more: it is dead or refused. The pools say so of each transfer it was to do."""
-        worker.transfers.is_fenced = True
-        for transfer in self.world.ordered.pop((worker.name, worker.incarnation), ()):
-            if transfer.peer in self.world.pools:
-                settled = HostPoolSettled(transfer.peer, transfer.peer_incarnation, transfer.transfer)
-                self.world.notify(settled)
 
     def _restart_worker(self, number: int, dead: SimWorker) -> None:
         if self.world.workers[dead.name] is dead:
@@ -217,7 +207,6 @@ class Mishaps:
             if worker.alive and worker.name not in self.world.lost:
                 self.world.lost.add(worker.name)
                 self._lose_worker(worker, "its node is cut off")
-                self.world.clock.after(SETTLE_S, self._settle_transfers, worker)
         pool = self.world.pools.get(f"h{number}")
         if pool is not None and pool.alive and pool.name not in self.world.lost:
             self.world.lost.add(pool.name)

@@ -1,21 +1,68 @@
-"""Blocks on their way between two simulated pools, piece by piece, and all that can go wrong with them.
+"""The transfers of one simulated worker: the real register at both ends, made-up copies and calls between them.
 
-A worker moves blocks between its own pool and a peer (a host pool, or another worker). Each block is read at one time
-and written at a later one, so that whoever reuses a block too early shows in the tokens. On one node the worker itself
-writes into the peer's memory, which is how a stopped process becomes a late writer; between nodes a chunk needs both
-ends and a way between them. A chunk that arrives corrupt fails its checksum and with it the whole transfer. However it
-goes, `Transferred` is told once, when this worker can no longer touch a block of it.
+A worker moves blocks between its own pool and a peer (a host pool, or another worker). What is done when is decided by
+`cluster/register/`; here calls and chunks take time, are lost, doubled or late, and blocks are really copied. On one
+node a worker reaches a host pool's memory by itself, which is how a stopped process becomes a late writer; all else
+goes through the peer's process. Each block is read at one time and written at a later one, so that whoever reuses a
+block too early shows in the tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any, Protocol
+from zlib import crc32
 
-from cluster.messages import EPOCH_BITS, Road, Transfer, Transferred
+import numpy as np
+
+from cluster.errors import TransferError
+from cluster.messages import Transfer, Transferred
+from cluster.register.asking import Asking, AskingSettings, Unheard
+from cluster.register.errand import Errand, ErrandSettings
+from cluster.register.register import Register, RegisterSettings
+from cluster.register.states import Blocks as Ids
+from cluster.register.states import (
+    Carrier,
+    Lost,
+    PoolLayout,
+    Refusal,
+    Refused,
+    TransferName,
+)
+from cluster.register.steps import (
+    Abort,
+    Commit,
+    Committed,
+    Copied,
+    Copy,
+    Finish,
+    Meet,
+    Met,
+    Outcome,
+    Pause,
+    Ready,
+    Reserve,
+    Reserved,
+    Step,
+)
 from cluster.sim.clock import Action, Clock
 from cluster.sim.device import Blocks, Stream
+from cluster.sim.network import Weather
+
+LOOK_S = 0.05
+"""How often somebody who has something under way looks at its deadlines."""
+REGISTER = RegisterSettings(idle_s=1.0, remember_s=5.0)
+Reply = Callable[[Outcome], None]
+Request = Callable[["Pool", Reply], None]
+_OF_A_CHUNK = {Refusal.DOUBLED, Refusal.CORRUPT, Refusal.TRUNCATED, Refusal.OUTSIDE}
+
+
+def register_of(num_blocks: int, num_bytes: int, incarnation: int, *, own_content: bool) -> Register:
+    """Of a simulated pool: a block is one chunk."""
+    layout = PoolLayout("simulated", num_bytes, num_bytes)
+    return Register(layout, num_blocks, incarnation, REGISTER, own_content=own_content)
 
 
 class Pool(Protocol):
@@ -24,14 +71,22 @@ class Pool(Protocol):
     name: str
     node: str
     incarnation: int
-    epoch: int  # of the scheduler that it obeys
     alive: bool
     stopped: bool
     blocks: Blocks
     random: Random
+    register: Register
+
+    def run(self, action: Action, *args: Any) -> None: ...
+
+    def session_of(self, caller: Mover) -> int:
+        """Leave for a process of the same node to reach the blocks by itself; 0: none."""
 
     def when_written(self, then: Callable[[], None]) -> None:
         """Calls back once all that was issued until now has been written to its blocks."""
+
+    def look(self) -> None:
+        """Something is under way from now on: deadlines are to be looked at."""
 
 
 class Mover(Pool, Protocol):
@@ -63,24 +118,7 @@ class Roads(Protocol):
     def landed(self) -> Callable[[Transfer, int], None]: ...
 
     @property
-    def refusal(self) -> Callable[[Transfer], str]: ...
-
-
-class Moving:
-    """One transfer under way."""
-
-    def __init__(self, order: Transfer, began: float) -> None:
-        self.order = order
-        self.began = began
-        self.at = 0
-        self.given_up = ""
-        self.corrupt_at = -1
-        self.fail_at = -1
-        # The peer has answered: what it had issued into the blocks that are read is there.
-        self.is_ready = order.road is Road.WRITE
-
-    def ready(self) -> None:
-        self.is_ready = True
+    def weather(self) -> Weather: ...
 
 
 class Transfers:
@@ -94,101 +132,382 @@ class Transfers:
         self._roads = roads
         self._on_settled = on_settled
         self.faults = Faults()
-        # Declared lost while it cannot be reached: pools of other nodes refuse it.
-        self.is_fenced = False
-        self.under_way: dict[int, Moving] = {}
+        size = owner.blocks.num_bytes
+        errand = ErrandSettings(
+            call_s=0.2,
+            patience_s=0.5,
+            directory_s=0.1,
+            pause_s=0.005,
+            max_pause_s=0.05,
+            abort_s=0.1,
+            part_bytes=6 * size,
+            carriers=(Carrier.SHARED_MEMORY, Carrier.STREAM),
+        )
+        settings = AskingSettings(errand, max_running=64, settle_s=20.0, settle_pause_s=0.2, settle_call_s=0.1)
+        self._asking = Asking(owner.name, owner.register, settings)
+        self._runs: list[_Run] = []
+        self._looks = False
+
+    @property
+    def under_way(self) -> list[Transfer]:
+        """Orders that have not been answered."""
+        return self._asking.under_way()
 
     @property
     def is_writing(self) -> bool:
         """A transfer into a peer's pool has just begun."""
-        return any(
-            each.order.road is Road.WRITE and 2 * each.at < len(each.order.mine) for each in self.under_way.values()
-        )
+        return any(run.errand.write and run.copies and not run.errand.answered for run in self._runs)
 
-    def begin(self, order: Transfer) -> None:
-        moving = Moving(order, self._owner.clock.now)
-        assert order.transfer not in self.under_way, f"transfer {order.transfer} was ordered twice"
-        self.under_way[order.transfer] = moving
-        if self.faults.fail_next:
-            self.faults.fail_next -= 1
-            moving.fail_at = len(order.mine) // 2
-        if self.faults.corrupt_next:
-            self.faults.corrupt_next -= 1
-            moving.corrupt_at = len(order.mine) // 2
-        peer = self._peer(order)
-        if order.road is Road.READ and peer is not None:
-            peer.when_written(moving.ready)
-        # Steps that were issued before may still write the blocks that are to be sent.
-        self._stream.issue(0.0, lambda: self._piece(moving))
+    def begin(self, order: Transfer, epoch: int) -> None:
+        errand = self._asking.order(order, epoch, self._owner.clock.now)
+        assert errand is not None, f"transfer {order.transfer} was ordered twice"
+        self._go_on()
 
     def abort(self, transfer: int) -> None:
-        moving = self.under_way.get(transfer)
-        if moving is not None:
-            moving.given_up = "aborted by the scheduler"
+        self._asking.abort(transfer)
+        self._go_on()
 
-    def _peer(self, order: Transfer) -> Pool | None:
-        peer = self._roads.pool(order.peer)
-        if self.is_fenced or peer is None or not peer.alive or peer.incarnation != order.peer_incarnation:
-            return None
-        return peer
+    def adopt_epoch(self, epoch: int) -> None:
+        self._asking.adopt_epoch(epoch, self._owner.clock.now)
+        self._go_on()
 
-    def _piece(self, moving: Moving) -> None:
-        """Reads the next block where it lies; it is written a moment later."""
-        order, clock = moving.order, self._owner.clock
-        mine = self._owner.blocks
-        peer = self._peer(order)
-        problem = moving.given_up
-        if not problem and clock.now - moving.began > order.timeout_s:
-            problem = f"not done after {order.timeout_s} s"
-        if not problem and peer is None:
-            problem = f"pool {order.peer} of incarnation {order.peer_incarnation} is gone"
-        if not problem and peer is not None and order.road is Road.READ and peer.epoch > order.transfer >> EPOCH_BITS:
-            # Its blocks are another scheduler's now, and may hold anything: it sends no sums for them.
-            problem = f"pool {order.peer} obeys a scheduler of epoch {peer.epoch}"
-        if not problem and not moving.at and order.road is Road.WRITE:
-            problem = self._roads.refusal(order)
-        if not problem and moving.at == moving.fail_at:
-            problem = "the road broke"
-        if problem:
-            self._settle(moving, problem)
-            return
-        if moving.at == len(order.mine):
-            self._settle(moving, "")
-            return
-        assert peer is not None
-        if not moving.is_ready:
-            self._owner.after(0.002, self._piece, moving)
-            return
-        near = peer.node == self._owner.node
-        if not near and (peer.stopped or not self._roads.reaches(self._owner.node, peer.node)):
-            self._owner.after(0.02, self._piece, moving)
-            return
-        if order.road is Road.WRITE:
-            content = bytes(mine.content[order.mine[moving.at]])
+    def ended(self, run: _Run) -> None:
+        self._runs.remove(run)
+
+    def answer(self, errand: Errand, transferred: Transferred) -> None:
+        self._asking.answer(errand, transferred, self._owner.clock.now)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Begins what can begin, tells what is answered, and looks again while something may become due."""
+        now = self._owner.clock.now
+        while (errand := self._asking.begin(now)) is not None:
+            run = _Run(self, errand, self._owner, self._stream, self._roads)
+            self._runs.append(run)
+            run.feed(None)
+        while self._asking.answers:
+            self._on_settled(self._asking.answers.popleft())
+        if not self._looks and (self._asking.is_due or self._runs):
+            self._looks = True
+            self._owner.after(LOOK_S, self._look)
+
+    def _look(self) -> None:
+        self._looks = False
+        now = self._owner.clock.now
+        self._owner.register.expire(now)
+        while (word := self._asking.next_word(now)) is not None:
+            self._tell(word)
+        self._asking.check()
+        self._go_on()
+
+    def _tell(self, word: Unheard) -> None:
+        def answered(outcome: Outcome) -> None:
+            self._asking.told(word, outcome is True, self._owner.clock.now)
+
+        say = Call(self._owner, self._roads, word.peer, partial(_abort, word.name, word.reason, self._owner.clock))
+        say.begin(self._asking.settings.settle_call_s, answered)
+
+
+class Call:
+    """One try of a call, or of a chunk: to the peer's process and back, each way with all that a network does."""
+
+    def __init__(self, owner: Mover, roads: Roads, peer: str, request: Request) -> None:
+        self._owner = owner
+        self._roads = roads
+        self._peer = peer
+        self._request = request
+        self._answered: Reply | None = None
+
+    def begin(self, timeout_s: float, answered: Reply) -> None:
+        """`answered` gets the outcome once: the peer's, or Lost."""
+        self._answered = answered
+        weather, random = self._roads.weather, self._owner.random
+        self._owner.after(timeout_s, self._end, Lost(f"{self._peer} did not answer"))
+        if random.random() >= weather.loss:
+            self._owner.clock.after(self._delay(), self._arrive, True)
+        if random.random() < weather.double:
+            self._owner.clock.after(self._delay() + weather.slow_s * random.random(), self._arrive, False)
+
+    def _delay(self) -> float:
+        weather, random = self._roads.weather, self._owner.random
+        slow = weather.slow_s * random.random() if random.random() < weather.slow else 0.0
+        return 0.2 * weather.delay_s * (0.2 + 1.6 * random.random()) + slow
+
+    def _arrive(self, answers: bool) -> None:
+        peer = self._roads.pool(self._peer)
+        if peer is None or not peer.alive:
+            if answers:
+                self._owner.run(self._end, Lost(f"nobody listens at {self._peer}"))
+        elif self._roads.reaches(self._owner.node, peer.node):
+            peer.run(self._serve, peer, answers)
+
+    def _serve(self, peer: Pool, answers: bool) -> None:
+        def reply(outcome: Outcome) -> None:
+            if answers and self._owner.random.random() >= self._roads.weather.loss:
+                self._owner.clock.after(self._delay(), self._back, peer, outcome)
+
+        try:
+            self._request(peer, reply)
+        except Refused as refused:
+            reply(refused)
+        peer.look()
+
+    def _back(self, peer: Pool, outcome: Outcome) -> None:
+        if self._roads.reaches(peer.node, self._owner.node):
+            self._owner.run(self._end, outcome)
+
+    def _end(self, outcome: Outcome) -> None:
+        answered, self._answered = self._answered, None
+        if answered is not None:
+            answered(outcome)
+
+
+class _Run:
+    """One errand on its way."""
+
+    def __init__(self, transfers: Transfers, errand: Errand, owner: Mover, stream: Stream, roads: Roads) -> None:
+        self.errand = errand
+        self._transfers = transfers
+        self._owner = owner
+        self._stream = stream
+        self._roads = roads
+        self._clock = owner.clock
+        # The pool whose memory is mapped, as it was met.
+        self._mapped: Pool | None = None
+        # A chunk is under way through shared memory, or by messages.
+        self.copies = False
+        faults, half = transfers.faults, len(errand.order.mine) // 2
+        self._fail_at = self._corrupt_at = -1
+        self._num_copied = 0
+        if faults.fail_next:
+            faults.fail_next -= 1
+            self._fail_at = half
+        if faults.corrupt_next:
+            faults.corrupt_next -= 1
+            self._corrupt_at = half
+
+    def feed(self, outcome: Outcome) -> None:
+        step = self.errand.next(outcome, self._clock.now)
+        if step is None:
+            self._transfers.ended(self)
         else:
-            content = bytes(peer.blocks.content[order.theirs[moving.at]])
-        seconds = self.PIECE_S * (0.5 + self._owner.random.random()) * (1 if near else 3)
-        self._owner.after(seconds, self._land, moving, content)
+            self._do(step)
 
-    def _land(self, moving: Moving, content: bytes) -> None:
-        order = moving.order
-        peer = self._peer(order)
-        if moving.at == moving.corrupt_at:
-            # The checksum of the chunk is wrong: its bytes are thrown away, and nothing more is sent.
-            self._settle(moving, "a chunk arrived with a wrong checksum")
-            return
-        if order.road is Road.READ:
-            self._owner.blocks.content[order.mine[moving.at]][:] = content
-        elif peer is not None:
-            self._roads.landed(order, order.theirs[moving.at])
-            peer.blocks.content[order.theirs[moving.at]][:] = content
-        moving.at += 1
-        self._piece(moving)
+    def _do(self, step: Step) -> None:
+        clock, peer = self._clock, self.errand.order.peer
+        if isinstance(step, Ready):
+            # Steps that were issued before may still write the blocks that are to be sent.
+            self._stream.issue(0.0, partial(self.feed, None))
+        elif isinstance(step, Pause):
+            self._owner.after(step.seconds, self.feed, None)
+        elif isinstance(step, Meet):
+            self._call(peer, self._meet, step.timeout_s)
+        elif isinstance(step, Reserve):
+            self._call(peer, partial(_reserve, step, clock), step.timeout_s)
+        elif isinstance(step, Copy):
+            self._copy(step)
+        elif isinstance(step, Finish):
+            _commit(self._owner.register, step.part.here, clock.now)
+            self._owner.run(self.feed, None)
+        elif isinstance(step, Commit):
+            self._call(peer, partial(_take_commit, step, clock), step.timeout_s)
+        elif isinstance(step, Abort):
+            say = Call(self._owner, self._roads, peer, partial(_abort, step.name, step.reason, clock))
+            say.begin(step.timeout_s, lambda outcome: self.feed(outcome is True))
+        else:
+            self._transfers.answer(self.errand, step.transferred)
+            self.feed(None)
 
-    def _settle(self, moving: Moving, problem: str) -> None:
-        order = moving.order
-        del self.under_way[order.transfer]
-        mine = self._owner.blocks
-        seconds = self._owner.clock.now - moving.began
-        done = moving.at * mine.num_bytes
-        self._on_settled(Transferred(order.transfer, not problem, problem, done, seconds))
+    def _call(self, peer: str, request: Request, timeout_s: float) -> None:
+        Call(self._owner, self._roads, peer, request).begin(timeout_s, self.feed)
+
+    def _meet(self, pool: Pool, reply: Reply) -> None:
+        near = pool.node == self._owner.node
+        session = pool.session_of(self._owner) if near else 0
+        self._mapped = pool
+        reply(Met(pool.incarnation, (Carrier.SHARED_MEMORY if session else Carrier.STREAM,), session))
+
+    # -- bytes
+
+    def _copy(self, step: Copy) -> None:
+        places = [place for first, count in step.chunks for place in range(first, first + count)]
+        if step.part.carrier is Carrier.SHARED_MEMORY and step.part.write:
+            # As the real one: the first gap, whose sums go with the commit.
+            first, count = step.chunks[0]
+            places = list(range(first, first + count))
+        self._piece(step, places, [])
+
+    def _piece(self, step: Copy, places: list[int], sums: list[int]) -> None:
+        """The next chunk; all are there: the step is over."""
+        problem = self.errand.why_stop(self._clock.now)
+        if not problem and self._num_copied == self._fail_at:
+            self._fail_at, problem = -1, "the road broke"
+        self.copies = bool(places) and not problem
+        if problem:
+            self.feed(TransferError(problem))
+        elif not places:
+            shared = step.part.carrier is Carrier.SHARED_MEMORY and step.part.write
+            self.feed(Copied(step.chunks[0][0], np.array(sums, np.uint32)) if shared else Copied())
+        elif step.part.carrier is Carrier.SHARED_MEMORY:
+            self._piece_of_memory(step, places, sums)
+        else:
+            self._piece_of_stream(step, places)
+
+    def _spoiled(self, content: bytes) -> bytes:
+        """As it comes out at the other end of a copy."""
+        self._num_copied += 1
+        if self._num_copied - 1 != self._corrupt_at:
+            return content
+        self._corrupt_at = -1
+        return bytes(255 - byte for byte in content)
+
+    def _piece_of_memory(self, step: Copy, places: list[int], sums: list[int]) -> None:
+        """Read now, written a moment later, by this process alone."""
+        part, at, pool = step.part, places[0], self._mapped
+        assert pool is not None
+        mine, theirs = int(part.mine[at]), int(part.theirs[at])
+        source = self._owner.blocks.content[mine] if part.write else pool.blocks.content[theirs]
+        content = bytes(source)
+
+        def land() -> None:
+            came = self._spoiled(content)
+            if part.write:
+                self._roads.landed(self.errand.order, theirs)
+                pool.blocks.content[theirs][:] = came
+                sums.append(crc32(content))
+            else:
+                wanted = step.reserved.sums
+                assert wanted is not None
+                try:
+                    self._take(part.here, at, came, int(wanted[at]))
+                except Refused as refused:
+                    self.feed(refused)
+                    return
+            self._piece(step, places[1:], sums)
+
+        self._owner.after(self._seconds(1), land)
+
+    def _take(self, name: TransferName, number: int, content: bytes, wanted: int) -> None:
+        """A chunk into this worker's own pool. Raises Refused."""
+        register, now = self._owner.register, self._clock.now
+        moving = register.live(name, now)
+        block = int(moving.reservation.blocks[number])
+
+        def write(number: int) -> int:
+            self._owner.blocks.content[block][:] = content
+            return crc32(content)
+
+        if register.take_chunk(moving, number, wanted, write, now) != wanted:
+            raise Refused(Refusal.CORRUPT, f"chunk {number} has another sum")
+
+    def _piece_of_stream(self, step: Copy, places: list[int]) -> None:
+        part, at = step.part, places[0]
+        mine, theirs = int(part.mine[at]), int(part.theirs[at])
+        if part.write:
+            content = bytes(self._owner.blocks.content[mine])
+            came = self._spoiled(content)
+            request = partial(self._chunk_in, part.there, theirs, came, crc32(content))
+        else:
+            request = partial(self._chunk_out, part.there, theirs)
+
+        def answered(outcome: Outcome) -> None:
+            if isinstance(outcome, Refused) and outcome.refusal in _OF_A_CHUNK:
+                outcome = None  # what is missing is asked for again
+            if isinstance(outcome, Exception):
+                self.copies = False
+                self.feed(outcome)
+                return
+            if isinstance(outcome, Chunk):
+                try:
+                    self._take(part.here, at, self._spoiled(outcome.content), outcome.crc)
+                except Refused as refused:
+                    if refused.refusal not in _OF_A_CHUNK:
+                        self.feed(refused)
+                        return
+            self._piece(step, places[1:], [])
+
+        def say() -> None:
+            Call(self._owner, self._roads, self.errand.order.peer, request).begin(0.2, answered)
+
+        self._owner.after(self._seconds(3), say)
+
+    def _seconds(self, times: int) -> float:
+        return times * self._transfers.PIECE_S * (0.5 + self._owner.random.random())
+
+    def _chunk_in(self, name: TransferName, block: int, content: bytes, wanted: int, pool: Pool, reply: Reply) -> None:
+        """A chunk that came as a message is put in its place by the pool's process."""
+        register, now = pool.register, self._clock.now
+        moving = register.live_by(name, True, (Carrier.STREAM,), now)
+        number = register.number_of(moving, block, 0, len(content))
+
+        def write(number: int) -> int:
+            self._roads.landed(self.errand.order, block)
+            pool.blocks.content[block][:] = content
+            return crc32(content)
+
+        register.take_chunk(moving, number, wanted, write, now)
+        reply(None)
+
+    def _chunk_out(self, name: TransferName, block: int, pool: Pool, reply: Reply) -> None:
+        def read() -> None:
+            try:
+                moving = pool.register.live_by(name, False, (Carrier.STREAM,), self._clock.now)
+            except Refused as refused:
+                reply(refused)
+                return
+            content = bytes(pool.blocks.content[block])
+            stored = pool.register.blocks.crcs(np.array([block], np.int32))
+            pool.register.touch(moving, self._clock.now)
+            reply(Chunk(content, crc32(content) if stored is None else int(stored[0])))
+
+        # What it had issued into the blocks comes first.
+        pool.when_written(read)
+
+
+class Chunk(Copied):
+    """Bytes on their way, and what the sender says that they sum to."""
+
+    def __init__(self, content: bytes, crc: int) -> None:
+        super().__init__()
+        object.__setattr__(self, "content", content)
+        object.__setattr__(self, "crc", crc)
+
+    content: bytes
+    crc: int
+
+
+def _reserve(step: Reserve, clock: Clock, pool: Pool, reply: Reply) -> None:
+    pool.register.reserve(step.asked, b"", clock.now)
+    pool.register.check()
+    blocks: Ids = step.asked.blocks
+    sums = None if step.asked.write else pool.register.blocks.crcs(blocks)
+    reply(Reserved(sums=sums))
+
+
+def _take_commit(step: Commit, clock: Clock, pool: Pool, reply: Reply) -> None:
+    register, copied = pool.register, step.copied
+    if copied.sums is not None and register.find(step.name, clock.now).live:
+        try:
+            moving = register.live_by(step.name, True, (Carrier.SHARED_MEMORY,), clock.now)
+            register.begin_chunks(moving, copied.first, len(copied.sums), clock.now)
+            register.end_chunks(moving, copied.first, len(copied.sums), copied.sums, clock.now)
+        except Refused as refused:
+            if refused.refusal not in _OF_A_CHUNK:
+                raise
+    reply(_commit(register, step.name, clock.now))
+
+
+def _commit(register: Register, name: TransferName, now: float) -> Committed:
+    moving = register.find(name, now)
+    if register.begin_finish(moving, now):
+        register.end_finish(moving, True, now)
+    moving = register.commit(name, now)
+    return Committed(moving.missing(64), not moving.live)
+
+
+def _abort(name: TransferName, reason: str, clock: Clock, pool: Pool, reply: Reply) -> None:
+    try:
+        pool.register.abort(name, reason, True, clock.now)
+    except Refused:
+        pass  # another life of it has no memory that this transfer could reach
+    reply(True)

@@ -13,7 +13,7 @@ What it takes the protocol to say, beyond the words of cluster/messages/:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from random import Random
 
@@ -37,11 +37,12 @@ from cluster.messages import (
 )
 from cluster.sim.clock import Clock, Process
 from cluster.sim.model import digest_of
+from cluster.sim.network import Weather
 from cluster.sim.reports import Report
 from cluster.sim.running import Running
 from cluster.sim.shape import WorkerShape
 from cluster.sim.steps import Steps
-from cluster.sim.transfers import Pool, Transfers
+from cluster.sim.transfers import Mover, Pool, Transfers, register_of
 
 __all__ = ["Outlets", "SimWorker", "WorkerShape"]
 
@@ -55,7 +56,7 @@ class Outlets:
     pool: Callable[[str], Pool | None]
     reaches: Callable[[str, str], bool]  # nodes that can talk to each other now
     landed: Callable[[Transfer, int], None] = lambda transfer, block: None  # a block was written into a peer's pool
-    refusal: Callable[[Transfer], str] = lambda transfer: ""  # why a peer's pool does not let a write begin
+    weather: Weather = field(default_factory=Weather)  # of calls and chunks between pools
 
 
 class SimWorker(Process):
@@ -72,6 +73,7 @@ class SimWorker(Process):
         self.steps = Steps(self, shape, self.random, self._on_advance, self._on_retire)
         self.blocks = self.steps.blocks
         self.outlets = outlets
+        self.register = register_of(shape.num_blocks, self.blocks.num_bytes, incarnation, own_content=True)
         self.transfers = Transfers(self, self.steps.stream, outlets, self._on_transferred)
         self.residents: dict[int, Running] = {}
         # Starts that wait for the blocks of a transfer, by its number.
@@ -106,6 +108,9 @@ class SimWorker(Process):
     def meet(self, epoch: int) -> ReplicaJoined | ReplicaState:
         """A scheduler has opened its stream. A new one (a higher epoch) is told all that is held here."""
         known, self.epoch = self.epoch, epoch
+        # Told before: these are still under way, and on their way out.
+        under_way = tuple(self.transfers.under_way)
+        self.transfers.adopt_epoch(epoch)
         self._plan = self._result = 0
         self._waiting.clear()
         if not known:
@@ -114,12 +119,18 @@ class SimWorker(Process):
         residents = tuple(running.as_resident() for running in self.residents.values())
         for running in self.residents.values():
             running.news()  # the state tells it
-        under_way = tuple(moving.order for moving in self.transfers.under_way.values())
         return ReplicaState(self.joined, residents, self.steps.filled.names(), under_way)
 
     def when_written(self, then: Callable[[], None]) -> None:
         """A peer wants to read: what was issued before, copies of blocks included, comes first."""
         self.run(self.steps.stream.issue, 0.0, then)
+
+    def session_of(self, caller: Mover) -> int:
+        """Blocks of a device are reached by nobody else."""
+        return 0
+
+    def look(self) -> None:
+        """Its own transfers look at deadlines."""
 
     # -- plans
 
@@ -151,7 +162,7 @@ class SimWorker(Process):
         for transfer in plan.transfers:
             if transfer.road is Road.READ:
                 self.steps.filled.forget(*transfer.mine)
-            self.transfers.begin(transfer)
+            self.transfers.begin(transfer, plan.epoch)
         self.steps.issue()
         self._tell()
 

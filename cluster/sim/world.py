@@ -17,11 +17,9 @@ from cluster.messages import (
     Event,
     Expel,
     GiveUp,
-    HostPoolSettled,
     Order,
     Plan,
     Result,
-    Road,
     Tokens,
     Transfer,
     TurnAway,
@@ -74,8 +72,6 @@ class World:
         self.token_streams: dict[tuple[str, str], TokenStream] = {}
         self.cut_nodes: set[str] = set()
         self.lost: set[str] = set()  # declared lost while cut off; to be killed when reached
-        # Transfers that were ordered of a life of a replica, and the pool that each was to touch.
-        self.ordered: dict[tuple[str, int], list[Transfer]] = {}
         self._incarnations: dict[str, int] = {}
         self.num_stale = 0
         # When every replica had joined for the first time.
@@ -101,7 +97,7 @@ class World:
                 self.worker_streams[worker.name] = WorkerStream(self, worker)
         for pool in self.pools.values():
             if pool.alive:
-                pool.epoch = epoch
+                pool.run(pool.adopt_epoch, epoch)
                 self.notify(pool.joined)
         for gateway in self.gateways.values():
             if gateway.alive:
@@ -126,7 +122,7 @@ class World:
             pool=self.pool,
             reaches=self.reaches,
             landed=self._landed,
-            refusal=self._refusal,
+            weather=self.shape.weather,
         )
         worker = SimWorker(name, self._incarnation(name), self.shape.workers[number], self.clock, self.seed, outlets)
         self.workers[name] = worker
@@ -136,7 +132,8 @@ class World:
     def start_pool(self, number: int) -> None:
         name = f"h{number}"
         size = (self.shape.host_blocks[number], self.shape.workers[0].block_size)
-        pool = SimHostPool(name, self._incarnation(name), node_name(number), size, self.clock, self.seed)
+        pool = SimHostPool(name, self._incarnation(name), node_name(number), size, self.clock, self.seed, self.notify)
+        pool.adopt_epoch(self.shell.epoch)
         self.pools[name] = pool
         self.notify(pool.joined)
 
@@ -170,24 +167,6 @@ class World:
 
     def reaches(self, node: str, other: str) -> bool:
         return node == other or not (node in self.cut_nodes or other in self.cut_nodes)
-
-    def _refusal(self, transfer: Transfer) -> str:
-        """A pool knows what is being written in it: where a writer of an earlier scheduler could still come, it lets
-        nobody else begin. Of its own epoch the scheduler has to know itself. What it was told to give up stays so."""
-        pool = self.pools.get(transfer.peer)
-        if pool is not None and transfer.transfer in pool.given_up:
-            return f"transfer {transfer.transfer:#x} was given up by the scheduler"
-        if pool is not None and pool.epoch > transfer.transfer >> EPOCH_BITS:
-            return f"pool {pool.name} obeys a scheduler of epoch {pool.epoch}"
-        blocks = set(transfer.theirs)
-        for worker in self.workers.values():
-            for number, moving in worker.transfers.under_way.items() if worker.alive else ():
-                other = moving.order
-                if other.road is Road.WRITE and number >> EPOCH_BITS < transfer.transfer >> EPOCH_BITS:
-                    place = other.peer, other.peer_incarnation
-                    if place == (transfer.peer, transfer.peer_incarnation) and not blocks.isdisjoint(other.theirs):
-                        return f"transfer {number:#x} may still write to blocks of {transfer.peer}"
-        return ""
 
     def _landed(self, transfer: Transfer, block: int) -> None:
         """A write that the scheduler no longer counts on must find its target in quarantine.
@@ -230,8 +209,6 @@ class World:
 
     def hand_out(self, workers: dict[str, WorkerStream], fronts: dict[str, FrontStream], order: Order) -> None:
         if isinstance(order, Plan):
-            if order.transfers:
-                self.ordered.setdefault((order.replica, order.incarnation), []).extend(order.transfers)
             stream = workers.get(order.replica)
             if stream is not None and stream.worker.incarnation == order.incarnation:
                 stream.plan(order)
@@ -248,16 +225,9 @@ class World:
             front.order(order)
 
     def _give_up(self, order: GiveUp) -> None:
-        """A pool says at once that nothing writes to it for a transfer, unless a worker still does: see Mishaps."""
         pool = self.pools.get(order.pool)
-        if pool is None or not pool.alive or pool.incarnation != order.incarnation:
-            return
-        for transfer in order.transfers:
-            writers = (worker for worker in self.workers.values() if worker.alive)
-            if not any(transfer in worker.transfers.under_way for worker in writers):
-                pool.given_up.add(transfer)
-                settled = HostPoolSettled(order.pool, order.incarnation, transfer)
-                self.clock.after(self.shape.detect_s, self.notify, settled)
+        if pool is not None and pool.alive and pool.incarnation == order.incarnation:
+            self.clock.after(0.001, pool.run, pool.give_up, order.epoch, order.transfers)
 
     def notify(self, event: Event) -> None:
         """Word of Ray or of a node, straight to the scheduler; a dead one hears nothing."""

@@ -44,11 +44,15 @@ from cluster.messages import (
     Transferred,
     ids,
 )
+from cluster.register.moving import ARRIVED
+from cluster.register.moving import Moving as RegisterMoving
+from cluster.register.register import Register
+from cluster.register.states import Phase as RegisterPhase
 from cluster.sim.beams import BeamGroup
 from cluster.sim.gateway import SimGateway
 from cluster.sim.running import Running
 from cluster.sim.steps import Part, Steps
-from cluster.sim.transfers import Moving, Transfers
+from cluster.sim.transfers import Transfers
 from cluster.sim.worker import SimWorker
 
 Patch = pytest.MonkeyPatch
@@ -249,31 +253,71 @@ def _swapped_blocks_come_back_in_another_order(patch: Patch) -> None:
 
 
 def _corrupt_chunk_accepted(patch: Patch) -> None:
-    land = Transfers._land
+    take = RegisterMoving.take
 
-    def credulous(self: Transfers, moving: Moving, content: bytes) -> None:
-        if moving.at == moving.corrupt_at:
-            moving.corrupt_at = -1
-            content = bytes(255 - byte for byte in content)
-        land(self, moving, content)
+    def credulous(self: RegisterMoving, number: int, wanted: int, copy: Callable[[int], int]) -> int:
+        def believed(number: int) -> int:
+            copy(number)
+            return wanted
 
-    patch.setattr(Transfers, "_land", credulous)
+        return take(self, number, wanted, believed)
+
+    patch.setattr(RegisterMoving, "take", credulous)
+
+
+def _doubled_chunk_counted(patch: Patch) -> None:
+    def careless(self: RegisterMoving, number: int, wanted: int, copy: Callable[[int], int]) -> int:
+        crc = copy(number)
+        if crc == wanted:
+            self.chunks[number] = ARRIVED
+            self.crcs[number] = crc
+            self.num_missing -= 1
+        return crc
+
+    patch.setattr(RegisterMoving, "take", careless)
 
 
 def _transfer_told_as_done_too_early(patch: Patch) -> None:
     begin = Transfers.begin
 
-    def hasty(self: Transfers, order: Transfer) -> None:
-        begin(self, order)
+    def hasty(self: Transfers, order: Transfer, epoch: int) -> None:
         told, self._on_settled = self._on_settled, lambda transferred: None
+        begin(self, order, epoch)
         told(Transferred(order.transfer, True, "", 1, 0.001))
-        moving = self.under_way.get(order.transfer)
-        if moving is not None:
-            self._owner.after(1.0, setattr, self, "_on_settled", told)
-        else:
-            self._on_settled = told
+        self._owner.after(1.0, setattr, self, "_on_settled", told)
 
     patch.setattr(Transfers, "begin", hasty)
+
+
+def _commit_before_the_last_chunk(patch: Patch) -> None:
+    begin_finish = Register.begin_finish
+
+    def hasty(self: Register, moving: RegisterMoving, now: float) -> bool:
+        moving.num_missing = 0
+        return begin_finish(self, moving, now)
+
+    patch.setattr(Register, "begin_finish", hasty)
+
+
+def _late_chunk_into_a_reused_block_accepted(patch: Patch) -> None:
+    def lasting(self: Register, moving: RegisterMoving, phase: RegisterPhase, reason: str, now: float) -> None:
+        moving.phase, moving.reason, moving.ended_at = phase, reason, now
+        self._live.pop(moving.key, None)
+
+    patch.setattr(Register, "_end", lasting)
+    patch.setattr(Register, "_check_live", lambda self, moving: None)
+
+
+def _quarantine_left_out_by_the_pool(patch: Patch) -> None:
+    patch.setattr(RegisterMoving, "quarantined", property(lambda self: False))
+
+
+def _reservation_of_an_old_epoch_accepted(patch: Patch) -> None:
+    patch.setattr(Register, "_check_name", lambda self, name: self._check_incarnation(name))
+
+
+def _give_up_forgotten_by_the_pool(patch: Patch) -> None:
+    patch.setattr(Register, "give_up", lambda self, epoch, transfer, now: None)
 
 
 def _source_freed_before_its_move_has_committed(patch: Patch) -> None:
