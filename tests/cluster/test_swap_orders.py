@@ -103,13 +103,13 @@ def test_what_a_write_that_failed_has_left_is_quarantined_until_its_pool_has_set
     assert gave_up(ended(driver, out, ok=False)) == [GiveUp("h0", 7, 1, (out.transfer,))]
     host = driver.scheduler.swapper.pools["h0"].ledger
     assert (host.counts().quarantined, host.counts().held) == (3, 0)
-    assert driver.scheduler.swapper.unsettled("h0") == GiveUp("h0", 7, 1, (out.transfer,))
+    assert list(driver.scheduler.swapper.quarantined) == [("h0", out.transfer)]
     driver.turn(HostPoolSettled("h0", 6, out.transfer))
     assert host.counts().quarantined == 3, "another incarnation of the pool has settled"
     driver.turn(HostPoolSettled("h0", 7, out.transfer))
     assert host.counts().free == 64
     driver.turn(HostPoolSettled("h0", 7, out.transfer))
-    assert driver.scheduler.swapper.unsettled("h0") is None
+    assert not driver.scheduler.swapper.quarantined
     assert starts(driver.turn(Drain("r0", on=False)))["q"].position == 32, "what is cached on the device serves"
 
 
