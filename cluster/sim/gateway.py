@@ -302,7 +302,8 @@ class SimGateway(Process):
         self._close_if_over(request)
 
     def _close_if_over(self, request: Open) -> None:
-        if request.is_done and (request.is_complete or request.is_cancelled):
+        """What nobody reads is kept for its client until the end of its grace."""
+        if request.is_done and (request.is_cancelled or (request.is_complete and request.is_read)):
             del self.open[request.route]
             if not request.client.outcome and request.is_read:
                 request.client.outcome = "done"
