@@ -21,7 +21,7 @@ def _jobs() -> int:
     return max(1, min(2, os.cpu_count() or 1))
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_histories_with_faults_keep_every_promise(request: pytest.FixtureRequest) -> None:
     first = request.config.getoption("--seed") or 0
     summary = run_campaign(first, NUM_FAULTY, True, _jobs())
@@ -33,7 +33,7 @@ def test_histories_with_faults_keep_every_promise(request: pytest.FixtureRequest
     assert not rare, f"too few histories met {rare}"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_histories_without_faults_keep_every_promise(request: pytest.FixtureRequest) -> None:
     first = request.config.getoption("--seed") or 0
     summary = run_campaign(first, NUM_QUIET, False, _jobs())
