@@ -262,7 +262,7 @@ class Admission:
         if request.pin_until is not None or any(sequence.outputs for sequence in request.sequences):
             digests = f"digest {request.digest.hex()} before and {board.digest.hex()} now"
             detail = f"model {request.model} was replaced by another of this name before the end ({digests}); ask again"
-            self._scheduler.break_off(request, "ABORTED", detail, Reason.DROPPED)
+            self._scheduler.break_off(request, "CANCELLED", detail, Reason.DROPPED)
             return False
         self._scheduler.swapper.forget(request)
         request.forget_names()

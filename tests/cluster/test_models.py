@@ -137,7 +137,7 @@ def test_what_began_with_other_weights_ends_and_what_waits_is_named_by_nothing()
     # Both wait; the one that has sent a token can't go on with other weights, the other begins with them.
     orders = scheduler.turn([replica("r0", "a", 2, digest=b"new", seats=4)], 3.0)
     (refused,) = refusals(orders)
-    assert (refused.request_id, refused.code) == ("1", "ABORTED")
+    assert (refused.request_id, refused.code) == ("1", "CANCELLED")
     assert b"old".hex() in refused.detail and b"new".hex() in refused.detail
     second = starts(orders)["2"]
     assert not second.position and not second.chain
