@@ -27,10 +27,16 @@ MAX_STOP_TOKEN_IDS: Final = 64
 MAX_LOGIT_BIAS_ENTRIES: Final = 1024
 MAX_LOGIT_BIAS: Final = 100.0
 
+MAX_ALLOWED_TOKEN_IDS: Final = 1 << 19
+"""No vocabulary in use is larger."""
+
 MAX_BAD_WORDS: Final = 256
 MAX_BAD_WORD_RUNS: Final = 1024
 MAX_BAD_WORD_TOKENS: Final = 16
 """Tokens of one banned word; longer ones are refused, because a step compares that many past tokens."""
+
+MAX_LISTED_RUNS: Final = 1 << 16
+"""Banned runs of resolved settings, with those that a model's own configuration lists."""
 
 MAX_FORCED_TOKENS: Final = 256
 
@@ -48,6 +54,10 @@ MIN_TEMPERATURE: Final = 1e-5
 """A temperature below this is greedy: the quotient would leave fp32."""
 
 MAX_SEED: Final = 2**64 - 1
+
+MAX_CHAT_MESSAGES: Final = 4_096
+MAX_ROLE_CHARS: Final = 64
+MAX_MODEL_NAME_CHARS: Final = 1_024
 
 MAX_PRIORITY: Final = 1_000_000
 """Priorities of requests lie in -1,000,000 to 1,000,000; lower goes first."""

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 
 from cluster.errors import ConfigError, InvalidRequest
 from cluster.limits import MIN_TEMPERATURE
-from cluster.sampling_rules import check_against_model, check_something_left, check_values
+from cluster.sampling_rules import check_against_model, check_counts, check_something_left, check_values
 from cluster.structure import StructuredOutputsParams
 
 T = TypeVar("T")
@@ -85,6 +85,8 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
+        # Before anything is copied: doors hand over lists of strangers as they came.
+        check_counts(self)
         if isinstance(self.stop, str):
             set_field(self, "stop", (self.stop,))
         for name in ("stop", "stop_token_ids", "bad_words", "eos_token_ids", "allowed_token_ids"):

@@ -8,7 +8,7 @@ client wrote it, the figure, and what to give instead. Bounds come from `cluster
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cluster import limits
@@ -44,7 +44,28 @@ _INTS: Mapping[str, tuple[int, int | None, str]] = {
     "prompt_logprobs": (0, limits.MAX_LOGPROBS, f"give 0 to {limits.MAX_LOGPROBS} top tokens"),
     "beam_width": (1, limits.MAX_BEAM_WIDTH, f"give 1 to {limits.MAX_BEAM_WIDTH} beams"),
 }
+_COUNTS: Mapping[str, tuple[int, str]] = {
+    "stop": (limits.MAX_STOP_STRINGS, "strings"),
+    "stop_token_ids": (limits.MAX_STOP_TOKEN_IDS, "ids, end tokens included"),
+    "bad_words": (limits.MAX_BAD_WORDS, "strings"),
+    "bad_words_token_ids": (limits.MAX_LISTED_RUNS, "entries"),
+    "logit_bias": (limits.MAX_LOGIT_BIAS_ENTRIES, "entries"),
+    "forced_tokens": (limits.MAX_FORCED_TOKENS, "entries"),
+    "allowed_token_ids": (limits.MAX_ALLOWED_TOKEN_IDS, "ids"),
+}
 _BOOLS = ("ignore_eos", "include_stop_str_in_output", "detokenize", "skip_special_tokens")
+
+
+def check_counts(params: SamplingParams) -> None:
+    """Raise `InvalidRequest` for a list that has more entries than any request may, whatever they are."""
+    for name, (bound, unit) in _COUNTS.items():
+        items = getattr(params, name)
+        if items and isinstance(items, Sequence | Mapping) and not isinstance(items, str):
+            _check_count(name, items, bound, unit)
+    runs: object = params.bad_words_token_ids
+    for at, run in enumerate(runs if isinstance(runs, Sequence) else ()):
+        if isinstance(run, Sequence):
+            _check_count(f"bad_words_token_ids[{at}]", run, limits.MAX_BAD_WORD_TOKENS, "tokens")
 
 
 def check_values(params: SamplingParams) -> None:
@@ -76,9 +97,9 @@ def check_against_model(params: SamplingParams, vocab_size: int, max_model_len: 
         problem = f"is {params.min_tokens:,}, and the model has room for {room:,} tokens behind this prompt"
         raise _wrong("min_tokens", problem, f"give at most {room:,}")
     for name, ids in _all_ids(params):
-        for token in ids:
-            if token >= vocab_size:
-                raise _wrong(name, f"holds token id {token:,}", f"ids of this model are 0 to {vocab_size - 1:,}")
+        largest = max(ids, default=0)
+        if largest >= vocab_size:
+            raise _wrong(name, f"holds token id {largest:,}", f"ids of this model are 0 to {vocab_size - 1:,}")
 
 
 def check_something_left(params: SamplingParams, vocab_size: int) -> None:
@@ -114,12 +135,10 @@ def _check_int(name: str, value: object, low: int, high: int | None, remedy: str
 
 
 def _check_strings(params: SamplingParams) -> None:
-    bounds = (("stop", limits.MAX_STOP_STRINGS), ("bad_words", limits.MAX_BAD_WORDS))
-    for name, bound in bounds:
+    for name in ("stop", "bad_words"):
         strings = getattr(params, name)
         if not isinstance(strings, tuple):
             raise _wrong(name, f"is {strings!r}", "give a string or a list of strings")
-        _check_count(name, strings, bound, "strings")
         for at, text in enumerate(strings):
             if not isinstance(text, str) or not text:
                 raise _wrong(f"{name}[{at}]", f"is {text!r}", "give a string that is not empty")
@@ -139,12 +158,12 @@ def _check_ids(params: SamplingParams) -> None:
         if not isinstance(ids, tuple) and not (ids is None and name == "allowed_token_ids"):
             raise _wrong(name, f"is {ids!r}", "give a list of token ids")
     _check_runs(params.bad_words_token_ids)
-    _check_count("logit_bias", params.logit_bias, limits.MAX_LOGIT_BIAS_ENTRIES, "entries")
-    _check_count("forced_tokens", params.forced_tokens, limits.MAX_FORCED_TOKENS, "entries")
     _check_count("stop_token_ids", params.stop_ids, limits.MAX_STOP_TOKEN_IDS, "ids, end tokens included")
     for name, ids in _all_ids(params):
-        for token in ids:
-            _check_int(name, token, 0, None, "token ids are 0 or more")
+        # All at once, because there can be as many as the vocabulary has; one by one to name the wrong one.
+        if ids and (set(map(type, ids)) != {int} or min(ids) < 0):
+            for token in ids:
+                _check_int(name, token, 0, None, "token ids are 0 or more")
     for token, bias in params.logit_bias.items():
         remedy = f"give -{limits.MAX_LOGIT_BIAS:g} to {limits.MAX_LOGIT_BIAS:g}"
         _check_number(f"logit_bias[{token}]", bias, -limits.MAX_LOGIT_BIAS, limits.MAX_LOGIT_BIAS, remedy)
@@ -161,7 +180,6 @@ def _check_runs(runs: object) -> None:
         name = f"bad_words_token_ids[{at}]"
         if not isinstance(run, tuple) or not run:
             raise _wrong(name, f"is {run!r}", "give a token id, or a list of them that is not empty")
-        _check_count(name, run, limits.MAX_BAD_WORD_TOKENS, "tokens")
 
 
 def _check_together(params: SamplingParams) -> None:
@@ -194,7 +212,7 @@ def _check_count(name: str, items: Sequence[object] | Mapping[int, object], boun
         raise _wrong(name, f"has {len(items)} {unit}", f"give at most {bound}")
 
 
-def _all_ids(params: SamplingParams) -> Iterable[tuple[str, Iterable[int]]]:
+def _all_ids(params: SamplingParams) -> Iterable[tuple[str, Collection[int]]]:
     """Every place where a client names token ids, with its field name."""
     yield "stop_token_ids", params.stop_token_ids
     yield "allowed_token_ids", params.allowed_token_ids or ()

@@ -20,8 +20,10 @@ from cluster.errors import InvalidRequest, NotFound, Unavailable
 from cluster.gateway.front import ServedModel, ServedModels
 from cluster.gateway.intake import Question, check_length, read_prompt
 from cluster.gateway.models import TextModel
+from cluster.gateway.work import Work
 from cluster.hashing import BlockHasher
-from cluster.messages import Pin, Submit
+from cluster.limits import MAX_MODEL_NAME_CHARS
+from cluster.messages import Ids, Pin, Submit
 from cluster.messages.resume import difference
 from cluster.sampling import SamplingParams
 from protos.quire.v1 import inference_pb2 as pb
@@ -30,6 +32,9 @@ log = logging.getLogger(__name__)
 
 STRUCTURE_S = 5.0
 """A structure that takes longer to compile is refused."""
+
+OTHER_BYTES = 512 << 10
+"""Of a request beside its prompt and its lists of token ids."""
 
 LoadText: TypeAlias = Callable[[str], TextModel]
 
@@ -41,6 +46,7 @@ class Catalogue:
         self, gateway: str, first_route: int, models: Mapping[str, TextModel], load: LoadText | None = None
     ) -> None:
         self.models = dict(models)
+        self.work = Work()
         self._load = load
         self._loading: dict[str, asyncio.Task[None]] = {}
         self.served: dict[str, ServedModel] = {}
@@ -73,8 +79,17 @@ class Catalogue:
             self._hash_key = hash_key
             self._hashers.clear()
 
+    @property
+    def max_body_bytes(self) -> int:
+        """What the longest prompt of any model could take, and what else a request says."""
+        models = [self.models[name] for name in self.served if name in self.models]
+        return OTHER_BYTES + max((model.max_chars + 8 * model.vocab_size for model in models), default=0)
+
     def find(self, name: str) -> tuple[ServedModel, TextModel]:
         """The model of this name, or the only one. Raises `NotFound`, or `Unavailable` while none is served."""
+        if len(name) > MAX_MODEL_NAME_CHARS:
+            problem = f"has {len(name):,} characters"
+            raise InvalidRequest("model", problem, f"give at most {MAX_MODEL_NAME_CHARS:,}")
         if not self.served:
             raise Unavailable("no model is served yet: the scheduler has not been heard of, or has no worker", 1.0)
         if not name and len(self.served) == 1:
@@ -92,10 +107,11 @@ class Catalogue:
     async def submit(self, tenant: str, client_id: str, question: Question) -> Submit:
         """The request as the scheduler wants it. Raises `QuireError` for what can be known to be wrong here."""
         served, model = self.find(question.model)
-        prompt = await read_prompt(question.prompt, model)
+        prompt = await read_prompt(question.prompt, model, self.work)
         longest = _longest(served, model)
         check_length(prompt, longest)
-        sampling = model.resolve(question.params, len(prompt), longest, seed=self._seed(tenant, client_id))
+        size = len(prompt) // served.block_size + len(question.params.allowed_token_ids or ())
+        hashes, sampling = await self.work.run(size, self._prepare, tenant, client_id, prompt, question)
         await self._check_structure(model, sampling)
         return Submit(
             request_id=cluster_id(tenant, client_id),
@@ -104,7 +120,7 @@ class Catalogue:
             model=served.name,
             tenant=tenant,
             prompt=prompt,
-            hashes=self._hasher(served, tenant).prompt(prompt),
+            hashes=hashes,
             sampling=sampling,
             priority=question.priority,
             salt=tenant.encode(),
@@ -116,7 +132,7 @@ class Catalogue:
     async def check_resume(self, question: Question, known: Submit) -> None:
         """Raises `InvalidRequest` for a client that comes back with another request than the one under way."""
         model = self.models[known.model]
-        prompt = await read_prompt(question.prompt, model)
+        prompt = await read_prompt(question.prompt, model, self.work)
         served, params = self.served.get(known.model), question.params
         longest = model.max_model_len if served is None else _longest(served, model)
         if params.max_tokens is None:
@@ -132,12 +148,20 @@ class Catalogue:
         if field:
             raise InvalidRequest(field, problem, "resume with the request as it was asked, or give another id")
 
+    def _prepare(
+        self, tenant: str, client_id: str, prompt: Ids, question: Question
+    ) -> tuple[tuple[bytes, ...], SamplingParams]:
+        served, model = self.find(question.model)
+        hashes, seed = self._hasher(served, tenant).prompt(prompt), self._seed(tenant, client_id)
+        return hashes, model.resolve(question.params, len(prompt), _longest(served, model), seed=seed)
+
     async def pin(self, tenant: str, model_name: str, prompt: pb.Prompt, ttl_s: float) -> tuple[Pin, int]:
         """A prefix to be kept, and how many of its tokens fill whole blocks."""
         served, model = self.find(model_name)
-        tokens = await read_prompt(prompt, model)
+        tokens = await read_prompt(prompt, model, self.work)
         check_length(tokens, _longest(served, model))
-        hashes = self._hasher(served, tenant).prompt(tokens)
+        hasher = self._hasher(served, tenant)
+        hashes = await self.work.run(len(tokens) // served.block_size, hasher.prompt, tokens)
         if not hashes:
             problem = f"has {len(tokens)} tokens, and only full blocks of {served.block_size} can be kept"
             raise InvalidRequest("prompt", problem, "give a longer prefix")

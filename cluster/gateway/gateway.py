@@ -114,6 +114,11 @@ class Gateway:
         """Requests that have not ended, or whose end was not told yet."""
         return sum(1 for answer in self._answers.values() if answer.ended is None or answer.outlet is not None)
 
+    @property
+    def max_body_bytes(self) -> int:
+        """The largest message that can carry a prompt for any model that is served now."""
+        return min(self.settings.max_message_bytes, self.catalogue.max_body_bytes)
+
     async def run(self) -> None:
         """Obeys the scheduler until the link ends. One task of the process runs this."""
         async for orders in self._link.orders():

@@ -2,12 +2,12 @@
 
 The gateway's services call `read_generate` and its siblings once per request. Everything a client can say wrong is an
 `InvalidRequest` here with the path of the field; the sampling settings themselves are judged by their one validator.
-Long texts are tokenized in a thread, so that streams under way do not wait. Nothing here holds state.
+Whatever a client sends is counted before it is looked at one by one, and what is long is done by `Work`, so that
+streams under way do not wait. Nothing here holds state.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,20 +18,23 @@ from google.protobuf.message import Message
 from cluster.errors import InvalidRequest, NeverFits, ProtocolError, Unsupported
 from cluster.gateway.models import TextModel
 from cluster.gateway.settings import MAX_PIN_S, MAX_REQUEST_ID_CHARS, MAX_RESUME_GRACE_S
-from cluster.limits import MAX_PRIORITY
+from cluster.gateway.work import Work
+from cluster.limits import MAX_CHAT_MESSAGES, MAX_PRIORITY, MAX_ROLE_CHARS
 from cluster.messages import Ids, ids
 from cluster.sampling import SamplingParams
 from cluster.structure import StructuredOutputsParams
 from cluster.wire.plans import parsed
+from cluster.wire.records import why_too_many
 from cluster.wire.sampling import sampling_from
 from protos.quire.v1 import inference_pb2 as pb
 
 Request = TypeVar("Request", bound=Message)
 
-INLINE_CHARS = 2_000
-"""Texts up to this length are tokenized at once: that takes less time than handing them to a thread."""
+PIECE_IDS = 8_192
+"""Token ids are looked at in pieces of so many: between two of them other threads run."""
 
-MAX_CHAT_MESSAGES = 10_000
+MAX_UNCOUNTED_BYTES = 16 << 10
+"""In a message up to this length there is not room for many parts."""
 
 _UNSUPPORTED = ("lora", "images", "tools")
 
@@ -51,8 +54,13 @@ class Question:
     trace: str = ""
 
 
-def parse(kind: type[Request], raw: bytes) -> Request:
-    """The message that a client sent. Undecodable bytes are its mistake, not ours."""
+def parse(kind: type[Request], raw: bytes, max_numbers: int) -> Request:
+    """The message that a client sent, with at most so many numbers in lists. Undecodable bytes are its mistake, not
+    ours, and so is what would take long to parse."""
+    if len(raw) > MAX_UNCOUNTED_BYTES:
+        too_many = why_too_many(raw, kind, max_numbers)
+        if too_many:
+            raise InvalidRequest("message", too_many, "send less in one message")
     try:
         return parsed(kind, raw)
     except ProtocolError as error:
@@ -65,11 +73,7 @@ def read_generate(request: pb.GenerateRequest, timeout_s: float | None, trace: s
     for name in _UNSUPPORTED:
         if getattr(request, name):
             raise Unsupported(name, "is asked for, and Quire does not do it", "leave it out")
-    if len(request.request_id) > MAX_REQUEST_ID_CHARS:
-        problem = f"has {len(request.request_id)} characters"
-        raise InvalidRequest("request_id", problem, f"give at most {MAX_REQUEST_ID_CHARS}")
-    if not request.request_id.isprintable():
-        raise InvalidRequest("request_id", "holds characters that cannot be printed", "give letters and digits")
+    check_request_id(request.request_id)
     if abs(request.priority) > MAX_PRIORITY:
         raise InvalidRequest("priority", f"is {request.priority:,}", f"give -{MAX_PRIORITY:,} to {MAX_PRIORITY:,}")
     grace_s = request.resume_grace_s
@@ -99,8 +103,15 @@ def _structure(request: pb.GenerateRequest) -> StructuredOutputsParams | None:
         json=request.json_schema or None,
         regex=request.regex or None,
         grammar=request.grammar or None,
-        choice=tuple(request.choice) or None,
+        choice=request.choice or None,
     )
+
+
+def check_request_id(request_id: str) -> None:
+    if len(request_id) > MAX_REQUEST_ID_CHARS:
+        raise InvalidRequest("request_id", f"has {len(request_id)} characters", f"give at most {MAX_REQUEST_ID_CHARS}")
+    if not request_id.isprintable():
+        raise InvalidRequest("request_id", "holds characters that cannot be printed", "give letters and digits")
 
 
 def check_positions(positions: Sequence[int], sent: Sequence[int]) -> None:
@@ -114,26 +125,25 @@ def check_positions(positions: Sequence[int], sent: Sequence[int]) -> None:
 def _positions(request: pb.GenerateRequest, params: SamplingParams) -> tuple[int, ...]:
     if not request.request_id:
         raise InvalidRequest("request_id", "is empty, and resume is set", "give the id of the request to go on with")
-    positions = tuple(request.resume.positions)
-    if len(positions) != params.n:
-        problem = f"has {len(positions)} entries, and the request {params.n} sequences"
+    if len(request.resume.positions) != params.n:
+        problem = f"has {len(request.resume.positions):,} entries, and the request {params.n} sequences"
         raise InvalidRequest("resume.positions", problem, "give one for each sequence")
+    positions = tuple(request.resume.positions)
     if min(positions) < 0:
         raise InvalidRequest("resume.positions", f"holds {min(positions)}", "give how many tokens you have")
     return positions
 
 
-async def read_prompt(prompt: pb.Prompt, model: TextModel) -> Ids:
+async def read_prompt(prompt: pb.Prompt, model: TextModel, work: Work) -> Ids:
     """The prompt's token ids. Raises `InvalidRequest`."""
     kind = prompt.WhichOneof("prompt")
     if kind == "token_ids":
-        tokens = ids(prompt.token_ids.ids)
-        model.check_ids("prompt.token_ids", tokens)
+        tokens = await _read_ids("prompt.token_ids", "prompt", prompt.token_ids.ids, model, work)
     elif kind == "text":
         text = prompt.text
-        tokens = model.encode(text) if len(text) <= INLINE_CHARS else await asyncio.to_thread(model.encode, text)
+        tokens = await work.run(len(text), model.encode, text)
     elif kind == "chat":
-        tokens = await _read_chat(prompt.chat, model)
+        tokens = await _read_chat(prompt.chat, model, work)
     else:
         raise InvalidRequest("prompt", "is empty", "give text, token_ids or chat")
     if not tokens:
@@ -141,7 +151,28 @@ async def read_prompt(prompt: pb.Prompt, model: TextModel) -> Ids:
     return tokens
 
 
-async def _read_chat(chat: pb.Chat, model: TextModel) -> Ids:
+async def _read_ids(field: str, what: str, given: Sequence[int], model: TextModel, work: Work) -> Ids:
+    if len(given) > model.max_model_len:
+        raise NeverFits(what, len(given), model.max_model_len, "tokens", "send fewer")
+    return await work.run(len(given), _copy_ids, field, given, model)
+
+
+def _copy_ids(field: str, given: Sequence[int], model: TextModel) -> Ids:
+    tokens = ids()
+    for at in range(0, len(given), PIECE_IDS):
+        piece = given[at : at + PIECE_IDS]
+        model.check_ids(field, piece)
+        tokens.extend(piece)
+    return tokens
+
+
+async def read_text(given: Sequence[int], skips_special_tokens: bool, model: TextModel, work: Work) -> str:
+    """The text of token ids, as many as the model could ever hold. Raises `InvalidRequest`."""
+    tokens = await _read_ids("ids", "ids", given, model, work)
+    return await work.run(len(tokens), model.decode, tokens, skips_special_tokens)
+
+
+async def _read_chat(chat: pb.Chat, model: TextModel, work: Work) -> Ids:
     if not chat.messages:
         raise InvalidRequest("prompt.chat.messages", "is empty", "give at least one message")
     if len(chat.messages) > MAX_CHAT_MESSAGES:
@@ -149,11 +180,12 @@ async def _read_chat(chat: pb.Chat, model: TextModel) -> Ids:
         raise InvalidRequest("prompt.chat.messages", problem, f"give at most {MAX_CHAT_MESSAGES:,}")
     messages = [{"role": message.role, "content": message.content} for message in chat.messages]
     for at, message in enumerate(messages):
-        if not message["role"]:
-            raise InvalidRequest(f"prompt.chat.messages[{at}].role", "is empty", 'give "user", or another role')
+        if not 0 < len(message["role"]) <= MAX_ROLE_CHARS:
+            problem, remedy = f"has {len(message['role']):,} characters", f"give 1 to {MAX_ROLE_CHARS}, such as user"
+            raise InvalidRequest(f"prompt.chat.messages[{at}].role", problem, remedy)
     add = chat.add_generation_prompt if chat.HasField("add_generation_prompt") else True
-    # Templates are programs of the model's makers: always in a thread.
-    return await asyncio.to_thread(model.encode_chat, messages, add)
+    text = await work.templates.render(model.template_for(messages), messages, add, model.max_chars)
+    return await work.run(len(text), model.encode_rendered, text)
 
 
 def check_length(tokens: Sequence[int], max_model_len: int) -> None:

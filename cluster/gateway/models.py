@@ -8,15 +8,17 @@ imported only here, for the tokenizer and for what a configuration leaves to its
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import InvalidRequest, ModelError, NeverFits
+from cluster.errors import DeadlineExceeded, InvalidRequest, ModelError, NeverFits
 from cluster.gateway.byte_level import ByteTable, ByteWindow
 from cluster.gateway.detokenizer import detokenizers
 from cluster.gateway.log import TextCutter
+from cluster.gateway.templates import Template, render
 from cluster.messages import Ids, ids
 from cluster.sampling import SamplingParams
 from worker.model.tokenizer import load_tokenizer
@@ -26,6 +28,11 @@ from worker.sampling.guide import check_structure, tokenizer_of
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
 CHARS_PER_TOKEN = 64
 """No tokenizer in use packs more characters than this into each token of a long text: such a text is not even tried."""
+LIKELY_CHARS_PER_TOKEN = 8
+PIECE_CHARS = 1 << 16
+PIECES_S = 10.0
+"""A text of a mebibyte, or with more characters than are likely to fit, is tried piece by piece first: no tokenizer can
+be stopped, and this tells whether it would take too long, or make far more tokens than fit."""
 
 
 class TextModel:
@@ -47,7 +54,7 @@ class TextModel:
         self.defaults = defaults
         self._tables: dict[bool, ByteTable] = {}
         self._guide: Any = None
-        self.has_chat_template = bool(getattr(tokenizer, "chat_template", None))
+        self.template = Template.of(tokenizer)
 
     @classmethod
     def load(cls, name: str, folder: Path) -> TextModel:
@@ -72,31 +79,55 @@ class TextModel:
     def encode(self, text: str) -> Ids:
         """Token ids of a text, with the special tokens that the model wants. Raises `InvalidRequest`."""
         self._needs_tokenizer("prompt.text", "is text", "send token_ids")
-        self._check_chars(len(text))
-        # transformers would log that a text is too long; that is ours to say.
-        return ids(self.tokenizer.encode(text, verbose=False))
+        return self._encode("prompt.text", text, adds_special_tokens=True)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> Ids:
-        """Token ids of a conversation by the model's chat template. Raises `InvalidRequest`."""
-        if not self.has_chat_template:
+        """Token ids of a conversation by the model's chat template, in this process. Raises `InvalidRequest`."""
+        return self.encode_rendered(render(self.template_for(messages), messages, add_generation_prompt))
+
+    def template_for(self, messages: Sequence[Mapping[str, str]]) -> Template:
+        """The chat template, for a conversation that is not too long for it. Raises `InvalidRequest`."""
+        if self.template is None:
             raise InvalidRequest("prompt.chat", f"model {self.name} has no chat template", "send text or token_ids")
         self._check_chars(sum(len(message["content"]) for message in messages))
-        from jinja2 import TemplateError
+        return self.template
 
+    def encode_rendered(self, text: str) -> Ids:
+        """Token ids of what the chat template made, which writes the special tokens itself."""
+        return self._encode("prompt.chat", text, adds_special_tokens=False)
+
+    def _encode(self, field: str, text: str, *, adds_special_tokens: bool) -> Ids:
+        self._check_chars(len(text))
         try:
-            text = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except (TemplateError, TypeError) as error:
-            # Templates refuse roles in a wrong order, and other things that only they know.
-            raise InvalidRequest("prompt.chat", f"the model's chat template refuses it: {error}") from error
-        # The template writes the special tokens itself.
-        return ids(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
+            if len(text) > min(1 << 20, LIKELY_CHARS_PER_TOKEN * self.max_model_len):
+                self._try_pieces(text)
+            # transformers would log that a text is too long; that is ours to say.
+            return ids(self.tokenizer.encode(text, add_special_tokens=adds_special_tokens, verbose=False))
+        except (UnicodeError, TypeError, OverflowError) as error:
+            raise InvalidRequest(field, f"the model's tokenizer can't read it: {error}"[:500]) from error
+
+    def _try_pieces(self, text: str) -> None:
+        """Raises `NeverFits` once pieces of the text make twice the tokens that fit, for they make about as many as it;
+        or `DeadlineExceeded`."""
+        count, until = 0, time.monotonic() + PIECES_S
+        for at in range(0, len(text), PIECE_CHARS):
+            piece = text[at : at + PIECE_CHARS]
+            count += len(self.tokenizer.encode(piece, add_special_tokens=False, verbose=False))
+            if count > 2 * self.max_model_len:
+                raise NeverFits("prompt", count, self.max_model_len, "tokens", "shorten the prompt")
+            if time.monotonic() > until:
+                detail = f"to tokenize {at + len(piece):,} of {len(text):,} characters took more than {PIECES_S:g} s"
+                raise DeadlineExceeded(f"{detail}; shorten the prompt, or send token_ids")
 
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
         self._needs_tokenizer("ids", "shall become text", "give another model")
         self.check_ids("ids", tokens)
-        return self._decoder(skip_special_tokens)(list(tokens))
+        backend = self._backend()
+        if backend is None:
+            return str(self.tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens))
+        # As a batch it lets other threads run meanwhile.
+        (text,) = backend.decode_batch([list(tokens)], skip_special_tokens=skip_special_tokens)
+        return str(text)
 
     def cutters(self, params: SamplingParams) -> Callable[[], TextCutter | None]:
         """Makes what cuts the text of each sequence of a request; None where there is no text, or its client
@@ -115,15 +146,18 @@ class TextModel:
         return partial(ByteWindow, self._tables[skips])
 
     def _decoder(self, skip_special_tokens: bool) -> Callable[[list[int]], str]:
-        # The tokenizer behind transformers' own is ten times as fast and gives the same text.
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is not None and not getattr(self.tokenizer, "clean_up_tokenization_spaces", False):
-            return partial(backend.decode, skip_special_tokens=skip_special_tokens)
-        return partial(self.tokenizer.decode, skip_special_tokens=skip_special_tokens)
+        decode = (self._backend() or self.tokenizer).decode
+        return partial(decode, skip_special_tokens=skip_special_tokens)
+
+    def _backend(self) -> Any:
+        """The tokenizer behind transformers' own, which is ten times as fast, where it gives the same text."""
+        cleans = getattr(self.tokenizer, "clean_up_tokenization_spaces", False)
+        return None if cleans else getattr(self.tokenizer, "backend_tokenizer", None)
 
     def check_ids(self, field: str, tokens: Sequence[int]) -> None:
         """Raises `InvalidRequest` for ids that the model does not have."""
-        wrong = min(tokens, default=0) if min(tokens, default=0) < 0 else max(tokens, default=0)
+        least, most = min(tokens, default=0), max(tokens, default=0)
+        wrong = least if least < 0 else most
         if not 0 <= wrong < self.vocab_size:
             last = self.vocab_size - 1
             raise InvalidRequest(field, f"holds token id {wrong:,}", f"ids of this model are 0 to {last:,}")
@@ -157,9 +191,13 @@ class TextModel:
             raise InvalidRequest(field, f"{problem}, and model {self.name} has no tokenizer", hint)
 
     def _check_chars(self, num_chars: int) -> None:
-        bound = self.max_model_len * CHARS_PER_TOKEN
-        if num_chars > bound:
-            raise NeverFits("prompt", num_chars, bound, "characters", "shorten the prompt")
+        if num_chars > self.max_chars:
+            raise NeverFits("prompt", num_chars, self.max_chars, "characters", "shorten the prompt")
+
+    @property
+    def max_chars(self) -> int:
+        """No longer text could fit."""
+        return self.max_model_len * CHARS_PER_TOKEN
 
 
 def _decoder_of(config: dict[str, Any]) -> dict[str, Any]:

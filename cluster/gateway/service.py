@@ -18,11 +18,13 @@ from cluster.gateway.calls import Call, Method
 from cluster.gateway.errors import resumed_elsewhere, status_of
 from cluster.gateway.gateway import Gateway
 from cluster.gateway.gateways import lister
-from cluster.gateway.intake import Question, read_generate, read_prompt, read_ttl
+from cluster.gateway.intake import Question, check_request_id, read_generate, read_prompt, read_text, read_ttl
 from protos.quire.v1 import inference_pb2 as pb
 
 MAX_GAP_S = 0.025
 
+MAX_REFUSALS = 256
+"""Of one message of GenerateMany: each has its details."""
 MAX_RESPONSES = 1_024
 """Responses in one message of GenerateMany; more are written in the next."""
 
@@ -71,8 +73,9 @@ class InferenceService:
 
     async def generate(self, request: pb.GenerateRequest, call: Call) -> None:
         outlet = Outlet()
-        question = read_generate(request, call.time_left_s, call.traceparent)
-        answer = await _begin(self._gateway, call.caller.tenant, question, outlet, 0)
+        answer = await self._ask(request, call, outlet)
+        # The stream may last; its prompt need not.
+        del request
         cursor = answer.cursor
         assert cursor is not None
         messages: list[pb.GenerateResponse] = []
@@ -103,6 +106,10 @@ class InferenceService:
             self._pace.num_streams -= 1
             self._gateway.leave(answer, cursor, is_final=call.is_past_deadline)
 
+    async def _ask(self, request: pb.GenerateRequest, call: Call, outlet: Outlet) -> Answer:
+        question = read_generate(request, call.time_left_s, call.traceparent)
+        return await _begin(self._gateway, call.caller.tenant, question, outlet, 0)
+
     async def generate_many(self, requests: AsyncIterator[pb.GenerateManyRequest], call: Call) -> None:
         self._pace.num_streams += 1
         try:
@@ -113,6 +120,7 @@ class InferenceService:
     async def cancel(self, request: pb.CancelRequest, call: Call) -> pb.CancelResponse:
         if not request.request_id:
             raise InvalidRequest("request_id", "is empty", "name the request to cancel")
+        check_request_id(request.request_id)
         was_running = self._gateway.cancel(call.caller.tenant, request.request_id)
         return pb.CancelResponse(found=pb.FOUND_RUNNING if was_running else pb.FOUND_NOTHING)
 
@@ -127,21 +135,23 @@ class InferenceService:
                     ready=served.is_ready and self._gateway.is_connected,
                     max_model_len=served.max_model_len or model.max_model_len,
                     vocab_size=model.vocab_size,
-                    has_chat_template=model.has_chat_template,
+                    has_chat_template=model.template is not None,
                     num_replicas=served.num_replicas,
                     detail=served.detail,
                 )
         return response
 
     async def tokenize(self, request: pb.TokenizeRequest, call: Call) -> pb.TokenizeResponse:
-        served, model = self._gateway.catalogue.find(request.model)
-        tokens = await read_prompt(request.prompt, model)
+        catalogue = self._gateway.catalogue
+        served, model = catalogue.find(request.model)
+        tokens = await read_prompt(request.prompt, model, catalogue.work)
         return pb.TokenizeResponse(ids=tokens, max_model_len=served.max_model_len or model.max_model_len)
 
     async def detokenize(self, request: pb.DetokenizeRequest, call: Call) -> pb.DetokenizeResponse:
-        _, model = self._gateway.catalogue.find(request.model)
         skips = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
-        return pb.DetokenizeResponse(text=await asyncio.to_thread(model.decode, list(request.ids), skips))
+        catalogue = self._gateway.catalogue
+        _, model = catalogue.find(request.model)
+        return pb.DetokenizeResponse(text=await read_text(request.ids, skips, model, catalogue.work))
 
     async def cache_prefix(self, request: pb.CachePrefixRequest, call: Call) -> pb.CachePrefixResponse:
         ttl_s = read_ttl(request.ttl_s)
@@ -183,7 +193,8 @@ class ManyStream:
     async def _read(self, requests: AsyncIterator[pb.GenerateManyRequest]) -> None:
         bound = self._gateway.settings.max_open_per_stream
         async for request in requests:
-            if len(self._answers) >= bound:
+            # What was refused counts until it is written: a client that reads nothing gets no further.
+            while len(self._answers) + len(self._refused) >= bound:
                 self._has_room.clear()
                 await self._has_room.wait()
             action = request.WhichOneof("action")
@@ -224,8 +235,12 @@ class ManyStream:
         """Everything new, in as few messages as the bounds allow."""
         message = pb.GenerateManyResponse()
         refused, self._refused = self._refused, []
-        for tag, error in refused:
+        for at, (tag, error) in enumerate(refused):
             _fill_failed(message.responses.add(), tag, error)
+            if len(message.responses) >= MAX_REFUSALS or at + 1 == len(refused):
+                await self._call.write(message)
+                message = pb.GenerateManyResponse()
+        self._has_room.set()
         told: list[Cursor] = []
         size = 0
         for answer in ready:

@@ -8,8 +8,10 @@ to the parser, which refuses it by name.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 
 MAX_RECORDS = 20_000
 """Fields, list entries and map entries of one message, those inside others included."""
@@ -23,9 +25,9 @@ class _TooMany(Exception):
 
 
 @cache
-def _inner(kind: Descriptor) -> dict[int, Descriptor | None]:
-    """By number: the message in a field, or None for a list of numbers that may be packed."""
-    inner: dict[int, Descriptor | None] = {}
+def _inner(kind: Any) -> dict[int, Any]:
+    """By number: the descriptor of the message in a field, or None for a list of numbers that may be packed."""
+    inner: dict[int, Any] = {}
     for field in kind.fields:
         if field.message_type is not None:
             inner[field.number] = field.message_type
@@ -34,11 +36,11 @@ def _inner(kind: Descriptor) -> dict[int, Descriptor | None]:
     return inner
 
 
-def why_too_many(raw: bytes, kind: Descriptor, max_numbers: int) -> str:
+def why_too_many(raw: bytes, kind: type[Message], max_numbers: int) -> str:
     """Why this encoded message of that kind must not be parsed; empty if it may be. `max_numbers`: in packed lists."""
     walk = _Walk(raw, max_numbers)
     try:
-        walk.message(0, len(raw), kind)
+        walk.message(0, len(raw), kind.DESCRIPTOR)
     except IndexError:
         return ""  # cut short
     except _TooMany as why:
@@ -53,7 +55,7 @@ class _Walk:
         self._numbers = 0
         self._max_numbers = max_numbers
 
-    def message(self, at: int, end: int, kind: Descriptor) -> None:
+    def message(self, at: int, end: int, kind: Any) -> None:
         inner, raw = _inner(kind), self._raw
         while at < end:
             self._records += 1
@@ -80,7 +82,7 @@ class _Walk:
             else:
                 raise IndexError
 
-    def _inside(self, at: int, end: int, kind: Descriptor | None) -> None:
+    def _inside(self, at: int, end: int, kind: Any) -> None:
         if kind is not None:
             self.message(at, end, kind)
             return

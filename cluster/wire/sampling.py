@@ -123,13 +123,14 @@ def _early_stopping(number: int) -> dict[str, object]:
 
 _SCALAR_SET = frozenset((*_SCALARS, "max_tokens", "unlimited_tokens", "seed"))
 _SPECIAL: Mapping[str, Any] = {
-    "stop": lambda value: {"stop": tuple(value)},
-    "stop_token_ids": lambda value: {"stop_token_ids": tuple(value)},
-    "bad_words": lambda value: {"bad_words": tuple(value)},
-    "logit_bias": lambda value: {"logit_bias": dict(value)},
-    "forced_tokens": lambda value: {"forced_tokens": dict(value)},
-    "allowed_token_ids": lambda value: {"allowed_token_ids": tuple(value.ids)},
-    "bad_words_token_ids": lambda value: {"bad_words_token_ids": tuple(tuple(run.ids) for run in value)},
+    # Lists go on as they are: the settings count them before they copy them.
+    "stop": lambda value: {"stop": value},
+    "stop_token_ids": lambda value: {"stop_token_ids": value},
+    "bad_words": lambda value: {"bad_words": value},
+    "logit_bias": lambda value: {"logit_bias": value},
+    "forced_tokens": lambda value: {"forced_tokens": value},
+    "allowed_token_ids": lambda value: {"allowed_token_ids": value.ids},
+    "bad_words_token_ids": lambda value: {"bad_words_token_ids": [run.ids for run in value]},
     "early_stopping": _early_stopping,
 }
 

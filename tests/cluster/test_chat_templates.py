@@ -17,7 +17,8 @@ from worker.demo import PATH
 USER = [{"role": "user", "content": "What is 2 + 3?"}, {"role": "assistant", "content": 'a "quoted" é \U0001f600'}]
 # What templates in use rely on, in short.
 PLAIN = {
-    "loop": "{% for m in messages %}{{ loop.index0 }}<|{{ m.role }}|>{{ m['content'] | trim }}{{ eos_token }}{% endfor %}",
+    "loop": "{% for m in messages %}{{ loop.index0 }}<|{{ m.role }}|>{{ m['content'] | trim }}{{ eos_token }}"
+    "{% endfor %}",
     "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
     "json": "{{ messages | tojson(indent=2) }}",
     "break": "{% for m in messages %}{{ m.role }}{% break %}{% endfor %}",
@@ -29,8 +30,8 @@ PLAIN = {
 HOSTILE = {
     "for ever": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "all memory": "{{ 'a' * 10000000000 }}",
-    "all memory by steps": "{% set ns = namespace(s='aaaaaaaaaa') %}{% for a in range(60) %}{% set ns.s = ns.s ~ ns.s %}"
-    "{% endfor %}{{ ns.s }}",
+    "all memory by steps": "{% set ns = namespace(s='aaaaaaaaaa') %}{% for a in range(60) %}"
+    "{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
     "recursion": "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
     "no function": "{{ nothing() }}",
     "no key": "{{ messages[7].role.upper() }}",
@@ -116,7 +117,7 @@ def test_whatever_goes_wrong_in_a_template_is_the_error_of_who_asked() -> None:
 def test_who_stops_waiting_leaves_no_answer_to_the_next() -> None:
     async def story(templates: Templates) -> None:
         slow = asyncio.create_task(templates.render(Template(HOSTILE["for ever"], {}), USER, True, 100))
-        while templates._child is None or not templates._known:
+        while templates._child is None or not templates._known:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         next_one = asyncio.create_task(templates.render(Template("{{ messages[0].role }}", {}), USER, True, 100))
         await asyncio.sleep(0.05)

@@ -28,7 +28,7 @@ from cluster.gateway.http import asks, fields
 from cluster.gateway.http.answers import Writer
 from cluster.gateway.http.errors import body_of, headers_of, status_of
 from cluster.gateway.http.reader import Reader
-from cluster.gateway.intake import Question, read_generate, read_prompt
+from cluster.gateway.intake import Question, read_generate, read_prompt, read_text
 from cluster.gateway.models import TextModel
 from cluster.gateway.settings import MAX_REQUEST_ID_CHARS
 from cluster.serving.auth import Caller
@@ -114,7 +114,7 @@ class HttpDoor:
     async def _generate(self, kind: str, request: Request, caller: Caller) -> Response:
         request_id = request.headers.get("x-request-id") or f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{_new_id()}"
         _check_id(request_id)
-        body = await read_body(request, self.gateway.settings.max_message_bytes)
+        body = await read_body(request, self.gateway.max_body_bytes)
         asked = asks.read(kind, body, request_id)
         positions = _positions(request, asked)
         served, model = self.gateway.catalogue.find(asked.requests[0].model)
@@ -165,22 +165,24 @@ class HttpDoor:
 
     async def tokenize(self, request: Request, caller: Caller) -> Response:
         """vLLM's: `prompt`, or `messages` as in a chat."""
-        body = await read_body(request, self.gateway.settings.max_message_bytes)
+        body = await read_body(request, self.gateway.max_body_bytes)
         _only(body, "model", "prompt", "messages", "add_generation_prompt")
-        served, model = self.gateway.catalogue.find(fields.text("model", body.get("model") or ""))
+        catalogue = self.gateway.catalogue
+        served, model = catalogue.find(fields.text("model", body.get("model") or ""))
         kind = "chat" if "messages" in body else "completion"
         prompt = asks.read(kind, body, "tokenize").requests[0].prompt
-        tokens = list(await read_prompt(prompt, model))
+        tokens = list(await read_prompt(prompt, model, catalogue.work))
         longest = served.max_model_len or model.max_model_len
         return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": longest})
 
     async def detokenize(self, request: Request, caller: Caller) -> Response:
-        body = await read_body(request, self.gateway.settings.max_message_bytes)
+        body = await read_body(request, self.gateway.max_body_bytes)
         _only(body, "model", "tokens")
-        _, model = self.gateway.catalogue.find(fields.text("model", body.get("model") or ""))
+        catalogue = self.gateway.catalogue
+        _, model = catalogue.find(fields.text("model", body.get("model") or ""))
         given = fields.listed("tokens", body.get("tokens"))
         tokens = [fields.whole(f"tokens[{at}]", token) for at, token in enumerate(given)]
-        return JSONResponse({"prompt": await asyncio.to_thread(model.decode, tokens, True)})
+        return JSONResponse({"prompt": await read_text(tokens, True, model, catalogue.work)})
 
 
 class Generation:
