@@ -1,6 +1,7 @@
 """What every gRPC method of a gateway shares: bytes in, one status out, and never INTERNAL for what a client sent.
 
-Methods are registered without grpc's own parsing, because that answers undecodable bytes with INTERNAL. A method is an
+Methods are registered without grpc's own parsing, because that answers undecodable bytes with INTERNAL; and as streams,
+because grpc reads the one message of any other call before it asks us whether the caller may make it. A method is an
 `async def (message, call)`; a `Call` knows the caller, the time left, and how to end. Nothing here knows a request.
 """
 
@@ -15,12 +16,13 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+from grpc.aio import EOF  # type: ignore[attr-defined]
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from cluster.errors import QuireError, WorkFailed
+from cluster.gateway.bodies import SMALL_BYTES, Bodies, checked
 from cluster.gateway.errors import trailer_of
-from cluster.gateway.intake import parse
 from cluster.serving.auth import Caller, Right, TokenBook
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,11 @@ class Call:
         return None if left is None or left > 1e9 else left
 
     @property
+    def machine(self) -> str:
+        """Where the client is, as far as one can see from here: its address without the port."""
+        return self._context.peer().rpartition(":")[0]
+
+    @property
     def traceparent(self) -> str:
         """The W3C trace context that the client sent; empty: none."""
         return _metadata(self._context, "traceparent") or ""
@@ -55,21 +62,48 @@ class Call:
         left = self.time_left_s
         return left is not None and left <= 0
 
+    async def read(self) -> bytes | None:
+        """The next message as it came; None behind the last. What grpc hands over to iterate keeps the last one."""
+        raw = await self._context.read()
+        return None if raw is EOF else raw
+
     async def write(self, message: Message) -> None:
         await self._context.write(message.SerializeToString())
 
 
-def register(
-    server: grpc.aio.Server, service: ServiceDescriptor, methods: Mapping[str, Method], book: TokenBook, right: Right
-) -> None:
-    """Adds a service to a server, each method behind parsing, the caller's right and error statuses."""
+class Guard:
+    """Who may make the calls of a service, and how large their messages may be. `book` None: anyone."""
+
+    def __init__(
+        self,
+        book: TokenBook | None,
+        right: Right,
+        bodies: Bodies,
+        max_bytes: Callable[[str], int] = lambda method: SMALL_BYTES,
+    ) -> None:
+        self.book = TokenBook() if book is None else book
+        self.right = right
+        self.max_bytes = max_bytes
+        self._takes_strangers = book is None
+        self._bodies = bodies
+
+    async def read(self, call: Call, kind: type[Message], method: str) -> Message:
+        """The one message of a call."""
+        most = self.max_bytes(method)
+        if self._takes_strangers:
+            return await self._bodies.of_stranger(call.read, kind, most, call.machine)
+        return await self._bodies.of_tenant(call.read, kind, most, call.caller.tenant)
+
+
+def register(server: grpc.aio.Server, service: ServiceDescriptor, methods: Mapping[str, Method], guard: Guard) -> None:
+    """Adds a service to a server, each method behind its guard, parsing and error statuses."""
     missing = [method.name for method in service.methods if method.name not in methods]
     assert not missing, f"{service.full_name} has no {missing}"
-    handlers = {method.name: _handler(method, methods[method.name], book, right) for method in service.methods}
+    handlers = {method.name: _handler(method, methods[method.name], guard) for method in service.methods}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
 
 
-def list_services(server: grpc.aio.Server, *names: str) -> None:
+def list_services(server: grpc.aio.Server, guard: Guard, *names: str) -> None:
     """Adds reflection, by which tools such as grpcurl learn what a door speaks. It says nothing of a tenant, so that
     anyone may ask."""
     listed = ReflectionServicer([*names, reflection.SERVICE_NAME])
@@ -79,54 +113,58 @@ def list_services(server: grpc.aio.Server, *names: str) -> None:
             await call.write(response)
 
     service = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
-    register(server, service, {"ServerReflectionInfo": reflect}, TokenBook(), "inference")
+    register(server, service, {"ServerReflectionInfo": reflect}, guard)
 
 
-def _handler(
-    descriptor: MethodDescriptor, method: Method, book: TokenBook, right: Right
-) -> grpc.RpcMethodHandler[Any, Any]:
-    kind = GetMessageClass(descriptor.input_type)
+def _handler(descriptor: MethodDescriptor, method: Method, guard: Guard) -> grpc.RpcMethodHandler[Any, Any]:
+    kind, name = GetMessageClass(descriptor.input_type), descriptor.name
 
-    async def unary(raw: bytes, context: Context) -> bytes:
+    # No frame here keeps a message: a prompt is gone once its method has read it.
+    async def unary(raws: AsyncIterator[bytes], context: Context) -> bytes:
         async def run(call: Call) -> Message:
-            answer: Message = await method(parse(kind, raw), call)
+            answer: Message = await method(await guard.read(call, kind, name), call)
             return answer
 
-        answer: Message = await guarded(context, book, right, run)
+        answer: Message = await guarded(context, guard, run)
         return answer.SerializeToString()
 
-    async def streamed(raw: bytes, context: Context) -> None:
-        await guarded(context, book, right, lambda call: method(parse(kind, raw), call))
+    async def streamed(raws: AsyncIterator[bytes], context: Context) -> None:
+        async def run(call: Call) -> None:
+            await method(await guard.read(call, kind, name), call)
+
+        await guarded(context, guard, run)
 
     async def both_ways(raws: AsyncIterator[bytes], context: Context) -> None:
-        async def messages() -> AsyncIterator[Message]:
-            async for raw in raws:
-                yield parse(kind, raw)
+        async def messages(call: Call) -> AsyncIterator[Message]:
+            while (raw := await call.read()) is not None:
+                message, raw = checked(raw, kind, guard.max_bytes(name)), None
+                yield message
+                del message
 
-        await guarded(context, book, right, lambda call: method(messages(), call))
+        await guarded(context, guard, lambda call: method(messages(call), call))
 
     if descriptor.client_streaming:
         return grpc.stream_stream_rpc_method_handler(both_ways)
     if descriptor.server_streaming:
-        return grpc.unary_stream_rpc_method_handler(streamed)
-    return grpc.unary_unary_rpc_method_handler(unary)
+        return grpc.stream_stream_rpc_method_handler(streamed)
+    return grpc.stream_unary_rpc_method_handler(unary)
 
 
-async def guarded(context: Context, book: TokenBook, right: Right, run: Callable[[Call], Awaitable[Any]]) -> Any:
+async def guarded(context: Context, guard: Guard, run: Callable[[Call], Awaitable[Any]]) -> Any:
     """Runs a method; what it raises becomes the status of the call."""
     try:
-        caller = book.caller(_metadata(context, "authorization"))
-        caller.require(right)
+        caller = guard.book.caller(_metadata(context, "authorization"))
+        caller.require(guard.right)
         return await run(Call(context, caller))
     except QuireError as error:
-        failure = error
+        # The error itself is not kept: its traceback names frames with the client's message in them, and they it.
+        end = trailer_of(error)
     except (grpc.aio.AbortError, asyncio.CancelledError):
         raise
     except Exception:
         log.exception("a call failed by a mistake of ours")
-        failure = WorkFailed("a mistake of the gateway; its log has the details")
-    code, details, trailer = trailer_of(failure)
-    return await context.abort(code, details, trailer)
+        end = trailer_of(WorkFailed("a mistake of the gateway; its log has the details"))
+    return await context.abort(*end)
 
 
 def _metadata(context: Context, name: str) -> str | None:

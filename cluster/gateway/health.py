@@ -20,7 +20,15 @@ SERVICE_UNKNOWN = pb.HealthCheckResponse.SERVICE_UNKNOWN
 
 FRONT_DOOR = "quire.v1.InferenceService"
 MAX_WATCHERS = 1_000
-RETRY_S = 10.0
+"""In all; for one more, the oldest of the machine that has most is ended."""
+
+
+class Watcher:
+    """A call that is told of changes."""
+
+    def __init__(self) -> None:
+        self.changed = asyncio.Event()
+        self.must_go = False
 
 
 class Health:
@@ -29,7 +37,8 @@ class Health:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._states: dict[str, int] = {"": NOT_SERVING, FRONT_DOOR: NOT_SERVING}
-        self._watchers: set[asyncio.Event] = set()
+        # By the machine that they come from, oldest first.
+        self._watchers: dict[str, list[Watcher]] = {}
 
     @property
     def methods(self) -> dict[str, Method]:
@@ -56,8 +65,9 @@ class Health:
         states[""] = states[FRONT_DOOR] = SERVING if all_ready else NOT_SERVING
         if states != self._states:
             self._states = states
-            for watcher in self._watchers:
-                watcher.set()
+            for watchers in self._watchers.values():
+                for watcher in watchers:
+                    watcher.changed.set()
 
     async def check(self, request: pb.HealthCheckRequest, call: Call) -> pb.HealthCheckResponse:
         state = self._states.get(request.service)
@@ -72,19 +82,29 @@ class Health:
         return response
 
     async def watch(self, request: pb.HealthCheckRequest, call: Call) -> None:
-        if len(self._watchers) >= MAX_WATCHERS:
-            raise QueueFull(f"{MAX_WATCHERS:,} calls watch the health of this gateway; ask with Check", RETRY_S)
-        changed = asyncio.Event()
-        self._watchers.add(changed)
+        if sum(map(len, self._watchers.values())) >= MAX_WATCHERS:
+            self._make_room()
+        watcher, mine = Watcher(), self._watchers.setdefault(call.machine, [])
+        mine.append(watcher)
         told: int | None = None
         try:
-            while True:
-                changed.clear()
+            while not watcher.must_go:
+                watcher.changed.clear()
                 # A name that is not known yet may become known.
                 state = self._states.get(request.service, SERVICE_UNKNOWN)
                 if state != told:
                     told = state
                     await call.write(pb.HealthCheckResponse(status=state))
-                await changed.wait()
+                await watcher.changed.wait()
+            raise QueueFull(f"{MAX_WATCHERS:,} calls watch the health of this gateway; ask with Check", 10.0)
         finally:
-            self._watchers.discard(changed)
+            if watcher in mine:
+                mine.remove(watcher)
+            if not mine and self._watchers.get(call.machine) is mine:
+                del self._watchers[call.machine]
+
+    def _make_room(self) -> None:
+        watchers = max(self._watchers.values(), key=len)
+        oldest = watchers.pop(0)
+        oldest.must_go = True
+        oldest.changed.set()

@@ -14,21 +14,21 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2
 
-from cluster.gateway.calls import list_services, register
+from cluster.gateway.bodies import SMALL_BYTES, Bodies
+from cluster.gateway.calls import Guard, list_services, register
 from cluster.gateway.gateway import Gateway
 from cluster.gateway.health import FRONT_DOOR, Health
 from cluster.gateway.service import InferenceService
 from cluster.gateway.settings import GatewaySettings
-from cluster.serving.auth import TokenBook
+from cluster.serving.connections import ConnectionBound
+from cluster.serving.door import public_options
 from protos.quire.v1 import inference_pb2
 
 log = logging.getLogger(__name__)
 
+WITH_PROMPTS = frozenset(("Generate", "GenerateMany", "Tokenize", "Detokenize", "CachePrefix"))
 MIN_CLIENT_PING_S = 5.0
 """Clients that ping more often are told to calm down, as HTTP/2 has it."""
-
-_ANYONE = TokenBook()
-"""Health and reflection are asked by load balancers and people who look around; they say nothing of a tenant."""
 
 
 class GatewayServer:
@@ -50,7 +50,8 @@ class GatewayServer:
         await server.start()
         self._server = server
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self.gateway.run()), loop.create_task(self.health.follow())]
+        bound = ConnectionBound(self.port, settings.max_connections_per_machine)
+        self._tasks = [loop.create_task(work) for work in (self.gateway.run(), self.health.follow(), bound.watch())]
         for task in self._tasks:
             task.add_done_callback(_report)
         log.info("gateway %s listens on %s:%d", settings.name, settings.host, self.port)
@@ -58,11 +59,18 @@ class GatewayServer:
     def _register(self, server: grpc.aio.Server) -> None:
         settings = self.gateway.settings
         front_door = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
-        register(server, front_door, InferenceService(self.gateway).methods, settings.tokens, "inference")
+        bodies = Bodies(settings.max_message_bytes)
+        guard = Guard(settings.tokens, "inference", bodies, self._max_bytes)
+        register(server, front_door, InferenceService(self.gateway).methods, guard)
+        # Health and reflection are asked by load balancers and people who look around; they say nothing of a tenant.
+        anyone = Guard(None, "inference", bodies)
         health = health_pb2.DESCRIPTOR.services_by_name["Health"]
-        register(server, health, self.health.methods, _ANYONE, "inference")
+        register(server, health, self.health.methods, anyone)
         if settings.reflection:
-            list_services(server, FRONT_DOOR, health.full_name)
+            list_services(server, anyone, FRONT_DOOR, health.full_name)
+
+    def _max_bytes(self, method: str) -> int:
+        return self.gateway.max_body_bytes if method in WITH_PROMPTS else SMALL_BYTES
 
     async def stop(self, grace_s: float = 10.0) -> None:
         """Takes nothing new, lets what is under way end for `grace_s`, then ends it."""
@@ -74,6 +82,7 @@ class GatewayServer:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.gateway.catalogue.work.close()
 
     async def wait(self) -> None:
         """Returns when the server has stopped."""
@@ -83,19 +92,15 @@ class GatewayServer:
 
 def server_options(settings: GatewaySettings) -> list[tuple[str, int]]:
     return [
-        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        *public_options(settings.max_message_bytes, settings.max_connections),
         # Our own messages are bounded by what fills them.
         ("grpc.max_send_message_length", -1),
-        # Two servers must never share a port and take each other's calls.
-        ("grpc.so_reuseport", 0),
         # A peer that died without a word is found out; one that is only silent lives as long as it answers pings.
         ("grpc.keepalive_time_ms", int(settings.keepalive_s * 1000)),
         ("grpc.keepalive_timeout_ms", int(settings.keepalive_s * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", int(MIN_CLIENT_PING_S * 1000)),
-        # A bound on calls of one connection that refuses nothing which the gateway itself would take.
-        ("grpc.max_concurrent_streams", 2 * settings.max_open + 1_000),
     ]
 
 

@@ -38,6 +38,9 @@ class GatewaySettings:
 
     # Largest message that a client may send; a prompt of a million token ids takes 3 to 5 MB.
     max_message_bytes: int = 16 << 20
+    # Connections at once, over all clients and of one machine; one more is closed.
+    max_connections: int = 8_192
+    max_connections_per_machine: int = 2_048
     # Requests under way here, over all clients; one more is refused with a time to try again.
     max_open: int = 20_000
     # Requests under way on one GenerateMany stream; the gateway reads no further until one has ended.

@@ -15,6 +15,13 @@ import grpc.aio
 from cluster.errors import ConfigError
 from cluster.serving.auth import TokenBook, check_exposure
 
+MAX_STREAMS = 4_096
+MAX_PENDING_CALLS = 1 << 20
+HANDSHAKE_S = 10.0
+IDLE_S = 600.0
+AGE_S = 4 * 3_600.0
+AGE_GRACE_S = 24 * 3_600.0
+
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
@@ -31,6 +38,29 @@ class TlsFiles:
         except OSError as error:
             raise ConfigError(f"TLS: {error}; `quire certificates FOLDER` makes a first set") from error
         return grpc.ssl_server_credentials([pair], authority, require_client_auth=authority is not None)
+
+
+def public_options(max_message_bytes: int, max_connections: int) -> list[tuple[str, int]]:
+    """Bounds of a gRPC server on a public port. Larger messages are refused at their head, before their bytes come."""
+    return [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        # Two servers must never share a port and take each other's calls.
+        ("grpc.so_reuseport", 0),
+        # Calls of one connection; a client with more waits, or opens another.
+        ("grpc.max_concurrent_streams", MAX_STREAMS),
+        # What nobody reads yet lies in windows of the least size; grpc would let them grow to megabytes each.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.max_allowed_incoming_connections", max_connections),
+        # Calls that we have not taken up yet: past these bounds grpc cancels some, anybody's, and a client that resets
+        # its calls as fast as it can would have that done to others.
+        ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_PENDING_CALLS),
+        ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_S * 1000)),
+        ("grpc.max_connection_idle_ms", int(IDLE_S * 1000)),
+        # Clients come back by themselves, to where there is room; who streams has a day to end.
+        ("grpc.max_connection_age_ms", int(AGE_S * 1000)),
+        ("grpc.max_connection_age_grace_ms", int(AGE_GRACE_S * 1000)),
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,12 @@ import grpc
 import grpc.aio
 
 from cluster.centre.journal import JournalWriter
-from cluster.gateway.calls import list_services, register
+from cluster.gateway.bodies import Bodies
+from cluster.gateway.calls import Guard, list_services, register
 from cluster.gateway.front import ServedModel
 from cluster.serving.admin import AdminServer, Wanted
 from cluster.serving.control_server import ControlServer, Peer
-from cluster.serving.door import Door
+from cluster.serving.door import Door, public_options
 from cluster.serving.front_server import FrontServer
 from cluster.serving.host import SchedulerHost, tune_collector
 from cluster.serving.inside import Inside
@@ -36,13 +37,19 @@ log = logging.getLogger(__name__)
 
 Mirror: TypeAlias = Callable[[Collect], Coroutine[Any, Any, None]]
 
-SERVER_OPTIONS: list[tuple[str, int]] = [
-    ("grpc.max_receive_message_length", 256 << 20),
+KEEPALIVE: list[tuple[str, int]] = [
     ("grpc.max_send_message_length", 256 << 20),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.so_reuseport", 0),
 ]
+SERVER_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", 256 << 20),
+    ("grpc.so_reuseport", 0),
+    *KEEPALIVE,
+]
+MAX_ADMIN_BYTES = 1 << 20
+MAX_OPERATORS = 1_024
+"""Connections at the admin door."""
 
 
 STEP_S = 20.0
@@ -125,10 +132,11 @@ async def serve_scheduler(
     internal = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[inside.security.aio_interceptor()])
     add_FrontServiceServicer_to_server(front, internal)
     internal_port = inside.security.serve(internal, inside.address(0))
-    admin = grpc.aio.server(options=SERVER_OPTIONS)
-    methods = AdminServer(shell, control, wanted).methods
-    register(admin, admin_pb2.DESCRIPTOR.services_by_name["AdminService"], methods, doors.admin.tokens, "admin")
-    list_services(admin, "quire.v1.AdminService")
+    admin = grpc.aio.server(options=[*public_options(MAX_ADMIN_BYTES, MAX_OPERATORS), *KEEPALIVE])
+    methods, bodies = AdminServer(shell, control, wanted).methods, Bodies(MAX_ADMIN_BYTES)
+    guard = Guard(doors.admin.tokens, "admin", bodies)
+    register(admin, admin_pb2.DESCRIPTOR.services_by_name["AdminService"], methods, guard)
+    list_services(admin, Guard(None, "admin", bodies), "quire.v1.AdminService")
     bound_port = doors.admin.listen(admin)
     await internal.start()
     await admin.start()
