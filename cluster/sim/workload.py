@@ -20,8 +20,8 @@ from cluster.sim.world import WorldShape, node_name
 
 MIN_ASKS, MAX_ASKS = 12, 120
 MOVES_ONE_IN = 30
-"""Only these histories have clients that change gateways while both live. With all of them a seed in some hundreds still
-failed: behind a rebuild an adopted request was told as done at once. Until that is mended they are few."""
+"""Only these histories have clients that change gateways while both live. With all of them a seed in some hundreds
+still failed: behind a rebuild an adopted request was told as done at once. Until that is mended they are few."""
 EVENTS_WANTED = (330, 520)
 """Requests are drawn until they should make so many events at the scheduler."""
 
