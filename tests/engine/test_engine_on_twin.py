@@ -28,7 +28,8 @@ from worker.model.model import Model
 from worker.model.side_by_side import merged_weight
 from worker.model.startup import _Trial
 from worker.sampling.sampler import Sampled
-from worker.state import BatchState
+from worker.state import Int32, Int64
+from worker.tables import TableChanges
 
 NUM_SCHEDULES, PARTS = 200, 8
 AT_ONCE = 3
@@ -298,17 +299,20 @@ def test_a_number_baked_into_a_graph_is_seen(
 
 
 def test_a_table_that_was_not_sent_is_seen(
-    late: LLM, wanted: dict[str, Written], monkeypatch: pytest.MonkeyPatch
+    folder: Path, wanted: dict[str, Written], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sync = BatchState.sync_tables
+    take = TableChanges.take
 
-    def but_one(self: BatchState) -> None:
-        assert self._stale_tables is not None
-        self._stale_tables.discard(min(self.row_of.values(), default=-1))
-        sync(self)
+    def but_one(self: TableChanges) -> tuple[Int64, Int32]:
+        places, blocks = take(self)
+        told = places // self._rows.max_blocks != max(self._rows.row_of.values(), default=-1)
+        return places[told], blocks[told]
 
-    monkeypatch.setattr(BatchState, "sync_tables", but_one)
-    assert is_seen(late, wanted)
+    llm = engine(folder, "twin@0")
+    monkeypatch.setattr(TableChanges, "take", but_one)
+    # Not because somebody can't go on: what is said is wrong.
+    work = [WORK[0], WORK[1], WORK[3], WORK[8]]
+    assert written(llm, work) != {name: wanted[name] for name, _ in work}
 
 
 def test_a_buffer_that_a_graph_reads_and_nobody_holds_is_seen(
