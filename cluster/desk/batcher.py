@@ -66,8 +66,6 @@ class Batcher:
         # Tokens that a decode of this row takes: more than one for a beam group, which goes whole or not at all.
         self.width = np.ones(max_batch, np.int32)
         self._sampled = np.zeros(max_batch, np.int32)
-        # Rows whose next step is a decode, and those with more to compute.
-        self._ready = np.zeros((2, max_batch), np.int64)
 
     def add(
         self,
@@ -104,13 +102,16 @@ class Batcher:
 
     def next(self) -> Batch:
         """The next step. An empty batch means that nothing can run: no residents, or every lease is dry."""
-        num_decodes, num_prefills, num_tokens, num_dry = loops.find_ready(
-            (self.resident, self.paused, self.position, self.length, self.lease_end, self.width), self._ready
-        )
-        decodes = self._ready[0, :num_decodes]
-        prefills = self._ready[1, :num_prefills]
+        runnable = self.resident & ~self.paused
+        left = np.minimum(self.length, self.lease_end) - self.position
+        num_dry = int(np.count_nonzero(runnable & (left <= 0)))
+        runnable &= left > 0
+        to_compute = self.length - self.position
+        decodes = np.flatnonzero(runnable & (to_compute == 1))
+        prefills = np.flatnonzero(runnable & (to_compute > 1))
+        num_tokens = int(self.width[decodes].sum())
         budget = self.token_budget
-        if num_prefills and num_tokens >= budget and (self.passed_over[prefills] >= self.max_passed_over).any():
+        if num_tokens >= budget and (self.passed_over[prefills] >= self.max_passed_over).any():
             # Decodes would take all of every step: half of this one is for a prompt that has waited long enough.
             budget -= max(1, budget // 2)
         if num_tokens > budget:
@@ -118,8 +119,8 @@ class Batcher:
             num_tokens = int(self.width[decodes].sum())
         rows = decodes.astype(np.int32)
         counts = np.ones(len(decodes), np.int32)
-        if num_prefills:
-            chosen, chunks = self._chunks(prefills, self.token_budget - num_tokens)
+        if len(prefills):
+            chosen, chunks = self._chunks(prefills, left, self.token_budget - num_tokens)
             rows = np.concatenate([rows, chosen.astype(np.int32)])
             counts = np.concatenate([counts, chunks])
             num_tokens += int(chunks.sum())
@@ -147,13 +148,13 @@ class Batcher:
         self.passed_over[chosen] = 0
         return np.sort(chosen)
 
-    def _chunks(self, prefills: Int64, budget: int) -> tuple[Int64, Int32]:
+    def _chunks(self, prefills: Int64, left: Int32, budget: int) -> tuple[Int64, Int32]:
         """Prefill chunks by precedence; one passed over `max_passed_over` times goes before all others."""
         late = self.passed_over[prefills] >= self.max_passed_over
         order = prefills[np.lexsort((self.precedence[prefills], ~late))]
-        left = np.minimum(self.length[order], self.lease_end[order]) - self.position[order]
+        ends = np.cumsum(left[order])
         # The last chunk is cut to what the budget leaves; all behind it are passed over.
-        chunks = np.minimum(left, np.maximum(0, budget - (np.cumsum(left) - left))).astype(np.int32)
+        chunks = np.minimum(left[order], np.maximum(0, budget - (ends - left[order]))).astype(np.int32)
         self.passed_over[order] = np.where(chunks > 0, 0, self.passed_over[order] + 1)
         served = chunks > 0
         return order[served], chunks[served]

@@ -39,7 +39,7 @@ def _check_rows(books: Books, flights: Collection[Flight], leaving: Mapping[int,
         for fork in resident.forks:
             assert rows.at(fork).parent == row and batcher.paused[fork], f"fork {fork} does not wait for row {row}"
     assert not (set(books.groups.groups) - set(rows.row_of.values())), "a group without its leader"
-    in_flight = Counter(row for flight in flights for row in (*flight.batch.rows.tolist(), *flight.woken))
+    in_flight = Counter(row for flight in flights for row in flight.batch.rows.tolist())
     for row in range(rows.max_batch):
         found = int(batcher.in_flight[row])
         assert found == in_flight[row], (
@@ -85,14 +85,12 @@ def _check_tables(books: Books) -> None:
         for fork in resident.forks if resident is not None else ():
             # They wait for the parent to write their prompt's blocks.
             allowed.update(tables[fork][: rows.num_prompt[fork] // size])
-        # Steps under way come first: a fork may go on behind the one that writes the prompt's last block.
-        first = max(_first_written(books, row), 0 if row in beams else int(batcher.position[row]))
-        for block in table[first // size :]:
+        for block in table[_first_written(books, row) // size :]:
             assert holders[block] == 1 + allowed[block], f"row {row} writes block {block}, which others hold too"
 
 
 def _first_written(books: Books, row: int) -> int:
-    """The next position that is not written yet, or may not be written by this row."""
+    """The next position that a step may write, steps under way included."""
     rows = books.rows
     if rows.residents[row] is None:
         # A beam: what it has not written yet is behind its leader's position.

@@ -235,7 +235,7 @@ class Desk:
         if row is not None:
             resident = self.rows.at(row)
             resident.gateway, resident.route = reroute.gateway, reroute.route
-            self.residence.tell_again(row)
+            self.rows.sent[row] = self.rows.num_prompt[row]
 
     def _begin(self, transfer: Transfer) -> None:
         wrong = self.books.bounds.alien(transfer.mine)

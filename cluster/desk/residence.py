@@ -128,17 +128,14 @@ class Residence:
         size = self._books.bounds.block_size
         self._books.forget(table[position // size :], position % size)
 
-    def wake_forks(self, batch: Batch) -> tuple[int, ...]:
-        """After a launch: forks whose parent has its prompt written with it go on by themselves. Returns their rows."""
+    def wake_forks(self, batch: Batch) -> None:
+        """After a launch: forks whose parent has written the prompt go on by themselves."""
         if not self._parents:
-            return ()
+            return
         rows, position = self._books.rows, self._books.batcher.position
-        woken: list[int] = []
         for row in batch.rows.tolist():
             if row in self._parents and position[row] >= rows.num_prompt[row]:
-                woken += rows.at(row).forks
                 self._wake(rows.at(row))
-        return tuple(woken)
 
     def _wake(self, parent: Resident) -> None:
         books, rows = self._books, self._books.rows
@@ -164,20 +161,10 @@ class Residence:
             self.leaving[row] = reason, detail
             books.rows.stopping[row] = DROPPED if reason is Reason.DROPPED else ENDED
             books.batcher.paused[row] = True
-            if not is_group and reason is not Reason.DROPPED:
-                # With its last token: who has that token and no end would have it gone on with behind its end.
-                books.outbox.end(books.rows.at(row), reason, detail)
             if not books.batcher.in_flight[row]:
                 self._let_go(row)
         else:
             self._move_out(row, reason, detail, outputs)
-
-    def tell_again(self, row: int) -> None:
-        """Its tokens go to another gateway, from the first on."""
-        books = self._books
-        books.rows.sent[row] = books.rows.num_prompt[row]
-        if books.rows.stopping[row] == ENDED and row not in books.groups.groups:
-            books.outbox.end(books.rows.at(row), *self.leaving[row])
 
     def leave_quiet(self) -> None:
         """A step has retired: those leave that waited for it."""
@@ -222,8 +209,7 @@ class Residence:
             books.outbox.end_group(resident, reason, detail, outputs)
             left = tuple(books.groups.leave(row).rows.tolist())
         else:
-            if rows.stopping[row] != ENDED:
-                books.outbox.end(resident, Reason.NONE if reason is Reason.DROPPED else reason, detail)
+            books.outbox.end(resident, Reason.NONE if reason is Reason.DROPPED else reason, detail)
             left = (row,)
         books.batcher.remove(row)
         books.orders.append(Leave(left))

@@ -64,11 +64,9 @@ class Steps:
         books = self._books
         sampled = books.batcher.issue(batch, num_steps)
         rows = sampled[~books.groups.is_beam[sampled]] if books.groups.groups else sampled
-        woken = self._residence.wake_forks(batch)
-        if woken:
-            books.batcher.in_flight[list(woken)] += 1
-        flight = Flight(batch, sampled, rows, num_steps, woken)
+        flight = Flight(batch, sampled, rows, num_steps)
         self.flights.append(flight)
+        self._residence.wake_forks(batch)
         return flight
 
     def retire(self, flight: Flight, drawn: Drawn) -> None:
@@ -86,8 +84,6 @@ class Steps:
             rows.written,
             rows.stopping,
         )
-        if flight.woken:
-            books.batcher.in_flight[list(flight.woken)] -= 1
         if drawn.logprobs or drawn.prompt_logprobs:
             self._note_logprobs(drawn)
         num_ended = loops.take_tokens(

@@ -106,7 +106,6 @@ class Flight:
     sampled: Int32  # rows that get a token, those of beams included, as they stand in the batch
     rows: Int32  # the same without beams
     num_steps: int
-    woken: tuple[int, ...] = ()  # forks that go on behind it: it writes the last of their prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,6 @@ from zlib import crc32
 from cluster.sim.clock import Process
 from cluster.sim.model import SLOT_BYTES, before_first, values
 
-_NOTHING = b"\xee" * SLOT_BYTES
-
 
 class Blocks:
     """The content of a pool. Knows nothing of who holds what: it does what it is told, late or not."""
@@ -51,17 +49,6 @@ class Blocks:
         content = self.content
         num_blocks = -(-count // self.block_size)
         return crc32(b"".join([content[block] for block in table[:num_blocks]])[: count * SLOT_BYTES])
-
-    def clear(self, blocks: Sequence[int]) -> None:
-        for block in blocks:
-            self.content[block][:] = bytes(self.num_bytes)
-
-    def forget(self, blocks: Sequence[int], first: int) -> None:
-        """They hold nothing of worth, the first of them from slot `first` on: whoever reads them all the same says
-        something else than the model would."""
-        for block in blocks:
-            self.content[block][first * SLOT_BYTES :] = _NOTHING * (self.block_size - first)
-            first = 0
 
     def copy(self, source: int, target: int, num_slots: int) -> None:
         size = num_slots * SLOT_BYTES

@@ -86,9 +86,6 @@ class History:
             self.story.turn(self.world.clock.now, events, orders)
         self.coverage.look(events, orders)
         self.judge.look(scheduler, events, self.world.clock.now)
-        if self.judge.full_check:
-            for worker in self.world.workers.values():
-                worker.desk.check()
 
     def _is_over(self) -> bool:
         """Nothing can happen any more that the judge would want to see."""

@@ -45,7 +45,7 @@ class Judge:
         self._judge_scheduler(scheduler)
         for worker in world.workers.values():
             if worker.residents:
-                raise Violation(f"{worker.name} still runs {worker.residents}")
+                raise Violation(f"{worker.name} still runs {list(worker.residents.values())}")
             if worker.transfers.under_way:
                 raise Violation(f"{worker.name} still moves {list(worker.transfers.under_way)}")
         for gateway in world.gateways.values():

@@ -41,10 +41,10 @@ async def gone_within_a_step(door: Door) -> None:
     (answer,) = door.gateway._answers.values()
     (worker,) = door.cluster.workers.values()
     await door.until(lambda: answer.is_cancelled or answer.failure is not None)
-    before = worker.desk.steps.num_steps
+    before = worker.steps.num_retired
     await door.until(lambda: not worker.residents)
     # The steps that were issued before the word arrived retire first: `depth` of them, and one that was just ending.
-    assert worker.desk.steps.num_steps - before <= worker.shape.depth + 1
+    assert worker.steps.num_retired - before <= worker.shape.depth + 1
 
 
 def test_cancel_ends_within_a_step_and_says_what_it_found():

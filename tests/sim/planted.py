@@ -1,4 +1,4 @@
-"""Mistakes that a test plants one at a time into the real machines or into a simulated gateway or transfer.
+"""Mistakes that a test plants one at a time into the real deciding code or into a simulated worker or gateway.
 
 Each is the kind of slip that a change could bring in unseen. `plant` patches one method for the time of a test; nothing
 here is ever on outside of it.
@@ -26,17 +26,10 @@ from cluster.centre.replica import Replica
 from cluster.centre.scheduler import Scheduler
 from cluster.centre.sequences import Request, Sequence, State
 from cluster.centre.swap import HostPool
-from cluster.desk.desk import Desk
-from cluster.desk.groups import BeamGroup, BeamGroups
-from cluster.desk.loops import GOES_ON
-from cluster.desk.names import BlockNames
-from cluster.desk.report import Reporter
-from cluster.desk.residence import Residence
-from cluster.desk.rows import Resident
-from cluster.desk.words import GroupStep
 from cluster.hashing import HASH_BYTES, BlockHasher
 from cluster.messages import (
     Copy,
+    Drop,
     Ids,
     Plan,
     Reason,
@@ -55,8 +48,12 @@ from cluster.register.moving import ARRIVED
 from cluster.register.moving import Moving as RegisterMoving
 from cluster.register.register import Register
 from cluster.register.states import Phase as RegisterPhase
+from cluster.sim.beams import BeamGroup
 from cluster.sim.gateway import SimGateway
+from cluster.sim.running import Running
+from cluster.sim.steps import Part, Steps
 from cluster.sim.transfers import Transfers
+from cluster.sim.worker import SimWorker
 
 Patch = pytest.MonkeyPatch
 
@@ -72,41 +69,32 @@ def _block_never_released(patch: Patch) -> None:
 
 
 def _freed_before_the_step_retired(patch: Patch) -> None:
-    """Who is dropped is told to have stopped at once, though steps under way still write into its blocks."""
-    end, stop = Residence.end, Reporter.stop
-    told: set[int] = set()
+    leave = SimWorker._leave_if_quiet
 
-    def hasty(self: Residence, row: int, reason: Reason, detail: str = "", outputs: Any = ()) -> None:
-        books = self._books
-        if books.batcher.in_flight[row] and reason is Reason.DROPPED and row not in books.groups.groups:
-            books.reporter.stop(books.rows.at(row), reason, detail)
-            told.add(books.rows.at(row).seq)
-        end(self, row, reason, detail, outputs)
+    def hasty(self: SimWorker, running: Running) -> None:
+        running.num_in_flight, in_flight = 0, running.num_in_flight
+        leave(self, running)
+        running.num_in_flight = in_flight
 
-    def once(self: Reporter, resident: Resident, *rest: Any) -> None:
-        if resident.seq not in told:
-            stop(self, resident, *rest)
-
-    patch.setattr(Residence, "end", hasty)
-    patch.setattr(Reporter, "stop", once)
+    patch.setattr(SimWorker, "_leave_if_quiet", hasty)
 
 
 def _dropped_sequence_keeps_its_lease(patch: Patch) -> None:
-    def lazy(self: Desk, seq: int) -> None:
-        row = self.rows.row_of.get(seq)
-        if row is not None:
-            self.reporter.stop(self.rows.at(row), Reason.DROPPED)
+    def lazy(self: SimWorker, drop: Drop) -> None:
+        running = self.residents.get(drop.seq)
+        if running is not None and running.reason is Reason.NONE:
+            self._report.stop(running, Reason.DROPPED)
 
-    patch.setattr(Desk, "_drop", lazy)
+    patch.setattr(SimWorker, "_drop", lazy)
 
 
 def _epoch_ignored_by_the_worker(patch: Patch) -> None:
-    obey = Desk.obey
+    take = SimWorker.take_plan
 
-    def trusting(self: Desk, plan: Plan) -> bool:
-        return obey(self, replace(plan, epoch=self.epoch, number=self.reporter.plan + 1))
+    def trusting(self: SimWorker, plan: Plan) -> None:
+        take(self, replace(plan, epoch=self.epoch, number=self._plan + 1))
 
-    patch.setattr(Desk, "obey", trusting)
+    patch.setattr(SimWorker, "take_plan", trusting)
 
 
 def _incarnation_ignored_by_the_scheduler(patch: Patch) -> None:
@@ -213,33 +201,19 @@ def _block_found_by_what_it_held_before(patch: Patch) -> None:
 
 
 def _fork_without_its_tail(patch: Patch) -> None:
-    wake = Residence._wake
+    begin = Steps._begin_fork
 
-    def bare(self: Residence, parent: Resident) -> None:
-        before = len(self._books.orders)
-        wake(self, parent)
-        del self._books.orders[before:]
+    def bare(self: Steps, part: Part, fork: Running, sent: Any) -> None:
+        copy, self.blocks.copy = self.blocks.copy, lambda *_: None  # type: ignore[method-assign]
+        begin(self, part, fork, sent)
+        self.blocks.copy = copy  # type: ignore[method-assign]
 
-    patch.setattr(Residence, "_wake", bare)
+    patch.setattr(Steps, "_begin_fork", bare)
 
 
 def _beams_drop_the_wrong_parent(patch: Patch) -> None:
-    """What a dropped beam held is spare, though others hold it too."""
-    permute = BeamGroups._permute
-
-    def greedy(self: BeamGroups, group: BeamGroup, step: GroupStep) -> list[Copy]:
-        full = int(self._batcher.position[group.leader]) // self._rows.block_size
-        dropped = [
-            block
-            for slot, row in enumerate(group.rows.tolist())
-            if slot not in step.parents
-            for block in self._rows.table(row)[group.num_shared : full]
-        ]
-        copies = permute(self, group, step)
-        group.purse += [block for block in dict.fromkeys(dropped) if block not in group.purse]
-        return copies
-
-    patch.setattr(BeamGroups, "_permute", greedy)
+    release = BeamGroup._release
+    patch.setattr(BeamGroup, "_release", lambda self, table, others: release(self, table, []))
 
 
 def _both_sides_restart_one_request(patch: Patch) -> None:
@@ -358,12 +332,12 @@ def _source_freed_before_its_move_has_committed(patch: Patch) -> None:
 
 
 def _target_starts_before_its_last_block_came(patch: Patch) -> None:
-    obey = Desk.obey
+    take = SimWorker.take_plan
 
-    def hasty(self: Desk, plan: Plan) -> bool:
-        return obey(self, replace(plan, starts=tuple(replace(start, after=0) for start in plan.starts)))
+    def hasty(self: SimWorker, plan: Plan) -> None:
+        take(self, replace(plan, starts=tuple(replace(start, after=0) for start in plan.starts)))
 
-    patch.setattr(Desk, "obey", hasty)
+    patch.setattr(SimWorker, "take_plan", hasty)
 
 
 def _moved_without_its_part_filled_block(patch: Patch) -> None:
@@ -376,44 +350,21 @@ def _moved_without_its_part_filled_block(patch: Patch) -> None:
 
 
 def _revoked_block_still_written(patch: Patch) -> None:
-    revoke = Desk._revoke
+    revoke = SimWorker._revoke
 
-    def stubborn(self: Desk, order: Revoke) -> None:
-        row = self.rows.row_of.get(order.seq)
-        kept = (0, 0) if row is None else (int(self.rows.num_blocks[row]), int(self.batcher.lease_end[row]))
+    def stubborn(self: SimWorker, order: Revoke) -> None:
+        running = self.residents.get(order.seq)
+        kept = (list(running.table), running.lease_end) if running is not None else ([], 0)
         revoke(self, order)
-        if row is not None:
-            self.rows.num_blocks[row], self.batcher.lease_end[row] = kept
+        if running is not None and running.reason is Reason.NONE:
+            running.table[:] = kept[0]
+            self.steps.set_lease(running, kept[1])
 
-    patch.setattr(Desk, "_revoke", stubborn)
+    patch.setattr(SimWorker, "_revoke", stubborn)
 
 
 def _revoke_of_a_block_that_a_step_under_way_writes(patch: Patch) -> None:
-    patch.setattr(Desk, "issued", lambda self, row: int(self.rows.written[row]))
-
-
-def _end_told_without_its_reason(patch: Patch) -> None:
-    """The last token goes out when it is drawn, and that it was the last only when the step behind it has retired."""
-    end, move_out = Residence.end, Residence._move_out
-
-    def late(self: Residence, row: int, reason: Reason, detail: str = "", outputs: Any = ()) -> None:
-        outbox = self._books.outbox
-        if self._books.batcher.in_flight[row]:
-            outbox.end = lambda *rest: None  # type: ignore[method-assign]
-        end(self, row, reason, detail, outputs)
-        outbox.__dict__.pop("end", None)
-
-    def telling(self: Residence, row: int, *rest: Any, **more: Any) -> None:
-        self._books.rows.stopping[row] = GOES_ON
-        move_out(self, row, *rest, **more)
-
-    patch.setattr(Residence, "end", late)
-    patch.setattr(Residence, "_move_out", telling)
-
-
-def _names_outlive_what_they_name(patch: Patch) -> None:
-    """A block that is given to somebody else keeps its name: a new scheduler shares what is no longer there."""
-    patch.setattr(BlockNames, "forget", lambda self, blocks: None)
+    patch.setattr(Steps, "issued_position", lambda self, running: running.position)
 
 
 def _blocks_free_before_the_revoke_is_answered(patch: Patch) -> None:
