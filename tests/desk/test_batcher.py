@@ -64,7 +64,7 @@ def test_a_prompt_goes_on_though_decodes_fill_every_step() -> None:
     for _ in range(400):
         batch = batcher.next()
         assert batch.num_tokens <= 4
-        batcher.retire(batch)
+        batcher.issue(batch)
         batcher.length[:4] = batcher.position[:4] + 1
         waited = 0 if 4 in batch.rows else waited + 1
         longest = max(longest, waited)
