@@ -70,9 +70,11 @@ def test_watchers_of_health_are_bounded(monkeypatch: pytest.MonkeyPatch):
 
     async def story(door: Door) -> None:
         stub = HealthStub(door.channel)
-        watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
-        for watch in watches:
-            await watch.read()
+        watches = []
+        for _ in range(2):
+            # Each is there before the next one comes.
+            watches.append(stub.Watch(health_pb2.HealthCheckRequest()))
+            await watches[-1].read()
         # One more is served, and the oldest ends.
         again = stub.Watch(health_pb2.HealthCheckRequest())
         assert await again.read() is not grpc.aio.EOF
