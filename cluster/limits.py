@@ -61,3 +61,7 @@ MAX_MODEL_NAME_CHARS: Final = 1_024
 
 MAX_PRIORITY: Final = 1_000_000
 """Priorities of requests lie in -1,000,000 to 1,000,000; lower goes first."""
+
+MAX_TOOLS: Final = 128
+MAX_TOOL_CHARS: Final = 150_000
+"""Of all tools of a request, as JSON."""

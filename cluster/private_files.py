@@ -4,23 +4,58 @@ somebody else could have written them.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import secrets
 import stat
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.errors import ConfigError
 
 MAX_BYTES = 16 << 20
+TURN_S = 10.0
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Writes a file that only its owner can read, from its first byte on; whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a file that only its owner can read, from its first byte on; whole or not at all. Raises `ConfigError`."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(content)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise ConfigError(
+            f"{path} cannot be written: {error.strerror}; make room there, or give another place"
+        ) from error
+
+
+@contextlib.contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Of those who read this file in order to change it one goes after the other. Raises `ConfigError`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The file itself is another one after each change.
+        folder, until = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY), time.monotonic() + TURN_S
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+    try:
+        while True:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise ConfigError(f"{path} is being changed by another command; try again") from None
+                time.sleep(0.02)
+        yield
+    finally:
+        os.close(folder)
 
 
 def read_private(path: Path, what: str) -> bytes:

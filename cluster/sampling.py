@@ -2,86 +2,29 @@
 
 Clients, the embedded engine, gateways and workers all hold this one class. A request comes with what its client said;
 the door that takes it calls `resolve` once, and everything behind the door sees only resolved settings. Nothing here
-computes on logits, and nothing here imports torch or numpy. The checks themselves stand in `cluster/sampling_rules.py`.
+computes on logits, and nothing here imports torch or numpy. `cluster/sampling_fields.py` has the fields and
+`cluster/sampling_rules.py` the checks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Literal, TypeVar
+from dataclasses import dataclass, fields, replace
 
 from cluster.errors import ConfigError, InvalidRequest
-from cluster.limits import MIN_TEMPERATURE
+from cluster.sampling_fields import SamplingFields, required
 from cluster.sampling_rules import check_against_model, check_counts, check_something_left, check_values
-from cluster.structure import StructuredOutputsParams
 
-T = TypeVar("T")
+__all__ = ["SETTING_NAMES", "SamplingParams", "required", "sequence_seed"]
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingParams:
+class SamplingParams(SamplingFields):
     """Sampling settings under the names of vLLM's offline API.
 
     A setting left at None takes the model's `generation_config.json` default, else the neutral value. Wrong values
     raise `InvalidRequest` when the object is made; what depends on the model is checked by `resolve`.
     """
-
-    n: int = 1
-    """Sequences written for the prompt. Sequence j draws with `sequence_seed(seed, j)`."""
-
-    temperature: float | None = None
-    """0 (or below 1e-5) is greedy."""
-    top_p: float | None = None
-    top_k: int | None = None
-    """0 or -1 is off."""
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    """Over prompt and output, as in transformers."""
-    presence_penalty: float | None = None
-    """Over the output alone, as OpenAI defines it."""
-    frequency_penalty: float | None = None
-    """Over the output alone, as OpenAI defines it."""
-    seed: int | None = None
-    """None: the door draws one."""
-
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    """Token id -> what is added to its logit."""
-    allowed_token_ids: Sequence[int] | None = None
-    """None: every token may come. Otherwise only these."""
-    bad_words: Sequence[str] = ()
-    """Words that may not come; the door turns them into ids with `with_bad_word_ids`."""
-    bad_words_token_ids: Sequence[Sequence[int]] = ()
-    """Banned tokens and token runs: the last id of a run is banned where the ids before it stand."""
-    forced_tokens: Mapping[int, int] = field(default_factory=dict)
-    """Output position (0 is the first new token, -1 the last that `max_tokens` allows) -> the token that must come."""
-
-    max_tokens: int | None = 16
-    """16 as in vLLM. None: `max_new_tokens` of the model's generation config, else all the room that the model has."""
-    min_tokens: int | None = None
-    """No end token and no stop id before so many tokens."""
-    stop: Sequence[str] = ()
-    """A string or several; the text ends before the first that appears."""
-    stop_token_ids: Sequence[int] = ()
-    ignore_eos: bool = False
-    include_stop_str_in_output: bool = False
-
-    logprobs: int | None = None
-    """Top tokens reported with each chosen one; 0 is the chosen one alone. Raw: before penalties and temperature."""
-    prompt_logprobs: int | None = None
-    detokenize: bool = True
-    skip_special_tokens: bool = True
-
-    beam_width: int | None = None
-    """Beam search with so many beams; temperature and the filters are then left out."""
-    length_penalty: float | None = None
-    early_stopping: bool | Literal["never"] | None = None
-
-    structured_outputs: StructuredOutputsParams | None = None
-    """The answer is of this structure: a JSON schema, a regular expression, a grammar, or one of some texts."""
-
-    eos_token_ids: Sequence[int] = ()
-    """The model's end tokens, written by `resolve`; empty with `ignore_eos`. Clients leave it alone."""
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
@@ -106,23 +49,6 @@ class SamplingParams:
             if value is None or isinstance(value, Mapping):
                 set_field(self, name, dict(value or {}))
         check_values(self)
-
-    @property
-    def is_greedy(self) -> bool:
-        """True when no draw is made. Only resolved settings can tell."""
-        if self.beam_width is not None:
-            return not self.width
-        return required(self.temperature) < MIN_TEMPERATURE
-
-    @property
-    def width(self) -> int:
-        """Beams that are searched with, 0 for none: the best of a single beam is what greedy writes."""
-        return self.beam_width if self.beam_width is not None and self.beam_width > 1 else 0
-
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        """All token ids that end a sequence: the model's end tokens (unless ignored) and the request's stop ids."""
-        return tuple(dict.fromkeys((*self.eos_token_ids, *self.stop_token_ids)))
 
     def with_bad_word_ids(self, encode: Callable[[str], Sequence[int]]) -> SamplingParams:
         """These settings with each bad word turned into token ids, as it stands at a text's start and after a space."""
@@ -229,12 +155,6 @@ def _ids(value: object) -> tuple[int, ...]:
 
 def _as_int(value: object) -> int:
     assert isinstance(value, int), value
-    return value
-
-
-def required(value: T | None) -> T:
-    """`value`, which resolved settings always have."""
-    assert value is not None, "sampling settings were used before resolve()"
     return value
 
 

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from cluster import limits
 from cluster.errors import InvalidRequest, NeverFits
+from cluster.sampling_fields import SamplingFields
 from cluster.structure import StructuredOutputsParams
-
-if TYPE_CHECKING:
-    from cluster.sampling import SamplingParams
 
 PREFIX = "sampling."
 
@@ -56,7 +53,7 @@ _COUNTS: Mapping[str, tuple[int, str]] = {
 _BOOLS = ("ignore_eos", "include_stop_str_in_output", "detokenize", "skip_special_tokens")
 
 
-def check_counts(params: SamplingParams) -> None:
+def check_counts(params: SamplingFields) -> None:
     """Raise `InvalidRequest` for a list that has more entries than any request may, whatever they are."""
     for name, (bound, unit) in _COUNTS.items():
         items = getattr(params, name)
@@ -68,7 +65,7 @@ def check_counts(params: SamplingParams) -> None:
             _check_count(f"bad_words_token_ids[{at}]", run, limits.MAX_BAD_WORD_TOKENS, "tokens")
 
 
-def check_values(params: SamplingParams) -> None:
+def check_values(params: SamplingFields) -> None:
     """Raise `InvalidRequest` for the first setting that is wrong whatever the model."""
     for name, (low, high, remedy) in _FLOATS.items():
         _check_number(name, getattr(params, name), low, high, remedy)
@@ -86,7 +83,7 @@ def check_values(params: SamplingParams) -> None:
     _check_together(params)
 
 
-def check_against_model(params: SamplingParams, vocab_size: int, max_model_len: int, num_prompt_tokens: int) -> None:
+def check_against_model(params: SamplingFields, vocab_size: int, max_model_len: int, num_prompt_tokens: int) -> None:
     """Raise `InvalidRequest` for what a model of this vocabulary and length cannot do with this prompt."""
     if num_prompt_tokens >= max_model_len:
         raise NeverFits("prompt", num_prompt_tokens + 1, max_model_len, "tokens", "shorten the prompt")
@@ -102,7 +99,7 @@ def check_against_model(params: SamplingParams, vocab_size: int, max_model_len: 
             raise _wrong(name, f"holds token id {largest:,}", f"ids of this model are 0 to {vocab_size - 1:,}")
 
 
-def check_something_left(params: SamplingParams, vocab_size: int) -> None:
+def check_something_left(params: SamplingFields, vocab_size: int) -> None:
     """Raise `InvalidRequest` when resolved settings ban every token at once."""
     banned = {run[0] for run in params.bad_words_token_ids if len(run) == 1}
     early = banned.union(params.stop_ids) if params.min_tokens else banned
@@ -134,7 +131,7 @@ def _check_int(name: str, value: object, low: int, high: int | None, remedy: str
         raise _wrong(name, f"is {value:,}", remedy)
 
 
-def _check_strings(params: SamplingParams) -> None:
+def _check_strings(params: SamplingFields) -> None:
     for name in ("stop", "bad_words"):
         strings = getattr(params, name)
         if not isinstance(strings, tuple):
@@ -149,7 +146,7 @@ def _check_strings(params: SamplingParams) -> None:
         raise _wrong("stop", "needs text, and detokenize is false", "use stop_token_ids, or leave detokenize on")
 
 
-def _check_ids(params: SamplingParams) -> None:
+def _check_ids(params: SamplingFields) -> None:
     for name in ("logit_bias", "forced_tokens"):
         if not isinstance(getattr(params, name), dict):
             raise _wrong(name, f"is {getattr(params, name)!r}", "give a map")
@@ -182,7 +179,7 @@ def _check_runs(runs: object) -> None:
             raise _wrong(name, f"is {run!r}", "give a token id, or a list of them that is not empty")
 
 
-def _check_together(params: SamplingParams) -> None:
+def _check_together(params: SamplingFields) -> None:
     """What is wrong only in company."""
     if params.max_tokens is not None and params.min_tokens is not None and params.min_tokens > params.max_tokens:
         problem = f"is {params.min_tokens:,}, more than max_tokens = {params.max_tokens:,}"
@@ -194,7 +191,7 @@ def _check_together(params: SamplingParams) -> None:
         _check_structured(params)
 
 
-def _check_structured(params: SamplingParams) -> None:
+def _check_structured(params: SamplingFields) -> None:
     """Nothing else may say which tokens come, where a structure does."""
     if not isinstance(params.structured_outputs, StructuredOutputsParams):
         raise _wrong(
@@ -212,7 +209,7 @@ def _check_count(name: str, items: Sequence[object] | Mapping[int, object], boun
         raise _wrong(name, f"has {len(items)} {unit}", f"give at most {bound}")
 
 
-def _all_ids(params: SamplingParams) -> Iterable[tuple[str, Collection[int]]]:
+def _all_ids(params: SamplingFields) -> Iterable[tuple[str, Collection[int]]]:
     """Every place where a client names token ids, with its field name."""
     yield "stop_token_ids", params.stop_token_ids
     yield "allowed_token_ids", params.allowed_token_ids or ()

@@ -14,6 +14,7 @@ from cluster.errors import ConfigError
 AllocatorName = Literal["fifo", "lru", "buddy"]
 PreemptionName = Literal["cheapest", "recompute", "swap"]
 PlacementName = Literal["scored", "round_robin", "least_loaded"]
+ReserveName = Literal["none", "oracle", "power_of_two", "longest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,10 @@ class SchedulerSettings:
     ahead: int = 4
     prefix_caching: bool = True
     allocator: AllocatorName = "lru"
+    # What paging is measured against: one run of adjacent blocks for all that a request may write, taken when it
+    # starts. For max_tokens ("oracle", where that is the true length), the next power of two of it, or the longest
+    # that the model takes.
+    reserve: ReserveName = "none"
     preemption: PreemptionName = "cheapest"
     placement: PlacementName = "scored"
     # Requests that may wait; one more is refused with a time to try again.
@@ -65,12 +70,21 @@ class SchedulerSettings:
     # What a block-second costs a tenant beside a token, in tokens.
     tokens_per_block_second: float = 4.0
 
+    def __post_init__(self) -> None:
+        if self.reserve != "none" and (self.allocator != "buddy" or self.prefix_caching):
+            raise ConfigError(
+                f"reserve is {self.reserve!r}, which takes whole runs of blocks: set allocator to 'buddy' and "
+                "prefix_caching to False"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
     """What one worker runs and with how much memory. Exactly one of kv_blocks and kv_memory may be given."""
 
     model: str
+    # What clients call it; empty: as `model` says.
+    served_name: str = ""
     # "auto": the checkpoint's own on a GPU, float32 on a CPU.
     dtype: str = "auto"
     # "auto": the first GPU, else the CPU.
@@ -124,3 +138,7 @@ class WorkerSettings:
                 raise ConfigError(f"{name} is {value}; give {low} to {high:,}")
         if self.kv_blocks is not None and self.kv_memory is not None:
             raise ConfigError("kv_blocks and kv_memory are both given; give one of them")
+
+    @property
+    def name(self) -> str:
+        return self.served_name or self.model

@@ -15,6 +15,9 @@ from cluster.errors import InvalidRequest
 MAX_CHARS = 200_000
 """Of a schema, expression or grammar, and of all choices together."""
 MAX_CHOICES = 10_000
+BLANKS = r"\x20?|\x0D?\x0A[\x20\x09]{0,32}"
+"""Between two words of JSON: nothing, a blank, or a new line with its indent. More would let a model that does not know
+what to say fill its answer with blanks."""
 _FIELD = "structured_outputs"
 
 

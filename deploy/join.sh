@@ -11,4 +11,6 @@ quire_setup serve,http
 if [ -n "${RAY_AUTH_TOKEN:-}" ] || [ -f "${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}" ]; then
     export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}"
 fi
+# Ray starts workers at niceness 15, behind everything else on the machine.
+export RAY_worker_niceness="${RAY_worker_niceness:-0}"
 exec "$QUIRE_BIN/ray" start --address="$1" --disable-usage-stats "${@:2}"

@@ -1,4 +1,4 @@
-"""What attention needs to know about one step's batch, the same for every layer.
+"""What attention needs to know beside queries and keys: one step's batch, and how a layer scores.
 
 The worker builds one AttentionBatch per step (reusing its buffers) and has the backend prepare it once; the kernels
 then read it in every layer. Nothing here is changed by a kernel.
@@ -7,8 +7,21 @@ then read it in every layer. Nothing here is changed by a kernel.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
+
+
+class Scoring(NamedTuple):
+    """How products of queries and keys become weights; of one layer. A tuple, for layers may make one at each call."""
+
+    scale: float
+    # A query sees this many keys, its own included; 0: all.
+    window: int = 0
+    # softcap * tanh(score / softcap); 0: none.
+    softcap: float = 0.0
+    # [heads]: one more score per head that takes weight and gives no value.
+    sinks: torch.Tensor | None = None
 
 
 @dataclass

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from kernels.batch import AttentionBatch
+from kernels.batch import AttentionBatch, Scoring
 from kernels.layout import LayerCache
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -42,10 +42,8 @@ def check_attention(
     q: torch.Tensor,
     cache: LayerCache,
     batch: AttentionBatch,
+    scoring: Scoring,
     *,
-    window: int,
-    softcap: float,
-    sinks: torch.Tensor | None,
     out: torch.Tensor | None,
     lse: torch.Tensor | None,
 ) -> None:
@@ -59,12 +57,12 @@ def check_attention(
         raise ValueError(f"q's {heads} heads cannot be shared out over {cache.num_kv_heads} key/value heads")
     if cache.k.device != device and cache.k.device.type != device.type:
         raise ValueError(f"q is on {device}, the cache on {cache.k.device}")
-    if window < 0:
-        raise ValueError(f"window must be 0 (none) or a number of keys, got {window}")
-    if not softcap >= 0.0:
-        raise ValueError(f"softcap must be 0 (none) or positive, got {softcap}")
-    if sinks is not None:
-        expect("sinks", sinks, (heads,), FLOATS, device)
+    if scoring.window < 0:
+        raise ValueError(f"window must be 0 (none) or a number of keys, got {scoring.window}")
+    if not scoring.softcap >= 0.0:
+        raise ValueError(f"softcap must be 0 (none) or positive, got {scoring.softcap}")
+    if scoring.sinks is not None:
+        expect("sinks", scoring.sinks, (heads,), FLOATS, device)
     if out is not None:
         expect("out", out, (tokens, heads, value_dim), (q.dtype,), device)
     if lse is not None:

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from kernels.batch import AttentionBatch
+from kernels.batch import AttentionBatch, Scoring
 from kernels.device.seam import device_of
 from kernels.layout import BlockLayout, KeyOrder, LayerCache
 
@@ -43,20 +43,15 @@ class Backend(Protocol):
         q: torch.Tensor,
         cache: LayerCache,
         batch: AttentionBatch,
+        scoring: Scoring,
         *,
-        scale: float,
-        window: int = 0,
-        softcap: float = 0.0,
-        sinks: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
         lse: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Causal attention of q [tokens, heads, head_dim] over paged keys; returns [tokens, heads, value_dim] like q.
 
-        window: a query sees this many keys, its own included; 0: all. softcap: c * tanh(score / c); 0: none.
-        sinks [heads]: one more score per head that takes weight and gives no value. lse: float32 [tokens, heads],
-        filled with the natural log of the sum of exponentials, sink included. A query that sees nothing gets 0 and
-        -inf.
+        lse: float32 [tokens, heads], filled with the natural log of the sum of exponentials, sink included. A query
+        that sees nothing gets 0 and -inf.
         """
         ...
 
@@ -71,6 +66,10 @@ class Backend(Protocol):
 
         No block may be written twice or be both read and written in one call.
         """
+        ...
+
+    def take_ids(self, ids: torch.Tensor, taken: torch.Tensor, last: torch.Tensor) -> None:
+        """ids[i] = last[taken[i]] where that is no -1: ids int64 [tokens], taken int32 [rows], last int64."""
         ...
 
     def merge(self, outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from kernels.batch import AttentionBatch
+from kernels.batch import AttentionBatch, Scoring
 from kernels.checks import (
     check_attention,
     check_batch_bounds,
@@ -36,13 +36,10 @@ def sequence_attention(
     q: torch.Tensor,  # [queries, heads, dim]
     k: torch.Tensor,  # [keys, kv_heads, dim]
     v: torch.Tensor,  # [keys, kv_heads, value_dim]
-    *,
-    scale: float,
-    window: int = 0,
-    softcap: float = 0.0,
-    sinks: torch.Tensor | None = None,
+    scoring: Scoring,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of the last queries of one sequence, in the dtype given: out [queries, heads, value_dim], lse."""
+    scale, window, softcap, sinks = scoring
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
     scores = torch.einsum("qhd,khd->hqk", q, k) * scale
@@ -65,11 +62,8 @@ def attention(
     q: torch.Tensor,
     cache: LayerCache,
     batch: AttentionBatch,
+    scoring: Scoring,
     *,
-    scale: float,
-    window: int = 0,
-    softcap: float = 0.0,
-    sinks: torch.Tensor | None = None,
     accumulate: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`Backend.attention` as (out, lse), both in the dtype of accumulation."""
@@ -82,15 +76,7 @@ def attention(
         if context == 0 or starts[seq] == starts[seq + 1]:
             continue
         k, v = gather_tokens(cache, batch.tables[row], context)
-        out[tokens], lse[tokens] = sequence_attention(
-            q[tokens].to(precise),
-            k.to(precise),
-            v.to(precise),
-            scale=scale,
-            window=window,
-            softcap=softcap,
-            sinks=sinks,
-        )
+        out[tokens], lse[tokens] = sequence_attention(q[tokens].to(precise), k.to(precise), v.to(precise), scoring)
     return out, lse
 
 
@@ -129,15 +115,12 @@ def _attend(
     q: torch.Tensor,
     cache: LayerCache,
     batch: AttentionBatch,
-    scale: float,
-    window: int,
-    softcap: float,
-    sinks: torch.Tensor | None,
+    scoring: Scoring,
     out: torch.Tensor,
     lse: torch.Tensor | None,
 ) -> None:
     check_batch_bounds(batch, cache)
-    result, log_sum = attention(q, cache, batch, scale=scale, window=window, softcap=softcap, sinks=sinks)
+    result, log_sum = attention(q, cache, batch, scoring)
     out.copy_(result)
     if lse is not None:
         lse.copy_(log_sum)
@@ -151,6 +134,19 @@ def _write(k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slots: torch.Ten
 def _copy(pool: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> None:
     check_copy_bounds(pool, src, dst)
     copy_blocks(pool, src, dst)
+
+
+def take_ids(ids: torch.Tensor, taken: torch.Tensor, last: torch.Tensor) -> None:
+    """ids[i] = last[taken[i]] where that is no -1, in place: ids int64 [tokens], taken int32 [rows], last int64."""
+    there = ids[: len(taken)]
+    there.copy_(torch.where(taken < 0, there, last.index_select(0, taken.clamp_min(0))))
+
+
+def grouped_product(x: torch.Tensor, weight: torch.Tensor, expert: torch.Tensor) -> torch.Tensor:
+    """Rows [pairs, depth] times the weight [columns, depth] of each one's expert, of `weight` [experts, ...]: [pairs,
+    columns] in the dtype of accumulation."""
+    precise = torch.float64 if x.dtype == torch.float32 else torch.float32
+    return torch.stack([weight[e].to(precise) @ row.to(precise) for row, e in zip(x, expert.tolist(), strict=True)])
 
 
 class ReferenceBackend:
@@ -175,18 +171,15 @@ class ReferenceBackend:
         q: torch.Tensor,
         cache: LayerCache,
         batch: AttentionBatch,
+        scoring: Scoring,
         *,
-        scale: float,
-        window: int = 0,
-        softcap: float = 0.0,
-        sinks: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
         lse: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        check_attention(q, cache, batch, window=window, softcap=softcap, sinks=sinks, out=out, lse=lse)
+        check_attention(q, cache, batch, scoring, out=out, lse=lse)
         if out is None:
             out = torch.empty((*q.shape[:2], cache.value_dim), dtype=q.dtype, device=q.device)
-        self._seam.call(_attend, q, cache, batch, scale, window, softcap, sinks, out, lse)
+        self._seam.call(_attend, q, cache, batch, scoring, out, lse)
         return out
 
     def write_kv(self, k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slots: torch.Tensor) -> None:
@@ -201,6 +194,9 @@ class ReferenceBackend:
         )
         check_copy(pool, here, there)
         self._seam.call(_copy, pool, here, there)
+
+    def take_ids(self, ids: torch.Tensor, taken: torch.Tensor, last: torch.Tensor) -> None:
+        take_ids(ids, taken, last)
 
     def merge(self, outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return merge(outs, lses)

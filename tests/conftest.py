@@ -24,6 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--trust", action="store_true", help="also run the tests that take longer than an everyday run")
+    parser.addoption("--pictures", action="store_true", help="tests of the page make the README's pictures anew")
     parser.addoption("--seed", type=int, default=None, help="seed of the tests that draw at random")
 
 

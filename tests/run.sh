@@ -29,19 +29,6 @@ summaries=()
 failed=()
 begun=$SECONDS
 
-# Runs a check in front, what it prints included.
-check() {
-    local name="$1" began=$SECONDS
-    shift
-    say "== $name"
-    "$@" || failed+=("$name")
-    report+=("$(printf '%5d s  %s' $((SECONDS - began)) "$name")")
-}
-
-check "ruff check" "$QUIRE_BIN/ruff" check --quiet .
-check "ruff format" "$QUIRE_BIN/ruff" format --check --quiet .
-check "mypy --strict" "$QUIRE_BIN/mypy" --no-error-summary
-
 if [ ${#targets[@]} -eq 0 ]; then
     # The files at the top of tests/ first, then every folder that has tests.
     targets=(tests/test_*.py)
@@ -51,74 +38,126 @@ if [ ${#targets[@]} -eq 0 ]; then
 fi
 
 # The top-level files share one process, each folder has its own: what one leaves behind does not reach the next.
+# Folders whose processes talk to each other run two at a time. What brings up clusters as users do, or kills them all
+# the time, has none of these beside it. What only computes takes what they leave, below them in priority.
 top=()
-pairs=()
+talking=()
 alone=()
+computing=("mypy --strict")
 for target in "${targets[@]}"; do
     case "$target" in
     tests/test_*.py) top+=("$target") ;;
-    # These use all cores by themselves, or look at times.
-    tests/sim | tests/deploy | tests/kernels | tests/torture) alone+=("$target") ;;
-    *) pairs+=("$target") ;;
+    tests/deploy | tests/torture) alone+=("$target") ;;
+    tests/engine | tests/kernels) computing+=("$target") ;;
+    # Whole histories take all cores: they come last, and the rest of their folder needs one.
+    tests/sim) computing+=("tests/sim --ignore=tests/sim/test_histories.py" "tests/sim/test_histories.py") ;;
+    # The longest begin first, so that none of them is left over at the end.
+    tests/cluster | tests/worker) talking=("$target" "${talking[@]}") ;;
+    *) talking+=("$target") ;;
     esac
 done
+[ ${#top[@]} -eq 0 ] || computing=("tests/*.py" "${computing[@]}")
 
-# 40 minutes are far above what any folder may take; they only make sure that the run ends.
-run_pytest() {
-    local name="$1" began=$SECONDS status
-    shift
-    timeout --kill-after 20 "${QUIRE_FOLDER_LIMIT_S:-2400}" "$QUIRE_BIN/python" -m pytest --durations 5 --durations-min 5 \
-        "${trust[@]}" "$@" >"$logs/out" 2>&1
+# Runs a part and leaves what it printed, its status and its seconds. 40 minutes are far above what any may take; they
+# only make sure that the run ends.
+run_part() {
+    local began=$SECONDS status
+    timeout --kill-after 20 "${QUIRE_FOLDER_LIMIT_S:-2400}" "$@" >"$logs/out" 2>&1
     status=$?
-    [ "$status" -ne 124 ] || say "error: $name ran longer than ${QUIRE_FOLDER_LIMIT_S:-2400} s and was stopped" >>"$logs/out"
+    [ "$status" -ne 124 ] || say "error: it ran longer than ${QUIRE_FOLDER_LIMIT_S:-2400} s and was stopped" >>"$logs/out"
     printf '%s\n' "$status" "$((SECONDS - began))" >"$logs/status"
 }
 
-# Starts the tests of one name in the background; what they print is shown when they have ended.
+# Parts that run in the background, and what kind each is of.
+declare -A running=() kinds=()
+
+# Starts a part, whose words are its name; what it prints is shown when it has ended.
 start() {
-    local name="$1"
+    local kind="$1" name="$2" words command
+    read -ra words <<<"$name"
+    case "$name" in
+    mypy*) command=("$QUIRE_BIN/mypy" --no-error-summary) ;;
+    *)
+        [ "$name" != "tests/*.py" ] || words=("${top[@]}")
+        command=("$QUIRE_BIN/python" -m pytest --durations 5 --durations-min 5 "${trust[@]}" "${words[@]}")
+        ;;
+    esac
+    if [ "$kind" = computing ]; then
+        # Below the others, it may stand still for long.
+        case "$name" in mypy*) ;; *) command+=(--timeout 600) ;; esac
+        command=(nice -n 10 "${command[@]}")
+    fi
     mkdir -p "$logs/$name"
     say "== $name begins"
-    (logs="$logs/$name" && run_pytest "$@") &
+    (logs="$logs/$name" && run_part "${command[@]}") &
     running["$name"]=$!
+    kinds["$name"]="$kind"
 }
 
 # Shows what has ended, and takes note of it.
 gather() {
-    local name status took
+    local name status took summary
     for name in "${!running[@]}"; do
-        if [ -f "$logs/$name/status" ]; then
+        # Without a status it was killed from outside.
+        if [ -f "$logs/$name/status" ] || ! kill -0 "${running[$name]}" 2>/dev/null; then
             wait "${running[$name]}"
             unset "running[$name]"
-            { read -r status && read -r took; } <"$logs/$name/status"
+            status=1 took=0
+            [ ! -f "$logs/$name/status" ] || { read -r status && read -r took; } <"$logs/$name/status"
             say "== $name"
             cat "$logs/$name/out"
             report+=("$(printf '%5d s  %s' "$took" "$name")")
-            summaries+=("$name" "$(grep -E '(passed|failed|error|skipped|no tests ran).* in [0-9.]+s' "$logs/$name/out" | tail -n 1)")
+            summary="$(grep -E '(passed|failed|error|skipped|no tests ran).* in [0-9.]+s' "$logs/$name/out" | tail -n 1)"
+            [ -z "$summary" ] || summaries+=("$name" "$summary")
             [ "$status" -eq 0 ] || failed+=("$name")
         fi
     done
 }
 
-# Ctrl-C ends what runs in the background too.
-declare -A running=()
-trap 'trap - INT; kill "${running[@]}" 2>/dev/null; wait; exit 130' INT
-room_for() {
-    while [ "${#running[@]}" -ge "$1" ]; do
-        wait -n "${running[@]}" 2>/dev/null
-        gather
+# How many parts of a kind are running.
+num_of() {
+    local name found=0
+    for name in "${!running[@]}"; do
+        [ "${kinds[$name]}" != "$1" ] || found=$((found + 1))
+    done
+    echo "$found"
+}
+
+# Starts all that there is room for.
+fill() {
+    while [ ${#talking[@]} -gt 0 ] && [ "$(num_of talking)" -lt 2 ]; do
+        start talking "${talking[0]}"
+        talking=("${talking[@]:1}")
+    done
+    if [ ${#alone[@]} -gt 0 ] && [ "$(num_of talking)" -eq 0 ] && [ "$(num_of alone)" -eq 0 ]; then
+        start alone "${alone[0]}"
+        alone=("${alone[@]:1}")
+    fi
+    # Beside others one is enough to leave no core idle; more would only make all of them late.
+    local most=2
+    [ "$(num_of talking)" -eq 0 ] && [ "$(num_of alone)" -eq 0 ] || most=1
+    while [ ${#computing[@]} -gt 0 ] && [ "$(num_of computing)" -lt "$most" ]; do
+        start computing "${computing[0]}"
+        computing=("${computing[@]:1}")
     done
 }
-[ ${#top[@]} -eq 0 ] || start "tests/*.py" "${top[@]}"
-for group in "${pairs[@]}"; do
-    room_for 2
-    start "$group" "$group"
+
+# Ctrl-C ends what runs in the background too.
+trap 'trap - INT; kill "${running[@]}" 2>/dev/null; wait; exit 130' INT
+
+for check in "ruff check" "ruff format --check"; do
+    say "== $check"
+    # shellcheck disable=SC2086  # these are words
+    "$QUIRE_BIN"/$check --quiet . || failed+=("$check")
 done
-for group in "${alone[@]}"; do
-    room_for 1
-    start "$group" "$group"
+# Where the environment keeps Python from writing bytecode, each of some hundred processes would compile all that it needs.
+"$QUIRE_BIN/python" -m compileall -q cluster worker kernels protos
+fill
+while [ ${#running[@]} -gt 0 ]; do
+    wait -n "${running[@]}" 2>/dev/null
+    gather
+    fill
 done
-room_for 1
 
 say ""
 say "Time of each part:"

@@ -5,6 +5,7 @@ It reads every import statement with `ast`, those inside functions too.
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ ROOMS = ("cluster", "worker", "kernels", "protos")
 DECIDING = (
     "cluster.centre.scheduler",
     "cluster.desk.desk",
+    "cluster.gateway.door.check",
     "cluster.messages",
     "cluster.centre.ledger",
     "cluster.centre.prefix",
@@ -39,6 +41,7 @@ KNOWN_TO_WORKERS = {
     "cluster.errors",
     "cluster.limits",
     "cluster.sampling",
+    "cluster.sampling_fields",
     "cluster.sampling_rules",
     "cluster.generation_config",
     "cluster.hashing",
@@ -67,28 +70,23 @@ MODULES = {
 }
 
 
-def imports_of(path: Path) -> list[str]:
-    """The absolute names that a file imports; for `from a import b` both a.b, if that is a module, and a."""
+@cache
+def imports_of(path: Path, *, for_types_too: bool = False) -> list[str]:
+    """The absolute names that a file imports; for `from a import b` a.b if that is a module, else a."""
     found: list[str] = []
     package = module_name(path).split(".") if path.name == "__init__.py" else module_name(path).split(".")[:-1]
-    tree = ast.parse(path.read_text())
-    # What stands under `if TYPE_CHECKING` never runs.
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        for child in node.body
-        for inner in ast.walk(child)
-    }
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
+    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    for node in waiting:
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             full = ".".join(part for part in (base, node.module or "") if part)
             found += [f"{full}.{a.name}" if f"{full}.{a.name}" in MODULES else full for a in node.names]
+        # What stands under `if TYPE_CHECKING` never runs. Inside an expression nothing is imported.
+        is_typing = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test) and not for_types_too
+        inner = node.orelse if is_typing and isinstance(node, ast.If) else ast.iter_child_nodes(node)
+        waiting += [one for one in inner if not isinstance(one, ast.expr)]
     return found
 
 
@@ -137,6 +135,34 @@ def test_what_decides_needs_only_numpy_and_the_standard_library() -> None:
     assert len(followed) >= len(DECIDING)
 
 
+def circles(graph: dict[str, list[str]]) -> list[list[str]]:
+    """Files that import each other, directly or by way of others."""
+    reach: dict[str, set[str]] = {}
+    for start, first in graph.items():
+        seen: set[str] = set()
+        waiting = [*first]
+        while waiting:
+            name = waiting.pop()
+            if name not in seen:
+                seen.add(name)
+                waiting += graph[name]
+        reach[start] = seen
+    found = {tuple(sorted(other for other in seen if one in reach[other])) for one, seen in reach.items()}
+    return sorted(list(ring) for ring in found if len(ring) > 1)
+
+
+def test_arrows_go_one_way() -> None:
+    """No circle of imports anywhere, those inside functions and those for types alone counted."""
+    graph = {
+        name: [one for one in imports_of(path, for_types_too=True) if one in MODULES and one != name]
+        for name, path in MODULES.items()
+    }
+    assert len(graph) > 300 and sum(map(len, graph.values())) > 1000
+    assert not circles(graph)
+    graph["cluster.centre.ledger"].append("cluster.centre.scheduler")
+    assert any({"cluster.centre.ledger", "cluster.centre.scheduler"} <= set(ring) for ring in circles(graph))
+
+
 def test_the_check_sees_a_forbidden_import(tmp_path: Path) -> None:
     """The reader of imports finds them at the top, inside functions, and not under TYPE_CHECKING."""
     path = ROOT / "kernels" / "probe_of_the_test.py"
@@ -158,3 +184,12 @@ def test_the_check_sees_a_forbidden_import(tmp_path: Path) -> None:
             return path.relative_to(other)
 
     assert imports_of(Text()) == ["torch", "typing", "cluster.centre.ledger"]  # type: ignore[arg-type]
+    assert "ray" in imports_of(Text(), for_types_too=True)  # type: ignore[arg-type]
+
+
+def test_only_the_seam_names_cuda() -> None:
+    """Whoever asks a device anything asks the seam, so that the twin answers too."""
+    for name, path in MODULES.items():
+        if not name.startswith("kernels.device"):
+            wrong = [word for word in ("torch.cuda", 'device.type == "cuda"') if word in path.read_text()]
+            assert not wrong, f"{name} names {wrong}"

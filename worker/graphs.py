@@ -1,8 +1,9 @@
 """Decode steps of a GPU as captured graphs: one launch for a whole step, for each of some numbers of rows.
 
 The launcher pads a batch of decodes to the next captured number and replays. A graph reads the step's tensors where the
-builder puts them in every step, plans its attention on the device, and leaves logits where the next replay will write
-its own. What can't be captured (a model that asks the device a question in the middle of a step) runs as it is.
+builder puts them in every step, takes over tokens that the step before drew, plans its attention on the device, and
+leaves logits where the next replay will write its own; a second one takes the likeliest tokens. What can't be captured
+(a model that asks the device a question in the middle of a step) runs as it is.
 """
 
 from __future__ import annotations
@@ -14,27 +15,46 @@ import torch
 
 from kernels.batch import AttentionBatch
 from kernels.device.seam import Graph, device_of
-from worker.batch import StepBuilder
+from worker.batch import StepBuilder, sizes_up_to
 from worker.model.model import Model
+from worker.model.startup import Started
+from worker.sampling.sampler import Sampled, likeliest
 from worker.state import BatchState
 
 
-def sizes_up_to(most: int) -> list[int]:
-    """Numbers of rows that are captured: half of a padded batch is real at least, and more of a large one."""
-    steps = [1, 2, 4, 8, *range(16, 257, 16), *range(320, 4097, 64)]
-    return [size for size in steps if size < most] + [most]
+def capture(
+    parts: Started, state: BatchState, builder: StepBuilder, *, chooses: bool = True
+) -> tuple[DecodeGraphs | None, str]:
+    """The decode steps of a worker or a member, which does not choose tokens; or why there are none. All ranks of a
+    team at the same time."""
+    if not device_of(parts.device).has_graphs:
+        return None, ""
+    graphs = DecodeGraphs(parts.model, state, builder, parts.max_model_len, chooses=chooses)
+    reason = graphs.capture(builder.max_rows)
+    if parts.team is not None and not parts.team.least(not reason):
+        # A sum needs all of them.
+        reason = reason or "another rank has none"
+    if reason:
+        return None, reason
+    if parts.team is not None:
+        parts.team.recorded.add(graphs)
+    return graphs, ""
 
 
 class DecodeGraphs:
     """The captured steps of one worker."""
 
-    def __init__(self, model: Model, state: BatchState, builder: StepBuilder, max_model_len: int) -> None:
+    def __init__(
+        self, model: Model, state: BatchState, builder: StepBuilder, max_model_len: int, *, chooses: bool
+    ) -> None:
         self._model = model
         self._state = state
         self._builder = builder
         self._max_model_len = max_model_len
         self._seam = device_of(model.device)
         self._graphs: dict[int, Graph] = {}
+        # What takes the likeliest tokens of those steps; None: that is another rank's.
+        self._choices: dict[int, Graph] | None = {} if chooses else None
         # One place for the logits of all sizes: they are read before the next replay.
         self._logits: torch.Tensor | None = None
         self._sizes: list[int] = []
@@ -52,6 +72,8 @@ class DecodeGraphs:
                     self._logits = torch.empty_like(logits)
                 del logits
                 self._graphs[size], _ = pool.capture(partial(self._leave_logits, self._logits[:size]))
+                if self._choices is not None:
+                    self._choices[size], _ = pool.capture(partial(self._choose, self._logits[:size]))
         except RuntimeError as error:
             self._graphs.clear()
             self._logits = None
@@ -71,6 +93,19 @@ class DecodeGraphs:
         assert self._logits is not None
         return self._logits[:rows]
 
+    def likeliest(self, size: int, rows: int) -> Sampled:
+        """The likeliest tokens of the step that was replayed last, which the next step can take over."""
+        assert self._choices is not None
+        self._choices[size].replay()
+        both = self._builder.last[: 2 * size].view(2, size)
+        return Sampled(both[0, :rows], both[1, :rows], both=both)
+
+    def _choose(self, logits: torch.Tensor) -> None:
+        ids, broken = likeliest(logits)
+        both = self._builder.last[: 2 * len(logits)].view(2, -1)
+        both[0].copy_(ids)
+        both[1].copy_(broken)
+
     def _leave_logits(self, place: torch.Tensor) -> None:
         place.copy_(self._step(len(place)))
 
@@ -88,5 +123,6 @@ class DecodeGraphs:
             max_context_len=self._max_model_len,
             num_decodes=size,
         )
+        self._model.backend.take_ids(on.ids[:size], on.taken[:size], self._builder.last)
         self._model.prepare(batch)
         return self._model.forward(on.ids[:size], on.positions[:size], on.logit_rows[:size])

@@ -60,7 +60,8 @@ class PoolStream:
             if order.is_new:
                 pool.end.adopt_epoch(order.life)
         elif isinstance(order, Refused):
-            log.warning("%s", order.detail)
+            # Its last word: the next life must not say that this one ended without any.
+            log.log(logging.ERROR if order.is_lost else logging.WARNING, "%s", order.detail)
             if order.is_lost:
                 # What lies here means nothing to anybody any more.
                 os._exit(LOST_EXIT)

@@ -17,14 +17,13 @@ from cluster.desk.batcher import Batch
 from cluster.desk.desk import Desk
 from cluster.desk.words import Drawn
 from kernels.cpu.decoder import Picked
-from kernels.device.seam import device_of
 from kernels.sampling import send
 from worker.batch import Step, StepBuilder
 from worker.beams import Ranked, Searches
-from worker.graphs import DecodeGraphs
+from worker.graphs import DecodeGraphs, capture
 from worker.model.startup import Say, Started
 from worker.model.tokenizer import guide_of
-from worker.ranks.lead import Lead, Taken
+from worker.ranks.lead import Lead
 from worker.sampling.prompt_logprobs import Judged, PromptLogprobs, token_rows
 from worker.sampling.sampler import Sampled, Sampler
 from worker.state import BatchState, Int32, Int64
@@ -60,7 +59,17 @@ class Pending:
 class Launcher:
     """Launches one worker's steps."""
 
-    def __init__(self, parts: Started, desk: Desk, state: BatchState, sampler: Sampler, searches: Searches) -> None:
+    def __init__(
+        self,
+        parts: Started,
+        desk: Desk,
+        state: BatchState,
+        sampler: Sampler,
+        searches: Searches,
+        *,
+        overlaps: bool,
+    ) -> None:
+        """`overlaps`: steps are issued before the tokens of the step before are known here."""
         self.prompt_logprobs = PromptLogprobs(state)
         # Seconds spent so far, by part of a step.
         self.seconds = {"prepare": 0.0, "model": 0.0, "sample": 0.0, "retire": 0.0}
@@ -73,22 +82,16 @@ class Launcher:
         sampler.guide_by(lambda: guide_of(loaded.folder, loaded.vocab_size, loaded.defaults))
         self._searches = searches
         self.builder = StepBuilder(state, parts.token_budget)
-        self.lead = Lead(parts.team, state, self.builder) if parts.team is not None else None
+        self.overlaps = overlaps
+        self.lead = Lead(parts.team, self.builder, shares=overlaps) if parts.team is not None else None
         self.graphs: DecodeGraphs | None = None
-        # Where in the flight before this one a row got its token.
-        self._source = np.zeros(state.max_batch, np.int64)
 
     def capture(self, say: Say) -> None:
         """Decode steps as graphs, where the device has such and the model allows it."""
-        parts = self._parts
-        if not device_of(parts.device).has_graphs or parts.team is not None:
-            # Ranks add up rows that must be as many on each; only rank 0 would pad them.
-            return
         began = time.perf_counter()
-        graphs = DecodeGraphs(parts.model, self._state, self.builder, parts.max_model_len)
-        reason = graphs.capture(self.builder.max_rows)
-        self.graphs = None if reason else graphs
-        say(f"decode graphs: {f'none, {reason}' if reason else 'captured'}, {time.perf_counter() - began:.1f} s")
+        self.graphs, reason = capture(self._parts, self._state, self.builder)
+        if reason or self.graphs is not None:
+            say(f"decode graphs: {f'none, {reason}' if reason else 'captured'}, {time.perf_counter() - began:.1f} s")
 
     def launch(self, batch: Batch, allowed: int, began: float, previous: Pending | None = None) -> Pending:
         """Prepares the step and issues it: its tokens are coming. Up to `allowed` steps at once. `previous` is under
@@ -105,32 +108,21 @@ class Launcher:
         padded = 0
         if self.graphs is not None and not wanted and batch.num_decodes == len(batch.rows):
             padded = self.graphs.padded(len(batch.rows))
+        self.builder.goes_behind(None if previous is None else previous.rows)
         step = self.builder.build(batch, self._desk.batcher.length, padded)
-        taken = None if previous is None else self._take_over(batch, step, previous)
         if not padded:
+            if step.num_taken:
+                self._parts.backend.take_ids(step.ids, step.taken, self.builder.last)
             model.prepare(step.attention)
         if self.lead is not None:
             # Beams choose on the host.
             num_shared = 0 if self._searches else len(step.sampled)
-            self.lead.step(batch.rows, step, token_rows(wanted), taken, num_shared)
+            self.lead.step(step, token_rows(wanted), padded, num_shared)
         self.seconds["prepare"] += time.perf_counter() - began
         plain = not wanted and not self._searches and self._sampler.is_plain(step.sampled)
         if plain and model.picks:
             return self._pick(step, num_steps)
         return self._sample(step, wanted, padded)
-
-    def _take_over(self, batch: Batch, step: Step, previous: Pending) -> Taken | None:
-        """Ids that only the device knows yet: the tokens of decodes that the flight before this one samples."""
-        unknown = np.flatnonzero(
-            batch.starts[: batch.num_decodes] >= self._state.known[batch.rows[: batch.num_decodes]]
-        )
-        if not unknown.size:
-            return None
-        self._source[previous.rows] = np.arange(len(previous.rows))
-        sources, targets = self._source[batch.rows[unknown]], unknown.astype(np.int64)
-        source, target = send(sources, step.ids.device), send(targets, step.ids.device)
-        step.ids.index_copy_(0, target, previous.sampled.device_ids.index_select(0, source))
-        return targets, sources
 
     def _pick(self, step: Step, num_steps: int) -> Pending:
         """The model takes its likeliest tokens itself, or draws them."""
@@ -139,7 +131,13 @@ class Launcher:
         picked = self._parts.model.pick(step.ids, step.positions, step.logit_rows, num_steps, self._state.stops, draws)
         self.seconds["model"] += time.perf_counter() - began
         self._sampler.took(step.sampled, len(picked.ids))
-        return Pending(step.sampled, _last(picked), picked.ids[:-1], None, None)
+        return Pending(step.sampled, self._kept(_last(picked)), picked.ids[:-1], None, None)
+
+    def _kept(self, sampled: Sampled) -> Sampled:
+        """Its tokens where the next step and the other ranks find them."""
+        if self.overlaps:
+            self.builder.last[: len(sampled.device_ids)].copy_(sampled.device_ids)
+        return sampled
 
     def _sample(self, step: Step, wanted: list[tuple[int, int, int, int]], padded: int) -> Pending:
         began = time.perf_counter()
@@ -154,9 +152,13 @@ class Launcher:
         computed = time.perf_counter()
         judged = self.prompt_logprobs.judge(logits[num_sampled:], wanted) if wanted else None
         logits, rows, ranked = self._searches.rank(logits[:num_sampled], step.sampled)
-        sampled = self._sampler.sample(logits, rows)
+        if padded and self.graphs is not None and len(rows) == num_sampled and self._sampler.is_greedy(rows):
+            self._sampler.took(rows, 1)
+            sampled = self.graphs.likeliest(padded, num_sampled)
+        else:
+            sampled = self._kept(self._sampler.sample(logits, rows, in_place=True))
         if self.lead is not None:
-            self.lead.share(sampled.device_ids)
+            self.lead.share()
         self.seconds["model"] += computed - began
         self.seconds["sample"] += time.perf_counter() - computed
         return Pending(rows, sampled, np.zeros((0, len(rows)), np.int64), ranked, judged)

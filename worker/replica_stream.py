@@ -15,8 +15,7 @@ from cluster.links.dialing import LOST_EXIT, DialingEnd
 from cluster.links.terms import Heard, Met, Order, Refused
 from cluster.messages import Plan, Result, Tokens
 from cluster.wire import control as wire
-from worker.step_loop import Inbound, NewEpoch, Outbound
-from worker.worker import Worker
+from worker.step_loop import Inbound, NewEpoch, Outbound, Served, Unreached
 
 log = logging.getLogger(__name__)
 
@@ -26,12 +25,14 @@ class ReplicaStream:
 
     def __init__(
         self,
-        worker: Worker,
+        worker: Served,
         transfer_address: str,
         push: Callable[[dict[str, list[Tokens]]], object],
         direct: Callable[[dict[str, str]], object],
+        unreached: Callable[[], tuple[str, ...]] = tuple,
     ) -> None:
-        """`push` takes tokens for gateways, `direct` where everybody is; both are called on the step loop's thread."""
+        """`push` takes tokens for gateways, `direct` where everybody is, `unreached` says who does not take them; all
+        are called on the step loop's thread."""
         dialer = Dialer(
             worker.replica, worker.incarnation, wire.SCHEDULER, wire.terms(), wire.read_down, has_state=True
         )
@@ -40,6 +41,8 @@ class ReplicaStream:
         self._transfer_address = transfer_address
         self._push = push
         self._direct = direct
+        self._unreached = unreached
+        self._told_unreached: tuple[str, ...] = ()
         self._directory: dict[str, str] = {}
         # Why it was last refused; said once, however often it asks.
         self._refusal = ""
@@ -58,6 +61,10 @@ class ReplicaStream:
         words: list[Inbound] = []
         for order in self.end.read():
             self._take(order, words)
+        unreached = self._unreached()
+        if unreached != self._told_unreached:
+            self._told_unreached = unreached
+            words.append(Unreached(unreached))
         return words
 
     def wait(self, timeout_s: float) -> None:

@@ -8,8 +8,11 @@ lives: when it breaks, steps go on as far as leases reach, and after a reconnect
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
+import time
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from cluster.links.dialing import keep_open
 from cluster.links.security import ClusterSecurity
@@ -17,11 +20,11 @@ from cluster.messages import Tokens
 from cluster.wire.control import GREETING
 from worker.replica_stream import ReplicaStream
 from worker.spans import AttemptSpans
-from worker.step_loop import HANG_S, StepLoop
-from worker.swap import Swap
+from worker.step_loop import HANG_S, Served, StepLoop
 from worker.token_push import TokenPusher
-from worker.transfer.server import Listening
-from worker.worker import Worker
+
+if TYPE_CHECKING:
+    from worker.swap import Swap
 
 SWITCH_S = 0.0005
 
@@ -31,21 +34,20 @@ class WorkerServer:
 
     def __init__(
         self,
-        worker: Worker,
+        worker: Served,
         find: Callable[[], Awaitable[str]],
         security: ClusterSecurity,
         *,
         spans: AttemptSpans | None = None,
         hang_s: float = HANG_S,
-        listening: Listening | None = None,
+        swap: Swap | None = None,
     ) -> None:
-        """`listening`: where peers of its pool reach it; None: on this machine only."""
+        """`swap`: what moves its blocks (`swap_of`); None: they go nowhere."""
         self._find = find
         self._security = security
-        # Slices of blocks go nowhere: what a tensor-parallel replica preempts is computed again.
-        self._swap = Swap(worker, security, listening) if worker.parts.team is None else None
-        address = self._swap.address if self._swap is not None else ""
-        self._stream = ReplicaStream(worker, address, self._push, self._direct)
+        self._swap = swap
+        address = swap.address if swap is not None else ""
+        self._stream = ReplicaStream(worker, address, self._push, self._direct, self._unreached)
         self._steps = StepLoop(worker, self._stream, self._swap, spans, hang_s)
         self._identity = worker.replica, worker.incarnation
         self._pusher: TokenPusher | None = None
@@ -56,6 +58,9 @@ class WorkerServer:
         # Between the loop's thread and the steps' the interpreter is handed over this soon, so that tokens leave while
         # steps run.
         sys.setswitchinterval(SWITCH_S)
+        # Python's collector need not look again at all that was loaded: steps would wait while it did.
+        gc.collect()
+        gc.freeze()
         self._steps.start()
         stream = self._stream
         try:
@@ -78,3 +83,7 @@ class WorkerServer:
         self._pusher.direct(entries)
         if self._swap is not None:
             self._swap.direct(entries)
+
+    def _unreached(self) -> tuple[str, ...]:
+        assert self._pusher is not None
+        return self._pusher.unreached(time.monotonic())

@@ -12,15 +12,16 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from cluster.errors import QuireError
-from cluster.messages import Plan, ReplicaState, Result, Tokens
+from cluster.messages import Plan, ReplicaJoined, ReplicaState, Result, Tokens
 from worker.spans import AttemptSpans
-from worker.swap import Swap
-from worker.worker import Worker
+
+if TYPE_CHECKING:
+    from worker.swap import Swap
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,14 @@ class NewEpoch:
     wants_state: bool
 
 
-Inbound: TypeAlias = Plan | NewEpoch
+@dataclass(frozen=True, slots=True)
+class Unreached:
+    """These gateways take no tokens from here at the moment, and all others do."""
+
+    gateways: tuple[str, ...]
+
+
+Inbound: TypeAlias = Plan | NewEpoch | Unreached
 Outbound: TypeAlias = Result | ReplicaState | dict[str, list[Tokens]]
 
 
@@ -56,12 +64,46 @@ class Link(Protocol):
     def say(self, word: Outbound) -> None: ...
 
 
+class Served(Protocol):
+    """What a step loop runs: a `Worker`, or one whose tokens are made up (`cluster/torture/made_up.py`)."""
+
+    @property
+    def replica(self) -> str: ...
+
+    @property
+    def incarnation(self) -> int: ...
+
+    @property
+    def num_steps(self) -> int: ...
+
+    def joined(self) -> ReplicaJoined: ...
+
+    def wake_by(self, wake: Callable[[], None]) -> None:
+        """`wake` is to be called, from any thread, when a step that could not run can run now, and no plan says so."""
+
+    def begin_epoch(self, epoch: int) -> None: ...
+
+    def hold_for(self, epoch: int) -> ReplicaState: ...
+
+    def obey(self, plan: Plan) -> None: ...
+
+    def step(self) -> int: ...
+
+    def prove(self) -> bool: ...
+
+    def cannot_reach(self, gateways: tuple[str, ...]) -> None: ...
+
+    def take_result(self) -> Result | None: ...
+
+    def take_tokens(self) -> dict[str, list[Tokens]]: ...
+
+
 class StepLoop:
     """Runs the worker on one thread until closed."""
 
     def __init__(
         self,
-        worker: Worker,
+        worker: Served,
         link: Link,
         swap: Swap | None = None,
         spans: AttemptSpans | None = None,
@@ -74,6 +116,7 @@ class StepLoop:
         if swap is not None:
             # A transfer has ended.
             swap.wake = link.wake
+        worker.wake_by(link.wake)
         self.retired_at = self.stepped_at = time.monotonic()
         self.is_busy = False
         self._hang_s = hang_s
@@ -130,6 +173,8 @@ class StepLoop:
             self.worker.obey(word)
             if self._spans is not None:
                 self._spans.obeyed(word)
+        elif isinstance(word, Unreached):
+            self.worker.cannot_reach(word.gateways)
         else:
             if self._swap is not None:
                 self._swap.begin_epoch(word.epoch)

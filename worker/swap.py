@@ -17,7 +17,7 @@ from cluster.links.security import ClusterSecurity
 from cluster.register.register import Register, RegisterSettings
 from cluster.register.states import layout_of
 from kernels.device.seam import device_of
-from worker.pool import DevicePool
+from worker.ranks.blocks import WholeBlocks
 from worker.transfer.agent import TransferAgent
 from worker.transfer.bytes import PoolBytes
 from worker.transfer.copy import Copier
@@ -33,11 +33,13 @@ class Swap:
     """Transfers between a worker's pool and the pools that `addresses` names; the owner keeps those up to date."""
 
     def __init__(self, worker: Worker, security: ClusterSecurity, listening: Listening | None = None) -> None:
-        pool = worker.parts.pool
-        layout = layout_of(pool.layout.fingerprint(), pool.layout.block_bytes)
+        pool, team, joined = worker.parts.pool, worker.parts.team, worker.joined()
+        layout = layout_of(joined.fingerprint, joined.block_bytes)
         register = Register(layout, pool.num_blocks, worker.incarnation, RegisterSettings(), own_content=True)
-        held = pool_bytes(layout, pool.bytes, Copier(), pool.shared)
-        worker.serve_peers(_measure(held, pool))
+        # Of several ranks, whole blocks.
+        self._whole = None if team is None else WholeBlocks(layout, team, pool.bytes)
+        held = self._whole or pool_bytes(layout, pool.bytes, Copier(), pool.shared)
+        worker.serve_peers(_measure(held, pool.device))
         self._device = pool.bytes.device
         self.addresses: dict[str, str] = {}
         self._worker = worker
@@ -87,14 +89,23 @@ class Swap:
     def close(self) -> None:
         self._server.close()
         self._agent.close()
+        if self._whole is not None:
+            self._whole.close()
 
 
-def _measure(held: PoolBytes, pool: DevicePool) -> float:
+def _measure(held: PoolBytes, device: torch.device) -> float:
     """Bytes per second of checked copies out of the pool, which is empty yet."""
-    size = pool.layout.block_bytes
-    count = min(pool.num_blocks, max(1, _MEASURED_BYTES // size))
-    staging = device_of(pool.device).pinned(count * size, torch.uint8)
+    size = held.layout.block_bytes
+    count = min(held.num_blocks, max(1, _MEASURED_BYTES // size))
     blocks = np.arange(count, dtype=np.int32)
+    staging = device_of(device).pinned(count * size, torch.uint8)
     began = time.perf_counter()
     held.copy_out(blocks, staging.data_ptr() + blocks.astype(np.int64) * size, None)
     return count * size / (time.perf_counter() - began)
+
+
+def swap_of(worker: Worker, security: ClusterSecurity, listening: Listening | None = None) -> Swap | None:
+    """`listening`: where peers of its pool reach it; None: on this machine only. None where ranks share no memory
+    that their slices of blocks could pass through: what such a replica preempts is computed again."""
+    team = worker.parts.team
+    return Swap(worker, security, listening) if team is None or team.shares_memory else None

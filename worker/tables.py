@@ -10,9 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.desk.rows import Rows
+from kernels.cpu.host_loops import find_changes
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
+
+
+_NOTHING = np.zeros(0, np.int64), np.zeros(0, np.int32)
 
 
 class TableChanges:
@@ -28,13 +32,9 @@ class TableChanges:
         """Places in the flat tables, and the blocks that stand there now."""
         rows = self._rows
         changed = np.flatnonzero(rows.versions != self._seen)
+        if not changed.size:
+            return _NOTHING
         self._seen[changed] = rows.versions[changed]
-        places: list[Int64] = []
-        for row in changed.tolist():
-            count = rows.num_blocks[row]
-            table, copy = rows.tables[row, :count], self._copy[row, :count]
-            new = np.flatnonzero(table != copy)
-            copy[new] = table[new]
-            places.append(new + row * rows.max_blocks)
-        found = np.concatenate([np.zeros(0, np.int64), *places])
+        places = np.empty(int(rows.num_blocks[changed].sum()), np.int64)
+        found = places[: find_changes(changed, rows.tables, rows.num_blocks, self._copy, places)]
         return found, rows.tables.reshape(-1)[found]

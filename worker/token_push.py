@@ -1,62 +1,57 @@
-"""Tokens straight from a worker to the gateways: one stream of frames to each, numbered, kept until acknowledged.
+"""Tokens straight from a worker to the gateways, on a link to each.
 
 The step loop's thread writes a step's tokens to the sockets itself, so that no other thread has to wake up for them;
-the event loop connects and reads what was taken. A gateway that is away is tried again; what waits for it is merged
-into larger batches and bounded in time by the scheduler, which drops the requests of a gateway that is lost.
+the event loop connects and reads what was taken. What a gateway has not taken is kept for it, and for its next start;
+the scheduler drops the requests of a gateway that is lost.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import threading
-from collections import deque
+import os
+from collections.abc import Sequence
 
-from cluster.errors import ProtocolError
+from cluster.links.dialer import Dialer
+from cluster.links.dialing import LOST_EXIT, DialingEnd, attend
 from cluster.links.security import ClusterSecurity
+from cluster.links.terms import Order, Refused
 from cluster.messages import Tokens
-from cluster.wire.frames import framed
-from cluster.wire.plans import parsed
-from cluster.wire.tokens import fill_tokens
-from protos.quire.v1 import front_pb2 as pb
-from worker.frame_link import TOKENS, FrameLink, keep_open
+from cluster.wire import tokens as wire
 
 log = logging.getLogger(__name__)
 
-# Batches that are sent and not acknowledged; further tokens wait and are merged.
-MAX_UNTAKEN = 256
-# Tokens entries of one batch at most, so that what waited for long makes frames that a gateway takes one by one.
-MAX_ENTRIES = 10_000
+LOOK_S = 0.25
+"""How often gateways that take nothing are looked for."""
 
 
 class GatewayStream:
     """What one gateway has not got yet. `push` may be called from any thread, the rest from the event loop's."""
 
-    def __init__(self, name: str, hello: pb.TokenHello, security: ClusterSecurity) -> None:
+    def __init__(self, name: str, replica: str, incarnation: int, security: ClusterSecurity) -> None:
         self._security = security
-        self._hello = framed(pb.ToGateway(hello=hello))
-        # A gateway that says nothing may have nothing to say: the kernel, or the scheduler, finds out that it is gone.
-        self._link = FrameLink(f"gateway {name}", math.inf)
+        self._end = DialingEnd(Dialer(replica, incarnation, name, wire.terms(), wire.read_down))
         self._address = ""
         self._moved = asyncio.Event()
-        self._lock = threading.Lock()
-        # The gateway has answered the hello of this connection, so that it is known what it lacks.
-        self._is_met = False
-        self._number = 0
-        self._waiting: list[Tokens] = []
-        self._untaken: deque[tuple[int, bytes]] = deque()
+        self._refusal = ""
         self._task: asyncio.Task[None] | None = None
 
     def push(self, tokens: list[Tokens]) -> None:
-        with self._lock:
-            self._waiting += tokens
-            self._send_on()
+        end = self._end
+        end.say(wire.batch_to(tokens))
+        if end.dialer.numbers.is_full:
+            # For the scheduler this gateway lives, and from here it cannot be reached. What other workers make
+            # instead reaches it; dropped tokens would never.
+            log.critical("%s has not taken %d bytes of tokens", end.dialer.peer, end.dialer.numbers.kept_bytes)
+            os._exit(LOST_EXIT)
+
+    def is_unheard(self, now: float) -> bool:
+        with self._end.lock:
+            return self._end.dialer.is_unheard(now)
 
     def start(self) -> None:
-        loop = asyncio.get_running_loop()
-        loop.add_reader(self._link.fileno(), self._read)
-        self._task = loop.create_task(keep_open(self._link, TOKENS, self._find, self._security, self._say_hello))
+        attending = attend(self._end, self._take, wire.GREETING, self._find, self._security)
+        self._task = asyncio.get_running_loop().create_task(attending)
 
     def move(self, address: str) -> None:
         """The gateway is at this address from now on; what an earlier one of its name did not take is sent again. A
@@ -64,11 +59,10 @@ class GatewayStream:
         if address and address != self._address:
             self._address = address
             self._moved.set()
-            self._link.cut(f"it is at {address} now")
+            self._end.cut(f"it is at {address} now")
 
     async def close(self) -> None:
         if self._task is not None:
-            asyncio.get_running_loop().remove_reader(self._link.fileno())
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
@@ -78,62 +72,40 @@ class GatewayStream:
             await self._moved.wait()
         return self._address
 
-    def _say_hello(self) -> bytes:
-        with self._lock:
-            self._is_met = False
-        return self._hello
-
-    def _read(self) -> None:
-        link = self._link
-        link.wait(0.0)
-        try:
-            for raw in link.read():
-                self._take(parsed(pb.FromGateway, raw))
-        except ProtocolError as error:
-            link.undecodable(error)
-
-    def _take(self, message: pb.FromGateway) -> None:
-        if message.refusal:
-            log.error("%s: %s", self._link.peer, message.refusal)
-            return
-        with self._lock:
-            while self._untaken and self._untaken[0][0] <= message.taken:
-                self._untaken.popleft()
-            if not self._is_met:
-                self._is_met = True
-                for _, frame in self._untaken:
-                    self._link.send(frame)
-            self._send_on()
-
-    def _send_on(self) -> None:
-        """With the lock held: what waits goes out, as far as the gateway keeps up."""
-        while self._is_met and self._waiting and len(self._untaken) < MAX_UNTAKEN:
-            batch, self._waiting = self._waiting[:MAX_ENTRIES], self._waiting[MAX_ENTRIES:]
-            self._number += 1
-            message = pb.ToGateway(number=self._number)
-            fill_tokens(message.batch, batch)
-            frame = framed(message)
-            self._untaken.append((self._number, frame))
-            self._link.send(frame)
+    def _take(self, orders: Sequence[Order]) -> None:
+        for order in orders:
+            if isinstance(order, Refused) and order.detail != self._refusal:
+                self._refusal = order.detail
+                log.error("%s: %s", self._end.dialer.peer, order.detail)
 
 
 class TokenPusher:
-    """The streams of one worker to all gateways. `push` and `direct` are called from one thread, whichever it is."""
+    """The streams of one worker to all gateways. `push`, `direct` and `unreached` are called from one thread."""
 
     def __init__(
         self, replica: str, incarnation: int, security: ClusterSecurity, loop: asyncio.AbstractEventLoop
     ) -> None:
         """`loop` keeps the connections open."""
-        self._hello = pb.TokenHello(replica=replica, incarnation=incarnation)
+        self._identity = replica, incarnation
         self._security = security
         self._loop = loop
         self._streams: dict[str, GatewayStream] = {}
         self._directory: dict[str, str] = {}
+        self._unreached: tuple[str, ...] = ()
+        self._looked_at = 0.0
+
+    def unreached(self, now: float) -> tuple[str, ...]:
+        """Gateways that are there, as the scheduler says, and take nothing of what is pushed to them."""
+        if now - self._looked_at > LOOK_S:
+            self._looked_at = now
+            found = [name for name, stream in self._streams.items() if stream.is_unheard(now)]
+            self._unreached = tuple(sorted(name for name in found if self._directory.get(name)))
+        return self._unreached
 
     def push(self, gateway: str, tokens: list[Tokens]) -> None:
         stream = self._streams.get(gateway)
         if stream is None:
-            stream = self._streams[gateway] = GatewayStream(gateway, self._hello, self._security)
+            stream = self._streams[gateway] = GatewayStream(gateway, *self._identity, self._security)
             self._loop.call_soon_threadsafe(stream.start)
             self._move(stream, gateway)
         stream.push(tokens)

@@ -68,16 +68,14 @@ class Worker:
         loops.warm_up()
         say(f"sampling and the host's loops: compiled or found in the cache, {time.perf_counter() - began:.1f} s")
         self.searches = Searches(self.desk.beams, self.sampler, parts.device)
-        self._launcher = Launcher(parts, self.desk, self.state, self.sampler, self.searches)
+        # Whether a step is retired only when the next one has been issued, so that the device never waits for the host.
+        # A step of ours is over when its call returns on a CPU.
+        self._overlaps = device_of(parts.device).is_apart if settings.overlap is None else settings.overlap
+        self._launcher = Launcher(parts, self.desk, self.state, self.sampler, self.searches, overlaps=self._overlaps)
         self.seconds = self._launcher.seconds
         self._canary = Canary(parts, self.state, self._launcher.builder, self._launcher.lead)
         # Flights that are under way, and what the device draws in them.
         self._flights: deque[tuple[Flight, Pending]] = deque()
-        # Whether a step is retired only when the next one has been issued, so that the device never waits for the host.
-        # A step of ours is over when its call returns on a CPU.
-        self._overlaps = device_of(parts.device).is_apart if settings.overlap is None else settings.overlap
-        if self._launcher.lead is not None:
-            self._launcher.lead.shares = self._overlaps
         self._launcher.capture(say)
         self._transfers: list[Transfer] = []
         self._aborts: list[int] = []
@@ -96,17 +94,22 @@ class Worker:
         }
 
     def _introduction(self, replica: str, incarnation: int, node: str) -> ReplicaJoined:
-        parts, layout = self.parts, self.parts.layout.fingerprint()
+        parts, layout, team = self.parts, self.parts.layout, self.parts.team
+        # Names the bytes of a block, which are those of all ranks one behind the other: pools whose names are equal can
+        # exchange them.
+        form = layout.fingerprint()
+        if team is not None:
+            # Where ranks do not share memory their slices go nowhere.
+            form += f"-{team.size} slices" if team.shares_memory else f"-slice of {replica}"
         return ReplicaJoined(
             replica=replica,
             incarnation=incarnation,
             node=node,
-            model=self.settings.model,
+            model=self.settings.name,
             num_blocks=parts.pool.num_blocks,
             block_size=self.settings.block_size,
-            block_bytes=parts.layout.block_bytes,
-            # Names the bytes of a block: pools whose names are equal can exchange them. Slices go nowhere.
-            fingerprint=layout if parts.team is None else f"{layout}-slice of {replica}",
+            block_bytes=layout.block_bytes * (1 if team is None else team.size),
+            fingerprint=form,
             max_batch=self.settings.max_batch,
             max_model_len=parts.max_model_len,
             prefill_tokens_per_s=parts.prefill_tokens_per_s,
@@ -147,7 +150,12 @@ class Worker:
     def close(self) -> None:
         """Ends the other ranks, if there are any. Nothing may be called afterwards."""
         if self.parts.team is not None:
+            self._launcher.graphs = None
             self.parts.team.close()
+
+    def wake_by(self, wake: Callable[[], None]) -> None:
+        """See `Served`."""
+        self.sampler.structures.wake = wake
 
     # -- schedulers and plans
 
@@ -160,7 +168,7 @@ class Worker:
         return self.desk.hold_for(epoch)
 
     def obey(self, plan: Plan) -> None:
-        """Does what the scheduler says. Plans of the past are left alone; a gap is a ProtocolError."""
+        """Does what the scheduler says (see `Desk.obey`)."""
         self.desk.obey(plan)
         self._carry_out()
 
@@ -228,14 +236,16 @@ class Worker:
 
     def step(self, max_steps: int = 1) -> int:
         """Runs one step, or up to `max_steps` where nothing can come in between; returns how many. 0: nothing can run,
-        for there are no residents, or every lease is dry."""
+        for there are no residents, every lease is dry, or structures are being compiled (see `Structures.wake`)."""
         desk = self.desk
         if desk.is_idle and not self._flights:
             return 0
         began = time.perf_counter()
         overlaps = self._overlaps and not self.searches
-        if not overlaps:
+        structures = self.sampler.structures
+        if not overlaps or structures.has_long:
             self.settle()
+        desk.hold(structures.late())
         batch = desk.next()
         self._carry_out()
         if batch.num_tokens == 0:
@@ -286,7 +296,13 @@ class Worker:
         began = time.perf_counter()
         flight, pending = self._flights.popleft()
         # The first to wait for the device; what else came with these tokens is here then.
-        self.desk.retire(flight, pending.drawn(self.searches))
+        try:
+            drawn = pending.drawn(self.searches)
+        except RuntimeError as error:
+            if self.parts.team is not None:
+                raise lost(error) from error
+            raise
+        self.desk.retire(flight, drawn)
         self._carry_out()
         self.seconds["retire"] += time.perf_counter() - began
 
@@ -300,6 +316,10 @@ class Worker:
     def take_result(self) -> Result | None:
         """All news for the scheduler since the last call; None if there is none."""
         return self.desk.take_result(self._step_seconds)
+
+    def cannot_reach(self, gateways: tuple[str, ...]) -> None:
+        """These take no tokens from here at the moment."""
+        self.desk.cannot_reach(gateways)
 
     def take_tokens(self) -> dict[str, list[Tokens]]:
         """Tokens that were not sent yet, by gateway."""

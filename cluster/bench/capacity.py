@@ -60,6 +60,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     report = Report("capacity", argv)
     torch.set_num_threads(1)
+    report.begins("two recorded runs of the engine, and the second again in the simulator", 30)
     run_recorded(arguments.blocks, seed=3, count=8, model=arguments.model)  # compiles, and warms the caches up
     first = run_recorded(arguments.blocks, seed=1, count=arguments.requests, model=arguments.model)
     cost = fit(first.steps)

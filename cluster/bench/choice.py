@@ -6,12 +6,14 @@ import argparse
 from pathlib import Path
 
 from cluster.bench.report import Report, Row
-from cluster.serving.host import tune_collector
+from cluster.serving.shell import tune_collector
 from cluster.settings import PreemptionName
 from cluster.sim.choice import BLOCK_SIZES, PROMPTS, ROADS, SECONDS, Measured, cells, measure
 from cluster.sim.plots import Plot, to_png, to_text
 
 WORST = 1.02
+# Of a cell, with the seconds that it has unless told otherwise.
+CELL_S = 9.0
 NAMES: dict[str, PreemptionName] = {"swap": "swap", "recompute": "recompute", "cost model": "cheapest"}
 
 
@@ -30,8 +32,12 @@ def main(argv: list[str]) -> int:
     prompts, sizes = ([int(word) for word in words.split(",")] for words in (arguments.prompts, arguments.blocks))
     roads = [1e9 * float(word) for word in arguments.roads.split(",")]
 
-    found = [measure(cell, arguments.seed, arguments.seconds) for cell in cells(prompts, sizes, roads)]
-    report.table("microseconds for an output token", [_row(measured) for measured in found])
+    asked = list(cells(prompts, sizes, roads))
+    report.begins(f"{len(asked)} cells, three policies in each", CELL_S * len(asked) * arguments.seconds / SECONDS)
+    found = []
+    for cell in asked:
+        found.append(measure(cell, arguments.seed, arguments.seconds))
+        report.row("microseconds for an output token", _row(found[-1]))
     worst = max(found, key=lambda measured: measured.ratio)
     report.check(f"at most {WORST} x the better policy everywhere", worst.ratio <= WORST, f"{worst.ratio:.4f}")
     plots = _plots(found, sizes, roads)

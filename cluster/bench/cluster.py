@@ -14,17 +14,20 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
 import worker.demo
 from cluster.bench import gateway
+from cluster.bench.control import cpu_s
 from cluster.bench.offline_engines import Ours
 from cluster.bench.offline_models import Workload, folder_of, workload
 from cluster.bench.processes import Processes
 from cluster.bench.report import Cell, Report
-from cluster.client.blocking import Client
+from cluster.client.asynchronous import AsyncClient
 from cluster.client.request import Options
+from cluster.lifecycle.ports import free_port
 from cluster.sampling import SamplingParams
 from cluster.settings import SchedulerSettings, WorkerSettings
 
@@ -53,75 +56,130 @@ def many(shape: str, requests: int) -> Workload:
 class Served:
     """The same model behind a gateway."""
 
-    def __init__(self, processes: Processes, model: str) -> None:
-        self._client = Client(processes.gateway)
-        self._client.wait_ready(30.0)
+    def __init__(self, address: str, model: str) -> None:
+        self._runner = asyncio.Runner()
+        self._client = AsyncClient(address)
         self._options = Options(model=model, timeout_s=TIMEOUT_S)
-
-    def _params(self, tokens: int) -> SamplingParams:
-        return SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+        self._runner.run(self._client.wait_ready(30.0))
 
     def run(self, work: Workload) -> tuple[float, list[list[int]]]:
         """All at once on one stream: seconds and tokens."""
         prompts = [{"prompt_token_ids": prompt} for prompt in work.prompts]
         began = time.perf_counter()
-        results = self._client.generate_many(prompts, self._params(work.max_tokens[0]), self._options)
+        asked = self._client.generate_many(prompts, _params(work.max_tokens[0]), self._options)
+        results = self._runner.run(asked)
         return time.perf_counter() - began, [result.outputs[0].token_ids for result in results]
 
-    def lone(self, work: Workload) -> float:
-        """Seconds that a lone request takes, streamed."""
-        prompt = {"prompt_token_ids": work.prompts[0]}
+    def each(self, work: Workload) -> tuple[float, list[list[int]], list[list[float]]]:
+        """All at once, each on a call of its own: seconds, tokens, and when each request's came."""
+
+        async def read(prompt: list[int], num_tokens: int) -> tuple[list[int], list[float]]:
+            tokens: list[int] = []
+            stamps: list[float] = []
+            async for news in self._client.stream({"prompt_token_ids": prompt}, _params(num_tokens), self._options):
+                tokens += news.token_ids
+                stamps += [time.perf_counter() - began] * len(news.token_ids)
+            return tokens, stamps
+
+        async def read_all() -> list[tuple[list[int], list[float]]]:
+            return await asyncio.gather(*map(read, work.prompts, work.max_tokens))
+
         began = time.perf_counter()
-        for _ in self._client.stream(prompt, self._params(work.max_tokens[0]), self._options):
-            pass
-        return time.perf_counter() - began
+        found = self._runner.run(read_all())
+        return time.perf_counter() - began, [tokens for tokens, _ in found], [stamps for _, stamps in found]
 
     def close(self) -> None:
-        self._client.close()
+        self._runner.run(self._client.close())
+        self._runner.close()
+
+
+def _params(num_tokens: int) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True, detokenize=False)
+
+
+EMBEDDED, MANY, EACH = "embedded", "GenerateMany", "a call each"
+ENDS = ("worker", "gateway", "scheduler", "client")
+
+
+@dataclass
+class Beside:
+    """What the rounds gave, by road; of the roads through gRPC the processor time of each end too."""
+
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {EMBEDDED: [], MANY: [], EACH: []})
+    first_s: dict[str, list[float]] = field(default_factory=lambda: {EMBEDDED: [], EACH: []})
+    next_s: dict[str, list[float]] = field(default_factory=lambda: {EMBEDDED: [], EACH: []})
+    spent_s: dict[str, list[float]] = field(default_factory=lambda: {end: [] for end in (EMBEDDED, *ENDS)})
+    same: bool = True
+
+    def round(self, embedded: Ours, served: Served, pids: Sequence[int], work: Workload, lone: Workload) -> None:
+        before = cpu_s(os.getpid())
+        ours = embedded(work)
+        spent = [cpu_s(os.getpid()) - before]
+        many_s, many_tokens = served.run(work)
+        at_ends = [cpu_s(pid) for pid in pids]
+        each_s, each_tokens, _ = served.each(work)
+        spent += [cpu_s(pid) - before for pid, before in zip(pids, at_ends, strict=True)]
+        self.same = self.same and many_tokens == each_tokens == ours.outputs
+        for road, seconds in zip(self.seconds, (ours.seconds, many_s, each_s), strict=True):
+            self.seconds[road].append(seconds)
+        for end, seconds in zip(self.spent_s, spent, strict=True):
+            self.spent_s[end].append(seconds)
+        for road, times in ((EMBEDDED, embedded(lone).times), (EACH, served.each(lone)[2])):
+            self.first_s[road].append(times[0][0])
+            self.next_s[road].append((times[0][-1] - times[0][0]) / (len(times[0]) - 1))
 
 
 def beside_the_engine(report: Report, shape: str, model: str, rounds: int) -> None:
-    """Embedded and served in turn."""
+    """Embedded and served in turn. Scheduler, gateway, worker and client are a process each, as they are for users."""
     work, lone = many(shape, REQUESTS), workload("single", shape, 1, 0)
     lone = Workload(lone.name, lone.prompts, [LONE_TOKENS])
     settings = WorkerSettings(model=model, dtype="float32", kv_blocks=512, max_batch=32, show_progress=False)
-    embedded = Ours(Path(model), "float32", kv_blocks=512, max_batch=32)
-    with Processes(SchedulerSettings()) as processes:
+    embedded, found = Ours(Path(model), "float32", kv_blocks=512, max_batch=32), Beside()
+    address = f"127.0.0.1:{free_port()}"
+    with Processes(SchedulerSettings(), serves=False) as processes:
+        members = [processes.add_scheduler()]
+        members[0].told()
         processes.add_workers({"w0": settings})
-        processes.open_gateway([model])
-        served = Served(processes, model)
-        seconds: dict[str, list[float]] = {"embedded": [], "through gRPC": []}
-        alone: dict[str, list[float]] = {"embedded": [], "through gRPC": []}
-        same = True
+        members = [processes.members["w0"], processes.add_gateway("g0", {model: model}, {"g0": address}), *members]
+        members[1].told()
+        served = Served(address, model)
         for number in range(rounds + 1):
-            ours, (theirs_s, theirs) = embedded(work), served.run(work)
-            lone_s = embedded(lone).seconds, served.lone(lone)
-            same = same and theirs == ours.outputs
-            if number:
-                # The first round warms up.
-                seconds["embedded"].append(ours.seconds)
-                seconds["through gRPC"].append(theirs_s)
-                alone["embedded"].append(lone_s[0])
-                alone["through gRPC"].append(lone_s[1])
+            # The first round warms up.
+            taken = found if number else Beside()
+            taken.round(embedded, served, [*(member.pid for member in members), os.getpid()], work, lone)
         served.close()
     embedded.llm.close()
+    tell(report, shape, found)
+
+
+def tell(report: Report, shape: str, found: Beside) -> None:
     rows: list[dict[str, Cell]] = [
         {
             "road": road,
-            f"tokens/s of {REQUESTS} at once": REQUESTS * TOKENS / median(seconds[road]),
-            "lone, ms a token": 1e3 * median(alone[road]) / LONE_TOKENS,
+            f"tokens/s of {REQUESTS} at once": REQUESTS * TOKENS / median(seconds),
+            "lone, ms to the first token": 1e3 * median(found.first_s[road]) if road in found.first_s else None,
+            "lone, ms a token": 1e3 * median(found.next_s[road]) if road in found.next_s else None,
         }
-        for road in seconds
+        for road, seconds in found.seconds.items()
     ]
     report.table(f"{shape} in fp32, one worker", rows)
-    throughput = median(seconds["embedded"]) / median(seconds["through gRPC"])
-    between = median(alone["through gRPC"]) / median(alone["embedded"])
-    report.check("the same tokens by both roads", same)
-    what = f"at least {MIN_THROUGHPUT:g}x of the embedded engine's throughput"
-    report.check(what, throughput >= MIN_THROUGHPUT, f"{throughput:.3f}x")
+    spent = {end: median(seconds) for end, seconds in found.spent_s.items()}
+    costs: list[dict[str, Cell]] = [
+        {"end": end, "processor us a token": 1e6 * seconds / (REQUESTS * TOKENS)} for end, seconds in spent.items()
+    ]
+    report.table(f"where {EACH} goes", costs)
+    throughput = {road: median(found.seconds[EMBEDDED]) / median(found.seconds[road]) for road in (MANY, EACH)}
+    between = median(found.next_s[EACH]) / median(found.next_s[EMBEDDED])
+    report.check("the same tokens by all roads", found.same)
+    what = f"{MANY}: at least {MIN_THROUGHPUT:g}x of the embedded engine's throughput"
+    report.check(what, throughput[MANY] >= MIN_THROUGHPUT, f"{throughput[MANY]:.3f}x")
     what = f"at most {MAX_INTER_TOKEN:g}x of its time for a token of a lone request"
     report.check(what, between <= MAX_INTER_TOKEN, f"{between:.3f}x")
-    report.note(f"{throughput:.3f}x the throughput, {between:.3f}x the time for a token of a lone request")
+    times = sum(spent[end] for end in ENDS) / spent[EMBEDDED]
+    report.note(
+        f"{throughput[MANY]:.3f}x the throughput; with {EACH} {throughput[EACH]:.3f}x, and {times:.3f}x the processor "
+        f"time; {between:.3f}x the time for a token of a lone request"
+    )
 
 
 def one_against_two(report: Report, shape: str, model: str, rounds: int) -> None:
@@ -132,8 +190,7 @@ def one_against_two(report: Report, shape: str, model: str, rounds: int) -> None
     for workers, found in rates.items():
         with Processes(SchedulerSettings()) as processes:
             processes.add_workers({f"w{number}": settings for number in range(workers)}, threads=cores // workers)
-            processes.open_gateway([model])
-            served = Served(processes, model)
+            served = Served(processes.open_gateway([model]), model)
             for number in range(rounds + 1):
                 work = many(shape, REQUESTS)
                 seconds, _ = served.run(work)
@@ -179,9 +236,12 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="quire-bench-") as made:
         model = str(with_tokenizer(options.shape, Path(made)))
         if "engine" in options.parts:
+            report.begins("one worker beside the engine alone", 60 * options.rounds)
             beside_the_engine(report, options.shape, model, options.rounds)
         if "workers" in options.parts:
+            report.begins("one worker and two", 60 * options.rounds)
             one_against_two(report, options.shape, model, options.rounds)
     if "door" in options.parts:
+        report.begins("the front door under load", 120 * options.scale)
         front_door(report, options.scale)
     return report.finish(options.json)

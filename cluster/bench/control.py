@@ -24,7 +24,7 @@ from cluster.bench.report import Cell, Report
 from cluster.messages import Event, Extends, Plan, ReplicaJoined, Result, Start, Stopped, ids
 from cluster.sampling import SamplingParams
 from cluster.serving.control_server import ControlServer
-from cluster.serving.host import SchedulerHost
+from cluster.serving.shell import SchedulerShell
 from cluster.settings import SchedulerSettings, WorkerSettings
 from cluster.wire.plans import fill_plan
 from protos.quire.v1 import control_pb2 as pb
@@ -38,7 +38,7 @@ GAP_S = 0.004
 IDLE_SHARE, LOAD_P99_S, PLAN_CPU_S, IDLE_CPU = 0.4, 5e-3, 60e-6, 0.02
 
 
-class Centre(SchedulerHost):
+class Centre(SchedulerShell):
     """The scheduler's shell without a scheduler: results end the wait for them, ended sequences begin anew."""
 
     def __init__(self) -> None:
@@ -287,6 +287,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the time of each part")
     options = parser.parse_args(argv)
     report = Report("control", argv)
+    report.begins("the control stream: round trips, plans and results, idle, beside Ray", 150 * options.scale)
     asyncio.run(measure(options.scale, report))
     import ray
 

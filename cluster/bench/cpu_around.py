@@ -14,6 +14,7 @@ import torch
 from cluster.bench.gpu_batches import Built
 from cluster.bench.report import Cell, Report
 from kernels import reference
+from kernels.batch import Scoring
 from kernels.cpu.backend import CpuBackend
 from kernels.layout import BlockLayout, LayerCache, LayerShape
 
@@ -90,7 +91,7 @@ def trace(report: Report, backend: CpuBackend, built: Built) -> None:
         )
 
     def attend() -> object:
-        return backend.attention(built.q, cache, batch, scale=built.scale, out=out)
+        return backend.attention(built.q, cache, batch, Scoring(built.scale), out=out)
 
     threads = torch.get_num_threads()
     found: list[dict[str, Cell]] = [{"what": "plan, once per step", "us": _median_us(prepare)}]

@@ -29,6 +29,7 @@ from cluster.bench.gpu_batches import (
 from cluster.bench.gpu_peers import NotForThis
 from cluster.bench.report import Cell, Report, Row, target_row
 from cluster.bench.timing import alternate
+from kernels.batch import Scoring
 from kernels.cpu.backend import CpuBackend
 from kernels.cpu.memory import new_pool
 from kernels.layout import BlockLayout, LayerCache, LayerShape
@@ -127,9 +128,8 @@ def laid_out(bench: CpuBench, built: Built, *, shuffled: bool) -> Built:
 def ours(bench: CpuBench, built: Built) -> Callable[[], torch.Tensor]:
     out, shape = torch.full_like(built.q, float("nan")), built.shape
     cache: LayerCache = built.caches[0]
-    return lambda: bench.backend.attention(
-        built.q, cache, built.batch, scale=built.scale, window=shape.window, softcap=shape.softcap, out=out
-    )
+    scoring = Scoring(built.scale, shape.window, shape.softcap)
+    return lambda: bench.backend.attention(built.q, cache, built.batch, scoring, out=out)
 
 
 def attention_row(

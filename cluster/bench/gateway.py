@@ -1,21 +1,22 @@
-"""`quire bench gateway`: what the front door costs, with workers that make up tokens.
+"""`quire bench cluster --parts door`: what the front door costs, with workers that make up tokens.
 
 A gateway in a process of its own, whose processor time is read; scheduler, workers and clients in this one, over real
-gRPC streams. Clients keep the bytes that they get and read them when the clock has stopped; every token is checked.
-Measured: tokens per second of gateway processor time on GenerateMany, messages per second over single streams, and what
-merging adds to the time from a token's making to its arrival when more is made than the gateway can pass on one by one.
+streams of gRPC and HTTP. Clients keep the bytes that they get and read them when the clock has stopped; every token is
+checked.
+Measured: tokens per second of gateway processor time on GenerateMany, messages per second over single streams, what
+merging adds to the time from a token's making to its arrival when more is made than the gateway can pass on one by one,
+and what the same streams cost over HTTP.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -24,21 +25,24 @@ import numpy as np
 from cluster.bench.gateway_child import MODEL, SECURITY
 from cluster.bench.gateway_worker import MadeUpReplica, made_up
 from cluster.bench.report import Cell, Report
-from cluster.gateway.front import ServedModel
+from cluster.links.dialer import Dialer
+from cluster.links.dialing import DialingEnd
+from cluster.links.sockets import connect
 from cluster.messages import ReplicaLost
 from cluster.serving.front_server import FrontServer
-from cluster.serving.host import SchedulerHost
+from cluster.serving.inside import Inside
+from cluster.serving.shell import SchedulerShell
 from cluster.settings import SchedulerSettings
-from cluster.wire.frames import framed
-from cluster.wire.plans import parsed
-from protos.quire.v1 import common_pb2, front_pb2
+from cluster.wire import tokens as wire
+from cluster.wire.gateways import ServedModel
+from protos.quire.v1 import common_pb2
 from protos.quire.v1 import inference_pb2 as pb
-from protos.quire.v1.front_pb2_grpc import add_FrontServiceServicer_to_server
-from worker.frame_link import TOKENS, FrameLink, connect
 
 SERVICE = "/quire.v1.InferenceService/"
 OPTIONS = [("grpc.max_receive_message_length", 64 << 20)]
 RUN_S = 60.0
+LAST = b"data: [DONE]\n\n\r\n"
+MIN_HTTP = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class Load:
     tokens: int
     step_s: float
     detokenize: bool = True
+    is_http: bool = False
 
 
 @dataclass(slots=True)
@@ -67,30 +72,27 @@ class Bench:
     """Scheduler, replica and clients around the gateway's process."""
 
     def __init__(self) -> None:
-        self._host = SchedulerHost(SchedulerSettings(prefix_caching=False, max_queue=100_000), 1)
+        self._shell = SchedulerShell(SchedulerSettings(prefix_caching=False, max_queue=100_000), 1)
         served = (ServedModel(MODEL, True, "", 1, 16, 2048),)
-        self._front = FrontServer(self._host, lambda: served, silence_s=20.0)
+        self._front = FrontServer(self._shell, lambda: served, silence_s=20.0)
         self._tasks: list[asyncio.Task[None]] = []
         self._num_replicas = 0
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
-        self._server = grpc.aio.server()
-        add_FrontServiceServicer_to_server(self._front, self._server)
-        port = self._server.add_insecure_port("127.0.0.1:0")
-        await self._server.start()
-        self._tasks = [loop.create_task(self._host.run()), loop.create_task(self._front.watch())]
+        address = await self._front.listen(Inside("127.0.0.1", SECURITY))
+        self._tasks = [loop.create_task(self._shell.run()), loop.create_task(self._front.watch())]
         self._child = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "cluster.bench.gateway_child",
-            f"127.0.0.1:{port}",
+            address,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
         ports = await self._answer()
         self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{int(ports['port'])}", options=OPTIONS)
-        self._token_address = f"127.0.0.1:{int(ports['token_port'])}"
+        self._token_address, self._http_port = str(ports["tokens"]), int(ports["http"])
         async with asyncio.timeout(30):
             while not self._front.sessions or not await self._is_ready():  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
@@ -115,27 +117,27 @@ class Bench:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.stop(None)
+        self._front.close()
 
-    async def _answer(self) -> dict[str, float]:
+    async def _answer(self) -> dict[str, Any]:
         assert self._child.stdout is not None
         line = await asyncio.wait_for(self._child.stdout.readline(), 60)
-        found: dict[str, float] = json.loads(line)
+        found: dict[str, Any] = json.loads(line)
         return found
 
     async def _cpu_s(self) -> float:
         assert self._child.stdin is not None
         self._child.stdin.write(b"cpu\n")
-        return (await self._answer())["cpu_s"]
+        return float((await self._answer())["cpu_s"])
 
     async def run(self, load: Load) -> Outcome:
         """One load to its end. The clock starts when every request has been accepted and the replica begins to step."""
         self._num_replicas += 1
         replica = MadeUpReplica(f"r{self._num_replicas}", MODEL, load.requests, load.tokens)
-        self._host.replica_links[replica.name] = replica.obey
-        self._host.post(replica.joined)
+        self._shell.replica_links[replica.name] = replica.obey
+        self._shell.post(replica.joined)
         arrived: list[tuple[float, bytes]] = []
-        read = self._read_many if load.is_many else self._read_singles
+        read = self._read_many if load.is_many else self._read_http if load.is_http else self._read_singles
         readers = asyncio.create_task(read(load, arrived))
         async with asyncio.timeout(RUN_S):
             while len(replica.row_of_first) < load.requests:  # noqa: ASYNC110
@@ -148,38 +150,42 @@ class Bench:
             wall_s = time.perf_counter() - began
             cpu_s = await self._cpu_s() - cpu_s
             await stepping
-        del self._host.replica_links[replica.name]
-        self._host.post(ReplicaLost(replica.name, 1))
+        del self._shell.replica_links[replica.name]
+        self._shell.post(ReplicaLost(replica.name, 1))
         await asyncio.sleep(1.2)
         return Outcome(wall_s, cpu_s, arrived, replica)
 
     async def _step(self, replica: MadeUpReplica, load: Load) -> None:
-        link, loop, taken = FrameLink("the gateway", math.inf), asyncio.get_running_loop(), 0
+        loop = asyncio.get_running_loop()
+        end = DialingEnd(Dialer(replica.name, 1, "gateway-0", wire.terms(), wire.read_down))
 
-        def acknowledge() -> None:
-            nonlocal taken
-            link.wait(0.0)
-            for raw in link.read():
-                taken = parsed(front_pb2.FromGateway, raw).taken
+        def read() -> None:
+            end.wait(0.0)
+            end.read()
 
-        hello = front_pb2.ToGateway(hello=front_pb2.TokenHello(replica=replica.name, incarnation=1))
-        link.open(await asyncio.to_thread(connect, self._token_address, SECURITY, TOKENS), framed(hello))
-        loop.add_reader(link.fileno(), acknowledge)
-        number, due = 0, time.perf_counter()
+        async def pulse() -> None:
+            while True:
+                await asyncio.sleep(end.pulse_s)
+                end.pulse()
+
+        end.open(await asyncio.to_thread(connect, self._token_address, SECURITY, wire.GREETING), b"")
+        loop.add_reader(end.fileno(), read)
+        pulsing = loop.create_task(pulse())
+        due = time.perf_counter()
         while replica.num_made < load.requests * load.tokens:
-            batch, result = replica.step(time.perf_counter())
-            if batch is not None:
-                number += 1
-                link.send(framed(front_pb2.ToGateway(number=number, batch=batch)))
+            tokens, result = replica.step(time.perf_counter())
+            if tokens:
+                end.say(wire.batch_to(tokens))
             if result is not None:
-                self._host.post(result)
+                self._shell.post(result)
             due += load.step_s
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
         async with asyncio.timeout(RUN_S):
-            while taken < number:  # noqa: ASYNC110
+            while end.dialer.numbers.num_kept:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-        loop.remove_reader(link.fileno())
-        link.close()
+        pulsing.cancel()
+        loop.remove_reader(end.fileno())
+        end.close()
 
     # -- clients, which keep bytes
 
@@ -209,6 +215,34 @@ class Bench:
 
         await asyncio.gather(*(one(number) for number in range(load.requests)))
 
+    async def _read_http(self, load: Load, arrived: list[tuple[float, bytes]]) -> None:
+        async def one(number: int) -> None:
+            tag = (number + 1).to_bytes(2, "little")
+            reader, writer = await asyncio.open_connection("127.0.0.1", self._http_port, limit=1 << 20)
+            body = json.dumps(
+                {
+                    "model": MODEL,
+                    "prompt": [number + 1, 7, 9],
+                    "max_tokens": load.tokens,
+                    "temperature": 0,
+                    "seed": 1,
+                    "ignore_eos": True,
+                    "stream": True,
+                    "return_token_ids": True,
+                }
+            )
+            head = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+            writer.write(f"POST /v1/completions HTTP/1.1\r\n{head}\r\n\r\n{body}".encode())
+            await reader.readuntil(b"\r\n\r\n")
+            # What the door writes at once is a chunk: its size, a line's end, and whole events.
+            raw = b""
+            while not raw.endswith(LAST):
+                raw = await reader.readuntil(b"\n\n\r\n")
+                arrived.append((time.perf_counter(), tag + raw))
+            writer.close()
+
+        await asyncio.gather(*(one(number) for number in range(load.requests)))
+
 
 @dataclass(slots=True)
 class Read:
@@ -221,29 +255,46 @@ class Read:
     chars: int
 
 
+# First token of the prompt; position, ids and text.
+Chunk = tuple[int, int, Sequence[int], str]
+
+
+def chunks_of(load: Load, raw: bytes) -> Iterator[Chunk]:
+    """What of tokens stands in the bytes that came at once."""
+    if load.is_http:
+        for event in raw[2:].partition(b"\r\n")[2].split(b"\n\n"):
+            told, _, data = event.partition(b"\ndata: ")
+            if data:
+                choice = json.loads(data)["choices"][0]
+                ids = choice["token_ids"]
+                yield int.from_bytes(raw[:2], "little"), int(told.rpartition(b" ")[2]) - len(ids), ids, choice["text"]
+        return
+    if load.is_many:
+        responses = [(one.tag, one) for one in pb.GenerateManyResponse.FromString(raw).responses]
+    else:
+        responses = [(int.from_bytes(raw[:2], "little"), pb.GenerateResponse.FromString(raw[2:]))]
+    for first, response in responses:
+        if response.HasField("tokens"):
+            chunk = response.tokens
+            yield first, chunk.position, chunk.ids, chunk.text
+
+
 def read_back(load: Load, outcome: Outcome) -> Read:
     """Parses what arrived and holds every token against what was made."""
     delays: list[float] = []
     positions = dict.fromkeys(range(1, load.requests + 1), 0)
     wrong = messages = chars = 0
     for when, raw in outcome.arrived:
-        if load.is_many:
-            responses = [(one.tag, one) for one in pb.GenerateManyResponse.FromString(raw).responses]
-        else:
-            responses = [(int.from_bytes(raw[:2], "little"), pb.GenerateResponse.FromString(raw[2:]))]
         has_tokens = False
-        for first, response in responses:
-            if not response.HasField("tokens"):
-                continue
+        for first, begin, ids, text in chunks_of(load, raw):
             has_tokens = True
-            chunk = response.tokens
             row = outcome.replica.row_of_first[first]
-            wrong += chunk.position != positions[first]
-            for position, token in enumerate(chunk.ids, chunk.position):
+            wrong += begin != positions[first]
+            for position, token in enumerate(ids, begin):
                 wrong += token != made_up(first, position)
                 delays.append(when - outcome.replica.times[row, position])
-            positions[first] = chunk.position + len(chunk.ids)
-            chars += len(chunk.text)
+            positions[first] = begin + len(ids)
+            chars += len(text)
         messages += has_tokens
     missing = sum(load.tokens - position for position in positions.values())
     return Read(wrong, missing, messages, np.array(delays), chars)
@@ -276,6 +327,7 @@ def loads(scale: float) -> list[Load]:
         Load("64 single, 8,000/s made", False, 64, tokens(400), 0.008),
         Load("64 single, 16,000/s made", False, 64, tokens(800), 0.004),
         Load("64 single, 32,000/s made", False, 64, tokens(1600), 0.002),
+        Load("64 over HTTP, 8,000/s made", False, 64, tokens(400), 0.008, is_http=True),
     ]
 
 
@@ -284,24 +336,16 @@ async def measure(scale: float, report: Report) -> None:
     await bench.start()
     try:
         await bench.run(Load("warm-up", True, 64, 64, 0.002))
-        rows = {}
         for load in loads(scale):
             outcome = await bench.run(load)
             read = read_back(load, outcome)
-            rows[load.name] = row_of(load, outcome, read)
+            report.row("gateway", row_of(load, outcome, read))
             detail = f"{read.wrong} wrong, {read.missing} missing, {outcome.replica.num_dry} dry"
             report.check(f"{load.name}: every token once, in order", not read.wrong and not read.missing, detail)
             report.check(f"{load.name}: text as asked for", bool(read.chars) == load.detokenize, f"{read.chars} chars")
-        report.table("gateway", list(rows.values()))
+        rates = {str(row["load"]): float(row["tokens/cpu s"] or 0) for row in report.tables["gateway"]}
+        share = rates["64 over HTTP, 8,000/s made"] / rates["64 single, 8,000/s made"]
+        what = f"over HTTP at least {MIN_HTTP:g}x of the tokens for the gateway's processor time"
+        report.check(what, share >= MIN_HTTP, f"{share:.3f}x")
     finally:
         await bench.stop()
-
-
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="quire bench gateway", description=__doc__)
-    parser.add_argument("--json", help="also write the figures to this file")
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the tokens of each load")
-    options = parser.parse_args(argv)
-    report = Report("gateway", argv)
-    asyncio.run(measure(options.scale, report))
-    return report.finish(options.json)

@@ -11,7 +11,9 @@ import torch
 
 from cluster.bench.gpu_batches import LLAMA_8B, Built, Workload, decodes, worst_error
 from cluster.bench.gpu_bench import Bench, prepare
+from cluster.bench.gpu_clock import Work
 from cluster.bench.report import Cell
+from kernels.batch import Scoring
 
 
 def graph_rows(bench: Bench) -> None:
@@ -26,27 +28,23 @@ def graph_rows(bench: Bench) -> None:
         prepare(bench.backend, built)
         for cache in built.caches:
             bench.backend.write_kv(k, v, cache, built.batch.slots)
-            bench.backend.attention(built.q, cache, built.batch, scale=built.scale, out=out)
+            bench.backend.attention(built.q, cache, built.batch, Scoring(built.scale), out=out)
 
     step()
     rows: list[dict[str, Cell]] = []
     eager = bench.clock.seconds(step, capture=False)
     rows.append({"step": f"{layers} layers, launched", "us": eager * 1e6, "us per layer": eager * 1e6 / layers})
-    if bench.clock.cuda:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
-        replayed = bench.clock.seconds(graph.replay, capture=False)
+    replay: Work = step
+    if bench.clock.seam.has_graphs:
+        replay = bench.clock.seam.graphs().capture(step)[0].replay
+        replayed = bench.clock.seconds(replay, capture=False)
         rows.append(
             {"step": f"{layers} layers, replayed", "us": replayed * 1e6, "us per layer": replayed * 1e6 / layers}
         )
     grown = tuple(max(1, c - (37 * i) % (c - 1)) for i, c in enumerate(built.workload.contexts))
     built.batch.context_len.copy_(torch.tensor(grown, dtype=torch.int32))
     out.fill_(float("nan"))
-    if bench.clock.cuda:
-        graph.replay()
-    else:
-        step()
+    replay()
     changed = replace(built, workload=replace(built.workload, contexts=grown), caches=built.caches[-1:])
     error = worst_error(changed, out)
     bench.report.check("a decode step replayed with other lengths", error <= 1.0, f"{error:.2f} of the error allowed")
@@ -117,16 +115,15 @@ def trace(bench: Bench) -> None:
         def step(built: Built = built, k: torch.Tensor = k) -> None:
             prepare(bench.backend, built)
             bench.backend.write_kv(k, k, built.caches[0], built.batch.slots)
-            bench.backend.attention(built.q, built.caches[0], built.batch, scale=built.scale)
+            bench.backend.attention(built.q, built.caches[0], built.batch, Scoring(built.scale))
 
         step()
-        kind = torch.profiler.ProfilerActivity.CUDA if bench.clock.cuda else torch.profiler.ProfilerActivity.CPU
+        kind = torch.profiler.ProfilerActivity.CUDA if bench.clock.is_real else torch.profiler.ProfilerActivity.CPU
         with torch.profiler.profile(activities=[kind]) as profile:
             for _ in range(1 if bench.tiny else 20):
                 step()
-            if bench.clock.cuda:
-                torch.cuda.synchronize(bench.device)
-        field_name = "self_device_time_total" if bench.clock.cuda else "self_cpu_time_total"
+            bench.clock.seam.wait()
+        field_name = "self_device_time_total" if bench.clock.is_real else "self_cpu_time_total"
         events = sorted(profile.key_averages(), key=lambda event: -float(getattr(event, field_name)))
         total = sum(float(getattr(event, field_name)) for event in events) or 1.0
         rows: list[dict[str, Cell]] = [

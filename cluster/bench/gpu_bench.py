@@ -14,6 +14,7 @@ import torch
 from cluster.bench.gpu_batches import SHAPES, Built, HeadShape, Workload, build, scaled_down, worst_error
 from cluster.bench.gpu_clock import Ceilings, Clock, Work
 from cluster.bench.report import Report, Row, target_row
+from kernels.batch import Scoring
 from kernels.gpu.backend import TritonBackend
 
 
@@ -41,8 +42,8 @@ class Bench:
         if self.tiny:
             workload = scaled_down(workload, 16)
             shape = replace(shape, num_heads=2 * shape.group, num_kv_heads=2, dim=32, window=shape.window // 64)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        # What the batch before left is given back.
+        self.clock.seam.free_bytes()
         return build(
             shape,
             workload,
@@ -56,10 +57,8 @@ class Bench:
         """Our attention of one layer, on a plan that is built already."""
         chosen, out, shape = backend or self.backend, torch.full_like(built.q, float("nan")), built.shape
         prepare(chosen, built)
-        return lambda: chosen.attention(
-            built.q, built.caches[layer], built.batch,
-            scale=built.scale, window=shape.window, softcap=shape.softcap, out=out,
-        )  # fmt: skip
+        scoring = Scoring(built.scale, shape.window, shape.softcap)
+        return lambda: chosen.attention(built.q, built.caches[layer], built.batch, scoring, out=out)
 
     def check(self, built: Built, work: Work, block_size: int) -> None:
         """Our output on this shape is the reference's."""
@@ -97,18 +96,19 @@ def prepare(backend: TritonBackend, built: Built) -> None:
 def open_bench(
     report: Report, device: torch.device, *, peers: Sequence[str], shapes: Sequence[str], budget_s: float, seed: int
 ) -> Bench:
-    """Measures the device's ceilings and makes ready. On the CPU, kernels run in Triton's interpreter."""
+    """Measures the device's ceilings and makes ready. Where there is no GPU, kernels run in Triton's interpreter."""
     unknown = set(shapes) - {shape.name for shape in SHAPES}
     if unknown:
         names = ", ".join(shape.name for shape in SHAPES)
         raise ValueError(f"there is no head shape named {sorted(unknown)[0]!r}; there are {names}")
     torch.manual_seed(seed)
-    tiny = device.type == "cpu"
+    clock = Clock(device, budget_s=budget_s)
+    tiny = not clock.is_real
     bench = Bench(
         report=report,
         device=device,
         dtype=torch.float32 if tiny else torch.bfloat16,
-        clock=Clock(device, budget_s=budget_s),
+        clock=clock,
         backend=TritonBackend(device),
         peers=list(peers),
         shapes=shapes,

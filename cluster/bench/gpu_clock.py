@@ -1,7 +1,7 @@
-"""Times what runs on a GPU: events around replays of a captured graph, caches emptied before each, medians.
+"""Times what runs on a GPU: the device's own clock around replays of a captured graph, caches emptied before, medians.
 
-Candidates take turns, so that a slow spell hits each alike. On the CPU (Triton's interpreter, in tests) it falls back
-to the wall clock, so that all of a benchmark but its figures can be tried there. It knows nothing of what it times.
+Candidates take turns, so that a slow spell hits each alike. On the twin, with kernels in Triton's interpreter, all but
+the figures is tried without a GPU: captures, replays, waits. It knows nothing of what it times.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from statistics import median
 
 import torch
 
+from kernels.device.seam import device_of
 from kernels.gpu.read import read
 
 Work = Callable[[], object]
@@ -33,23 +34,23 @@ class Clock:
     """Times work on one device. `budget_s` is spent per comparison, after warming up."""
 
     def __init__(self, device: torch.device, *, budget_s: float = 0.4, max_rounds: int = 50) -> None:
-        self.device = device
-        self.cuda = device.type == "cuda"
-        self.num_sms = torch.cuda.get_device_properties(device).multi_processor_count if self.cuda else 2
-        self._budget_s, self._max_rounds = budget_s, max_rounds
-        cache_bytes = torch.cuda.get_device_properties(device).L2_cache_size if self.cuda else 4096
+        self.device, self.seam = device, device_of(device)
+        facts = self.seam.facts()
+        # Elsewhere figures mean nothing, and one round is enough.
+        self.is_real = facts.family != "interpreter"
+        self.num_sms = facts.num_sms
+        self._budget_s, self._max_rounds = budget_s, max_rounds if self.is_real else 1
         # Read, not written: lines that must go back to memory would cost what is timed next.
-        self._flood = torch.zeros(4 * cache_bytes // 4, dtype=torch.int32, device=device)
+        self._flood = torch.zeros(4 * facts.cache_bytes // 4, dtype=torch.int32, device=device)
 
     def compare(self, candidates: Mapping[str, Work], *, capture: bool = True) -> dict[str, float]:
         """The median seconds of one call of each candidate; captured into a graph where that is possible."""
-        if not self.cuda:
-            return {name: self._wall(work) for name, work in candidates.items()}
         runs = {name: self._captured(work) if capture else work for name, work in candidates.items()}
         times: dict[str, list[float]] = {name: [] for name in runs}
-        for run in runs.values():
-            run()
-        torch.cuda.synchronize(self.device)
+        if self.is_real:
+            for run in runs.values():
+                run()
+        self.seam.wait()
         ends_at = time.perf_counter() + self._budget_s * len(runs)
         for number in range(self._max_rounds):
             for name, run in runs.items():
@@ -62,45 +63,37 @@ class Clock:
         return self.compare({"": work}, capture=capture)[""]
 
     def _once(self, run: Work) -> float:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        read(self._flood, self.num_sms)
-        read(self._flood, self.num_sms)
-        begin.record()
-        run()
-        end.record()
-        end.synchronize()
-        return float(begin.elapsed_time(end)) / 1000.0
+        if self.is_real:
+            read(self._flood, self.num_sms)
+            read(self._flood, self.num_sms)
+        return self.seam.seconds_of(run)
 
     def _captured(self, work: Work) -> Work:
         """A replay of `work`, so that launching it costs the host nothing; `work` itself if it cannot be captured."""
-        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            work()
-            work()
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-        torch.cuda.synchronize(self.device)
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
-                work()
-        except RuntimeError:
-            torch.cuda.synchronize(self.device)
+        if not self.seam.has_graphs:
             return work
-        return graph.replay
-
-    def _wall(self, work: Work) -> float:
-        started = time.perf_counter()
+        # What is compiled or set up at the first call is no part of it.
         work()
-        return time.perf_counter() - started
+        self.seam.wait()
+        try:
+            graph, made = self.seam.graphs().capture(work)
+        except RuntimeError:
+            self.seam.wait()
+            return work
+
+        def replay() -> object:
+            graph.replay()
+            return made
+
+        return replay
 
     def ceilings(self) -> Ceilings:
         """Measures the device itself, on memory that no cache holds."""
-        words = GIB if self.cuda else 1 << 14
+        words = GIB if self.is_real else 1 << 14
         source = torch.randint(0, 1 << 10, (words,), dtype=torch.int32, device=self.device)
         target = torch.empty_like(source)
-        size = 4096 if self.cuda else 32
-        dtype = torch.bfloat16 if self.cuda else torch.float32
+        size = 4096 if self.is_real else 32
+        dtype = torch.bfloat16 if self.is_real else torch.float32
         a, b = (torch.randn((2 * size, 2 * size), device=self.device).to(dtype) for _ in range(2))
         if int(read(source, self.num_sms).sum(dtype=torch.int64)) != int(source.sum(dtype=torch.int64)):
             raise RuntimeError("the kernel that measures reading did not read everything")

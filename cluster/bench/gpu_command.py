@@ -1,7 +1,7 @@
 """The GPU's options of `quire bench kernels`, and what they start. Importing this loads neither torch nor Triton.
 
 `cluster.bench.kernels` adds these options to its own and calls `run` where there is a GPU, or for `--interpret`, which
-goes through the same code in Triton's interpreter on tiny batches: a rehearsal, not a measurement.
+goes through the same code on the twin and in Triton's interpreter on tiny batches: a rehearsal, not a measurement.
 """
 
 from __future__ import annotations
@@ -9,10 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from cluster.bench.report import Report
 
-SECTIONS = ("decode", "balance", "prefill", "graph", "around")
+if TYPE_CHECKING:
+    import torch
+
+SECTIONS = ("decode", "traffic", "balance", "prefill", "mixed", "graph", "around")
 PEERS = ("sdpa", "gather+sdpa", "varlen", "flex", "flashinfer", "flash-attn")
 
 
@@ -34,26 +38,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(report: Report, arguments: argparse.Namespace, seed: int) -> None:
     """Runs what the options ask for, on the GPU or in the interpreter."""
-    if arguments.interpret:
+    device = open_device(rehearses=arguments.interpret)
+    from cluster.bench import gpu_bench, gpu_kernels, gpu_tune
+    from kernels.device.seam import device_of
+
+    with device_of(device).may_wait():
+        bench = gpu_bench.open_bench(
+            report,
+            device,
+            peers=[] if arguments.no_peers else arguments.peer or list(PEERS),
+            shapes=arguments.shape,
+            budget_s=arguments.budget,
+            seed=seed,
+        )
+        if arguments.tune:
+            gpu_tune.tune_all(bench)
+        else:
+            gpu_kernels.run(bench, sections=arguments.section or list(SECTIONS), with_trace=arguments.trace)
+
+
+def open_device(*, rehearses: bool) -> torch.device:
+    """The GPU, or to rehearse without one the twin, with kernels in Triton's interpreter."""
+    if rehearses and os.environ.get("TRITON_INTERPRET") != "1":
         if "triton" in sys.modules:
             raise RuntimeError(
-                "--interpret must be set before Triton is imported; start the benchmark in a new process"
+                "without a GPU this must begin before Triton is imported; start the benchmark in a new process"
             )
         os.environ["TRITON_INTERPRET"] = "1"
-    import torch
+    from kernels.device.seam import device_of, find_device
 
-    from cluster.bench import gpu_bench, gpu_kernels, gpu_tune
-
-    device = torch.device("cpu" if arguments.interpret else "cuda")
-    bench = gpu_bench.open_bench(
-        report,
-        device,
-        peers=[] if arguments.no_peers else arguments.peer or list(PEERS),
-        shapes=arguments.shape,
-        budget_s=arguments.budget,
-        seed=seed,
-    )
-    if arguments.tune:
-        gpu_tune.tune_all(bench)
-    else:
-        gpu_kernels.run(bench, sections=arguments.section or list(SECTIONS), with_trace=arguments.trace)
+    device = find_device("twin@0" if rehearses else "cuda")
+    device_of(device).bind()
+    return device

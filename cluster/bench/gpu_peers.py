@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as functional
 
 from cluster.bench.gpu_batches import Built, contiguous
+from kernels.device.seam import device_of
 
 Peer = Callable[[], torch.Tensor]
 # Gathering into padded tensors wants this much memory at most.
@@ -125,7 +126,7 @@ def _starts(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
 def torch_varlen(built: Built) -> Peer:
     """torch's FlashAttention over sequences of different lengths, keys in one run."""
     _plain(built)
-    if built.q.device.type != "cuda":
+    if device_of(built.q.device).facts().family == "interpreter":
         raise NotForThis("needs a GPU")
     function = import_module("torch.nn.attention.varlen").varlen_attn
     known = inspect.signature(function).parameters
@@ -163,7 +164,9 @@ def flex(built: Built) -> Peer:
         return cap * torch.tanh(score / cap)
 
     mask = module.create_block_mask(visible, None, None, query, context, device=device)
-    function = torch.compile(module.flex_attention, dynamic=False) if device.type == "cuda" else module.flex_attention
+    function = module.flex_attention
+    if device_of(device).facts().family != "interpreter":
+        function = torch.compile(function, dynamic=False)
     k, v = (
         x.view(batch, context, shape.num_kv_heads, shape.dim).transpose(1, 2).contiguous() for x in contiguous(built)
     )

@@ -24,11 +24,12 @@ def main(argv: list[str]) -> int:
     seed = random.randrange(1 << 31) if arguments.seed is None else arguments.seed
     on_gpu = arguments.interpret or arguments.device == "gpu"
     if arguments.device == "auto" and not on_gpu:
-        import torch
+        from kernels.device.seam import device_of, find_device
 
-        on_gpu = torch.cuda.is_available()
+        on_gpu = device_of(find_device("auto")).is_apart
     report = Report("kernels", argv)
     report.note(f"seed {seed}")
+    report.begins(f"kernels on the {'GPU' if on_gpu else 'CPU'}, each beside its peers", 600)
     try:
         (gpu_command if on_gpu else cpu_command).run(report, arguments, seed)
     except ValueError as error:

@@ -8,7 +8,6 @@ tokens in float32 must be those of `generate`, one prompt at a time.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from cluster.bench.offline_gpu import decode_batches
 from cluster.bench.offline_limits import Machine, limits
 from cluster.bench.offline_models import DEFAULT_REQUESTS, SHAPES, WORKLOADS, Workload, folder_of, workload
 from cluster.bench.offline_step import breakdown, prefix_cost, step_cost
+from cluster.bench.peers import agreement
 from cluster.bench.report import Report, Row
 
 ENGINES = ("quire", "static", "continuous")
@@ -32,6 +32,7 @@ def main(argv: list[str]) -> int:
         torch.set_num_threads(args.threads)
     for dtype in args.dtype:
         for name in args.workload:
+            report.begins(f"workload {name} in {dtype}, beside other engines where they are installed", 120)
             _run(report, args, name, dtype)
         if args.device == "cpu":
             _steps(report, args, dtype)
@@ -109,7 +110,7 @@ def _rows(work: Workload, outcomes: dict[str, Outcome]) -> list[Row]:
                 "first token ms": outcome.first_token_s * 1e3,
                 "inter-token ms": outcome.inter_token_s * 1e3,
                 "peak MiB": outcome.peak_bytes / 2**20,
-                "agreement %": None if ours is None else 100 * _agreement(ours.outputs, outcome.outputs),
+                "agreement %": None if ours is None else 100 * agreement(ours.outputs, outcome.outputs),
                 "processor s": outcome.processor_s,
                 "ratio to the better of transformers": min(theirs)[0] / outcome.seconds if theirs else None,
                 # On a machine that is busy with other things this is the one to look at.
@@ -117,15 +118,6 @@ def _rows(work: Workload, outcomes: dict[str, Outcome]) -> list[Row]:
             }
         )
     return rows
-
-
-def _agreement(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> float:
-    """The share of tokens that agree, up to the first that does not in each sequence."""
-    same = total = 0
-    for own, other in zip(ours, theirs, strict=True):
-        total += len(own)
-        same += next((i for i, (a, b) in enumerate(zip(own, other, strict=False)) if a != b), min(len(own), len(other)))
-    return same / max(1, total)
 
 
 def _check(report: Report, work: Workload, outcomes: dict[str, Outcome], folder: Path, dtype: str, title: str) -> None:

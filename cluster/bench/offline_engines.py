@@ -6,26 +6,22 @@ Every engine gets the same checkpoint, dtype and threads and the same requests, 
 
 from __future__ import annotations
 
-import queue
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
+from cluster.bench.engines import of_transformers
 from cluster.bench.offline_models import Workload
 from cluster.desk import Drawn, Flight
 from cluster.offline.engine import LLM
 from cluster.sampling import SamplingParams
 from kernels.device.seam import device_of
-
-STATIC_BATCH = 32
-TIMEOUT_S = 900
-# Tokens of one block of transformers' continuous batching.
-PAGE = 256
 
 
 @dataclass
@@ -88,102 +84,24 @@ class Ours:
 
 
 class Transformers:
-    """A model of transformers, with the attention that it is fastest with."""
+    """transformers in its two ways, through the adapter that `quire bench peers` uses."""
 
     def __init__(self, folder: Path, dtype: str, device: str = "cpu") -> None:
-        from transformers import AutoModelForCausalLM, logging
-
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
         self.device = device
-        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa")
-        self.model: Any = loaded.to(device).eval()
+        self.model: Any = of_transformers.load(str(folder), dtype, device=device)
 
-    @torch.inference_mode()
-    def static(self, workload: Workload, size: int = STATIC_BATCH) -> Outcome:
-        """`generate` over padded batches; each runs until its longest output is done, the surplus is not counted."""
-        outputs: list[list[int]] = []
-        times: list[list[float]] = []
-        prompts = [prompt for prompt in workload.prompts for _ in range(workload.n)]
-        wanted = [count for count in workload.max_tokens for _ in range(workload.n)]
-        started = time.perf_counter()
-        for at in range(0, len(prompts), size):
-            batch, counts = prompts[at : at + size], wanted[at : at + size]
-            steps: list[float] = []
-            written = self._generate(batch, max(counts), steps, started)
-            for row, count in zip(written, counts, strict=True):
-                outputs.append(row[:count])
-                times.append(steps[:count])
-        return Outcome(time.perf_counter() - started, outputs, times)
-
-    def _generate(self, batch: list[list[int]], count: int, steps: list[float], started: float) -> list[list[int]]:
-        width = max(map(len, batch))
-        ids = torch.zeros(len(batch), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(batch):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
-
-        def stamp(input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-            # Waits for the device, as whoever streams tokens does.
-            input_ids[0, -1].item()
-            steps.append(time.perf_counter() - started)
-            return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-
-        out = self.model.generate(
-            ids.to(self.device),
-            attention_mask=mask.to(self.device),
-            max_new_tokens=count,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-            stopping_criteria=[stamp],
-        )
-        return out[:, width:].tolist()  # type: ignore[no-any-return]
+    def static(self, workload: Workload, size: int = of_transformers.STATIC_BATCH) -> Outcome:
+        return self._timed(workload, partial(of_transformers.generate, size=size))
 
     def continuous(self, workload: Workload) -> Outcome:
-        """Its continuous batching, with each request's own length."""
-        from transformers import ContinuousBatchingConfig, GenerationConfig
+        return self._timed(workload, of_transformers.batch_continuously)
 
-        config = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=16)
-        requests = [
-            (prompt, count)
-            for prompt, count in zip(workload.prompts, workload.max_tokens, strict=True)
-            for _ in range(workload.n)
-        ]
-        # Without a bound it takes half of the memory, and its masks grow with it: it gets room for all requests.
-        pages = sum(-(-(len(prompt) + count) // PAGE) for prompt, count in requests) + 1
-        sizes = ContinuousBatchingConfig(num_blocks=pages, max_batch_tokens=512, allow_block_sharing=True)
-        manager = self.model.init_continuous_batching(generation_config=config, continuous_batching_config=sizes)
-        manager.start()
-        try:
-            # Its thread builds the cache first; that is not timed.
-            _collect(manager, [manager.add_request([1], max_new_tokens=1)])
-            started = time.perf_counter()
-            names = [
-                manager.add_request(prompt, max_new_tokens=count, record_timestamps=True) for prompt, count in requests
-            ]
-            done = _collect(manager, names)
-            seconds = time.perf_counter() - started
-        finally:
-            manager.stop(block=True, timeout=30)
-        times = [[at - started for at in done[name].timestamps or []] for name in names]
-        return Outcome(seconds, [list(done[name].generated_tokens) for name in names], times)
-
-
-def _collect(manager: Any, names: list[str]) -> dict[str, Any]:
-    """The finished requests of these names."""
-    began = time.perf_counter()
-    done: dict[str, Any] = {}
-    while len(done) < len(names):
-        assert time.perf_counter() - began < TIMEOUT_S, "continuous batching did not end in time"
-        try:
-            result = manager.get_result(timeout=1)
-        except queue.Empty:
-            continue
-        if result is not None and result.is_finished():
-            done[result.request_id] = result
-    return done
+    def _timed(self, workload: Workload, run: Callable[..., of_transformers.Found]) -> Outcome:
+        prompts = [prompt for prompt in workload.prompts for _ in range(workload.n)]
+        wanted = [count for count in workload.max_tokens for _ in range(workload.n)]
+        outputs, times = run(self.model, prompts, wanted)
+        # From the first request on: what it takes to set up a cache is not timed.
+        return Outcome(max(stamps[-1] for stamps in times), outputs, times)
 
 
 def measured(make: Callable[[], Engine], workload: Workload) -> Outcome:

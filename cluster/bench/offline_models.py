@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+MAX_LEN = 2048
+# A context of 128 K and what is written behind it.
+LONG_LEN = 132 * 1024
 SHAPES: dict[str, dict[str, Any]] = {
     "14m": {
         "hidden_size": 256,
@@ -43,6 +46,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8,
         "vocab_size": 128256,
         "tie_word_embeddings": True,
+        "max_position_embeddings": LONG_LEN,
         "dtype": "bfloat16",
     },
     "8b": {
@@ -53,12 +57,52 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8,
         "vocab_size": 128256,
         "tie_word_embeddings": False,
+        "max_position_embeddings": LONG_LEN,
         "dtype": "bfloat16",
     },
+    # Layers of Qwen3-30B-A3B, as many as 64 GB of disk take beside the others.
+    "mixture": {
+        "model_type": "qwen3_moe",
+        "hidden_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "moe_intermediate_size": 768,
+        "num_local_experts": 128,
+        "num_experts_per_tok": 8,
+        "norm_topk_prob": True,
+        "vocab_size": 151936,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": LONG_LEN,
+        "dtype": "bfloat16",
+    },
+    # For rehearsals of what is meant for GPUs.
+    "tiny": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 64,
+        "tie_word_embeddings": False,
+    },
+    "tiny-mixture": {
+        "model_type": "qwen3_moe",
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "moe_intermediate_size": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "vocab_size": 64,
+        "tie_word_embeddings": False,
+    },
 }
-MAX_LEN = 2048
 # Changes whenever the files would differ.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -89,11 +133,13 @@ def folder_of(shape: str) -> Path:
 
 def _build(folder: Path, settings: dict[str, Any]) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = LlamaConfig(
-        **{"dtype": "float32", **settings},
-        max_position_embeddings=MAX_LEN,
+    from kernels.device.seam import find_device
+
+    kind = {"model_type": "llama", "dtype": "float32", "max_position_embeddings": MAX_LEN, **settings}
+    config = AutoConfig.for_model(
+        **kind,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,
@@ -101,13 +147,14 @@ def _build(folder: Path, settings: dict[str, Any]) -> None:
     )
     torch.manual_seed(0)
     # Large ones are made where that takes seconds.
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+    with find_device("auto"):
         model = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
     for name, parameter in model.named_parameters():
-        if parameter.dim() == 2:
+        if parameter.dim() >= 2:
+            # The depth of a product is its last dimension, of experts too.
             # Of about unit gain, so that the best token leads by more than rounding moves it.
             gain = 3.0 if "lm_head" in name or "embed" in name else 1.2
-            torch.nn.init.normal_(parameter, 0.0, gain * parameter.shape[1] ** -0.5)
+            torch.nn.init.normal_(parameter, 0.0, gain * parameter.shape[-1] ** -0.5)
     model.save_pretrained(folder)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, "pad_token_id": 0}))
 
@@ -147,4 +194,7 @@ DEFAULT_REQUESTS = {
     "125m": {"sharegpt": 6, "alpaca": 16, "prefix": 8, "n4": 4},
     "1b": {"sharegpt": 256, "alpaca": 256, "prefix": 256, "n4": 64},
     "8b": {"sharegpt": 256, "alpaca": 256, "prefix": 256, "n4": 64},
+    "mixture": {"sharegpt": 256, "alpaca": 256, "prefix": 256, "n4": 64},
+    "tiny": {"sharegpt": 24, "alpaca": 64, "prefix": 32, "n4": 12},
+    "tiny-mixture": {"sharegpt": 24, "alpaca": 64, "prefix": 32, "n4": 12},
 }

@@ -1,9 +1,9 @@
-"""A cluster without Ray for benchmarks and tests: workers and host pools are processes, the centre runs in this one.
+"""A cluster without Ray for benchmarks and tests: workers and host pools are processes, and the centre too if wanted.
 
-Scheduler, admin door and gateway share an event loop on a thread of the caller; everything speaks over loopback as
-in a cluster that `quire up` starts. Whoever holds it may kill and stop its processes by their ids. With a journal the
-caller can see afterwards, decision by decision, what the scheduler did. A node can be given a network namespace of
-its own: its processes run there, behind an address that the others reach them by.
+Else scheduler, admin door and gateway share an event loop on a thread of the caller. Everything speaks over loopback
+as in a cluster that `quire up` starts. Whoever holds it may kill and stop its processes by their ids, and start them
+again. With a journal the caller can see afterwards, decision by decision, what the scheduler did. A node can be given a
+network namespace of its own: its processes run there, behind an address that the others reach them by.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,17 +24,18 @@ from typing import Any
 
 import grpc
 
-from cluster.gateway.host import serve_gateway
+from cluster.gateway.process import serve_gateway
 from cluster.gateway.settings import GatewaySettings
 from cluster.links.security import ClusterSecurity, TlsFiles
-from cluster.serving.door import Door
 from cluster.serving.inside import Inside
+from cluster.serving.public_port import PublicPort
 from cluster.serving.scheduler_server import Addresses, Doors, serve_scheduler
 from cluster.settings import SchedulerSettings, WorkerSettings
 from protos.quire.v1 import admin_pb2 as pb
 from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
 
 START_S = 120.0
+JOIN_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,12 @@ class Member:
             env=environment,
         )
         self.pid = self._process.pid
+        # What it said when it served; empty before that.
+        self.said: dict[str, Any] = {}
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
 
     def told(self) -> dict[str, Any]:
         """Waits until it serves."""
@@ -80,8 +88,8 @@ class Member:
         timer.cancel()
         if not line:
             raise RuntimeError(f"{self.name} did not start: exit code {self._process.wait(10)}")
-        found: dict[str, Any] = json.loads(line)
-        return found
+        self.said = json.loads(line)
+        return self.said
 
     def kill(self) -> None:
         """SIGKILL, which reaches a stopped process too."""
@@ -103,14 +111,17 @@ class Processes:
         tls: TlsFiles | None = None,
         networks: Mapping[str, Network] | None = None,
     ) -> None:
-        """Not `serves`: without a scheduler; the caller has its own, and says where (`direct`). `host`: where the
-        centre listens inside; `networks`: nodes that are not on this one."""
+        """Not `serves`: without a scheduler; the caller has its own, and says where (`direct`), or adds one as a
+        process. `host`: where the centre listens inside; `networks`: nodes that are not on this one."""
         self._serves = serves
         self._settings = settings
         self._journal = journal
         self._silence_s = silence_s
         self._folder = tempfile.TemporaryDirectory(prefix="quire-")
         self._address_file = Path(self._folder.name) / "scheduler"
+        self._front_file = Path(self._folder.name) / "front"
+        # Of schedulers and gateways, by name.
+        self._lives: dict[str, int] = {}
         self._secret, self._hash_key = secrets.token_hex(16), secrets.token_bytes(32)
         self.inside = Inside(host, ClusterSecurity(self._secret, tls))
         self._networks = networks or {}
@@ -133,7 +144,7 @@ class Processes:
             serve_scheduler(
                 self._settings,
                 1,
-                doors=Doors(self.inside, Door("127.0.0.1", 0), Door("127.0.0.1", 0)),
+                doors=Doors(self.inside, PublicPort("127.0.0.1", 0), PublicPort("127.0.0.1", 0)),
                 hash_key=self._hash_key,
                 silence_s=self._silence_s,
                 journal=self._journal,
@@ -154,13 +165,27 @@ class Processes:
         self._address_file.write_text(address)
 
     def add_workers(
-        self, workers: dict[str, WorkerSettings], node: str = "n0", threads: int | None = None
+        self, workers: dict[str, WorkerSettings], node: str = "n0", threads: int | None = None, num_ranks: int = 1
     ) -> dict[str, dict[str, Any]]:
-        """Starts them side by side, with so many threads each; what each said, once all serve."""
+        """Starts them side by side, with so many threads and ranks each; what each said, once all serve, and the
+        scheduler knows them if it is here."""
         for name, settings in workers.items():
             known = {key: value for key, value in asdict(settings).items() if key != "hash_key"}
-            self._add({"role": "worker", "name": name, "node": node, "settings": known}, threads)
-        return {name: self.members[name].told() for name in workers}
+            about = {"settings": known, "num_ranks": num_ranks}
+            self._add({"role": "worker", "name": name, "node": node, **about}, threads)
+        told = {name: self.members[name].told() for name in workers}
+        if self.admin:
+            self._wait_joined(set(workers))
+        return told
+
+    def _wait_joined(self, names: set[str]) -> None:
+        deadline = time.monotonic() + JOIN_S
+        with grpc.insecure_channel(self.admin) as channel:
+            admin, request = AdminServiceStub(channel), pb.ListWorkersRequest()
+            while missing := names - {worker.name for worker in admin.ListWorkers(request, timeout=5).workers}:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"the scheduler does not know {sorted(missing)} after {JOIN_S:g} s")
+                time.sleep(0.05)
 
     def add_host_pool(self, name: str, size: str, layout: dict[str, Any], node: str = "n0") -> Member:
         """`layout`: what a worker with the same blocks said."""
@@ -169,15 +194,38 @@ class Processes:
         member.told()
         return member
 
+    def add_made_up_worker(self, name: str, node: str = "n0", **made_up: Any) -> Member:
+        """One of `cluster/torture/made_up.py`, whose further arguments these are. Does not wait until it serves."""
+        return self._add({"role": "made-up worker", "name": name, "node": node, "made_up": made_up}, 1)
+
+    def add_scheduler(self, node: str = "n0", journal: Path | None = None) -> Member:
+        """As a process: its first life, or its next. Does not wait until it serves."""
+        about = {"settings": asdict(self._settings), "silence_s": self._silence_s, "journal": str(journal or "")}
+        return self._add({"role": "scheduler", "name": "scheduler", "node": node, **about, **self._life("scheduler")})
+
+    def add_gateway(
+        self, name: str, models: Mapping[str, str], doors: Mapping[str, str], http_port: int = 0, node: str = "n0"
+    ) -> Member:
+        """As a process: its first life, or its next. `doors`: the public address of each gateway, its own among them.
+        Does not wait until it serves."""
+        about = {"models": dict(models), "doors": list(doors.items()), "http_port": http_port}
+        port = int(doors[name].rpartition(":")[2])
+        return self._add({"role": "gateway", "name": name, "node": node, "port": port, **about, **self._life(name)})
+
+    def _life(self, name: str) -> dict[str, int]:
+        self._lives[name] = self._lives.get(name, 0) + 1
+        return {"life": self._lives[name]}
+
     def open_gateway(self, models: Sequence[str]) -> str:
-        """Its public address, once it serves."""
+        """Of models that are named as their paths are; its public address, once it serves."""
         ready = threading.Event()
 
         def publish(address: str) -> None:
             self.gateway = address
             ready.set()
 
-        self._centre.start(serve_gateway(GatewaySettings(port=0), models, self._find, publish, self.inside), ready)
+        paths = {model: model for model in models}
+        self._centre.start(serve_gateway(GatewaySettings(port=0), paths, str, self._find, publish, self.inside), ready)
         return self.gateway
 
     def look(self) -> Seen:
@@ -188,6 +236,16 @@ class Processes:
             pools = stub.ListPools(pb.ListPoolsRequest(), timeout=5).pools
         return Seen(dict(counters), list(pools))
 
+    def open_admin(self, address: str) -> grpc.Channel:
+        """To the operators' door of a scheduler that is a process."""
+        tls = self.inside.security.tls
+        if tls is None:
+            return grpc.insecure_channel(address)
+        token = grpc.access_token_call_credentials(self._secret)
+        trusted = grpc.ssl_channel_credentials(tls.authority.read_bytes())
+        options = [("grpc.ssl_target_name_override", tls.name)]
+        return grpc.secure_channel(address, grpc.composite_channel_credentials(trusted, token), options)
+
     async def _find(self) -> str:
         return self._front
 
@@ -195,6 +253,7 @@ class Processes:
         network, tls = self._networks.get(about["node"]), self.inside.security.tls
         common = {
             "address_file": str(self._address_file),
+            "front_file": str(self._front_file),
             "secret": self._secret,
             "hash_key": self._hash_key.hex(),
             "host": network.host if network is not None else "127.0.0.1",

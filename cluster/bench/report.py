@@ -1,7 +1,8 @@
-"""What every benchmark reports through: tables as they come, checks, the machine, and one JSON file at the end.
+"""What every benchmark reports through: rows as they come, checks, plots, the machine, and one JSON file at the end.
 
-A benchmark makes one Report, adds tables, checks and notes, and returns `finish()` as its exit code: 1 if any
-correctness check failed. Standard library only, so that a bare checkout can report. It measures nothing itself.
+A benchmark makes one Report, says what it is about to do and for how long, adds rows, checks, plots and notes, and
+returns `finish()` as its exit code: 1 if any correctness check failed. With a JSON file its plots lie beside it as an
+SVG. Standard library only, so that a bare checkout can report. It measures nothing itself.
 """
 
 from __future__ import annotations
@@ -11,13 +12,19 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
+
+from cluster.bench.page import Line, Plot, svg_file
 
 Cell = str | int | float | bool | None
 Row = Mapping[str, Cell]
+T = TypeVar("T")
 
 PACKAGES = (
     "torch",
@@ -29,6 +36,8 @@ PACKAGES = (
     "ray",
     "grpcio",
     "vllm",
+    "sglang",
+    "flash-attn",
     "flashinfer-python",
 )
 
@@ -36,22 +45,62 @@ PACKAGES = (
 class Report:
     """The rows, checks and notes of one run of one benchmark."""
 
-    def __init__(self, name: str, argv: Sequence[str], *, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        quiet: bool = False,
+        path: str | Path | None = None,
+        limit_s: float | None = None,
+        command: Sequence[str] = ("quire", "bench"),
+    ) -> None:
+        """With a `path` what is there is written after each row and table, so that it outlives this process. After
+        `limit_s` nothing new is begun of what is asked for `in_time`."""
         self.name = name
-        self.command = ["quire", "bench", name, *argv]
+        self._path = None if path is None else Path(path)
+        self._ends_at = None if limit_s is None else time.monotonic() + limit_s
+        self.command = [*command, name, *_without_json(argv)]
         self.started = datetime.now(UTC)
         self.machine = machine()
         self.versions = versions()
         self.tables: dict[str, list[dict[str, Cell]]] = {}
         self.checks: list[dict[str, Cell]] = []
         self.notes: list[str] = []
+        self.plots: list[Plot] = []
         self._quiet = quiet
         self._say(f"{name}: " + ", ".join(f"{key} {value}" for key, value in {**self.machine, **self.versions}.items()))
+
+    def begins(self, what: str, about_s: float) -> None:
+        """Says what comes next and about how long it takes on two cores."""
+        about = f"{about_s:.0f} s" if about_s < 120 else f"{about_s / 60:.0f} min"
+        self._say(f"\n{what}: about {about} ...")
+
+    def row(self, title: str, row: Row) -> None:
+        """One row of a table whose rows take a while each: it is printed as soon as it is there."""
+        self.tables.setdefault(title, []).append(dict(row))
+        self._say("  " + ", ".join(f"{column} {_cell(value)}" for column, value in row.items() if value is not None))
+        self._keep()
+
+    def in_time(self, what: str, items: Iterable[T]) -> Iterator[T]:
+        """These, until the time is over; what is left out then is noted. The first is never left out."""
+        left = list(items)
+        for number, item in enumerate(left):
+            if number and self._ends_at is not None and time.monotonic() > self._ends_at:
+                self.note(f"{what}: the time was over after {number} of {len(left)}")
+                return
+            yield item
+
+    def plot(self, plot: Plot) -> None:
+        """Kept with the results, and drawn where these are written."""
+        lines = [Line(line.label, list(line.xs), list(line.ys)) for line in plot.lines]
+        self.plots.append(replace(plot, lines=lines))
 
     def table(self, title: str, rows: Sequence[Row]) -> None:
         """Prints `rows` at once and keeps them; a title used again goes on in the same table of the JSON."""
         self.tables.setdefault(title, []).extend(dict(row) for row in rows)
         self._say(f"\n{title}\n{render(rows)}")
+        self._keep()
 
     def check(self, what: str, ok: bool, detail: str = "") -> bool:
         """Records whether something that must hold did; a failure is printed and makes the exit code 1."""
@@ -73,11 +122,20 @@ class Report:
         """Prints the tally, writes the JSON file if one is wanted, returns the exit code."""
         took = (datetime.now(UTC) - self.started).total_seconds()
         self._say(f"\n{len(self.checks) - len(self.failed)} of {len(self.checks)} checks hold, {took:.1f} s")
-        if json_path is not None:
-            path = Path(json_path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(self.as_dict(), indent=1) + "\n")
+        path = self._path if json_path is None else Path(json_path)
+        if path is not None:
+            self._write(path)
+            if self.plots:
+                path.with_suffix(".svg").write_text(svg_file(self.plots))
         return 1 if self.failed else 0
+
+    def _keep(self) -> None:
+        if self._path is not None:
+            self._write(self._path)
+
+    def _write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.as_dict(), indent=1) + "\n")
 
     def as_dict(self) -> dict[str, object]:
         return {
@@ -89,11 +147,22 @@ class Report:
             "tables": self.tables,
             "checks": self.checks,
             "notes": self.notes,
+            "plots": [asdict(plot) for plot in self.plots],
         }
 
     def _say(self, text: str) -> None:
         if not self._quiet:
             print(text, flush=True)
+
+
+def _without_json(argv: Sequence[str]) -> list[str]:
+    """The command without the file that it writes: that is a path of one machine."""
+    kept, skip = [], False
+    for word in argv:
+        if not skip and not word.startswith("--json"):
+            kept.append(word)
+        skip = word == "--json"
+    return kept
 
 
 def target_row(what: str, wanted: float, got: float, *, at_least: bool = True) -> Row:
@@ -132,13 +201,15 @@ def _cell(value: Cell) -> str:
 
 
 def machine() -> dict[str, str]:
-    """The processor, its cores that this process may use, memory, and the GPU if torch is loaded and sees one."""
+    """The processor, its cores that this process may use, memory, and the GPU if the seam is loaded and sees one."""
     found = {"system": f"{platform.system()} {platform.machine()}", "cpu": _processor(), "cores": str(_cores())}
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         found["memory"] = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB"
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
+    seam = sys.modules.get("kernels.device.seam")
+    if seam is not None:
+        facts = seam.device_of(seam.find_device("auto")).facts()
+        if facts.family != "interpreter":
+            found["gpu"] = facts.name
     return found
 
 

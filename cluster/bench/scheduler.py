@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cluster.bench.made_up_workers import MEAN_OUTPUT, MEAN_PROMPT, MadeUpWorkers, submits
+from cluster.bench.made_up_workers import LONGEST, MEAN_OUTPUT, MEAN_PROMPT, MadeUpWorkers, submits
+from cluster.bench.many_pools import report_many_pools
 from cluster.bench.report import Report
 from cluster.centre.scheduler import Scheduler
 from cluster.hashing import HASH_BYTES
 from cluster.messages import Closed, Done, Event, Plan, ReplicaJoined, Submit, ids
 from cluster.sampling import SamplingParams
-from cluster.serving.host import tune_collector
+from cluster.serving.shell import tune_collector
 from cluster.settings import SchedulerSettings
 from cluster.wire.plans import decode_result, encode_plan
 
@@ -75,15 +76,12 @@ def percentile(turns: list[float], share: float) -> float:
     return sorted(turns)[min(len(turns) - 1, int(share * len(turns)))]
 
 
-def _new_scheduler(num_workers: int, num_seqs: int, ahead: int, block_size: int) -> Scheduler:
-    scheduler = Scheduler(SchedulerSettings(ahead=ahead))
+def _joins(num_workers: int, num_seqs: int, block_size: int) -> list[ReplicaJoined]:
     num_blocks = num_seqs * (MEAN_PROMPT + MEAN_OUTPUT) * 3 // block_size
-    joins: list[Event] = [
-        ReplicaJoined(f"r{worker}", 1, f"n{worker}", "m", num_blocks, block_size, 1 << 21, "f", num_seqs, 8192)
+    return [
+        ReplicaJoined(f"r{worker}", 1, f"n{worker}", "m", num_blocks, block_size, 1 << 21, "f", num_seqs, 2 * LONGEST)
         for worker in range(num_workers)
     ]
-    scheduler.turn(joins, 0.0)
-    return scheduler
 
 
 def run_decode(
@@ -98,8 +96,10 @@ def run_decode(
     warm_up: int = 32,
 ) -> Timing:
     """A full cluster in steady state: what ends is replaced at once. `per_result`: a turn for each worker's result."""
-    scheduler = _new_scheduler(num_workers, num_seqs, ahead, block_size)
-    workers = MadeUpWorkers(num_workers, num_seqs, block_size, seed)
+    scheduler = Scheduler(SchedulerSettings(ahead=ahead))
+    joins = _joins(num_workers, num_seqs, block_size)
+    scheduler.turn(joins, 0.0)
+    workers = MadeUpWorkers(joins)
     source = submits(random.Random(seed), block_size)
     now = 0.0
     timing = Timing()
@@ -112,7 +112,7 @@ def run_decode(
         now += 0.02
         into = timing if step >= 0 else Timing()
         into.tokens += workers.step()
-        results = workers.results(scheduler.epoch)
+        results = workers.results()
         into.filled, into.freed = into.filled + workers.num_filled, into.freed + workers.num_freed
         workers.num_filled = workers.num_freed = 0
         _sample_waste(scheduler, workers, into)
@@ -127,7 +127,7 @@ def run_decode(
 def _sample_waste(scheduler: Scheduler, workers: MadeUpWorkers, into: Timing) -> None:
     """What the blocks are used for at this moment. Nothing is shared here, so a block is one sequence's."""
     size = workers.block_size
-    position = workers.position[workers.seq != 0].astype(np.int64)
+    position = workers.written()
     into.written += int(position.sum())
     into.needed += int((-(-position // size)).sum()) * size
     into.held += sum(replica.ledger.counts().held for replica in scheduler.replicas.values()) * size
@@ -172,7 +172,8 @@ def computed_floor(seed: int) -> float:
 
 def run_admissions(num_workers: int, count: int, seed: int) -> float:
     """Admissions a second: prompts of 512 tokens whose hashes came along, onto empty workers."""
-    scheduler = _new_scheduler(num_workers, count // num_workers + 1, 4, BLOCK_SIZE)
+    scheduler = Scheduler(SchedulerSettings(ahead=4))
+    scheduler.turn(_joins(num_workers, count // num_workers + 1, BLOCK_SIZE), 0.0)
     rng = random.Random(seed)
     sampling = SamplingParams(temperature=0.0, max_tokens=64)
     prompt = ids(range(512))
@@ -259,22 +260,29 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--sizes", default="1x64,1x1024,8x256,64x256,64x1024,1024x64,400x256", help="workers x sequences"
     )
+    parser.add_argument("--quick", action="store_true", help="only the sizes and admissions, fewer of them")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json")
     arguments = parser.parse_args(argv)
     report = Report("scheduler", argv)
     tune_collector()
     report.note("a block event is a lease renewed, a block granted, a block filled and named, or a block freed")
-    for size in arguments.sizes.split(","):
+    sizes = arguments.sizes.split(",")
+    about_s = 12 * len(sizes) + (5 if arguments.quick else 30)
+    report.begins(f"the scheduler alone: {len(sizes)} sizes, leases, admissions", about_s)
+    for size in sizes:
         num_workers, num_seqs = map(int, size.split("x"))
         steps = max(16, min(arguments.steps * 64 * 256 // (num_workers * num_seqs), 512, arguments.steps * 8))
         timing = run_decode(num_workers, num_seqs, steps, arguments.seed)
         report.table("decode, everything queued from all workers in one turn", [_row(num_workers, num_seqs, timing)])
-    single = run_decode(64, 256, 16, arguments.seed, per_result=True)
-    report.table("decode, one turn for each worker's result", [_row(64, 256, single)])
-    _compare_sizes(report, arguments.seed)
-    _compare_leases(report, arguments.seed)
-    _waste(report, arguments.seed)
-    rate = run_admissions(64, 8192, arguments.seed)
+    if not arguments.quick:
+        single = run_decode(64, 256, 16, arguments.seed, per_result=True)
+        report.table("decode, one turn for each worker's result", [_row(64, 256, single)])
+        _compare_sizes(report, arguments.seed)
+        _compare_leases(report, arguments.seed)
+        _waste(report, arguments.seed)
+    rate = run_admissions(64, 1024 if arguments.quick else 8192, arguments.seed)
     report.table("admissions, 512-token prompts with hashes", [{"workers": 64, "admissions/s": round(rate)}])
+    if not arguments.quick:
+        report_many_pools(report)
     return report.finish(arguments.json)

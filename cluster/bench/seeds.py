@@ -314,6 +314,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json")
     arguments = parser.parse_args(argv)
     report = Report("seeds", argv)
+    report.begins("the examples on the real ledger, scheduler and attention", 30 + arguments.seconds)
     examples = Examples(report)
     layouts(examples)
     sizes(examples)

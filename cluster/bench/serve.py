@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from cluster.bench.page import Line, Plot, page
 from cluster.bench.report import Report, Row
 from cluster.bench.serve_figures import Figures, Floats, Limits, figures, percentiles, under_way
 from cluster.bench.serve_load import ARRIVALS, LoadShape
-from cluster.bench.serve_page import Line, page, plot
 from cluster.errors import ConfigError, QuireError, Unavailable
 from cluster.private_files import token_of
 from cluster.sim.traces import TRACES
@@ -52,11 +52,12 @@ def main(argv: list[str]) -> int:
     for rate in args.rate if args.arrival != "closed" else args.concurrency:
         run_shape = shape if args.arrival == "closed" else replace(shape, rate=rate)
         name = f"{rate:g} at once" if args.arrival == "closed" else f"{rate:g}/s"
+        report.begins(name, _about_s(args, run_shape))
         records, busiest, cores = _run(args, run_shape, address, model, vocabulary, int(rate))
         found = figures(name, records, args.warm_up, limits, cores)
         runs.append((found, records))
         _tell(report, found, busiest, limits)
-    _write(args, report, runs)
+    _write(args, report, runs, limits)
     return report.finish(args.json)
 
 
@@ -303,7 +304,9 @@ def _percentile_row(name: str, kind: str, values: Floats) -> Row:
     return {"load": name, "time": kind, "mean": 1e3 * mean, **columns, "count": len(values)}
 
 
-def _write(args: argparse.Namespace, report: Report, runs: list[tuple[Figures, list[dict[str, Any]]]]) -> None:
+def _write(
+    args: argparse.Namespace, report: Report, runs: list[tuple[Figures, list[dict[str, Any]]]], limits: Limits
+) -> None:
     if args.csv:
         with Path(args.csv).open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
@@ -313,23 +316,42 @@ def _write(args: argparse.Namespace, report: Report, runs: list[tuple[Figures, l
     if args.html:
         title = f"quire bench serve, {report.started:%Y-%m-%d %H:%M} UTC"
         about = ", ".join(f"{key} {value}" for key, value in {**report.machine, **report.versions}.items())
-        Path(args.html).write_text(page(title, [*report.notes, about], dict(report.tables), _plots(runs)))
+        Path(args.html).write_text(page(title, [*report.notes, about], dict(report.tables), _plots(runs, limits)))
 
 
-def _plots(runs: list[tuple[Figures, list[dict[str, Any]]]]) -> list[str]:
+def _limit(seconds: float | None) -> dict[str, float]:
+    """As a plot of milliseconds shows it."""
+    return {} if seconds is None else {f"limit {1e3 * seconds:g} ms": 1e3 * seconds}
+
+
+def _about_s(args: argparse.Namespace, shape: LoadShape) -> float:
+    """How long a run takes: as long as requests are sent, and the last ones' time."""
+    return args.requests / shape.rate if args.requests and args.arrival != "closed" else float(args.seconds)
+
+
+def _plots(runs: list[tuple[Figures, list[dict[str, Any]]]], limits: Limits) -> list[Plot]:
+    first, gap = _limit(limits.first_s), _limit(limits.gap_s)
     shown = [found for found, _ in runs]
     series = [(found.name, *(each.tolist() for each in under_way(records))) for found, records in runs]
     plots = [
-        plot("Time to first token", "ms", "share of requests", [_share(found.name, found.first) for found in shown]),
-        plot("Inter-token time", "ms", "share of tokens", [_share(found.name, found.gaps) for found in shown]),
-        plot("Whole request", "s", "share of requests", [_share(found.name, found.whole, 1.0) for found in shown]),
-        plot(
+        Plot(
+            "Time to first token",
+            "ms",
+            "share of requests",
+            [_share(found.name, found.first) for found in shown],
+            limits=first,
+        ),
+        Plot(
+            "Inter-token time", "ms", "share of tokens", [_share(found.name, found.gaps) for found in shown], limits=gap
+        ),
+        Plot("Whole request", "s", "share of requests", [_share(found.name, found.whole, 1.0) for found in shown]),
+        Plot(
             "Output tokens",
             "s",
             "tokens/s",
             [Line(name, times, rate) for name, times, _, rate in series],
         ),
-        plot(
+        Plot(
             "Requests under way",
             "s",
             "requests",
@@ -340,7 +362,7 @@ def _plots(runs: list[tuple[Figures, list[dict[str, Any]]]]) -> list[str]:
         sent = [found.num_sent / found.span_s for found in shown]
         good = Line("good", sent, [found.good_per_s for found in shown])
         done = Line("done", sent, [found.requests_per_s for found in shown])
-        plots.append(plot("Goodput", "requests/s that were sent", "requests/s", [done, good]))
+        plots.append(Plot("Goodput", "requests/s that were sent", "requests/s", [done, good]))
     return plots
 
 

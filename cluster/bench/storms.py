@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from cluster.bench.report import Report, Row
-from cluster.serving.host import tune_collector
+from cluster.bench.report import Report
+from cluster.serving.shell import tune_collector
 from cluster.sim.storms import STORMS, weather
 
 MOST_PREEMPTIONS, LEAST_GOODPUT, LONGEST_PAUSE_S = 3, 0.9, 60.0
+# Of a simulated minute of a storm, in seconds of ours.
+MINUTE_S = 8.0
 
 
 def main(argv: list[str]) -> int:
@@ -20,13 +22,14 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     report = Report("storms", argv)
     tune_collector()
-    rows: list[Row] = []
-    for storm in STORMS:
-        if arguments.only not in (None, storm.name):
-            continue
+    storms = [storm for storm in STORMS if arguments.only in (None, storm.name)]
+    about_s = MINUTE_S * len(storms) * arguments.minutes
+    report.begins(f"{len(storms)} storms of {arguments.minutes:g} simulated minutes", about_s)
+    for storm in storms:
         found = weather(storm, 60 * arguments.minutes, arguments.seed)
         outcome = found.outcome
-        rows.append(
+        report.row(
+            f"demand of 4 x the device pools, {arguments.minutes:g} simulated minutes",
             {
                 "storm": storm.name,
                 "finished": outcome.finished,
@@ -37,7 +40,7 @@ def main(argv: list[str]) -> int:
                 "median": found.median_preemptions,
                 "most": max(outcome.preemptions),
                 "longest pause s": round(found.longest_pause_s, 2),
-            }
+            },
         )
         name = storm.name
         report.check(f"{name}: at most 3 preemptions in the median", found.median_preemptions <= MOST_PREEMPTIONS)
@@ -45,5 +48,4 @@ def main(argv: list[str]) -> int:
         report.check(
             f"{name}: nothing stalls", found.longest_pause_s <= LONGEST_PAUSE_S, f"{found.longest_pause_s:.1f} s"
         )
-    report.table(f"demand of 4 x the device pools, {arguments.minutes:g} simulated minutes", rows)
     return report.finish(arguments.json)

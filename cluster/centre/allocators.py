@@ -144,7 +144,6 @@ class Buddy:
         self._max_order = max(0, num_blocks.bit_length() - 1)
         self._runs: list[dict[int, None]] = [{} for _ in range(self._max_order + 1)]
         self._order_of: dict[int, int] = {}
-        self._num_blocks = num_blocks
         # Linked: in a plain dict the first one is looked for past all that were taken out before it.
         self._cached: OrderedDict[int, None] = OrderedDict()
         self.num_free = 0
@@ -202,6 +201,16 @@ class Buddy:
             taken += blocks
             evicted += cached
         return taken, evicted
+
+    @property
+    def longest_run(self) -> int:
+        """Blocks of the longest aligned run that is free."""
+        return next((1 << order for order in range(self._max_order, -1, -1) if self._runs[order]), 0)
+
+    def take_run(self, count: int) -> list[int]:
+        """An aligned run of 2^k blocks; `count` is such a size, and one as long is free."""
+        assert count & (count - 1) == 0 and count <= self.longest_run
+        return self._take_run(count)
 
     def _take_from_run(self, block: int) -> bool:
         """Takes this very block if it is free, splitting the run that holds it."""

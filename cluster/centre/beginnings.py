@@ -31,37 +31,34 @@ class Beginnings:
         self._ledger = ledger
         self._block_size = block_size
         # By block: the prompt, the table in which it lies, and the names of its full blocks as they were known then.
-        # Three lists of what the garbage collector does not look at, and no object for each prompt.
-        self._prompts: list[Ids] = [ids()] * ledger.num_blocks
-        self._tables: list[Ids] = [ids()] * ledger.num_blocks
-        self._names: list[bytes] = [b""] * ledger.num_blocks
+        # The garbage collector looks at such a tuple once, and not again.
+        self._through: list[tuple[Ids, Ids, bytes]] = [(ids(), ids(), b"")] * ledger.num_blocks
         self._roots: dict[bytes, int] = {}
 
     def note(self, salt: bytes, prompt: Ids, table: Ids, names: bytes, first: int, end: int) -> None:
         """The prompt runs through blocks number `first` to `end` - 1 of the table, which are full."""
-        prompts, tables, all_names = self._prompts, self._tables, self._names
+        through, noted = self._through, (prompt, table, names)
         if not first:
             self._roots[salt] = table[0]
         # The block before them as well: from there a prompt that shares it finds them.
         for block in table[first - 1 if first else 0 : end]:
-            prompts[block] = prompt
-            tables[block] = table
-            all_names[block] = names
+            through[block] = noted
 
     def find(self, shared: Sequence[int], names: bytes, salt: bytes, tokens: Ids) -> tuple[int, int] | None:
         """A block behind the `shared` ones that begins as `tokens` do, and how many of its slots agree. `names` are
         those of the prompt that asks."""
-        through = shared[-1] if shared else self._roots.get(salt, -1)
+        last = shared[-1] if shared else self._roots.get(salt, -1)
+        if last < 0:
+            return None
+        prompt, table, known = self._through[last]
         at = len(shared) * HASH_BYTES
-        known = self._names[through] if through >= 0 else b""
         if len(known) < at + HASH_BYTES or known[:at] != names[:at]:
             return None
-        table = self._tables[through]
         block = table[len(shared)] if len(shared) < len(table) else -1
         if block < 0 or self._ledger.name(block) != known[at : at + HASH_BYTES]:
             return None
         first, agreed = len(shared) * self._block_size, 0
-        for token, other in zip(tokens, self._prompts[through][first : first + self._block_size], strict=False):
+        for token, other in zip(tokens, prompt[first : first + self._block_size], strict=False):
             if token != other:
                 break
             agreed += 1

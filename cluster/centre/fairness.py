@@ -16,91 +16,9 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 
-from cluster.centre.sequences import Request
-
-
-class Tenant:
-    """What one tenant has been given: `service` decides who goes next, the other figures are its bill."""
-
-    __slots__ = (
-        "block_seconds",
-        "cached_tokens",
-        "host_block_seconds",
-        "is_cleared",
-        "name",
-        "num_active",
-        "num_requests",
-        "output_tokens",
-        "prompt_tokens",
-        "service",
-        "weight",
-    )
-
-    def __init__(self, name: str, weight: float, is_cleared: bool = False) -> None:
-        self.name = name
-        self.weight = weight
-        # Nothing of it may stay anywhere: its blocks are overwritten when they are free, never cached or swapped.
-        self.is_cleared = is_cleared
-        self.service = 0.0
-        self.num_active = 0
-        self.num_requests = 0
-        self.prompt_tokens = 0
-        self.cached_tokens = 0
-        self.output_tokens = 0
-        self.block_seconds = 0.0
-        self.host_block_seconds = 0.0
-
-    def charge(self, tokens: float) -> None:
-        """Work done for it, in tokens."""
-        self.service += tokens / self.weight
-
-    def charge_memory(self, request: Request, tokens_per_block_second: float) -> None:
-        """It holds no device memory now: what it has held since the last time is charged."""
-        self.charge((request.block_seconds - request.charged_seconds) * tokens_per_block_second)
-        request.charged_seconds = request.block_seconds
-
-    def bill(self, request: Request) -> None:
-        """A request has ended: everything that it used is noted."""
-        self.num_requests += 1
-        self.prompt_tokens += len(request.prompt)
-        self.cached_tokens += request.cached_tokens
-        self.output_tokens += sum(sequence.num_billed for sequence in request.sequences)
-        self.block_seconds += request.block_seconds
-        self.host_block_seconds += request.host_block_seconds
-
-
-class Tenants:
-    """All tenants that were ever seen; new ones get the weight of the settings, or 1."""
-
-    def __init__(self, weights: Mapping[str, float], cleared: Collection[str] = ()) -> None:
-        self._weights = weights
-        self._cleared = cleared
-        self._tenants: dict[str, Tenant] = {}
-
-    def __iter__(self) -> Iterator[Tenant]:
-        return iter(self._tenants.values())
-
-    def get(self, name: str) -> Tenant:
-        tenant = self._tenants.get(name)
-        if tenant is None:
-            # Whose a request is that only a worker has told of is not known yet: it may be one of those.
-            is_cleared = name in self._cleared or (not name and bool(self._cleared))
-            tenant = self._tenants[name] = Tenant(name, self._weights.get(name, 1.0), is_cleared)
-        return tenant
-
-    def enter(self, tenant: Tenant) -> None:
-        """A request of this tenant is under way; an idle tenant starts level with the least served active one."""
-        if not tenant.num_active:
-            others = [other.service for other in self._tenants.values() if other.num_active]
-            if others:
-                tenant.service = max(tenant.service, min(others))
-        tenant.num_active += 1
-
-    def leave(self, tenant: Tenant) -> None:
-        tenant.num_active -= 1
-        assert tenant.num_active >= 0, f"tenant {tenant.name} left more often than it came"
+from cluster.centre.nouns import Request
 
 
 class _Line:
@@ -163,12 +81,23 @@ class WaitingQueue:
     def _least_served(self, lines: dict[str, _Line]) -> Request | None:
         """The head of the tenant that has got least; of several that are level the one that came first."""
         best: Request | None = None
-        for name in list(lines):
-            head = lines[name].head(self._tickets)
+        least = 0.0
+        tickets, gone = self._tickets, []
+        for name, line in lines.items():
+            new = line.new
+            # Nearly all waits for the first time, and is still there.
+            if not line.returning and new and tickets.get(new[0][0]) == new[0][1]:
+                head: Request | None = new[0][2]
+            else:
+                head = line.head(tickets)
             if head is None:
-                del lines[name]
-            elif best is None or (head.tenant.service, head.arrival) < (best.tenant.service, best.arrival):
-                best = head
+                gone.append(name)
+                continue
+            service = head.tenant.service
+            if best is None or service < least or (service == least and head.arrival < best.arrival):
+                best, least = head, service
+        for name in gone:
+            del lines[name]
         return best
 
     def __iter__(self) -> Iterator[Request]:

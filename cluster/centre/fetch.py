@@ -9,36 +9,45 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
+from cluster.centre.boards import Boards
+from cluster.centre.books import Books
+from cluster.centre.endings import Endings
+from cluster.centre.leaving import Leaving
+from cluster.centre.nouns import HostPool, Replica, Request
 from cluster.centre.prefix import Hits
-from cluster.centre.replica import Replica
-from cluster.centre.sequences import Request
+from cluster.centre.starts import Starts
+from cluster.centre.transfers import Transfers
 from cluster.messages import Road, Transferred
 
-if TYPE_CHECKING:
-    from cluster.centre.scheduler import Scheduler
-    from cluster.centre.swap import HostPool
 
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Fetch:
     """One read under way. `source` None: its pool was lost meanwhile."""
 
-    request: Request
     replica: Replica
+    request: Request
     source: Replica | HostPool | None
     theirs: list[int]
 
+    @property
+    def held_up(self) -> Request:
+        return self.request
+
 
 class Fetches:
-    """All fetches under way, and whose pool each number in the prefix index is."""
+    """Which prefixes are fetched, and how that ends."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
-        self._settings = scheduler.settings
-        self.owners: dict[int, Replica | HostPool] = {}
-        self.under_way: dict[int, Fetch] = {}
+    def __init__(
+        self, books: Books, boards: Boards, transfers: Transfers, endings: Endings, leaving: Leaving, starts: Starts
+    ) -> None:
+        self._books = books
+        self._settings = books.settings
+        self._boards = boards
+        self._transfers = transfers
+        self._endings = endings
+        self._leaving = leaving
+        self._starts = starts
 
     def begin(self, request: Request, hits: Hits) -> int:
         """Its table stands: orders a read of what another pool has of it beyond. `hits`: cached blocks that begin it,
@@ -58,13 +67,11 @@ class Fetches:
         source.ledger.release(theirs, 0)
         if isinstance(source, Replica):
             # Blocks that were at hand there are not, until they are read.
-            self._scheduler.admission.refresh(source)
+            self._boards.refresh(source)
         mine = sequence.table[first : first + len(theirs)]
-        number = self._scheduler.swapper.order(replica, Road.READ, source, mine, theirs)
-        self.under_way[number] = Fetch(request, replica, source, theirs)
         sequence.saved = (first + len(theirs)) * size
-        self._scheduler.counters["fetches begun"] += 1
-        return number
+        self._books.counters["fetches begun"] += 1
+        return self._transfers.order(Fetch(replica, request, source, theirs), Road.READ, source, mine, theirs)
 
     def _cheapest(
         self, replica: Replica, hits: Hits, first: int, last: int
@@ -77,14 +84,14 @@ class Fetches:
         # As long a run on the same node costs the same.
         seen: set[tuple[str, int]] = set()
         for pool, depth in hits:
-            source, count = self.owners.get(pool), min(depth, last) - first
+            source, count = self._books.owners.get(pool), min(depth, last) - first
             if source is None or source is replica or count <= 0:
                 continue
             node = source.joined.node
             if (node, count) in seen or not self._can_read(replica, source):
                 continue
             seen.add((node, count))
-            fetch_s = self._scheduler.swapper.lost_s(replica, node, count * block_bytes)
+            fetch_s = self._transfers.lost_s(replica, node, count * block_bytes)
             saved_s = count * replica.block_size / rate - fetch_s
             if saved_s > (best[0] if best is not None else 0.0):
                 best = saved_s, pool, source, count
@@ -99,45 +106,32 @@ class Fetches:
             return False
         return bool(replica.joined.bytes_per_s and source.joined.bytes_per_s)
 
-    def on_transferred(self, replica: Replica, transferred: Transferred) -> bool:
-        """False: the transfer is no fetch."""
-        fetch = self.under_way.get(transferred.transfer)
-        if fetch is None or fetch.replica is not replica:
-            return False
-        del self.under_way[transferred.transfer]
-        scheduler, request = self._scheduler, fetch.request
-        if fetch.source is not None and transferred.ok:
+    def ended(self, fetch: Fetch, told: Transferred) -> None:
+        replica, request = fetch.replica, fetch.request
+        if fetch.source is not None and told.ok:
             nodes = replica.joined.node, fetch.source.joined.node
-            scheduler.swapper.rates.note(*nodes, transferred.size_bytes, transferred.seconds)
+            self._transfers.rates.note(*nodes, told.size_bytes, told.seconds)
         self._let_go(fetch)
-        scheduler.counters[f"fetches {'done' if transferred.ok else 'failed'}"] += 1
-        if transferred.ok:
-            scheduler.admission.restored(request)
+        self._books.counters[f"fetches {'done' if told.ok else 'failed'}"] += 1
+        if told.ok:
+            self._starts.restored(request)
         else:
             request.may_fetch = False
-            scheduler.swapper.give_up(request, replica)
-        return True
+            self._leaving.give_up(replica, request)
 
     def _let_go(self, fetch: Fetch) -> None:
         source, fetch.source = fetch.source, None
         if source is not None:
             source.ledger.end_moving(fetch.theirs)
-            if self._scheduler.replicas.get(source.name) is source:
+            if isinstance(source, Replica) and self._books.is_here(source):
                 # Whoever waits for blocks there looks again in this turn.
                 source.write()
 
-    def abort(self, request: Request) -> None:
-        """Nobody wants the request any more; the read still ends with Transferred."""
-        for number, fetch in self.under_way.items():
-            if fetch.request is request:
-                fetch.replica.write().aborts.append(number)
-
     def lose(self, pool: Replica | HostPool) -> None:
         """This pool is gone: reads into it with it; reads from it succeed or fail by themselves."""
-        self.owners.pop(pool.ledger.pool, None)
-        for number, fetch in list(self.under_way.items()):
-            if fetch.replica is pool:
-                del self.under_way[number]
-                self._scheduler.recovery.when_deaf(fetch.request, partial(self._let_go, fetch))
-            elif fetch.source is pool:
+        if isinstance(pool, Replica):
+            for _, fetch in self._transfers.lose(pool, Fetch):
+                self._endings.when_deaf(fetch.request, partial(self._let_go, fetch))
+        for _, fetch in self._transfers.all(Fetch):
+            if fetch.source is pool:
                 self._let_go(fetch)

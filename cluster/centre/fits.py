@@ -7,13 +7,15 @@ every replica were empty; what is free now is `cluster/centre/placement.py`'s. I
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence as SequenceOf
+from typing import NamedTuple
 
-from cluster.centre.sequences import Request
+from cluster.centre.needs import num_blocks
+from cluster.centre.nouns import Request, Sequence
+from cluster.settings import ReserveName
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
+class Size(NamedTuple):
     """What one replica could hold: blocks of its pool, tokens of one sequence, places in its batch."""
 
     num_blocks: int
@@ -28,11 +30,24 @@ class Size:
         )
 
 
-def size_of(request: Request, block_size: int) -> Size:
-    """The most that what lives of it can ever take. The last sampled token is never written, but has a position."""
-    live = request.live
-    num_blocks = request.num_blocks(block_size, [sequence.limit for sequence in live])
-    return Size(num_blocks, live[0].limit + 1, sum(sequence.num_places for sequence in live))
+def num_reserved(reserve: ReserveName, num_prompt: int, max_tokens: int, block_size: int, longest: int) -> int:
+    """Blocks of the run that a request reserves, a power of two. `longest`: tokens that the model takes."""
+    # The last sampled token is never written.
+    end = num_prompt + max_tokens - 1
+    if reserve == "longest":
+        end = longest
+    elif reserve == "power_of_two":
+        end = min(longest, num_prompt + (1 << (max_tokens - 1).bit_length()))
+    return 1 << (-(-end // block_size) - 1).bit_length()
+
+
+def size_of(live: SequenceOf[Sequence], block_size: int, num_reserved: int = 0) -> Size:
+    """The most that what lives of a request can ever take. The last sampled token is never written, but has a place."""
+    request, limit = live[0].request, live[0].limit
+    if len(live) == 1 and not request.width:
+        return Size(num_reserved or -(-limit // block_size), limit + 1, 1)
+    most = num_reserved or num_blocks(request, block_size, [sequence.limit for sequence in live])
+    return Size(most, limit + 1, sum(sequence.num_places for sequence in live))
 
 
 class Sizes:
@@ -77,10 +92,10 @@ class Sizes:
         """One that is here could hold this much, or nobody is here to measure by."""
         return not self._kinds or any(kind.holds(size) for kind in self._kinds)
 
-    def refusal(self, request: Request, block_size: int) -> str:
+    def refusal(self, request: Request, block_size: int, num_reserved: int = 0) -> str:
         """Why no replica, here or away, could ever hold this request alone, with the figures; empty if one could."""
         known = [*self._kinds, *(size for size, _ in self._away.values())]
-        wanted = size_of(request, block_size)
+        wanted = size_of(request.live, block_size, num_reserved)
         if not known or any(size.holds(wanted) for size in known):
             return ""
         kind, field = ("beams", "beam_width") if request.width else ("sequence(s)", "n")

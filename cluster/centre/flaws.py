@@ -15,6 +15,9 @@ from typing import Any
 from cluster.hashing import HASH_BYTES
 from cluster.messages import (
     Adopt,
+    Cancel,
+    Departed,
+    Find,
     GatewayState,
     HostPoolJoined,
     Pin,
@@ -24,6 +27,7 @@ from cluster.messages import (
     Resident,
     Result,
     Sealed,
+    Start,
     StopAt,
     Submit,
 )
@@ -39,6 +43,10 @@ MAX_PRIORITY = 1 << 20
 MAX_RATE = 1e18
 MAX_NUMBER = 1 << 62
 MAX_NAME = 1 << 12
+MAX_DETAIL = 1 << 12
+MAX_LOOK = 1 << 14
+MAX_GATEWAYS = 1 << 12
+MAX_DEPARTED = 1 << 10
 
 
 def flaw_of(event: object) -> str:
@@ -99,6 +107,8 @@ def _result(result: Result) -> str:
         return f"rates of {result.step_seconds} s a step and {result.prefill_tokens_per_s} tokens/s"
     if not (0 <= result.prefill_waiting <= MAX_NUMBER and 0 <= result.dry <= MAX_NUMBER):
         return f"{result.prefill_waiting} tokens that wait and {result.dry} dry steps"
+    if len(result.unreached) > MAX_GATEWAYS or any(len(name) > MAX_NAME for name in result.unreached):
+        return f"{len(result.unreached)} gateways that take no tokens, or endless names of such"
     return ""
 
 
@@ -107,22 +117,32 @@ def _asked(asked: Submit | Pin) -> str:
         return "a request without a name, or with an endless one"
     if not 0 < len(asked.prompt) <= MAX_TOKENS:
         return "the prompt is empty"
-    if any(len(name) != HASH_BYTES for name in asked.hashes):
+    if not {HASH_BYTES}.issuperset(map(len, asked.hashes)):
         return f"names of blocks have {HASH_BYTES} bytes each"
     return ""
 
 
 def _submit(submit: Submit) -> str:
     sampling = submit.sampling
-    flaw = _asked(submit) or _range(
-        priority=(submit.priority, -MAX_PRIORITY, MAX_PRIORITY),
-        n=(sampling.n, 1, MAX_SEQUENCES),
-        beam_width=(sampling.width, 0, MAX_SEQUENCES),
-        max_tokens=(sampling.max_tokens or 1, 1, MAX_TOKENS),
-    )
+    flaw = _asked(submit)
+    priority, most = submit.priority, sampling.max_tokens or 1
+    is_within = -MAX_PRIORITY <= priority <= MAX_PRIORITY and 1 <= most <= MAX_TOKENS
+    if not flaw and not (is_within and 1 <= sampling.n <= MAX_SEQUENCES and 0 <= sampling.width <= MAX_SEQUENCES):
+        flaw = _range(
+            priority=(submit.priority, -MAX_PRIORITY, MAX_PRIORITY),
+            n=(sampling.n, 1, MAX_SEQUENCES),
+            beam_width=(sampling.width, 0, MAX_SEQUENCES),
+            max_tokens=(most, 1, MAX_TOKENS),
+        )
+    if not flaw and len(submit.look) > MAX_LOOK:
+        flaw = f"its look has {len(submit.look):,} characters, more than {MAX_LOOK:,}"
     if not flaw and submit.deadline is not None and math.isnan(submit.deadline):
         flaw = "the deadline is not a number"
     return flaw
+
+
+def _find(find: Find) -> str:
+    return "" if 0 < len(find.request_id) <= MAX_NAME else "a request without a name, or with an endless one"
 
 
 def _pin(pin: Pin) -> str:
@@ -168,29 +188,51 @@ def _replica_state(state: ReplicaState) -> str:
         flaw = _resident(resident, joined)
         if flaw:
             return f"resident {resident.seq:#x} of {resident.start.request_id}: {flaw}"
+    if len(state.departed) > MAX_DEPARTED:
+        return f"{len(state.departed):,} sequences that have left are told, more than {MAX_DEPARTED:,}"
+    for departed in state.departed:
+        flaw = _departed(departed)
+        if flaw:
+            return f"{departed.start.request_id}, which has left: {flaw}"
     return _shared(state)
+
+
+def _departed(departed: Departed) -> str:
+    start = departed.start
+    flaw = _start(start, departed.seq, departed.index)
+    if not flaw and len(start.tokens) > start.num_prompt + (start.sampling.max_tokens or 1):
+        flaw = f"it has {len(start.tokens)} tokens, and {start.sampling.max_tokens} behind its prompt were asked for"
+    return flaw or ("" if departed.reason in ENDS else "it was let go without a reason")
+
+
+def _start(start: Start, seq: int, index: int) -> str:
+    sampling = start.sampling
+    flaw = _range(
+        seq=(seq, 1, MAX_NUMBER),
+        n=(sampling.n, 1, MAX_SEQUENCES),
+        beam_width=(sampling.width, 0, MAX_SEQUENCES),
+        max_tokens=(sampling.max_tokens or 1, 1, MAX_TOKENS),
+        index=(index, 0, (1 if sampling.width else sampling.n) - 1),
+        attempt=(start.attempt, 1, MAX_NUMBER),
+        num_prompt=(start.num_prompt, 1, len(start.tokens)),
+        precedence=(start.precedence, -(MAX_PRIORITY << 40), MAX_PRIORITY << 40),
+        # NaN fails this too.
+        grace_s=(start.grace_s, 0, 1e9),
+    )
+    return flaw or ("" if start.request_id else "it has no name")
 
 
 def _resident(resident: Resident, joined: ReplicaJoined) -> str:
     start, table = resident.start, resident.table
-    sampling = start.sampling
-    flaw = _range(
-        seq=(resident.seq, 1, MAX_NUMBER),
-        n=(sampling.n, 1, MAX_SEQUENCES),
-        beam_width=(sampling.width, 0, MAX_SEQUENCES),
-        max_tokens=(sampling.max_tokens or 1, 1, MAX_TOKENS),
-        index=(resident.index, 0, (1 if sampling.width else sampling.n) - 1),
-        attempt=(start.attempt, 1, MAX_NUMBER),
-        num_prompt=(start.num_prompt, 1, len(start.tokens)),
+    flaw = _start(start, resident.seq, resident.index) or _range(
         lease_end=(resident.lease_end, 0, len(table) * joined.block_size),
         # What beams have written their worker alone knows.
         position=(resident.position, 0, resident.lease_end),
-        precedence=(start.precedence, -(MAX_PRIORITY << 40), MAX_PRIORITY << 40),
     )
     if flaw:
         return flaw
-    if not start.request_id or len(resident.tokens) < start.num_prompt:
-        return "it has no name, or fewer tokens than its prompt"
+    if len(resident.tokens) < start.num_prompt:
+        return "it has fewer tokens than its prompt"
     if table and not 0 <= min(table) <= max(table) < joined.num_blocks:
         return f"its table has blocks that its pool of {joined.num_blocks} has not"
     if len(set(table)) != len(table):
@@ -220,6 +262,11 @@ def _shared(state: ReplicaState) -> str:
     return ""
 
 
+def _cancel(cancel: Cancel) -> str:
+    length = len(cancel.code) + len(cancel.detail)
+    return "" if length <= MAX_DETAIL else f"its reason has {length:,} characters, more than {MAX_DETAIL:,}"
+
+
 def _stop_at(stop: StopAt) -> str:
     return _range(index=(stop.index, 0, MAX_SEQUENCES), num_outputs=(stop.num_outputs, 0, MAX_TOKENS))
 
@@ -227,8 +274,10 @@ def _stop_at(stop: StopAt) -> str:
 _LOOK: Mapping[type, Callable[[Any], str]] = {
     Submit: _submit,
     Adopt: lambda adopt: _submit(adopt.submit),
+    Find: _find,
     Pin: _pin,
     StopAt: _stop_at,
+    Cancel: _cancel,
     Sealed: _sealed,
     Result: _result,
     ReplicaJoined: _joined,

@@ -16,7 +16,7 @@ import json
 import os
 import zlib
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from hashlib import blake2b
@@ -27,19 +27,22 @@ from typing import Any, TextIO
 from cluster import messages
 from cluster.errors import ConfigError
 from cluster.messages import Event, Order
+from cluster.private_files import check_private
 from cluster.sampling import SamplingParams
 from cluster.settings import SchedulerSettings
+from cluster.structure import StructuredOutputsParams
 
-VERSION = 4
+VERSION = 6
 
 # More lives than this no scheduler has written into one file.
 MAX_LIVES = 65_536
+MAX_LINE_CHARS = 1 << 28
 
 _CLASSES: dict[str, type[Any]] = {
     name: kind
     for name, kind in vars(messages).items()
     if isinstance(kind, type) and kind.__module__.startswith(messages.__name__) and dataclasses.is_dataclass(kind)
-} | {"SamplingParams": SamplingParams, "SchedulerSettings": SchedulerSettings}
+} | {kind.__name__: kind for kind in (SamplingParams, StructuredOutputsParams, SchedulerSettings)}
 _ENUMS: dict[str, type[IntEnum]] = {
     name: kind for name, kind in vars(messages).items() if isinstance(kind, type) and issubclass(kind, IntEnum)
 }
@@ -100,9 +103,10 @@ class JournalWriter:
         try:
             # What clients ask is in it: nobody else reads it.
             self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "a+", encoding="ascii")
+            check_private(path, os.fstat(self._file.fileno()), "the journal")
             if not _ends_a_line(path):
                 self._file.write("\n")  # a life before this one stopped within a line
-        except OSError as error:
+        except (OSError, ConfigError) as error:
             self._stop(str(error))
         self._write({"quire journal": VERSION, "epoch": epoch, "settings": to_plain(settings)})
 
@@ -187,6 +191,7 @@ def read(path: Path, *, life: int = -1) -> Journal:
     """Reads and checks a life of a journal: by its place in the file, the last one unless told otherwise. What is cut
     off is left out; a file that is no journal, or one of another version, is a ConfigError."""
     try:
+        check_private(path, path.stat(), "the journal")
         heads = _heads(path)
         if not heads:
             raise ConfigError(f"{path} is not a journal of Quire: its first line does not say so")
@@ -201,6 +206,8 @@ def read(path: Path, *, life: int = -1) -> Journal:
         turns, is_closed = _turns(path, at)
         settings, epoch = from_plain(head["settings"]), head["epoch"]
         epochs = tuple([int(other["epoch"]) for _, other in heads])
+    except ConfigError:
+        raise
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as a journal: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
@@ -215,7 +222,7 @@ def _heads(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """The heads of all lives, each with the number of its line."""
     found: list[tuple[int, dict[str, Any]]] = []
     with path.open(encoding="ascii") as file:
-        for number, line in enumerate(file):
+        for number, line in enumerate(_lines(file)):
             if line.startswith('{"quire journal"') and len(found) < MAX_LIVES:
                 head = _checked(line)
                 if head is not None:
@@ -227,7 +234,7 @@ def _turns(path: Path, head: int) -> tuple[tuple[Turn, ...], bool]:
     """The turns of the life whose head is in this line, and whether it was closed."""
     turns: list[Turn] = []
     with path.open(encoding="ascii") as file:
-        for line in islice(file, head + 1, None):
+        for line in islice(_lines(file), head + 1, None):
             told = _checked(line)
             if told is None or "quire journal" in told:
                 break
@@ -242,6 +249,14 @@ def _turns(path: Path, head: int) -> tuple[tuple[Turn, ...], bool]:
             else:
                 turns.append(Turn(told["turn"], float(told["now"]), from_plain(told["events"]), ""))
     return tuple(turns), False
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    """One at a time, none longer than any that a scheduler writes."""
+    while line := file.readline(MAX_LINE_CHARS + 1):
+        if len(line) > MAX_LINE_CHARS:
+            raise ValueError(f"a line of it has more than {MAX_LINE_CHARS:,} characters")
+        yield line
 
 
 def _checked(line: str) -> dict[str, Any] | None:

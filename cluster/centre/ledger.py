@@ -1,7 +1,7 @@
 """The accounting of one pool: who holds which block, how often, what is moving, what is cached.
 
 A ledger belongs to the scheduler and is changed by nobody else. It counts; the tables that the counts stand for live
-in `cluster/centre/sequences.py`, and `check` holds the two against each other. Every operation is atomic: it does all
+in `cluster/centre/nouns.py`, and `check` holds the two against each other. Every operation is atomic: it does all
 that it says or, where memory is short, nothing. A mistake of ours (double free, use after free) is an assertion that
 names the block, its holders and its last operations.
 
@@ -20,14 +20,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from cluster.centre.allocators import make_allocator
-from cluster.centre.prefix import PrefixIndex
-from cluster.hashing import HASH_BYTES
+from cluster.centre.allocators import Buddy, make_allocator
+from cluster.centre.prefix import BLOCK_BITS, PrefixIndex
 from cluster.settings import AllocatorName
+
+_CODES = {state: code for code, state in enumerate(("free", "cached", "held", "shared", "moving", "quarantined"))}
 
 
 class Clock:
@@ -39,8 +40,7 @@ class Clock:
         self.now = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
+class Counts(NamedTuple):
     """How many blocks are in each state; they add up to the pool."""
 
     free: int
@@ -69,7 +69,6 @@ class Ledger:
         self._moving = bytearray(num_blocks)
         self._quarantined = bytearray(num_blocks)
         self._names: list[bytes] = [b""] * num_blocks
-        self._is_named = bytearray(num_blocks)
         self._paid = [0.0] * num_blocks
         self._paid_at = [0.0] * num_blocks
         self._num_moving = 0
@@ -83,6 +82,12 @@ class Ledger:
     def num_available(self) -> int:
         """Blocks that `allocate` can give: free and cached."""
         return self._unheld.num_free + self._unheld.num_cached
+
+    @property
+    def longest_run(self) -> int:
+        """Blocks that `allocate_run` can give at most."""
+        assert isinstance(self._unheld, Buddy)
+        return self._unheld.longest_run
 
     def counts(self) -> Counts:
         free, cached = self._unheld.num_free, self._unheld.num_cached
@@ -108,7 +113,8 @@ class Ledger:
     def states(self, codes: Mapping[str, int]) -> bytes:
         """The state of every block as a byte, by `codes`; an eighth of what asking for each would cost."""
         holders = np.fromiter(self._holders, np.int32, self.num_blocks)
-        found = np.where(np.frombuffer(self._is_named, np.uint8), codes["cached"], codes["free"])
+        is_named = np.fromiter(map(len, self._names), np.int32, self.num_blocks) > 0
+        found = np.where(is_named, codes["cached"], codes["free"])
         found[np.frombuffer(self._moving, np.uint8) > 0] = codes["moving"]
         found[holders == 1] = codes["held"]
         found[holders > 1] = codes["shared"]
@@ -124,6 +130,14 @@ class Ledger:
             return None
         blocks, evicted = unheld.take(count, after)
         self._begin_holding(blocks, evicted)
+        self._operations.append(("allocate", blocks, owner))
+        return blocks
+
+    def allocate_run(self, count: int, owner: int) -> list[int]:
+        """A run of adjacent blocks, of which `longest_run` has said that it is there."""
+        assert isinstance(self._unheld, Buddy)
+        blocks = self._unheld.take_run(count)
+        self._begin_holding(blocks, [])
         self._operations.append(("allocate", blocks, owner))
         return blocks
 
@@ -202,19 +216,16 @@ class Ledger:
 
     # -- names: what a prefix hit may find
 
-    def set_names(self, blocks: Sequence[int], flat: bytes) -> None:
-        """Retired steps filled these blocks, whose names lie one behind the other in `flat`. The first block of a name
-        in a pool is listed, a second stays unnamed."""
-        holders, names, list_block, pool = self._holders, self._names, self.index.list_block, self.pool
-        at = 0
-        for block in blocks:
+    def set_names(self, blocks: Sequence[int], names: Sequence[bytes]) -> None:
+        """Retired steps filled these blocks. The first block of a name in a pool is listed, a second stays unnamed."""
+        holders, known, claim, first = self._holders, self._names, self.index.claim, self.pool << BLOCK_BITS
+        for block, name in zip(blocks, names, strict=True):
             assert holders[block] or self._moving[block], self._blame(block, "named while free")
-            if not names[block]:
-                name = flat[at : at + HASH_BYTES]
-                if list_block(name, pool, block):
-                    names[block] = name
-                    self._is_named[block] = 1
-            at += HASH_BYTES
+            if not known[block]:
+                # Nearly every name is new.
+                place = first | block
+                if claim(name, place) == place or self.index.list_block(name, self.pool, block):
+                    known[block] = name
 
     def next_cached(self, count: int) -> list[int]:
         """Cached blocks that will be given up next, at most so many."""
@@ -224,7 +235,6 @@ class Ledger:
         self.watched.discard(block)
         self.index.unlist_block(self._names[block], self.pool, block)
         self._names[block] = b""
-        self._is_named[block] = 0
 
     def forget_cache(self) -> int:
         """Gives up all cached content; the blocks are free. Returns how many there were."""
@@ -240,8 +250,9 @@ class Ledger:
     def close(self) -> None:
         """The pool is gone: nothing in it can be found any more, what is held or moving included."""
         self.forget_cache()
-        for block in np.flatnonzero(np.frombuffer(self._is_named, np.uint8)).tolist():
-            self._unname(block)
+        for block, name in enumerate(self._names):
+            if name:
+                self._unname(block)
 
     def restore(self, holders: dict[int, int], moving: Iterable[int], names: dict[int, bytes]) -> None:
         """Takes over a pool that a scheduler before this one kept: who holds what, what moves, what is cached."""
@@ -251,7 +262,7 @@ class Ledger:
         # A block that was written behind may have been given up and be read into by another transfer.
         for block in moving:
             self._moving[block] += 1
-        self.set_names(list(names), b"".join(names.values()))
+        self.set_names(list(names), list(names.values()))
         for block, count in holders.items():
             self._holders[block] = count
         self.num_shared = sum(count > 1 for count in holders.values())
@@ -302,22 +313,20 @@ class Ledger:
             assert len(set(table)) == len(table), f"pool {self.pool}: a block stands twice in one table {list(table)}"
             for block in table:
                 seen[block] += 1
-        states = {"free": 0, "cached": 0, "held": 0, "shared": 0, "moving": 0, "quarantined": 0}
-        for block in range(self.num_blocks):
-            assert seen[block] == self._holders[block], self._blame(block, f"in {seen[block]} tables")
-            states[self.state(block)] += 1
-            if self._names[block]:
-                listed = self.index.block_in(self._names[block], self.pool)
+        if seen != self._holders:
+            block = next(block for block, count in enumerate(seen) if count != self._holders[block])
+            raise AssertionError(self._blame(block, f"in {seen[block]} tables"))
+        for block, name in enumerate(self._names):
+            if name:
+                listed = self.index.block_in(name, self.pool)
                 assert listed == block, self._blame(block, f"its name is listed for block {listed}")
         unwatched = [block for block in self.watched if not self._names[block]]
         assert not unwatched, f"pool {self.pool}: blocks {unwatched} lost their names and are still watched"
-        counts = self.counts()
-        assert states["held"] + states["shared"] == counts.held, f"pool {self.pool}: {states} is not {counts}"
-        assert states["shared"] == self.num_shared, f"pool {self.pool}: {states} is not {self.num_shared} shared"
-        named = sum(map(bool, self._names))
-        assert named == sum(self._is_named), f"pool {self.pool}: {named} names, {sum(self._is_named)} marks"
-        for state in ("free", "cached", "moving", "quarantined"):
-            assert states[state] == getattr(counts, state), f"pool {self.pool}: {states} is not {counts}"
+        counts, states = self.counts(), self.states(_CODES)
+        free, cached, held, shared, moving, quarantined = map(states.count, range(len(_CODES)))
+        found = Counts(free, cached, held + shared, moving, quarantined)
+        assert found == counts, f"pool {self.pool}: {found} is not {counts}"
+        assert shared == self.num_shared, f"pool {self.pool}: {shared} are shared, not {self.num_shared}"
 
     def _blame(self, block: int, problem: str) -> str:
         last = []

@@ -11,8 +11,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
-from cluster.centre.replica import Replica
-from cluster.centre.sequences import Request, Sequence
+from cluster.centre.nouns import Replica, Request, Sequence
 from cluster.messages import Ids, ids
 
 
@@ -22,7 +21,7 @@ class Phase(IntEnum):
     FINISHING = 2  # the last blocks are on their way, the target's Starts wait for them
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Move:
     """One request on its way. `place_of` leads from a block of the source to the target's copy of it."""
 
@@ -42,6 +41,29 @@ class Move:
     waits: bool = False
     stopped_at: float = 0.0
     is_given_up: bool = False
+
+    @property
+    def replica(self) -> Replica:
+        """Who reads."""
+        return self.target
+
+    @property
+    def held_up(self) -> Request | None:
+        return self.request if self.phase is Phase.FINISHING else None
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether the source has answered for all of its sequences."""
+        on_source = [sequence for sequence in self.request.sequences if sequence.seq]
+        return bool(on_source) and all(sequence.has_stopped for sequence in on_source)
+
+    def full_blocks(self) -> list[int]:
+        """Full blocks of its sequences that were not sent yet, in order."""
+        size = self.source.block_size
+        blocks: dict[int, None] = {}
+        for sequence in self.request.live:
+            blocks.update(dict.fromkeys(sequence.table[: num_full(sequence, size)]))
+        return [block for block in blocks if block not in self.place_of]
 
     def kept(self) -> list[int]:
         """Blocks of the target that this move holds and no table does."""
@@ -70,6 +92,23 @@ class Held:
             return None
         position, tables, search = self.group
         return position, renumbered(tables, place_of), search
+
+
+def num_full(sequence: Sequence, size: int) -> int:
+    """How many blocks at the front of its table are full for good. Behind the prompt, beams' tables change."""
+    end = sequence.position
+    return (min(end, len(sequence.request.prompt)) if sequence.request.width else end) // size
+
+
+def blocks_of(request: Request, whole: bool) -> list[int]:
+    """The distinct device blocks of a request in order: those with content, or (`whole`) all of its tables."""
+    replica = request.replica
+    assert replica is not None
+    blocks: dict[int, None] = {}
+    for sequence in request.live:
+        count = len(sequence.table) if whole else -(-sequence.position // replica.block_size)
+        blocks.update(dict.fromkeys(sequence.table[:count]))
+    return list(blocks)
 
 
 def renumbered(tables: tuple[Ids, ...], place_of: Mapping[int, int]) -> tuple[Ids, ...]:

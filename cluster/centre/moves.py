@@ -14,25 +14,25 @@ wrong leaves a request that is computed again. All sequences of a request go tog
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
-from cluster.centre.move import Held, Move, Phase, can_go_on, num_needed, without_rest
+from cluster.centre.arrivals import Arrivals
+from cluster.centre.books import Books
+from cluster.centre.endings import Endings
+from cluster.centre.leaving import Leaving
+from cluster.centre.movable import Movable
+from cluster.centre.move import Held, Move, Phase, blocks_of, can_go_on, num_full, num_needed, without_rest
+from cluster.centre.nouns import Replica, Request, State
 from cluster.centre.pauses import Pauses
-from cluster.centre.replica import Replica
-from cluster.centre.sequences import Request, Sequence, State
+from cluster.centre.starts import Starts
+from cluster.centre.transfers import Transfers
 from cluster.hashing import HASH_BYTES
-from cluster.messages import Road, Transferred, ids
-
-if TYPE_CHECKING:
-    from cluster.centre.scheduler import Scheduler
+from cluster.messages import Road, Transferred
 
 # A round that leaves no more than so many full blocks per sequence is followed by the stop.
 FEW_BLOCKS = 1
 MAX_ROUNDS = 4
-# Requests on their way to one replica at a time, and how many of those may stand still: they would wait for each other.
-MAX_INCOMING = 4
+# How many requests on their way to one replica may stand still at a time: they would wait for each other.
 MAX_STANDING = 2
 # How long a read of so few blocks takes, until some have told: most of it are calls and not bytes.
 SMALL_READ = 8
@@ -40,73 +40,41 @@ SMALL_READ_S = 0.005
 
 
 class Moves:
-    """All moves under way. The scheduler asks for one (`begin`) and tells what happens to the request meanwhile."""
+    """Sees moves through. Others ask for one (`begin`), and tell what happens to the request meanwhile."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
-        self._settings = scheduler.settings
-        # By the number of the read that each waits for, and by request until its source has let go of it.
-        self.reads: dict[int, Move] = {}
-        self.by_request: dict[str, Move] = {}
-        self.pauses = Pauses(scheduler.counters)
+    def __init__(
+        self,
+        books: Books,
+        movable: Movable,
+        transfers: Transfers,
+        endings: Endings,
+        leaving: Leaving,
+        starts: Starts,
+        arrivals: Arrivals,
+        pauses: Pauses,
+    ) -> None:
+        self._books = books
+        self._settings = books.settings
+        self._movable = movable
+        self._transfers = transfers
+        self._endings = endings
+        self._leaving = leaving
+        self._starts = starts
+        self._arrivals = arrivals
+        self._pauses = pauses
         self._small_read_s = SMALL_READ_S
 
     # -- the first phase
 
-    def can_move(self, request: Request) -> bool:
-        """Whether it is of a kind that moves, and far enough to be moved."""
-        sampling, live = request.sampling, request.live
-        if request.state is not State.RUNNING or request.request_id in self.by_request or not live:
-            return False
-        if request.pin_until is not None or sampling is None or request.is_partial:
-            return False
-        if sampling.logprobs is not None or sampling.prompt_logprobs is not None:
-            return False  # what two workers tell at once could reach the gateway without its logprobs
-        if request.tenant.is_cleared or request.has_forks_waiting:
-            return False
-        # A fork that has not begun has no token to go on with.
-        return bool(request.width) or all(one.position < one.length for one in live)
-
-    def room_for(self, request: Request, target: Replica) -> bool:
-        """Whether the target could take it now and keep its reserve."""
-        return any(self.with_room(request, [target]))
-
-    def with_room(self, request: Request, targets: Iterable[Replica], margin: float = 0.0) -> Iterator[Replica]:
-        """Which of these could take it now and keep their reserve, and this share of their pool beside it."""
-        source = request.replica
-        assert source is not None
-        places = sum(sequence.num_places for sequence in request.live)
-        needed = num_needed(request, source, self._settings.ahead)
-        longest = request.live[0].limit + 1
-        share = self._settings.admit_reserve + margin
-
-        def has_room(target: Replica) -> bool:
-            ledger, joined = target.ledger, target.joined
-            reserve = int(ledger.num_blocks * share) if target.requests else 0
-            fits = ledger.num_available - reserve >= needed and joined.max_model_len >= longest
-            return fits and target.num_places + places <= joined.max_batch and self._is_open(source, target)
-
-        return filter(has_room, targets)
-
-    def _is_open(self, source: Replica, target: Replica) -> bool:
-        """Whether anything could move from one to the other now."""
-        if target is source or target.is_draining or target.wanting or len(target.incoming) >= MAX_INCOMING:
-            return False
-        if not target.joined.bytes_per_s or not source.joined.bytes_per_s:
-            return False  # its pool serves no peers
-        return target.joined.fingerprint == source.joined.fingerprint and target.block_size == source.block_size
-
     def begin(self, request: Request, target: Replica, in_a_hurry: bool = False) -> None:
-        """Lends blocks at the target and copies what is full; `can_move` and `room_for` have said yes. In a hurry it
+        """Lends blocks at the target and copies what is full; `Movable` has said yes. In a hurry it
         is stopped at once, because its blocks are needed."""
         source = request.replica
         assert source is not None
-        places = sum(sequence.num_places for sequence in request.live)
-        move = Move(request, source, target, places)
-        self.by_request[request.request_id] = target.incoming[request.request_id] = move
-        target.num_places += places
+        move = Move(request, source, target, sum(sequence.num_places for sequence in request.live))
+        self._movable.add(move)
         target.write()
-        self._scheduler.counters["moves begun"] += 1
+        self._books.counters["moves begun"] += 1
         self._take_cached(move)
         if not self._lend(move):
             self.cancel(request)
@@ -118,9 +86,9 @@ class Moves:
     def _take_cached(self, move: Move) -> None:
         """What the target has cached of the first sequence's blocks need not be copied."""
         sequence = move.request.live[0]
-        full = self._num_full(sequence, move.source.block_size)
+        full = num_full(sequence, move.source.block_size)
         names = sequence.names[: full * HASH_BYTES]
-        hit = self._scheduler.index.match(names).blocks(move.target.ledger.pool)
+        hit = self._books.index.match(names).blocks(move.target.ledger.pool)
         if hit:
             move.target.ledger.share(hit, 0)
             sources = list(sequence.table[: len(hit)])
@@ -130,7 +98,7 @@ class Moves:
 
     def _lend(self, move: Move) -> bool:
         """Room at the target for all that its tables can need; False: there is not so much."""
-        covered = sum(block in move.place_of for block in self._scheduler.swapper.blocks_of(move.request, whole=True))
+        covered = sum(block in move.place_of for block in blocks_of(move.request, whole=True))
         lacking = num_needed(move.request, move.source, self._settings.ahead) - covered - len(move.spare)
         if lacking > 0:
             blocks = move.target.ledger.allocate(lacking, 0)
@@ -141,22 +109,9 @@ class Moves:
             move.target.write()
         return True
 
-    def _full_blocks(self, move: Move) -> list[int]:
-        """Full blocks of its sequences that were not sent yet, in order."""
-        size = move.source.block_size
-        blocks: dict[int, None] = {}
-        for sequence in move.request.live:
-            blocks.update(dict.fromkeys(sequence.table[: self._num_full(sequence, size)]))
-        return [block for block in blocks if block not in move.place_of]
-
-    def _num_full(self, sequence: Sequence, size: int) -> int:
-        """How many blocks at the front of its table are full for good. Behind the prompt, beams' tables change."""
-        end = sequence.position
-        return (min(end, len(sequence.request.prompt)) if sequence.request.width else end) // size
-
     def _next_round(self, move: Move) -> None:
         """Copies what has become full, or stops the request if that is little."""
-        blocks = self._full_blocks(move)
+        blocks = move.full_blocks()
         is_last = move.num_rounds >= MAX_ROUNDS or len(blocks) <= FEW_BLOCKS * len(move.request.live)
         if not is_last and self._lend(move):
             move.num_rounds += 1
@@ -167,12 +122,12 @@ class Moves:
             self.stop(move)
 
     def _num_standing(self, target: Replica) -> int:
-        under_way = [*self.by_request.values(), *self.reads.values()]
+        under_way = [*self._movable.by_request.values(), *(move for _, move in self._transfers.all(Move))]
         return sum(move.target is target and move.phase is not Phase.COPYING for move in under_way)
 
     def _stop_next(self, target: Replica) -> None:
-        """One stands still no more: the next one may."""
-        for move in target.incoming.values():
+        """One pause ended: the next one may begin."""
+        for move in self._movable.incoming(target):
             if move.waits:
                 move.waits = False
                 self._next_round(move)
@@ -190,14 +145,13 @@ class Moves:
     def _order(self, move: Move, theirs: list[int], mine: list[int]) -> None:
         move.target.ledger.begin_moving(mine)
         move.landing = mine
-        move.transfer = self._scheduler.swapper.order(move.target, Road.READ, move.source, mine, theirs)
-        self.reads[move.transfer] = move
+        move.transfer = self._transfers.order(move, Road.READ, move.source, mine, theirs)
 
     # -- the second phase
 
     def is_stopping(self, request: Request) -> bool:
         """Whether it was dropped at its source to go on elsewhere."""
-        move = self.by_request.get(request.request_id)
+        move = self._movable.by_request.get(request.request_id)
         return move is not None and move.phase is Phase.STOPPING
 
     def stop(self, move: Move) -> None:
@@ -209,15 +163,15 @@ class Moves:
             self.cancel(request)
             return
         move.phase = Phase.STOPPING
-        self._scheduler.drop(request)
+        self._endings.drop(request)
 
     def finish(self, request: Request) -> None:
         """The source has stopped all of its sequences: their tables are built anew at the target."""
-        move = self.by_request[request.request_id]
+        move = self._movable.by_request[request.request_id]
         source, target = move.source, move.target
-        move.stopped_at = self._scheduler.now
+        move.stopped_at = self._books.now
         if not request.live or request.is_cancelled or not all(map(can_go_on, request.live)):
-            self._scheduler.swapper.give_up(request, source)
+            self._give_up(move)
             return
         if move.transfer:
             return  # it was stopped in a hurry: what is on its way comes first
@@ -226,28 +180,24 @@ class Moves:
         rest = [block for block in content if block not in move.place_of]
         kept = self._written_again(move, held) if rest else held
         source.ledger.begin_moving(rest)
-        for sequence in request.sequences:
-            if sequence.seq:
-                self._scheduler.detach(source, sequence)
-        del source.requests[request.request_id], self.by_request[request.request_id]
-        del target.incoming[request.request_id]
-        source.num_stopping -= 1
-        target.num_places -= move.num_places
+        self._leaving.detach_all(source, request)
+        del source.requests[request.request_id]
+        self._movable.remove(move)
         places = [move.spare.pop() for _ in rest]
         move.place_of.update(zip(rest, places, strict=True))
         move.phase = Phase.FINISHING
         request.attempt += 1
-        request.replica = request.last_replica = target
+        request.replica = target
         request.state = State.RESTORING
         request.forked_from = None
-        self._settle_in(move, held if kept is None else kept)
+        self._arrivals.settle_in(move, held if kept is None else kept)
         if kept is None:
             self._order(move, rest, places)
         for sequence in request.live:
-            self._scheduler.admission.order_start(sequence, (), move.transfer)
+            self._starts.order(sequence, (), move.transfer)
         if kept is not None:
-            self.pauses.begin(target, move.stopped_at, source.step_seconds)
-            self._scheduler.counters["moves without a last read"] += 1
+            self._pauses.begin(target, move.stopped_at, source.step_seconds)
+            self._books.counters["moves without a last read"] += 1
             self._moved(move)
             self._stop_next(target)
 
@@ -260,96 +210,49 @@ class Moves:
         num_tokens = sum(one.position for one in held) - sum(one.position for one in kept)
         return kept if num_tokens <= self._small_read_s * move.target.prefill_tokens_per_s else None
 
-    def _settle_in(self, move: Move, held: list[Held]) -> None:
-        """Tables at the target: the copies take the places of what they are copies of, and the next lease behind."""
-        target, ledger = move.target, move.target.ledger
-        taken: set[int] = set()
-        cached = set(list(move.place_of.values())[: move.num_hit])
-        for sequence, had in zip(move.request.live, held, strict=True):
-            sequence.seq = self._scheduler.next_seq()
-            places = [move.place_of[block] for block in had.table]
-            # A block that several sequences share came once; the first of them takes over the move's own hold.
-            sequence.paid = ledger.share([block for block in places if block in taken], sequence.seq)
-            taken.update(places)
-            sequence.table = ids(places)
-            sequence.group = had.group_at(move.place_of)
-            num_new = self._lease(sequence, had, target)
-            sequence.table.extend([move.spare.pop() for _ in range(num_new)])
-            sequence.saved = had.position
-            num_cached = next((i for i, block in enumerate(places) if block not in cached), len(places))
-            sequence.position = num_cached * target.block_size
-            target.enter(sequence)
-        # Copies of blocks whose sequence has ended meanwhile, and room that was not needed.
-        unused = [block for block in move.place_of.values() if block not in taken]
-        ledger.release([*unused, *move.spare], 0)
-        move.spare = []
-
-    def _lease(self, sequence: Sequence, had: Held, target: Replica) -> int:
-        """Its first lease at the target; returns how many blocks that takes beyond what it brings."""
-        size, request = target.block_size, sequence.request
-        sequence.lease_end = target.first_lease(sequence)
-        if had.group is not None:
-            sequence.purse = request.num_purse(size, had.position, len(had.group[1]), sequence.lease_end)
-            return sequence.purse
-        num_new = -(-sequence.lease_end // size) - len(had.table)
-        if request.width:
-            sequence.purse = request.num_group_blocks(size, sequence.lease_end) - len(had.table) - num_new
-        return num_new + (sequence.purse if request.width else 0)
-
     # -- how a read ended
 
-    def on_transferred(self, replica: Replica, transferred: Transferred) -> bool:
-        """False: the transfer is none of a move."""
-        move = self.reads.get(transferred.transfer)
-        if move is None or move.target is not replica:
-            return False
-        del self.reads[transferred.transfer]
-        outcome = "done" if transferred.ok else "failed"
-        self._scheduler.counters[f"transfer move {outcome}"] += 1
-        if transferred.ok:
-            nodes = replica.joined.node, move.source.joined.node
-            self._scheduler.swapper.rates.note(*nodes, transferred.size_bytes, transferred.seconds)
+    def ended(self, move: Move, told: Transferred) -> None:
+        target = move.target
+        self._books.counters[f"transfer move {'done' if told.ok else 'failed'}"] += 1
+        if told.ok:
+            nodes = target.joined.node, move.source.joined.node
+            self._transfers.rates.note(*nodes, told.size_bytes, told.seconds)
             if len(move.landing) <= SMALL_READ:
-                self._small_read_s += 0.2 * (transferred.seconds - self._small_read_s)
-        replica.ledger.end_moving(move.landing)
+                self._small_read_s += 0.2 * (told.seconds - self._small_read_s)
+        target.ledger.end_moving(move.landing)
         move.landing, move.transfer = [], 0
         if move.is_given_up:
             self._let_go(move)
         elif move.phase is Phase.FINISHING:
-            if transferred.ok:
-                self.pauses.end(move.stopped_at, move.source.step_seconds, self._scheduler.now)
+            if told.ok:
+                self._pauses.end(move.stopped_at, move.source.step_seconds, self._books.now)
                 self._moved(move)
             else:
                 self._let_go(move)
                 move.request.may_fetch = False  # by the same road
-                self._scheduler.swapper.give_up(move.request, replica)
-            self._stop_next(replica)
-        elif not transferred.ok:
+                self._leaving.give_up(target, move.request)
+            self._stop_next(target)
+        elif not told.ok:
             self.cancel(move.request)
         elif move.phase is Phase.COPYING:
             self._next_round(move)
-        elif self._has_stopped(move):
+        elif move.has_stopped:
             self.finish(move.request)
-        return True
-
-    def _has_stopped(self, move: Move) -> bool:
-        """Whether the source has answered for all of its sequences."""
-        on_source = [sequence for sequence in move.request.sequences if sequence.seq]
-        return bool(on_source) and all(sequence.has_stopped for sequence in on_source)
 
     def _moved(self, move: Move) -> None:
         """The target needs nothing more: its tables count from now on, and the source is free of it."""
         self._let_go(move)
-        self._scheduler.counters["moved"] += 1
-        move.request.moved_at = self._scheduler.now
-        self._scheduler.admission.restored(move.request)
+        self._books.counters["moved"] += 1
+        move.request.moved_at = self._books.now
+        self._starts.restored(move.request)
 
     def _let_go(self, move: Move) -> None:
         """The source's blocks may be used again."""
         source = move.source
         source.ledger.end_moving(list(move.place_of))
         move.place_of = {}
-        if self._scheduler.replicas.get(source.name) is source:
+        if self._books.is_here(source):
             # Whoever waits for blocks there looks again in this turn.
             source.write()
 
@@ -357,54 +260,53 @@ class Moves:
 
     def cancel(self, request: Request) -> None:
         """It stays where it is, or is gone: the target gets its blocks back as soon as nothing is written to them."""
-        move = self.by_request.pop(request.request_id, None)
+        move = self._movable.by_request.get(request.request_id)
         if move is None:
             return
         target = move.target
-        del target.incoming[request.request_id]
-        target.num_places -= move.num_places
+        self._movable.remove(move)
         target.ledger.release(move.kept(), 0)
         move.is_given_up = True
         target.write()
-        self._scheduler.counters["moves given up"] += 1
+        self._books.counters["moves given up"] += 1
         if move.transfer:
             target.write().aborts.append(move.transfer)
         else:
             self._let_go(move)
         if move.phase is Phase.STOPPING:
-            if self._has_stopped(move):
-                self._scheduler.swapper.give_up(request, move.source)
+            if move.has_stopped:
+                self._leaving.give_up(move.source, request)
             self._stop_next(target)
 
-    def abort(self, request: Request) -> None:
-        """Nobody wants what is on its way any more; the read still ends with Transferred."""
-        for number, move in self.reads.items():
-            if move.request is request and move.phase is Phase.FINISHING:
-                move.target.write().aborts.append(number)
+    def _give_up(self, move: Move) -> None:
+        """Its source has stopped it, and it can't go on elsewhere."""
+        request, source = move.request, move.source
+        self._leaving.let_go(source, request)
+        self.cancel(request)
+        self._leaving.off_replica(source, request)
 
     def lose_replica(self, replica: Replica) -> None:
         """Before its residents are taken away: moves from it and to it end here, but for last reads from it, which
         succeed or fail by themselves."""
-        self.pauses.lose_replica(replica)
-        for move in replica.incoming.values():
+        self._pauses.lose_replica(replica)
+        for move in self._movable.incoming(replica):
             move.waits = False
-        for move in list(self.by_request.values()):
+        for move in list(self._movable.by_request.values()):
             if replica in (move.source, move.target):
                 self.cancel(move.request)
-        for number, move in list(self.reads.items()):
-            if move.target is replica:
-                del self.reads[number]
-                replica.ledger.end_moving(move.landing)
-                if move.phase is Phase.FINISHING:
-                    self._scheduler.recovery.when_deaf(move.request, partial(self._let_go, move))
-                else:
-                    self._let_go(move)
-            elif move.source is replica:
+        for _, move in self._transfers.lose(replica, Move):
+            replica.ledger.end_moving(move.landing)
+            if move.phase is Phase.FINISHING:
+                self._endings.when_deaf(move.request, partial(self._let_go, move))
+            else:
+                self._let_go(move)
+        for _, move in self._transfers.all(Move):
+            if move.source is replica:
                 self._let_go(move)
 
     def give_up_one(self, target: Replica) -> bool:
         """Its residents need the blocks that it lends to a request that still runs elsewhere."""
-        for move in target.incoming.values():
+        for move in self._movable.incoming(target):
             if move.phase is Phase.COPYING:
                 self.cancel(move.request)
                 return True
@@ -413,9 +315,9 @@ class Moves:
     # -- proof
 
     def check(self) -> None:
-        for request_id, move in self.by_request.items():
+        for move in self._movable.by_request.values():
             assert move.request.replica is move.source and not move.is_given_up, f"{move.request} does not leave"
-            assert move.target.incoming[request_id] is move
+            assert move in self._movable.incoming(move.target)
             assert move.phase is not Phase.FINISHING
-        for number, move in self.reads.items():
+        for number, move in self._transfers.all(Move):
             assert move.transfer == number and move.landing, f"read {number:#x} of {move.request} has no blocks"

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections import Counter, deque
 from dataclasses import dataclass
 
-from cluster.centre.replica import Replica
+from cluster.centre.nouns import Replica
 from cluster.messages import Result
 
 # A pause that nobody sees.

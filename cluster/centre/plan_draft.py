@@ -1,16 +1,12 @@
 """The orders of a turn for one replica, while they are being gathered: what becomes a numbered Plan at its end.
 
-Whoever decides something writes it here through `Replica.write`; the replica numbers and sends it. It decides nothing.
+Whoever decides something writes it here through `Replica.write`; `cluster/centre/plans.py` numbers it. It decides
+nothing.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from cluster.messages import Copy, Drop, Extends, Plan, Reroute, Revoke, Start, Transfer, ids
-
-if TYPE_CHECKING:
-    from cluster.centre.replica import Replica
+from cluster.messages import Copy, Drop, Extends, Reroute, Revoke, Start, Transfer, ids
 
 
 class PlanDraft:
@@ -34,23 +30,3 @@ class PlanDraft:
             self.extends.seqs or self.starts or self.drops or self.revokes or self.reroutes or self.copies
             or self.transfers or self.aborts or self.clears
         )  # fmt: skip
-
-    def numbered(self, replica: Replica, epoch: int, number: int, ahead: int) -> Plan:
-        """The plan for this replica; nothing may be written into the draft any more."""
-        return Plan(
-            replica=replica.name,
-            incarnation=replica.incarnation,
-            epoch=epoch,
-            number=number,
-            ahead=ahead,
-            result=replica.last_result,
-            extends=self.extends,
-            starts=tuple(self.starts),
-            drops=tuple(self.drops),
-            revokes=tuple(self.revokes),
-            reroutes=tuple(self.reroutes),
-            copies=tuple(self.copies),
-            transfers=tuple(self.transfers),
-            aborts=tuple(self.aborts),
-            clears=self.clears,
-        )

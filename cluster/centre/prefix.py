@@ -2,24 +2,19 @@
 
 A name is the chained hash of all tokens up to the end of a block (`cluster/hashing.py`), so one look-up answers for a
 whole prefix. The ledgers list a block when a retired step has filled it and unlist it before its space is used again.
-Beside it stands what is being computed right now: a request that finds its next block there waits for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cluster.hashing import HASH_BYTES
 
-if TYPE_CHECKING:
-    from cluster.centre.sequences import Sequence as TokenSequence
-
-_BLOCK_BITS = 32
-_BLOCK_MASK = (1 << _BLOCK_BITS) - 1
+BLOCK_BITS = 32
+_BLOCK_MASK = (1 << BLOCK_BITS) - 1
 # A name that more pools hold than this has its blocks by pool, and a mask of its pools.
 FEW_PLACES = 4
 
@@ -78,17 +73,19 @@ class PrefixIndex:
 
     def __init__(self) -> None:
         self._places: dict[bytes, int | tuple[int, ...] | dict[int, int]] = {}
+        # Lists a place under a name that nobody has, and returns the places that the name has then.
+        self.claim = self._places.setdefault
+        self._nothing = Hits(self, b"", [])
         # Of names that many pools hold: a bit for each.
         self._masks: dict[bytes, int] = {}
-        self._computing: dict[bytes, TokenSequence] = {}
 
     def __len__(self) -> int:
         return len(self._places)
 
     def list_block(self, name: bytes, pool: int, block: int) -> bool:
         """False if the pool has a block of this name already."""
-        place = pool << _BLOCK_BITS | block
-        known = self._places.setdefault(name, place)
+        place = pool << BLOCK_BITS | block
+        known = self.claim(name, place)
         if known == place:
             return True
         if isinstance(known, dict):
@@ -98,18 +95,18 @@ class PrefixIndex:
             self._masks[name] |= 1 << pool
             return True
         places = known if isinstance(known, tuple) else (known,)
-        if any(other >> _BLOCK_BITS == pool for other in places):
+        if any(other >> BLOCK_BITS == pool for other in places):
             return False
         places = (*places, place)
         if len(places) <= FEW_PLACES:
             self._places[name] = places
         else:
-            self._places[name] = {other >> _BLOCK_BITS: other & _BLOCK_MASK for other in places}
+            self._places[name] = {other >> BLOCK_BITS: other & _BLOCK_MASK for other in places}
             self._masks[name] = _mask(places)
         return True
 
     def unlist_block(self, name: bytes, pool: int, block: int) -> None:
-        place = pool << _BLOCK_BITS | block
+        place = pool << BLOCK_BITS | block
         known = self._places[name]
         if known == place:
             del self._places[name]
@@ -120,7 +117,7 @@ class PrefixIndex:
             self._masks[name] ^= 1 << pool
             if len(known) <= FEW_PLACES // 2:
                 del self._masks[name]
-                self._places[name] = tuple([other << _BLOCK_BITS | at for other, at in known.items()])
+                self._places[name] = tuple([other << BLOCK_BITS | at for other, at in known.items()])
             return
         assert isinstance(known, tuple) and place in known, f"block {block} of pool {pool} is not listed"
         rest = tuple(other for other in known if other != place)
@@ -138,7 +135,7 @@ class PrefixIndex:
         if isinstance(known, dict):
             return known.get(pool)
         for place in known if isinstance(known, tuple) else (known,):
-            if place >> _BLOCK_BITS == pool:
+            if place >> BLOCK_BITS == pool:
                 return place & _BLOCK_MASK
         return None
 
@@ -146,12 +143,14 @@ class PrefixIndex:
         """A bit for each pool that has a block of this name."""
         known = self._places.get(name, ())
         if isinstance(known, int):
-            return 1 << (known >> _BLOCK_BITS)
+            return 1 << (known >> BLOCK_BITS)
         return self._masks[name] if isinstance(known, dict) else _mask(known)
 
     def match(self, names: bytes) -> Hits:
         """For each pool how long its run of `names` from the first on is. One walk, one look-up a name, whatever the
         number of pools."""
+        if names[:HASH_BYTES] not in self._places:
+            return self._nothing
         runs: list[tuple[int, int]] = []
         alive, depth = -1, 0
         for depth, at in enumerate(range(0, len(names), HASH_BYTES)):
@@ -166,34 +165,9 @@ class PrefixIndex:
                 runs.append((depth + 1, alive))
         return Hits(self, names, runs)
 
-    # -- what is being computed
-
-    def begin_computing(self, owner: TokenSequence, first: int) -> None:
-        """`owner` will fill its blocks from number `first` on, as far as their names are known; the first owner of a
-        name stays it."""
-        names, computing = owner.names, self._computing
-        owner.num_computing = len(names) // HASH_BYTES
-        for at in range(first * HASH_BYTES, len(names), HASH_BYTES):
-            computing.setdefault(names[at : at + HASH_BYTES], owner)
-
-    def end_computing(self, owner: TokenSequence) -> None:
-        names, computing = owner.names, self._computing
-        for at in range(0, owner.num_computing * HASH_BYTES, HASH_BYTES):
-            name = names[at : at + HASH_BYTES]
-            if computing.get(name) is owner:
-                del computing[name]
-        owner.num_computing = 0
-
-    def computing(self, name: bytes) -> TokenSequence | None:
-        return self._computing.get(name)
-
-    @property
-    def num_computing(self) -> int:
-        return len(self._computing)
-
 
 def _mask(places: tuple[int, ...]) -> int:
     mask = 0
     for place in places:
-        mask |= 1 << (place >> _BLOCK_BITS)
+        mask |= 1 << (place >> BLOCK_BITS)
     return mask

@@ -9,39 +9,57 @@ also how a replica that drains gets rid of what cannot move. It chooses whom and
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from cluster.centre.replica import Replica
-from cluster.centre.sequences import Request, State
-
-if TYPE_CHECKING:
-    from cluster.centre.scheduler import Scheduler
+from cluster.centre.balance import Balance
+from cluster.centre.books import Books
+from cluster.centre.endings import Endings
+from cluster.centre.leases import Leases
+from cluster.centre.moves import Moves
+from cluster.centre.nouns import Replica, Request, State
+from cluster.centre.pins import Pins
+from cluster.centre.revokes import Revokes
+from cluster.centre.swap import Swaps
 
 
 class Pressure:
     """The choice of who gives memory back. It holds nothing."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
+    def __init__(
+        self,
+        books: Books,
+        leases: Leases,
+        revokes: Revokes,
+        endings: Endings,
+        pins: Pins,
+        swaps: Swaps,
+        moves: Moves,
+        balance: Balance,
+    ) -> None:
+        self._books = books
+        self._leases = leases
+        self._revokes = revokes
+        self._endings = endings
+        self._pins = pins
+        self._swaps = swaps
+        self._moves = moves
+        self._balance = balance
 
     def relieve(self, replica: Replica) -> None:
         """Sequences cannot grow: blocks leased ahead come back; then requests go, the lowest precedence first."""
-        scheduler = self._scheduler
         while True:
-            starving = replica.serve_wanting()
-            if starving is None or replica.num_stopping or replica.num_revoking:
+            starving = self._leases.serve_wanting(replica)
+            if starving is None or replica.is_emptying or replica.is_revoking:
                 return
-            num_revokes = replica.revoke_unused(len(replica.wanting))
+            num_revokes = self._revokes.revoke_unused(replica, len(replica.wanting))
             if num_revokes:
-                scheduler.counters["leases revoked"] += num_revokes
+                self._books.counters["leases revoked"] += num_revokes
                 return
-            if scheduler.moves.give_up_one(replica):
+            if self._moves.give_up_one(replica):
                 continue
             running = [request for request in replica.requests.values() if request.state is State.RUNNING]
             # Who starves has come as far as it is safe (see `Sequence.first_end`), so there is always somebody.
             starve = {sequence.request.arrival for sequence in replica.wanting.values()}
             running = [one for one in running if one.arrival in starve or not one.is_safe]
-            if len(running) == 1 and scheduler.pins.give_up_one(replica):
+            if len(running) == 1 and self._pins.give_up_one(replica):
                 continue
             victim = max(running, key=lambda request: request.precedence)
             self.preempt(victim, f"{starving.request.request_id} needs a block and none is free", "memory")
@@ -51,11 +69,11 @@ class Pressure:
 
         `why` is for people, `cause` one of a few words that preemptions are counted by.
         """
-        scheduler, replica = self._scheduler, request.replica
+        books, replica = self._books, request.replica
         assert replica is not None
         request.preemptions += 1
-        way = scheduler.swapper.way_out(request, replica)
-        if scheduler.balance.moves_instead(request, way.seconds, why, cause):
+        way = self._swaps.way_out(request, replica)
+        if self._balance.moves_instead(request, way.seconds, why, cause):
             return
         kind = (
             "recompute"
@@ -67,10 +85,10 @@ class Pressure:
         request.why_preempted = f"{why}; {kind}, estimated {way.seconds * 1e3:.1f} ms"
         if way.lacks:
             request.why_preempted += f"; {way.lacks}"
-            scheduler.counters["out of host memory"] += 1
-        scheduler.counters[f"preempted {kind}"] += 1
-        scheduler.notes.preemptions[kind, cause] += 1
-        scheduler.notes.add(scheduler.now, "preempted", request.request_id, request.why_preempted)
+            books.counters["out of host memory"] += 1
+        books.counters[f"preempted {kind}"] += 1
+        books.notes.preemptions[kind, cause] += 1
+        books.note("preempted", request.request_id, request.why_preempted)
         if way.host is not None:
-            scheduler.swapper.reserve(request, way.host)
-        scheduler.drop(request)
+            self._swaps.reserve(request, way.host)
+        self._endings.drop(request)

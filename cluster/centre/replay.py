@@ -36,7 +36,7 @@ def describe(scheduler: Scheduler) -> str:
             f"{counts.cached} cached, {counts.moving} moving, {counts.quarantined} quarantined, {counts.free} free; "
             f"{len(replica.residents)} sequences"
         )
-    for host in scheduler.swapper.pools.values():
+    for host in scheduler.pools.values():
         counts = host.ledger.counts()
         lines.append(f"host pool {host.name}: {host.ledger.num_blocks} blocks: {counts.held} held, {counts.free} free")
     for request in scheduler.requests.values():

@@ -10,7 +10,8 @@ import os
 import select
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Annotated
 
@@ -29,6 +30,7 @@ GROUPS = (
     "operate",
     "models",
     "top",
+    "page",
     "logs",
     "doctor",
     "size",
@@ -54,9 +56,24 @@ def build() -> typer.Typer:
         rich_markup_mode="rich" if sys.stdout.isatty() else None,
     )
     app.callback()(_options)
-    for group in GROUPS:
-        import_module(f"cluster.cli.{group}").register(app)
+    with _quiet_grpc():
+        groups = [import_module(f"cluster.cli.{group}") for group in GROUPS]
+    for group in groups:
+        group.register(app)
     return app
+
+
+@contextmanager
+def _quiet_grpc() -> Iterator[None]:
+    """gRPC's own lines about a handshake that failed would stand beside ours. It reads what it shall say when it is
+    imported; processes that are started from here have it as it was."""
+    before = os.environ.get("GRPC_VERBOSITY")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["GRPC_VERBOSITY"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -214,7 +214,7 @@ def _body(asked: Asked, result: RequestOutput, kind: str, choices: list[dict[str
         "id": result.request_id,
         "object": kind,
         "created": int(time.time()),
-        "model": asked.options.model,
+        "model": result.model,
         "choices": choices,
         "usage": usage,
     }

@@ -53,7 +53,7 @@ def plan(question: Question) -> None:
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     from cluster.bench.report import render
-    from cluster.serving.host import tune_collector
+    from cluster.serving.shell import tune_collector
     from cluster.sim.capacity import Outcome
     from cluster.sim.capacity import plan as run
     from cluster.sim.figures import compared, speed
@@ -107,9 +107,9 @@ def _runs(question: Question) -> Iterator[tuple[str, Question]]:
 def _inputs(question: Question) -> Any:
     """Site, load and settings of one run."""
     from cluster.sim.capacity import Site
+    from cluster.sim.copies import WORKERS_PER_NODE
     from cluster.sim.costs import machine
     from cluster.sim.load import Load
-    from cluster.sim.obeying import WORKERS_PER_NODE
     from cluster.sim.traces import TRACES
 
     if question.trace not in TRACES:

@@ -20,21 +20,23 @@ import typer
 
 from cluster.cli.connecting import GatewayOption, TokenOption, open_client
 from cluster.cli.line_editor import LineEditor
+from cluster.cli.models import NONE_SERVED
 from cluster.client.blocking import Client
 from cluster.client.request import Options
-from cluster.errors import InvalidRequest, NeverFits, NotFound, QuireError
+from cluster.errors import InvalidRequest, NeverFits, NotFound, QuireError, Unavailable
 from cluster.sampling import SamplingParams
 
 HELP = """\
-/system TEXT       what the model is told first; without TEXT: nothing
-/temperature X     0 always takes the likeliest token; without X: the model's own
-/seed N            the same seed draws the same answers; without N: a new one each time
+/system TEXT       what the model is told first; no TEXT: nothing
+/temperature X     0 always takes the likeliest token; no X: the model's own
+/seed N            the same seed draws the same answers; no N: new ones
 /retry             ask the last question again
 /clear             forget what was said
 /save FILE         write the conversation as JSON; an existing file is kept
 /help              this
 /quit, Ctrl-D      leave
-Ctrl-C ends an answer. A line that ends with \\ goes on in the next; \"\"\" begins and ends several lines."""
+Ctrl-C ends an answer. A line that ends with \\ goes on in the next;
+\"\"\" begins and ends several lines."""
 LEFT = "note: the model's context is full, so the oldest turns are not sent any more"
 
 
@@ -46,7 +48,9 @@ def chat(
     address: GatewayOption = None,
     token_file: TokenOption = None,
     model: Annotated[str, typer.Option(help="Which model. Default: the cluster's own.", show_default=False)] = "",
-    system: Annotated[str, typer.Option(help="What the model is told first.", show_default=False)] = "",
+    system: Annotated[
+        str, typer.Option(help="What the model is told first. Default: nothing.", show_default=False)
+    ] = "",
     max_tokens: Annotated[int, typer.Option(help="At most so many tokens an answer.")] = 300,
     temperature: Annotated[
         float | None, typer.Option(help="0 always takes the likeliest token. Default: the model's.", show_default=False)
@@ -203,10 +207,13 @@ class Conversation:
         """Tokens that the model reads at most."""
         if not self._room:
             models = self.client.models()
-            chosen = [one for one in models if one.name == self.model or (not self.model and len(models) == 1)]
+            if not models:
+                raise Unavailable(NONE_SERVED)
+            chosen = [one for one in models if (one.name == self.model if self.model else one.is_default)]
             if not chosen:
-                names = ", ".join(sorted(one.name for one in models)) or "none"
-                raise NotFound(f"no model {self.model!r} is served; there is {names}")
+                names = ", ".join(sorted(one.name for one in models))
+                problem = f"no model {self.model!r} is served; there is" if self.model else "--model is to be one of"
+                raise NotFound(f"{problem} {names}")
             if not chosen[0].has_chat_template:
                 remedy = "`quire generate` writes on from a text"
                 raise InvalidRequest("chat", f"model {chosen[0].name} has no chat template", remedy)

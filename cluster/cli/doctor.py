@@ -25,7 +25,10 @@ def doctor(
     out: Annotated[Path | None, typer.Option(help="Where the bundle goes. Default: the current folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check versions, memory, ports, the cluster and its model; say where logs are. Exit code 1: something is wrong."""
+    """Check this machine and its cluster.
+
+    Versions, memory, ports, workers, models, certificates, and where logs are. Exit code 1: something is wrong.
+    """
     from cluster.watching.doctor import examine, write_bundle
 
     path = out or Path(f"quire-bundle-{time.strftime('%Y%m%d-%H%M%S')}.tar.gz")

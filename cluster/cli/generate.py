@@ -36,13 +36,16 @@ def generate(
     ] = None,
     chat: Annotated[
         list[str] | None,
-        typer.Option(help="A question for the model's chat template; repeatable; - is a pipe's.", show_default=False),
+        typer.Option(
+            help="A question for the model's chat template; repeatable; - is a pipe's. Default: none.",
+            show_default=False,
+        ),
     ] = None,
     file: Annotated[
         str | None,
         typer.Option(
             help="A batch: a JSON object on every line, with a prompt or messages, and settings; or OpenAI's batch "
-            "lines. - is a pipe's.",
+            "lines. - is a pipe's. Default: none.",
             show_default=False,
         ),
     ] = None,
@@ -71,7 +74,7 @@ def generate(
         int | None, typer.Option(help="The same seed draws the same text. Default: a new one.", show_default=False)
     ] = None,
     stop: Annotated[
-        list[str] | None, typer.Option(help="End before this text; repeatable.", show_default=False)
+        list[str] | None, typer.Option(help="End before this text; repeatable. Default: none.", show_default=False)
     ] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on to --max-tokens.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the texts.")] = False,
@@ -90,7 +93,8 @@ def generate(
         typer.Option(help="Blocks in the pool.", show_default="what memory allows", rich_help_panel=LOCAL),
     ] = None,
     kv_memory: Annotated[
-        str | None, typer.Option(help='Or its size, such as "2GiB".', show_default=False, rich_help_panel=LOCAL)
+        str | None,
+        typer.Option(help='Or its size, such as "2GiB".', show_default="what memory allows", rich_help_panel=LOCAL),
     ] = None,
 ) -> None:
     """Write on from several prompts at once, streaming."""
@@ -201,4 +205,5 @@ def show(stream: Iterable[StreamOutput], prompts: Sequence[str], chat: Sequence[
     took = time.monotonic() - began
     if not quiet:
         rate = num_tokens / max(took, 1e-9)
-        print(f"{len(titles)} requests, {num_tokens:,} tokens in {took:.2f} s: {rate:,.0f} tokens/s", file=sys.stderr)
+        count = f"{len(titles)} request{'' if len(titles) == 1 else 's'}"
+        print(f"{count}, {num_tokens:,} tokens in {took:.2f} s: {rate:,.0f} tokens/s", file=sys.stderr)

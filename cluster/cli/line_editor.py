@@ -43,8 +43,8 @@ class LineEditor:
             self._readline.write_history_file(self._history)
 
     def lines(self, prompt: str) -> Iterator[str]:
-        """What was typed, empty lines left out, until Ctrl-D; a Ctrl-C at an empty prompt says how to leave, and a
-        second one leaves."""
+        """What was typed, empty lines left out, until Ctrl-D. A Ctrl-C takes back what is being typed; at an empty
+        prompt it says how to leave, and a second one leaves."""
         was_interrupted = False
         while True:
             try:
@@ -54,6 +54,9 @@ class LineEditor:
                 return
             except KeyboardInterrupt:
                 print()
+                if self._readline is not None and self._readline.get_line_buffer().strip():
+                    was_interrupted = False
+                    continue
                 if was_interrupted:
                     raise
                 was_interrupted = True

@@ -1,4 +1,4 @@
-"""`quire blocks`, `drain` and `usage`: one request's tables, a worker's leave, tenants' bills."""
+"""`quire blocks`, `drain`, `usage` and `restart`: tables, a worker's leave, bills, new processes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import typer
 
 from cluster.bench.report import Row, render
 from cluster.cli.admin import AddressOption, JsonOption, TokenOption, open_admin
+from cluster.cli.tables import table_lines
+from cluster.errors import ConfigError
 from cluster.serving.admin_client import plain
 
 
 def register(app: typer.Typer) -> None:
-    for command in (blocks, drain, usage):
+    for command in (blocks, drain, usage, restart):
         app.command()(command)
 
 
@@ -23,7 +25,10 @@ def blocks(
     token_file: TokenOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The block tables of a request: logical block -> physical block, with how many tables hold each."""
+    """The block tables of a request.
+
+    Logical block -> physical block, with how many tables hold each.
+    """
     from protos.quire.v1 import admin_pb2 as pb
 
     answer = plain(
@@ -32,18 +37,7 @@ def blocks(
     if as_json:
         print(json.dumps(answer, indent=1))
         return
-    found = answer["request"]
-    cached = answer["cached_tokens"]
-    print(f"request {found['request_id']}: {found['state']}, attempt {answer['attempt']}, {cached} cached tokens")
-    if found["reason"]:
-        print(f"  {found['reason']}")
-    for one in answer["sequences"]:
-        where = one["pool"] or one["host_pool"] or "no worker"
-        told = f"{one['length']} tokens, {one['position']} written, leave to {one['lease_end']}, on {where}"
-        print(f"  [{one['index']}] {told}")
-        pairs = zip(one["blocks"], one["holders"], strict=True)
-        shown = " ".join(f"{block}" + (f"x{holders}" if holders > 1 else "") for block, holders in pairs)
-        print("      " + (shown or " ".join(f"host {block}" for block in one["host_blocks"]) or "no blocks"))
+    print("\n".join(table_lines(answer)))
 
 
 def drain(
@@ -60,12 +54,12 @@ def drain(
 
 
 def usage(
-    tenant: Annotated[str, typer.Option(help="Only this tenant.", show_default=False)] = "",
+    tenant: Annotated[str, typer.Option(help="Only this tenant. Default: all.", show_default=False)] = "",
     address: AddressOption = None,
     token_file: TokenOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What each tenant used: requests, tokens and block-seconds."""
+    """What tenants used: requests, tokens and block-seconds."""
     from protos.quire.v1 import admin_pb2 as pb
 
     answer = plain(open_admin(address, token_file).call("GetUsage", pb.GetUsageRequest(tenant=tenant)))
@@ -85,3 +79,24 @@ def usage(
         for one in answer["tenants"]
     ]
     print(render(rows) if rows else "nothing was used yet")
+
+
+def restart(
+    rolling: Annotated[
+        bool, typer.Option("--rolling", help="One process after the other; every stream goes on. It has to be given.")
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="gateways, workers or scheduler; repeatable. Default: all, in turn.", show_default=False),
+    ] = None,
+) -> None:
+    """Start every process again, with new code, while it serves."""
+    from cluster.lifecycle.rolling import KINDS
+    from cluster.lifecycle.rolling import restart as roll
+
+    if not rolling:
+        raise ConfigError("give --rolling, by which every stream goes on; `quire down` and `quire up` end them all")
+    for kind in only or ():
+        if kind not in KINDS:
+            raise ConfigError(f"--only is {kind!r}; give {', '.join(KINDS)}")
+    roll(tuple(only or KINDS), print)

@@ -17,10 +17,15 @@ def register(app: typer.Typer) -> None:
 def replay(
     journal: Annotated[Path, typer.Argument(help="The file that `quire up --journal FILE` wrote.")],
     at: Annotated[int | None, typer.Option(help="Show the state after this turn. Default: after the last.")] = None,
-    life: Annotated[int, typer.Option(help="Which start of the scheduler: 0 is the first. Default: the last.")] = -1,
+    life: Annotated[
+        int, typer.Option(help="Which start of the scheduler: 0 is the first. Default: the last.", show_default=False)
+    ] = -1,
     events: Annotated[bool, typer.Option("--events", help="Also list what that turn was told.")] = False,
 ) -> None:
-    """Replay a journal, prove that every decision is the same, and show tables and ledgers."""
+    """Replay a journal, and show tables and ledgers at any turn.
+
+    Every decision is proven to be the one that was written.
+    """
     from cluster.centre import replay as player
     from cluster.centre.journal import read
 
@@ -28,9 +33,11 @@ def replay(
     whole, total = recorded.num_whole, len(recorded.turns)
     if at is not None and not 0 <= at <= total:
         raise ConfigError(f"--at is {at}, and {journal} has turns 0 to {total}")
-    if len(recorded.epochs) > 1:
-        number = life % len(recorded.epochs)
-        print(f"life {number} of 0 to {len(recorded.epochs) - 1}: the scheduler of epoch {recorded.epoch}")
+    last = len(recorded.epochs) - 1
+    number = life % len(recorded.epochs)
+    is_over = number < last
+    if last:
+        print(f"life {number} of 0 to {last}: the scheduler of epoch {recorded.epoch}")
     scheduler = player.replay(recorded, at)
     scheduler.check()
     number = whole if at is None else at
@@ -38,7 +45,7 @@ def replay(
     if whole < total:
         print(f"turn {total} was begun and not ended: the scheduler stopped in it (--at {total} decides it again)")
     elif not recorded.is_closed:
-        print(f"the scheduler was ended after turn {total}, or is still at work")
+        print(f"the scheduler was ended after turn {total}{'' if is_over else ', or is still at work'}")
     if events and number:
         for event in recorded.turns[number - 1].events:
             print(f"  told: {event}")

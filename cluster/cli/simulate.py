@@ -55,16 +55,18 @@ def simulate(
     gpus: Annotated[int, typer.Option(help="GPUs of one worker (tensor parallel).", rich_help_panel=_CAPACITY)] = 1,
     rate: Annotated[
         float | None,
-        typer.Option(help="Requests/s of all; else the trace's own for every 8 workers.", rich_help_panel=_CAPACITY),
+        typer.Option(
+            help="Requests/s of all. Default: the trace's own for every 8 workers.", rich_help_panel=_CAPACITY
+        ),
     ] = None,
     minutes: Annotated[float, typer.Option(help="Simulated time.", rich_help_panel=_CAPACITY)] = 2.0,
     block_size: Annotated[int, typer.Option(help="Slots in a block.", rich_help_panel=_CAPACITY)] = 16,
     kv_memory: Annotated[
         str | None,
-        typer.Option(help="Of a worker's pool, like 20GB; else what weights leave.", rich_help_panel=_CAPACITY),
+        typer.Option(help="Of a worker's pool, like 20GB. Default: what weights leave.", rich_help_panel=_CAPACITY),
     ] = None,
     host_memory: Annotated[
-        str | None, typer.Option(help="Of a host pool for 8 workers; else none.", rich_help_panel=_CAPACITY)
+        str | None, typer.Option(help="Of a host pool for 8 workers. Default: none.", rich_help_panel=_CAPACITY)
     ] = None,
     max_batch: Annotated[int, typer.Option(help="Sequences of a worker at once.", rich_help_panel=_CAPACITY)] = 256,
     token_budget: Annotated[int, typer.Option(help="Tokens of a step.", rich_help_panel=_CAPACITY)] = 8192,
@@ -79,11 +81,19 @@ def simulate(
     allocator: Annotated[str, typer.Option(help="The ledger's policy.", rich_help_panel=_CAPACITY)] = "lru",
     compare: Annotated[
         str | None,
-        typer.Option(help="Side by side: placement, preemption, block-size or allocator.", rich_help_panel=_CAPACITY),
+        typer.Option(
+            help="Side by side: placement, preemption, block-size or allocator. Default: none.",
+            rich_help_panel=_CAPACITY,
+        ),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="A PNG to plot into.", rich_help_panel=_CAPACITY)] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="A PNG to plot into. Default: none.", rich_help_panel=_CAPACITY)
+    ] = None,
 ) -> None:
-    """Simulate a cluster: the real scheduler and batcher, with everything else in virtual time."""
+    """Simulate a cluster in virtual time.
+
+    The machines that ship, with all around them made up: faults by seed, or a capacity question.
+    """
     if workers > 0 and histories == 0:
         from cluster.cli.capacity import Question, plan
 

@@ -37,7 +37,7 @@ def status(
     everything: Annotated[bool, typer.Option("--all", help="Every request and every counter.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Gateways, workers, pools, requests and counters of the running cluster."""
+    """Gateways, workers, pools, requests and counters."""
     found = status_of(open_admin(address, token_file), most=None if everything or as_json else MAX_REQUESTS)
     if as_json:
         print(json.dumps(found, indent=1))
@@ -46,8 +46,8 @@ def status(
     num_workers, num_gateways = len(workers["workers"]), sum(one["connected"] for one in cluster["gateways"])
     print(
         f"Quire {cluster['version']}, scheduler epoch {cluster['epoch']}, up {cluster['uptime_s']:.0f} s: "
-        f"{_of(num_workers, num_workers + len(workers['missing']), 'workers')}, "
-        f"{_of(num_gateways, len(cluster['gateways']), 'gateways')}, {cluster['num_running']} requests run, "
+        f"{_of(num_workers, num_workers + len(workers['missing']), 'worker')}, "
+        f"{_of(num_gateways, len(cluster['gateways']), 'gateway')}, {cluster['num_running']} requests run, "
         f"{cluster['num_waiting']} wait"
     )
     tables: list[list[Row]] = [
@@ -68,7 +68,8 @@ def status(
 
 
 def _of(number: int, wanted: int, what: str) -> str:
-    return f"{number} {what}" if number >= wanted else f"{number} of {wanted} {what}"
+    things = what if max(number, wanted) == 1 else f"{what}s"
+    return f"{number} {things}" if number >= wanted else f"{number} of {wanted} {things}"
 
 
 def _counted(counters: Mapping[str, int]) -> list[Row]:

@@ -21,12 +21,17 @@ import typer
 
 from cluster.centre.notes import Note
 from cluster.cli.admin import AddressOption, TokenOption, open_admin
-from cluster.cli.top_picture import PoolPicture, Scene, draw
+from cluster.cli.tables import table_lines
+from cluster.cli.top_picture import PoolPicture, Scene, draw, listed
+from cluster.cli.top_view import TABLES, View
+from cluster.errors import DeadlineExceeded, Unavailable
 
 if TYPE_CHECKING:
     from cluster.serving.admin_client import Admin
 
 MAX_LISTED = 200
+AGAIN_S = 1.0
+"""Between two tries to reach a scheduler that is away."""
 _SUM = re.compile(r"^quire_(time_to_first_token|inter_token)_seconds_(sum|count)\{.*\} (\S+)$", re.MULTILINE)
 
 
@@ -41,26 +46,33 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="One picture, then end.")] = False,
     by_request: Annotated[bool, typer.Option("--by-request", help="Colour blocks by request. Key: r.")] = False,
 ) -> None:
-    """Watch requests, speeds, queues and the memory map live. r: blocks by request or by state; q or Ctrl-C ends it."""
+    """Watch requests, speeds, queues and the memory map live. Enter: a request's tables; ?: the keys; q: leave."""
     from rich.console import Console
     from rich.live import Live
 
     interval = max(0.1, interval)
+    view = View(by_request=by_request)
     eyes, console = Eyes(open_admin(address, token_file), interval, has_figures=address is None), Console()
     try:
         if once or not sys.stdout.isatty():
             # Rates need two looks.
-            eyes.look()
+            eyes.look(view)
             time.sleep(interval)
-            console.print(draw(eyes.look(), console.width, not console.is_terminal, by_request))
+            console.print(draw(eyes.look(view), console.width, not console.is_terminal, view))
             return
+        scene = eyes.look(view)
         with Live(console=console, screen=True, auto_refresh=False) as live, _keys() as key:
             while True:
-                live.update(draw(eyes.look(), console.width, False, by_request, console.height), refresh=True)
+                live.update(draw(scene, console.width, False, view, console.height), refresh=True)
                 pressed = key(interval)
                 if pressed == "q":
                     return
-                by_request ^= pressed == "r"
+                view = view.press(pressed, [one["id"] for one in listed(scene.requests, view)])
+                try:
+                    scene = eyes.look(view)
+                except (Unavailable, DeadlineExceeded) as error:
+                    # The scheduler may be starting again: what was seen last stays, and says of itself that it is old.
+                    scene.away = str(error)
     except KeyboardInterrupt:
         return
     finally:
@@ -86,7 +98,8 @@ def _keys() -> Iterator[Any]:
 
     def key(seconds: float) -> str:
         ready, _, _ = select.select([sys.stdin], [], [], seconds)
-        return os.read(sys.stdin.fileno(), 1).decode(errors="replace") if ready else ""
+        # Arrows are several bytes, which come together.
+        return os.read(sys.stdin.fileno(), 16).decode(errors="replace") if ready else ""
 
     try:
         yield key
@@ -109,7 +122,7 @@ class Eyes:
     def close(self) -> None:
         self._maps.close()
 
-    def look(self) -> Scene:
+    def look(self, view: View) -> Scene:
         from protos.quire.v1 import admin_pb2 as pb
 
         call = self._admin.call
@@ -140,7 +153,20 @@ class Eyes:
             requests=[_request(one) for one in sorted(listed, key=lambda one: one.state)],
             notes=[Note(one.number, one.age_s, one.kind, one.subject, one.why) for one in cluster.notes],
             counters=dict(cluster.counters),
+            tables=self._tables(view.chosen) if view.screen == TABLES else (),
         )
+
+    def _tables(self, request: str) -> list[str]:
+        """None once it has ended."""
+        from cluster.errors import NotFound
+        from cluster.serving.admin_client import plain
+        from protos.quire.v1 import admin_pb2 as pb
+
+        try:
+            asked = pb.DescribeRequestRequest(request_id=request)
+            return table_lines(plain(self._admin.call("DescribeRequest", asked)))
+        except NotFound:
+            return []
 
     def _rate(self, which: int) -> float:
         """Growth a second over the last pictures."""
@@ -200,6 +226,7 @@ class BlockMaps:
         self._admin = admin
         self._interval_s = interval_s
         self._call: Any = None
+        self._is_closed = threading.Event()
         self.has_come = threading.Event()
         threading.Thread(target=self._run, daemon=True).start()
 
@@ -208,19 +235,26 @@ class BlockMaps:
             return [(name, (bytes(states), list(owners))) for name, (states, owners) in self._pools.items()]
 
     def _run(self) -> None:
+        """One call after the other: a scheduler that was started again begins with whole maps."""
         import grpc
 
         from protos.quire.v1 import admin_pb2 as pb
 
-        try:
-            request = pb.WatchBlocksRequest(interval_s=self._interval_s, with_owners=True)
-            self._call = self._admin.stub.WatchBlocks(request)
-            for response in self._call:
-                with self._lock:
-                    self._take(response)
+        request = pb.WatchBlocksRequest(interval_s=self._interval_s, with_owners=True)
+        while not self._is_closed.is_set():
+            is_first = True
+            try:
+                self._call = self._admin.stub.WatchBlocks(request)
+                for response in self._call:
+                    with self._lock:
+                        if is_first:
+                            self._pools.clear()
+                        self._take(response)
+                    is_first = False
+                    self.has_come.set()
+            except grpc.RpcError:
                 self.has_come.set()
-        except grpc.RpcError:
-            self.has_come.set()
+            self._is_closed.wait(AGAIN_S)
 
     def _take(self, response: Any) -> None:
         for part in response.pools:
@@ -236,5 +270,6 @@ class BlockMaps:
             self._pools.pop(name, None)
 
     def close(self) -> None:
+        self._is_closed.set()
         if self._call is not None:
             self._call.cancel()

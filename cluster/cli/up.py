@@ -1,78 +1,111 @@
-"""`quire up` and `quire down`: a cluster from nothing, and nothing from a cluster."""
+"""`quire up`, `quire serve` and `quire down`: a cluster from nothing, in the background or in front, and nothing from a
+cluster."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+import signal
+import sys
+from functools import partial
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cluster.cli import exits
+from cluster.cli.cluster_options import read_settings, takes_settings
+
+if TYPE_CHECKING:
+    from cluster.lifecycle.running import Running
+
+GRACE_S = 5.0
 
 
 def register(app: typer.Typer) -> None:
-    app.command()(up)
-    app.command()(down)
+    for command in (up, serve, down):
+        app.command()(command)
 
 
-def up(
-    model: Annotated[
-        list[str] | None, typer.Option(help="Folder or hub id; give several times for several models. Default: demo.")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(help="Workers of each model.")] = None,
-    tp: Annotated[int | None, typer.Option(help="Accelerators that share one copy of the model.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or auto.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
-    kv_blocks: Annotated[int | None, typer.Option(help="Blocks of each worker's pool.")] = None,
-    kv_memory: Annotated[str | None, typer.Option(help="Or its size, such as 2GiB.")] = None,
-    gpu_memory_utilization: Annotated[
-        float | None, typer.Option(help="Share of a card's memory that a worker takes in all.")
-    ] = None,
-    block_size: Annotated[int | None, typer.Option(help="Slots in a block, 1 to 256.")] = None,
-    max_batch: Annotated[int | None, typer.Option(help="Sequences of one worker at once.")] = None,
-    token_budget: Annotated[int | None, typer.Option(help="Tokens of one step, decodes and prefill together.")] = None,
-    host_memory: Annotated[str | None, typer.Option(help="Host memory of each node for swapped blocks.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port of the first gateway.")] = None,
-    http_port: Annotated[
-        int | None,
-        typer.Option(help="Port of the first gateway's HTTP door; 0: none. Default: 8000, or the next free."),
-    ] = None,
-    admin_port: Annotated[int | None, typer.Option(help="Port of the operators' door.")] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="Port on which Prometheus finds /metrics.")] = None,
-    gateways: Annotated[int | None, typer.Option(help="Front doors.")] = None,
-    tls_certificate: Annotated[str | None, typer.Option(help="PEM file of the doors' certificate.")] = None,
-    tls_key: Annotated[str | None, typer.Option(help="PEM file of its key.")] = None,
-    tls_authority: Annotated[str | None, typer.Option(help="Who signed it, for commands on this machine.")] = None,
-    client_authority: Annotated[str | None, typer.Option(help="Let in only clients that it signed.")] = None,
-    tokens: Annotated[str | None, typer.Option(help="Token file, by `quire certificates`.")] = None,
-    address: Annotated[str | None, typer.Option(help="A Ray cluster that runs: auto or HOST:PORT.")] = None,
-    cpus_per_worker: Annotated[float | None, typer.Option(help="CPUs that Ray books for a worker.")] = None,
-    autoscale: Annotated[str | None, typer.Option(help="Workers by pressure, such as 1:4. Default: off.")] = None,
-    preemption: Annotated[str | None, typer.Option(help="cheapest, swap or recompute.")] = None,
-    allocator: Annotated[str | None, typer.Option(help="lru, fifo or buddy.")] = None,
-    placement: Annotated[str | None, typer.Option(help="scored, round_robin or least_loaded.")] = None,
-    journal: Annotated[str | None, typer.Option(help="Write every event to this file, for `quire replay`.")] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
-    log_dir: Annotated[str | None, typer.Option(help="Folder for log files. Default: in the state folder.")] = None,
-    trace: Annotated[str | None, typer.Option(help="OpenTelemetry spans: file, or an exporter such as otlp.")] = None,
-    config: Annotated[Path | None, typer.Option(help="A TOML file with these names as keys.")] = None,
-) -> None:
-    """Start a cluster: scheduler, workers, host memory and gateways, and wait until it serves."""
-    from cluster.lifecycle.cluster_settings import gather
+@takes_settings
+def up(**given: Any) -> None:
+    """Start a cluster in the background; wait until it serves.
+
+    Scheduler, workers, host memory, gateways, and a page in the browser.
+    """
     from cluster.lifecycle.launch import up as launch
+    from cluster.lifecycle.page_process import start_page
 
-    given = {name: value for name, value in locals().items() if name not in ("config", "gather", "launch")}
-    settings = gather({**given, "model": tuple(model or ())}, config)
-    running = launch(settings, print)
-    print(f'try: quire generate "Once upon a time" --address {running.gateway}   quire top   quire down')
+    running = launch(settings := read_settings(given), _say)
+    start_page(running, settings.page_port, _say)
+    print(f"try: {_asking(settings.tokens)}\n     quire top\n     quire down")
+
+
+@partial(takes_settings, leave_out="model")
+def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="Folder, GGUF file or hub id, or NAME=FOLDER; the first is the default. Default: demo; QUIRE_MODEL.",
+            show_default=False,
+        ),
+    ] = None,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds that requests have to end by themselves.")] = GRACE_S,
+    **given: Any,
+) -> None:
+    """Start a cluster and stay in front of it, with its logs.
+
+    Ctrl-C ends everything.
+    """
+    from cluster.cli.logs import follow
+    from cluster.lifecycle.launch import down as end
+    from cluster.lifecycle.launch import up as launch
+    from cluster.lifecycle.page_process import start_page
+
+    running = launch(settings := read_settings({**given, "model": models}), _say)
+    start_page(running, settings.page_port, _say)
+    # A service manager ends us so; what we started ends too.
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        print(f"try: {_asking(settings.tokens)}\nCtrl-C ends the cluster", flush=True)
+        follow(lambda: not _runs(running))
+        print("the cluster was ended by another command, or has died")
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+    finally:
+        left = end(_say, grace)
+    if left:
+        raise typer.Exit(exits.FAILED)
+
+
+def _asking(tokens: str) -> str:
+    """A command to paste, from this machine and user."""
+    return f'{"QUIRE_TOKEN_FILE=FILE " if tokens else ""}quire generate "Once upon a time"'
 
 
 def down(
-    grace: Annotated[float, typer.Option(help="Seconds that requests have to end by themselves.")] = 5.0,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds that requests have to end by themselves.")] = GRACE_S,
 ) -> None:
-    """End everything that `quire up` started, and prove that nothing is left."""
+    """End what `quire up` started; prove that nothing is left."""
     from cluster.lifecycle.launch import down as end
 
-    if end(print, grace):
+    if end(_say, grace):
         raise typer.Exit(exits.FAILED)
+
+
+def _say(line: str) -> None:
+    """Shown when it is so, also through a pipe."""
+    print(line, flush=True)
+
+
+def _runs(running: Running) -> bool:
+    """Whether it is still noted, and its Ray there."""
+    from cluster.lifecycle import ray_head
+    from cluster.lifecycle.running import Running
+
+    noted = Running.load()
+    is_ours = noted is not None and noted.gateways == running.gateways
+    return is_ours and (not running.ray_temp or ray_head.serves(running.ray_temp))
+
+
+def _as_interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

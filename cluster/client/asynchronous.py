@@ -20,7 +20,7 @@ from cluster.client.request import Options, Prompt, Reception, generate_message,
 from cluster.client.stream import Many, receive
 from cluster.errors import InvalidRequest, QuireError, Unavailable
 from cluster.offline.outputs import RequestOutput, StreamOutput
-from cluster.sampling import SamplingParams
+from cluster.sampling import SETTING_NAMES, SamplingParams
 from protos.quire.v1 import inference_pb2 as pb
 from protos.quire.v1.inference_pb2_grpc import InferenceServiceAsyncStub
 
@@ -38,6 +38,7 @@ class ModelCard:
     has_chat_template: bool
     num_replicas: int
     detail: str
+    is_default: bool
 
 
 class AsyncClient:
@@ -188,6 +189,7 @@ class AsyncClient:
                 has_chat_template=model.has_chat_template,
                 num_replicas=model.num_replicas,
                 detail=model.detail,
+                is_default=model.is_default,
             )
             for model in response.models
         ]
@@ -248,7 +250,7 @@ def _chosen(
     """Settings by name on top of what stands in the objects. Raises `InvalidRequest`."""
     own = {name: value for name, value in settings.items() if name in _OPTION_NAMES}
     rest = {name: value for name, value in settings.items() if name not in _OPTION_NAMES}
-    unknown = [name for name in rest if name not in SamplingParams.__slots__ or name == "eos_token_ids"]
+    unknown = [name for name in rest if name not in SETTING_NAMES]
     if unknown:
         raise InvalidRequest(unknown[0], "is no setting", "see SamplingParams and Options for the names")
     params = params if params is not None else SamplingParams()

@@ -32,6 +32,8 @@ from protos.quire.v1 import common_pb2 as pb
 # How TLS says that nobody we trust has signed a certificate.
 _NOT_SIGNED = ("CERTIFICATE_VERIFY_FAILED", "BAD_SIGNATURE", "certificate signature failure")
 DETAILS_KEY = "grpc-status-details-bin"
+# What grpc's own end says where a connection broke while a call was begun, so that no status came.
+_NO_STATUS = "Internal error from Core"
 
 
 def _tree(root: type[QuireError]) -> Iterator[type[QuireError]]:
@@ -49,6 +51,8 @@ def error_from_call(error: grpc.aio.AioRpcError) -> QuireError:
                 return error_from_status(parsed(pb.Status, value))
             except ProtocolError:
                 break
+    if error.code() is grpc.StatusCode.INTERNAL and error.details() == _NO_STATUS:
+        return Unavailable("the connection broke while a call was begun")
     return _plain(error.code().name, error.details() or error.code().name)
 
 

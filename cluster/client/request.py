@@ -15,6 +15,7 @@ from cluster.errors import InvalidRequest, ProtocolError
 from cluster.limits import MAX_PRIORITY
 from cluster.offline.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamOutput
 from cluster.sampling import SamplingParams
+from cluster.wire.chat import chat_of
 from cluster.wire.sampling import fill_sampling
 from protos.quire.v1 import common_pb2
 from protos.quire.v1 import inference_pb2 as pb
@@ -50,11 +51,13 @@ def prompt_message(prompt: Prompt, field: str = "prompt") -> pb.Prompt:
             return prompt_message(prompt["prompt_token_ids"], f"{field}.prompt_token_ids")
         if isinstance(prompt.get("prompt"), str):
             return pb.Prompt(text=prompt["prompt"])
+        if "messages" in prompt:
+            messages, tools = prompt["messages"], prompt.get("tools") or ()
+            return pb.Prompt(chat=chat_of(messages, f"{field}.messages", tools, prompt.get("tool_choice") or ""))
     elif len(prompt):
         try:
             if isinstance(prompt[0], Mapping):
-                messages = [pb.ChatMessage(role=one["role"], content=one["content"]) for one in prompt]  # type: ignore[index]
-                return pb.Prompt(chat=pb.Chat(messages=messages))
+                return pb.Prompt(chat=chat_of(prompt, field))  # type: ignore[arg-type]
             return pb.Prompt(token_ids=common_pb2.TokenIds(ids=prompt))  # type: ignore[arg-type]
         except (TypeError, ValueError, KeyError) as error:
             raise InvalidRequest(field, f"does not read as a prompt: {error}", _FORMS) from error
@@ -109,6 +112,8 @@ class Reception:
         self.number = number
         self.is_done = False
         self.is_accepted = False
+        # Which model answers: the one that was asked, or whichever the gateway takes where none was.
+        self.model = request.model
         # How often it was sent.
         self.num_sent = 0
         self._timeout_s = timeout_s
@@ -157,6 +162,7 @@ class Reception:
             return self._take_finished(response.finished)
         if kind == "accepted":
             self.is_accepted = True
+            self.model = response.accepted.model or self.model
         elif kind == "done":
             self._take_done(response.done)
         return None
@@ -222,6 +228,7 @@ class Reception:
             outputs=[self._completion(index, sequence) for index, sequence in enumerate(self._sequences)],
             finished=self.is_done,
             metrics=self._metrics,
+            model=self.model,
         )
 
     def _completion(self, index: int, sequence: _Sequence) -> CompletionOutput:

@@ -11,6 +11,7 @@ token in every step, so an inter-token limit of L seconds is kept by `token_budg
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +56,8 @@ class Batcher:
         self.resident = np.zeros(max_batch, np.bool_)
         # A paused row is resident but not to be run: a fork whose parent is still at the prompt, one that leaves.
         self.paused = np.zeros(max_batch, np.bool_)
+        # A held row gets no token: what may come next is not known yet.
+        self.held = np.zeros(max_batch, np.bool_)
         self.position = np.zeros(max_batch, np.int32)
         self.length = np.zeros(max_batch, np.int32)
         self.lease_end = np.zeros(max_batch, np.int32)
@@ -65,7 +68,12 @@ class Batcher:
         self.passed_over = np.zeros(max_batch, np.int32)
         # Tokens that a decode of this row takes: more than one for a beam group, which goes whole or not at all.
         self.width = np.ones(max_batch, np.int32)
+        self._num_held = 0
         self._sampled = np.zeros(max_batch, np.int32)
+        # What a decode computes.
+        self._one = np.ones(max_batch, np.int32)
+        # Rows whose next step is a decode, and those with more to compute.
+        self._ready = np.zeros((2, max_batch), np.int64)
 
     def add(
         self,
@@ -92,7 +100,7 @@ class Batcher:
     def remove(self, row: int) -> None:
         assert self.resident[row], f"batch row {row} is free already"
         self.resident[row] = False
-        self.paused[row] = False
+        self.paused[row] = self.held[row] = False
         self.width[row] = 1
 
     def widen(self, row: int, width: int) -> None:
@@ -100,27 +108,31 @@ class Batcher:
         assert 1 <= width <= self.token_budget, f"{width} beams do not fit into steps of {self.token_budget} tokens"
         self.width[row] = width
 
+    def hold(self, rows: Sequence[int]) -> None:
+        """These rows are held from now on, and no others."""
+        if rows or self._num_held:
+            self.held[:] = False
+            self.held[list(rows)] = True
+        self._num_held = len(rows)
+
     def next(self) -> Batch:
-        """The next step. An empty batch means that nothing can run: no residents, or every lease is dry."""
-        runnable = self.resident & ~self.paused
-        left = np.minimum(self.length, self.lease_end) - self.position
-        num_dry = int(np.count_nonzero(runnable & (left <= 0)))
-        runnable &= left > 0
-        to_compute = self.length - self.position
-        decodes = np.flatnonzero(runnable & (to_compute == 1))
-        prefills = np.flatnonzero(runnable & (to_compute > 1))
-        num_tokens = int(self.width[decodes].sum())
+        """The next step. An empty batch means that nothing can run: no residents, every lease is dry, or all held."""
+        num_decodes, num_prefills, num_tokens, num_dry = loops.find_ready(
+            (self.resident, self.paused, self.held, self.position, self.length, self.lease_end, self.width), self._ready
+        )
+        decodes = self._ready[0, :num_decodes]
+        prefills = self._ready[1, :num_prefills]
         budget = self.token_budget
-        if num_tokens >= budget and (self.passed_over[prefills] >= self.max_passed_over).any():
+        if num_prefills and num_tokens >= budget and (self.passed_over[prefills] >= self.max_passed_over).any():
             # Decodes would take all of every step: half of this one is for a prompt that has waited long enough.
             budget -= max(1, budget // 2)
         if num_tokens > budget:
             decodes = self._fewest(decodes, budget)
             num_tokens = int(self.width[decodes].sum())
         rows = decodes.astype(np.int32)
-        counts = np.ones(len(decodes), np.int32)
-        if len(prefills):
-            chosen, chunks = self._chunks(prefills, left, self.token_budget - num_tokens)
+        counts = self._one[: len(decodes)].copy()
+        if num_prefills:
+            chosen, chunks = self._chunks(prefills, self.token_budget - num_tokens)
             rows = np.concatenate([rows, chosen.astype(np.int32)])
             counts = np.concatenate([counts, chunks])
             num_tokens += int(chunks.sum())
@@ -148,13 +160,13 @@ class Batcher:
         self.passed_over[chosen] = 0
         return np.sort(chosen)
 
-    def _chunks(self, prefills: Int64, left: Int32, budget: int) -> tuple[Int64, Int32]:
+    def _chunks(self, prefills: Int64, budget: int) -> tuple[Int64, Int32]:
         """Prefill chunks by precedence; one passed over `max_passed_over` times goes before all others."""
         late = self.passed_over[prefills] >= self.max_passed_over
         order = prefills[np.lexsort((self.precedence[prefills], ~late))]
-        ends = np.cumsum(left[order])
+        left = np.minimum(self.length[order] - self.held[order], self.lease_end[order]) - self.position[order]
         # The last chunk is cut to what the budget leaves; all behind it are passed over.
-        chunks = np.minimum(left[order], np.maximum(0, budget - (ends - left[order]))).astype(np.int32)
+        chunks = np.minimum(left, np.maximum(0, budget - (np.cumsum(left) - left))).astype(np.int32)
         self.passed_over[order] = np.where(chunks > 0, 0, self.passed_over[order] + 1)
         served = chunks > 0
         return order[served], chunks[served]

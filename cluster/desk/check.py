@@ -14,11 +14,11 @@ import numpy as np
 
 from cluster.desk.groups import BeamGroup
 from cluster.desk.loops import GOES_ON
-from cluster.desk.residence import Books
+from cluster.desk.residence import DeskBooks
 from cluster.desk.words import Flight
 
 
-def check(books: Books, flights: Collection[Flight], leaving: Mapping[int, object]) -> None:
+def check(books: DeskBooks, flights: Collection[Flight], leaving: Mapping[int, object]) -> None:
     _check_rows(books, flights, leaving)
     _check_positions(books)
     _check_tables(books)
@@ -27,7 +27,7 @@ def check(books: Books, flights: Collection[Flight], leaving: Mapping[int, objec
     _check_names(books)
 
 
-def _check_rows(books: Books, flights: Collection[Flight], leaving: Mapping[int, object]) -> None:
+def _check_rows(books: DeskBooks, flights: Collection[Flight], leaving: Mapping[int, object]) -> None:
     rows, batcher = books.rows, books.batcher
     beams = [row for group in books.groups.groups.values() for row in group.rows[1:].tolist()]
     taken = [*rows.row_of.values(), *beams]
@@ -39,7 +39,7 @@ def _check_rows(books: Books, flights: Collection[Flight], leaving: Mapping[int,
         for fork in resident.forks:
             assert rows.at(fork).parent == row and batcher.paused[fork], f"fork {fork} does not wait for row {row}"
     assert not (set(books.groups.groups) - set(rows.row_of.values())), "a group without its leader"
-    in_flight = Counter(row for flight in flights for row in flight.batch.rows.tolist())
+    in_flight = Counter(row for flight in flights for row in (*flight.batch.rows.tolist(), *flight.woken))
     for row in range(rows.max_batch):
         found = int(batcher.in_flight[row])
         assert found == in_flight[row], (
@@ -48,9 +48,18 @@ def _check_rows(books: Books, flights: Collection[Flight], leaving: Mapping[int,
         stops = row in leaving
         assert (rows.stopping[row] != GOES_ON) == stops, f"row {row} is on its way out, or it is not"
         assert not stops or batcher.paused[row], f"row {row} leaves and runs on"
+    for flight in flights:
+        for row, start in zip(flight.batch.rows.tolist(), flight.batch.starts.tolist(), strict=True):
+            first = max(start, int(rows.write_from[row]))
+            is_beam = rows.residents[row] is None
+            assert is_beam or rows.written[row] <= first, (
+                f"row {row}: {rows.written[row]} told as written, of which {first} are"
+            )
+        for row in flight.woken:
+            assert rows.at(row).parent >= 0, f"fork {row} is told as written, and its prompt is under way"
 
 
-def _check_positions(books: Books) -> None:
+def _check_positions(books: DeskBooks) -> None:
     rows, batcher = books.rows, books.batcher
     for row in rows.row_of.values():
         position, written = int(batcher.position[row]), int(rows.written[row])
@@ -66,7 +75,7 @@ def _check_positions(books: Books) -> None:
         assert position <= max(leased, int(rows.reported[row])), f"{what}: issued {position}, leased {leased}"
 
 
-def _check_tables(books: Books) -> None:
+def _check_tables(books: DeskBooks) -> None:
     rows, batcher, size = books.rows, books.batcher, books.bounds.block_size
     tables: dict[int, list[int]] = {}
     holders: Counter[int] = Counter()
@@ -85,12 +94,14 @@ def _check_tables(books: Books) -> None:
         for fork in resident.forks if resident is not None else ():
             # They wait for the parent to write their prompt's blocks.
             allowed.update(tables[fork][: rows.num_prompt[fork] // size])
-        for block in table[_first_written(books, row) // size :]:
+        # Steps under way come first: a fork may go on behind the one that writes the prompt's last block.
+        first = max(_first_written(books, row), 0 if row in beams else int(batcher.position[row]))
+        for block in table[first // size :]:
             assert holders[block] == 1 + allowed[block], f"row {row} writes block {block}, which others hold too"
 
 
-def _first_written(books: Books, row: int) -> int:
-    """The next position that a step may write, steps under way included."""
+def _first_written(books: DeskBooks, row: int) -> int:
+    """The next position that is not written yet, or may not be written by this row."""
     rows = books.rows
     if rows.residents[row] is None:
         # A beam: what it has not written yet is behind its leader's position.
@@ -99,7 +110,7 @@ def _first_written(books: Books, row: int) -> int:
     return max(int(rows.written[row]), int(rows.write_from[row]))
 
 
-def _check_group(books: Books, group: BeamGroup) -> None:
+def _check_group(books: DeskBooks, group: BeamGroup) -> None:
     rows, batcher, size = books.rows, books.batcher, books.bounds.block_size
     purse = Counter(group.purse)
     assert not purse or max(purse.values()) == 1, f"group {group.seq}: a block is in its purse twice: {group.purse}"
@@ -120,7 +131,7 @@ def _check_group(books: Books, group: BeamGroup) -> None:
     assert len(purse) >= missing, f"group {group.seq}: a purse of {len(purse)} blocks, and {missing} are leased"
 
 
-def _check_names(books: Books) -> None:
+def _check_names(books: DeskBooks) -> None:
     rows, size = books.rows, books.bounds.block_size
     written: list[int] = []
     for row in rows.row_of.values():

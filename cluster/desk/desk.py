@@ -8,6 +8,7 @@ what the gateways are told (`take_tokens`). It allocates no block, chooses no re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,7 @@ from cluster.desk.loops import ENDED, GOES_ON, NEVER
 from cluster.desk.names import BlockNames
 from cluster.desk.outbox import Outbox
 from cluster.desk.report import Reporter
-from cluster.desk.residence import Books, Residence
+from cluster.desk.residence import DeskBooks, Residence
 from cluster.desk.rows import Rows
 from cluster.desk.starts import Bounds
 from cluster.desk.steps import Steps
@@ -61,7 +62,7 @@ class Desk:
         self.reporter = Reporter(rows, self.names, joined.replica, joined.incarnation)
         self._outbox = Outbox(rows)
         self._orders: list[DeviceOrder] = []
-        self.books = Books(
+        self.books = DeskBooks(
             bounds, rows, self.batcher, self.beams, self.names, self.reporter, self._outbox, self._orders
         )
         self.residence = Residence(self.books)
@@ -69,7 +70,6 @@ class Desk:
         # Starts that wait for the blocks of a transfer, by its number.
         self.waiting: dict[int, list[Start]] = {}
         self.transfers_under_way: dict[int, Transfer] = {}
-        self.num_stale_plans = 0
 
     @property
     def epoch(self) -> int:
@@ -91,7 +91,7 @@ class Desk:
 
     def hold_for(self, epoch: int) -> ReplicaState:
         """A new scheduler asks what is held here: all residents as of the last step that has retired, which of the
-        blocks are full and by what name, transfers under way. Later results tell what came after."""
+        blocks are full and by what name, transfers under way, what left last. Later results tell what came after."""
         self.begin_epoch(epoch)
         rows, residents = self.rows, []
         for row in self.batcher.resident.nonzero()[0].tolist():
@@ -108,24 +108,24 @@ class Desk:
                     lease_end=int(self.batcher.lease_end[row]),
                 )
             )
-        return ReplicaState(self.joined, tuple(residents), self.names.told(), tuple(self.transfers_under_way.values()))
+        transfers = tuple(self.transfers_under_way.values())
+        return ReplicaState(
+            self.joined, tuple(residents), self.names.told(), transfers, self.reporter.departures.told()
+        )
 
     # -- plans
 
-    def obey(self, plan: Plan) -> bool:
-        """Does what the scheduler says. Plans of the past are counted and left alone (False); a gap is a
-        ProtocolError."""
-        if plan.incarnation != self.joined.incarnation or plan.epoch < self.epoch:
-            self.num_stale_plans += 1
-            return False
+    def obey(self, plan: Plan) -> None:
+        """Does what the scheduler says. Its link brings each plan once, in order, to the life that it is for; any
+        other plan is a ProtocolError."""
         if plan.epoch > self.epoch:
             self.begin_epoch(plan.epoch)
-        last = self.reporter.plan
-        if plan.number <= last:
-            self.num_stale_plans += 1
-            return False
-        if plan.number != last + 1:
-            raise ProtocolError(f"{self.joined.replica} got plan {plan.number} after plan {last}; send those between")
+        wanted = self.joined.incarnation, self.epoch, self.reporter.plan + 1
+        if (plan.incarnation, plan.epoch, plan.number) != wanted:
+            raise ProtocolError(
+                f"incarnation {wanted[0]} of {self.joined.replica} waits for plan {wanted[2]} of epoch {wanted[1]}; "
+                f"plan {plan.number} of epoch {plan.epoch} for incarnation {plan.incarnation} came"
+            )
         self.reporter.obeyed(plan.number)
         self.reporter.ahead = plan.ahead
         self._orders.extend(Abort(number) for number in plan.aborts)
@@ -152,7 +152,6 @@ class Desk:
             if number not in self.transfers_under_way:
                 for start in self.waiting.pop(number, ()):
                     self.residence.refuse(start, f"it waits for transfer {number:#x}, which is not under way")
-        return True
 
     def _clear(self, blocks: Ids) -> None:
         own = ids(block for block in blocks if self._owns(block))
@@ -235,7 +234,7 @@ class Desk:
         if row is not None:
             resident = self.rows.at(row)
             resident.gateway, resident.route = reroute.gateway, reroute.route
-            self.rows.sent[row] = self.rows.num_prompt[row]
+            self.residence.tell_again(row)
 
     def _begin(self, transfer: Transfer) -> None:
         wrong = self.books.bounds.alien(transfer.mine)
@@ -295,6 +294,11 @@ class Desk:
 
     # -- steps
 
+    def hold(self, rows: Sequence[int]) -> None:
+        """The device cannot draw for these rows yet, and for no others: in the steps that `next` picks from now on
+        their prompts are computed but for the last token."""
+        self.batcher.hold(rows)
+
     def next(self) -> Batch:
         """The next step, with a row for each beam. Empty: nobody lives here, or every lease is dry."""
         return self.steps.next()
@@ -302,6 +306,10 @@ class Desk:
     def most_steps(self, batch: Batch, allowed: int, part_keys: int) -> int:
         """See `Steps.most_steps`."""
         return self.steps.most_steps(batch, allowed, part_keys)
+
+    def quiet_steps(self, batch: Batch, allowed: int) -> int:
+        """See `Steps.quiet_steps`."""
+        return self.steps.quiet_steps(batch, allowed)
 
     def launched(self, batch: Batch, num_steps: int = 1) -> Flight:
         """The device has issued what `next` gave, so many times over."""
@@ -312,6 +320,10 @@ class Desk:
         self.steps.retire(flight, drawn)
 
     # -- what came of it
+
+    def cannot_reach(self, gateways: tuple[str, ...]) -> None:
+        """These take no tokens from here at the moment; all others do. The scheduler is told when that changes."""
+        self.reporter.cannot_reach(gateways)
 
     def take_result(self, step_seconds: float = 0.0) -> Result | None:
         """All news for the scheduler since the last call; None if there is none."""
@@ -325,6 +337,13 @@ class Desk:
     def take_tokens(self) -> dict[str, list[Tokens]]:
         """Tokens that were not sent yet, by gateway."""
         return self._outbox.take()
+
+    def tables(self) -> list[list[int]]:
+        """The tables of all sequences and beams up to where they are: a block that several share stands in each."""
+        rows, size = self.rows, self.rows.block_size
+        leaders = {row: row for row in rows.row_of.values()}
+        leaders |= {row: group.leader for group in self.beams.groups.values() for row in group.rows.tolist()}
+        return [rows.table(row)[: -(-int(self.batcher.position[leader]) // size)] for row, leader in leaders.items()]
 
     def check(self) -> None:
         """Proves what must hold after every call; AssertionError says what does not."""

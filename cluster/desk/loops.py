@@ -22,6 +22,37 @@ STOP, LENGTH, BROKEN = 1, 2, 3
 
 
 @njit(error_model="numpy", nogil=True, cache=True)
+def find_ready(state, found):
+    """The rows that can run, in order.
+
+    state: resident, paused, held bool, position, length, lease_end, width int32 [max_batch]. found: int64
+    [2, max_batch]: decodes, which have one token to compute, and prefills, which have more; a held row is no decode.
+    Returns how many decodes and prefills there are, the tokens that the decodes take, and the rows that stand still at
+    the end of their leases.
+    """
+    resident, paused, held, position, length, lease_end, width = state
+    num_decodes = 0
+    num_prefills = 0
+    num_tokens = 0
+    num_dry = 0
+    for row in range(resident.size):
+        if not resident[row] or paused[row]:
+            continue
+        if min(length[row], lease_end[row]) <= position[row]:
+            num_dry += 1
+        elif length[row] - position[row] == 1:
+            if held[row]:
+                continue
+            found[0, num_decodes] = row
+            num_decodes += 1
+            num_tokens += width[row]
+        else:
+            found[1, num_prefills] = row
+            num_prefills += 1
+    return num_decodes, num_prefills, num_tokens, num_dry
+
+
+@njit(error_model="numpy", nogil=True, cache=True)
 def issue(batch, state, num_steps, sampled):
     """A step was launched: its positions are taken.
 
@@ -143,12 +174,33 @@ def most_steps(rows, state, part_keys, allowed):
     return max(most, np.int64(1))
 
 
+@njit(error_model="numpy", nogil=True, cache=True)
+def quiet_steps(rows, state, ahead, allowed):
+    """After how many steps of these rows of decodes the first of them ends or reports: `find_reports`, ahead of time.
+
+    state: written, lease_end, limit, asked, known, ends, num_start int32 [max_batch]. No step is under way.
+    """
+    written, lease_end, limit, asked, known, ends, num_start = state
+    most = np.int64(allowed)
+    for i in range(rows.size):
+        row = rows[i]
+        left = np.int64(lease_end[row] - written[row])
+        most = min(most, left, np.int64(ends[row] - known[row]))
+        if asked[row] == NEVER and lease_end[row] < limit[row]:
+            most = min(most, left - ahead)
+        if written[row] < num_start[row]:
+            most = np.int64(1)
+    return max(most, np.int64(1))
+
+
 def warm_up() -> None:
     """Compiles all of them, or finds them in the cache, so that no request waits for it."""
     rows, each, grid = np.zeros(0, np.int32), np.zeros(1, np.int32), np.zeros((1, 1), np.int32)
     flags, kinds, ids = np.zeros(1, np.bool_), np.zeros(1, np.int8), np.zeros((1, 0), np.int64)
+    find_ready((flags, flags, flags, each, each, each, each), np.zeros((2, 1), np.int64))
     issue((rows, rows, rows), (each, each, each, each, flags), 1, each)
     land((rows, rows, rows), 1, each, each, kinds)
     take_tokens(rows, (ids, ids[0], flags[:0]), (grid, each, each, grid, kinds), each, each)
     find_reports(rows, (flags, each), (each, each, each, each, each, kinds), 1, 1, each)
     most_steps(rows, (each, each, each, each), 1, 1)
+    quiet_steps(rows, (each, each, each, each, each, each, each), 1, 1)

@@ -25,8 +25,11 @@ class BlockNames:
         self._wanted = wanted
 
     def hasher(self, start: Start) -> BlockHasher | None:
-        """What names the blocks of a sequence; None where nobody wants names."""
-        return BlockHasher(self._hash_key, self._digest, start.salt, self._rows.block_size) if self._wanted else None
+        """What names the blocks of a sequence; None where nobody wants names, or its prompt came without them."""
+        size = self._rows.block_size
+        if not self._wanted or (start.num_prompt >= size and not start.chain):
+            return None
+        return BlockHasher(self._hash_key, self._digest, start.salt, size)
 
     def forget(self, blocks: Iterable[int]) -> None:
         """These blocks are about to hold something else."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from cluster.desk.departures import Departures
 from cluster.desk.names import BlockNames
 from cluster.desk.rows import Resident, Rows
 from cluster.messages import Advances, GroupTables, Ids, Reason, Result, Revoked, Stopped, Transferred, ids
@@ -28,8 +29,11 @@ class Reporter:
         self.ahead = 0
         self._number = 0
         self._forget_news()
+        # Gateways that take nothing from here at the moment.
+        self.unreached: tuple[str, ...] = ()
         # Steps in which a sequence stood still, since the last result.
         self.num_dry = 0
+        self.departures = Departures()
 
     def _forget_news(self) -> None:
         self._advances = Advances()
@@ -50,6 +54,7 @@ class Reporter:
         self.epoch = epoch
         self.plan = self._number = 0
         self._forget_news()
+        self.has_news = bool(self.unreached)
 
     def obeyed(self, plan: int) -> None:
         """The next result says so."""
@@ -94,6 +99,7 @@ class Reporter:
         new = rows.ids(row, int(rows.reported_known[row]), int(rows.known[row]))
         hashes = b"".join(self._names.fill(resident, position))
         self._stopped.append(Stopped(resident.seq, reason, position, new, hashes, detail, *group))
+        self.departures.note(resident, reason, rows.ids(row, 0, int(rows.known[row])))
         self.has_news = True
 
     def stop_unknown(self, seq: int, detail: str) -> None:
@@ -113,6 +119,10 @@ class Reporter:
     def transferred(self, outcome: Transferred) -> None:
         self._transferred.append(outcome)
         self.has_news = True
+
+    def cannot_reach(self, gateways: tuple[str, ...]) -> None:
+        self.has_news |= gateways != self.unreached
+        self.unreached = gateways
 
     def take(self, *, step: int, prefill_waiting: int, step_seconds: float) -> Result | None:
         """All news as one Result, numbered; None if there is none."""
@@ -134,6 +144,7 @@ class Reporter:
             dry=self.num_dry,
             prefill_waiting=prefill_waiting,
             step_seconds=step_seconds,
+            unreached=self.unreached,
         )
         self.num_dry = 0
         self._forget_news()

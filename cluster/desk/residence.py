@@ -23,7 +23,7 @@ from cluster.messages import Copy, Fork, Ids, Reason, Start, ids
 
 
 @dataclass(frozen=True, slots=True)
-class Books:
+class DeskBooks:
     """What the parts of one desk share. `orders` are for the device, in their order."""
 
     bounds: Bounds
@@ -45,7 +45,7 @@ class Books:
 class Residence:
     """The comings and goings of one desk."""
 
-    def __init__(self, books: Books) -> None:
+    def __init__(self, books: DeskBooks) -> None:
         self._books = books
         # Parents that are still at the prompt their forks wait for.
         self._parents: set[int] = set()
@@ -76,7 +76,7 @@ class Residence:
             self._forget_behind(start.table, start.position)
         parent = books.rows.at(row)
         books.names.fill(parent, start.position)
-        if start.sampling.prompt_logprobs is not None and start.position == 0:
+        if start.sampling.prompt_logprobs is not None and start.position == 0 and start.index == 0:
             # Nothing judges the first token.
             parent.prompt_logprobs = [None]
         if start.beams is not None:
@@ -92,6 +92,7 @@ class Residence:
         if parent.forks:
             self._parents.add(row)
             if not waits:
+                self.written_for(parent.forks)
                 self._wake(parent)
 
     def refuse(self, start: Start, detail: str) -> None:
@@ -128,14 +129,18 @@ class Residence:
         size = self._books.bounds.block_size
         self._books.forget(table[position // size :], position % size)
 
-    def wake_forks(self, batch: Batch) -> None:
-        """After a launch: forks whose parent has written the prompt go on by themselves."""
+    def wake_forks(self, batch: Batch) -> tuple[int, ...]:
+        """After a launch: forks whose parent has its prompt written with it go on by themselves, behind it. Returns
+        their rows; `written_for` them when it has retired."""
         if not self._parents:
-            return
+            return ()
         rows, position = self._books.rows, self._books.batcher.position
+        woken: list[int] = []
         for row in batch.rows.tolist():
             if row in self._parents and position[row] >= rows.num_prompt[row]:
+                woken += rows.at(row).forks
                 self._wake(rows.at(row))
+        return tuple(woken)
 
     def _wake(self, parent: Resident) -> None:
         books, rows = self._books, self._books.rows
@@ -145,11 +150,14 @@ class Residence:
             source = int(rows.tables[parent.row, tail])
             copies = [Copy(source, int(rows.tables[fork, tail]), part) for fork in parent.forks]
             books.orders.append(Copies(tuple(copies)))
-        for row in parent.forks:
-            books.batcher.paused[row] = False
-            rows.at(row).parent = -1
+        books.batcher.paused[parent.forks] = False
         parent.forks = []
         self._parents.discard(parent.row)
+
+    def written_for(self, forks: Sequence[int]) -> None:
+        """The prompt that these rows begin with is written: their blocks can be named."""
+        for row in forks:
+            self._books.rows.at(row).parent = -1
 
     # -- out
 
@@ -161,10 +169,20 @@ class Residence:
             self.leaving[row] = reason, detail
             books.rows.stopping[row] = DROPPED if reason is Reason.DROPPED else ENDED
             books.batcher.paused[row] = True
+            if not is_group and reason is not Reason.DROPPED:
+                # With its last token: who has that token and no end would have it gone on with behind its end.
+                books.outbox.end(books.rows.at(row), reason, detail)
             if not books.batcher.in_flight[row]:
                 self._let_go(row)
         else:
             self._move_out(row, reason, detail, outputs)
+
+    def tell_again(self, row: int) -> None:
+        """Its tokens go to another gateway, from the first on."""
+        books = self._books
+        books.rows.sent[row] = books.rows.num_prompt[row]
+        if books.rows.stopping[row] == ENDED and row not in books.groups.groups:
+            books.outbox.end(books.rows.at(row), *self.leaving[row])
 
     def leave_quiet(self) -> None:
         """A step has retired: those leave that waited for it."""
@@ -209,7 +227,8 @@ class Residence:
             books.outbox.end_group(resident, reason, detail, outputs)
             left = tuple(books.groups.leave(row).rows.tolist())
         else:
-            books.outbox.end(resident, Reason.NONE if reason is Reason.DROPPED else reason, detail)
+            if rows.stopping[row] != ENDED:
+                books.outbox.end(resident, Reason.NONE if reason is Reason.DROPPED else reason, detail)
             left = (row,)
         books.batcher.remove(row)
         books.orders.append(Leave(left))

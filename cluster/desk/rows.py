@@ -63,7 +63,8 @@ class Resident:
         self.logprobs: list[Logprobs] | None = None
         self.first_logprob = 0
         self.prompt_logprobs: list[Logprobs | None] | None = None
-        # Rows that wait until this one has written the prompt, and the row that this one waits for (-1: none).
+        # Rows that wait until a step writes the last of this one's prompt, and the row whose prompt is not written yet
+        # for this one (-1: none).
         self.forks: list[int] = []
         self.parent = -1
 

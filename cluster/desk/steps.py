@@ -14,7 +14,7 @@ import numpy as np
 
 from cluster.desk import loops
 from cluster.desk.batcher import Batch
-from cluster.desk.residence import Books, Residence
+from cluster.desk.residence import DeskBooks, Residence
 from cluster.desk.words import NOT_NUMBERS, Copies, Drawn, Flight, GroupStep
 from cluster.messages import Copy, Reason
 
@@ -24,7 +24,7 @@ _REASONS = {loops.STOP: Reason.STOP, loops.LENGTH: Reason.LENGTH, loops.BROKEN: 
 class Steps:
     """The steps of one desk."""
 
-    def __init__(self, books: Books, residence: Residence) -> None:
+    def __init__(self, books: DeskBooks, residence: Residence) -> None:
         self._books = books
         self._residence = residence
         self.flights: deque[Flight] = deque()
@@ -55,18 +55,34 @@ class Steps:
         `part_keys`: no step after the first may have a context that is a multiple of it."""
         if allowed == 1 or batch.num_decodes != len(batch.rows) or batch.num_dry or self._books.groups.groups:
             return 1
+        if self._books.batcher.held.any():
+            return 1
         batcher, rows = self._books.batcher, self._books.rows
         state = batcher.position, batcher.lease_end, rows.known, rows.end
         return int(loops.most_steps(batch.rows, state, part_keys, allowed))
+
+    def quiet_steps(self, batch: Batch, allowed: int) -> int:
+        """After how many steps of this batch, which is all there is to run, something is to be told. Whoever plans with
+        a desk need not take those before one by one. 1: a prompt is computed, or somebody stands still."""
+        if allowed == 1 or batch.num_decodes != len(batch.rows) or batch.num_dry or self.flights:
+            return 1
+        books = self._books
+        rows, batcher = books.rows, books.batcher
+        if books.groups.groups or len(batch.rows) != len(rows.row_of):
+            return 1
+        state = rows.written, batcher.lease_end, batcher.limit, rows.asked, rows.known, rows.end, rows.num_start
+        return int(loops.quiet_steps(batch.rows, state, books.reporter.ahead, allowed))
 
     def launched(self, batch: Batch, num_steps: int) -> Flight:
         """The device has issued this batch: its positions are taken and its tokens are coming."""
         books = self._books
         sampled = books.batcher.issue(batch, num_steps)
         rows = sampled[~books.groups.is_beam[sampled]] if books.groups.groups else sampled
-        flight = Flight(batch, sampled, rows, num_steps)
+        woken = self._residence.wake_forks(batch)
+        if woken:
+            books.batcher.in_flight[list(woken)] += 1
+        flight = Flight(batch, sampled, rows, num_steps, woken)
         self.flights.append(flight)
-        self._residence.wake_forks(batch)
         return flight
 
     def retire(self, flight: Flight, drawn: Drawn) -> None:
@@ -84,6 +100,9 @@ class Steps:
             rows.written,
             rows.stopping,
         )
+        if flight.woken:
+            books.batcher.in_flight[list(flight.woken)] -= 1
+            self._residence.written_for(flight.woken)
         if drawn.logprobs or drawn.prompt_logprobs:
             self._note_logprobs(drawn)
         num_ended = loops.take_tokens(

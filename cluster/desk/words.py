@@ -106,6 +106,7 @@ class Flight:
     sampled: Int32  # rows that get a token, those of beams included, as they stand in the batch
     rows: Int32  # the same without beams
     num_steps: int
+    woken: tuple[int, ...] = ()  # forks that go on behind it: it writes the last of their prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,11 @@ class Drawn:
     logprobs: Sequence[tuple[int, Logprobs]] = ()  # by row, of those that asked for them
     prompt_logprobs: Sequence[tuple[int, list[Logprobs]]] = ()  # by row, of prompt tokens that this flight judged
     groups: Sequence[GroupStep] = field(default=())
+
+    @classmethod
+    def of(cls, ids: Int64, groups: Sequence[GroupStep] = ()) -> Drawn:
+        """Tokens alone, [steps, rows]."""
+        return cls(ids[-1], np.zeros(ids.shape[1], np.bool_), ids[:-1], groups=groups)
 
 
 NO_IDS: Int64 = np.zeros(0, np.int64)

@@ -1,31 +1,28 @@
-"""One request and its answer as a gateway holds them, and the cursor that turns the log into messages for a stream.
+"""An answer as a gateway shows it: the door's entry with its text and figures, and a cursor that words it.
 
-An Answer lives from the question to `Closed`; the gateway changes it. A Cursor belongs to one stream of one client and
-remembers what that stream was told, so that a resumed stream is a new cursor at other positions over the same log.
+What was told to whom the door knows (`cluster/gateway/door/entry.py`); a Cursor turns the parts that it gives into
+messages. An Outlet is where a stream waits for news.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from cluster.errors import QuireError
-from cluster.gateway.log import RequestLog, SequenceLog
-from cluster.messages import Accepted, Cancel, Claim, Done, Reason, Started, Submit
-from cluster.watching.metrics_gateway import ModelFigures
+from cluster.errors import ProtocolError, QuireError
+from cluster.gateway.door.door import Door
+from cluster.gateway.door.entry import Begun, Chunk, Entry, Finished, Part, PromptChunk, Reader, Whole
+from cluster.gateway.door.log import RequestLog, SequenceLog
+from cluster.gateway.texts import Texts
+from cluster.messages import Accepted, Done, Ids, Reason, Submit
+from cluster.watching.model_figures import ModelFigures
 from cluster.watching.tracing import Span
 from cluster.wire.tokens import fill_logprob
 from protos.quire.v1 import common_pb2
 from protos.quire.v1 import inference_pb2 as pb
 
-MAX_CHUNK = 2_048
-MAX_CHUNK_LOGPROBS = 256
-"""Tokens of one sequence in one response."""
-
 MAX_FILL_BYTES = 1 << 18
 """What one call of `fill` adds at most, about: clients take 4 MiB in one message unless they say otherwise."""
-
-_TOKEN_BYTES, _LOGPROB_BYTES = 9, 240
 
 _REASONS = {
     Reason.STOP: common_pb2.FINISH_REASON_STOP,
@@ -64,226 +61,194 @@ class Outlet:
 
 
 class Answer:
-    """The state of a request here. `request_id` is the cluster's, `client_id` the tenant's own."""
+    """What the gateway has of a request beside the door's entry."""
 
     __slots__ = (
-        "accepted",
         "arrived",
-        "client_id",
         "cursor",
-        "detached_at",
-        "done",
-        "ended",
-        "failure",
+        "entry",
         "figures",
         "first_token",
-        "grace_s",
-        "is_adopted",
-        "is_cancelled",
         "is_counted",
+        "is_started",
         "last_token",
-        "log",
-        "num_claims",
         "outlet",
-        "route",
         "span",
-        "started",
-        "submit",
-        "timer",
-        "turn",
+        "texts",
+        "vocab_size",
     )
 
     def __init__(
-        self, submit: Submit, client_id: str, log: RequestLog, grace_s: float, now: float, figures: ModelFigures
+        self, entry: Entry, texts: Texts, vocab_size: int, now: float, figures: ModelFigures, span: Span | None
     ) -> None:
-        self.submit = submit
-        self.client_id = client_id
-        self.route = submit.route
-        self.log = log
-        self.grace_s = grace_s
+        self.entry = entry
+        self.vocab_size = vocab_size
+        self.texts = texts
         self.arrived = now
         self.first_token: float | None = None
         self.last_token = 0.0
-        # Where its times are counted; its end is counted once.
+        # Where its times are counted; its beginning and its end are counted once.
         self.figures = figures
-        self.is_counted = False
-        self.span: Span | None = None
-        self.ended: float | None = None
-        self.accepted: Accepted | None = None
-        self.started: Started | None = None
-        self.done: Done | None = None
-        self.failure: QuireError | None = None
-        self.is_cancelled = False
-        # It began at another gateway, and a client came back through this one.
-        self.is_adopted = False
-        # Its client came back here, and the scheduler has not answered yet that the request is told to this gateway.
-        self.num_claims = 0
-        # Which of its owners this gateway is (see Accepted).
-        self.turn = 0
+        self.is_started = self.is_counted = False
+        self.span = span
         self.outlet: Outlet | None = None
         self.cursor: Cursor | None = None
-        # Tokens in the log when its client went away.
-        self.detached_at = 0
-        self.timer: asyncio.TimerHandle | None = None
+
+    def add(self, index: int, new: Ids) -> int | None:
+        """See `SequenceText.add`. Raises `ProtocolError` for tokens that the model does not have."""
+        if min(new) < 0 or max(new) >= self.vocab_size:
+            wrong = next(token for token in new if not 0 <= token < self.vocab_size)
+            raise ProtocolError(f"token id {wrong} is none of the {self.vocab_size:,} of this model")
+        return self.texts.add(index, new)
+
+    @property
+    def route(self) -> int:
+        return self.entry.route
+
+    @property
+    def submit(self) -> Submit:
+        return self.entry.submit
 
     @property
     def request_id(self) -> str:
-        return self.submit.request_id
+        return self.entry.submit.request_id
+
+    @property
+    def client_id(self) -> str:
+        return self.entry.client_id
+
+    @property
+    def log(self) -> RequestLog:
+        return self.entry.log
+
+    @property
+    def accepted(self) -> Accepted | None:
+        return self.entry.accepted
+
+    @property
+    def done(self) -> Done | None:
+        return self.entry.done
+
+    @property
+    def failure(self) -> QuireError | None:
+        return self.entry.failure
+
+    @property
+    def ended(self) -> float | None:
+        return self.entry.ended
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self.entry.is_cancelled
 
     @property
     def is_over(self) -> bool:
-        """Nothing of it is to come: not from the scheduler, not from a worker."""
-        return self.failure is not None or (self.done is not None and self.log.is_complete)
-
-    def claim(self) -> Claim:
-        return Claim(self.request_id, self.submit.gateway, self.route)
-
-    def given_up(self) -> Cancel:
-        """Nobody waits for it here: it ends, unless its client has come back elsewhere."""
-        return Cancel(self.request_id, self.submit.gateway, self.route)
-
-    def wake(self) -> None:
-        if self.outlet is not None:
-            self.outlet.wake(self)
-
-    def stop_timer(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        return self.entry.is_over
 
 
 class Cursor:
-    """What one stream was told of an answer."""
+    """Words one stream's share of an answer."""
 
-    __slots__ = ("_accepted", "_answer", "_finished", "_prompt_sent", "_sent", "_started", "has_more", "is_told", "tag")
+    __slots__ = ("_answer", "_door", "reader")
 
-    def __init__(self, answer: Answer, tag: int = 0, positions: Sequence[int] = ()) -> None:
-        num = len(answer.log.sequences)
-        self.tag = tag
-        # The last `fill` stopped at its bound.
-        self.has_more = False
-        # The stream has all of the answer; if that failed, the caller says so.
-        self.is_told = False
+    def __init__(self, door: Door, answer: Answer, reader: Reader) -> None:
+        self.reader = reader
+        self._door = door
         self._answer = answer
-        self._accepted = self._started = False
-        self._sent = list(positions) or [0] * num
-        self._finished = [False] * num
-        # Prompt logprobs go with the first tokens, so that who has those has them.
-        self._prompt_sent = [0 if not sent else -1 for sent in self._sent]
+
+    @property
+    def tag(self) -> int:
+        return self.reader.tag
+
+    @property
+    def has_more(self) -> bool:
+        """The last `fill` stopped at its bound."""
+        return self.reader.has_more
+
+    @property
+    def is_told(self) -> bool:
+        """The stream has all of the answer; if that failed, the caller says so."""
+        return self.reader.is_told
 
     def fill(self, add: Callable[[], pb.GenerateResponse]) -> int:
         """Adds responses for what is new, up to a bound; returns about how many bytes. See `has_more`, `is_told`."""
-        answer = self._answer
-        size = 0
-        if answer.accepted is not None and not (self._accepted and self._started):
-            size += self._fill_accepted(add, answer.accepted)
-        self.has_more = True
-        for sequence in answer.log.sequences:
-            size += self._fill_tokens(add, sequence, MAX_FILL_BYTES - size)
-            if size >= MAX_FILL_BYTES:
-                return size
-            # What a failure cut off did not finish: the failure itself is the word on that.
-            is_cut = sequence.reason is Reason.DROPPED and answer.failure is not None
-            if sequence.reason is not Reason.NONE and not is_cut and not self._finished[sequence.index]:
-                self._finished[sequence.index] = True
-                self._fill_finished(add(), sequence)
-        self.has_more = False
-        if answer.is_over:
-            self.is_told = True
-            if answer.failure is None:
-                self._fill_done(add())
+        parts, size = self._door.read(self.reader, MAX_FILL_BYTES)
+        for part in parts:
+            message = add()
+            message.tag = self.reader.tag
+            self._word(message, part)
         return size
 
-    def _fill_accepted(self, add: Callable[[], pb.GenerateResponse], accepted: Accepted) -> int:
-        answer, started = self._answer, self._answer.started
-        if self._accepted and started is None:
-            return 0
-        self._accepted, self._started = True, started is not None
-        message = add()
-        message.tag = self.tag
-        part = message.accepted
-        part.request_id = answer.client_id
-        part.prompt_tokens = len(answer.submit.prompt)
-        if started is None:
-            part.place = accepted.place
-            part.reason = accepted.reason
+    def _word(self, message: pb.GenerateResponse, part: Part) -> None:
+        if isinstance(part, Chunk):
+            self._word_tokens(message.tokens, part)
+        elif isinstance(part, Finished):
+            self._word_finished(message.finished, part.sequence)
+        elif isinstance(part, Begun):
+            self._word_begun(message.accepted, part)
+        elif isinstance(part, PromptChunk):
+            _word_prompt(message.tokens, part)
         else:
-            part.cached_tokens = started.cached_tokens
-            part.started = True
-        return 64
+            self._word_done(message.done, part)
 
-    def _fill_tokens(self, add: Callable[[], pb.GenerateResponse], sequence: SequenceLog, room: int) -> int:
-        index, ids, logprobs = sequence.index, sequence.ids, sequence.logprobs
-        sent, size = self._sent[index], 0
-        if sequence.prompt_logprobs and 0 <= self._prompt_sent[index] < len(sequence.prompt_logprobs):
-            size += self._fill_prompt(add, sequence, room)
-        while sent < len(ids) and size < room:
-            end = min(len(ids), sent + (MAX_CHUNK if logprobs is None else MAX_CHUNK_LOGPROBS))
-            message = add()
-            message.tag = self.tag
-            chunk = message.tokens
-            chunk.sequence = index
-            chunk.position = sent
-            chunk.ids.extend(ids[sent:end])
-            if sequence.pieces:
-                chunk.text = sequence.text(sent, end)
-            size += _TOKEN_BYTES * (end - sent)
-            if logprobs is not None:
-                for logprob in logprobs[sent:end]:
-                    part = chunk.logprobs.add()
-                    if logprob is not None:
-                        fill_logprob(part, logprob)
-                size += _LOGPROB_BYTES * (end - sent)
-            self._sent[index] = sent = end
-        return size
+    def _word_begun(self, message: pb.Accepted, part: Begun) -> None:
+        message.request_id = self._answer.client_id
+        message.model = self._answer.submit.model
+        message.prompt_tokens = len(self._answer.submit.prompt)
+        if part.started is None:
+            message.place = part.accepted.place
+            message.reason = part.accepted.reason
+        else:
+            message.cached_tokens = part.started.cached_tokens
+            message.started = True
 
-    def _fill_prompt(self, add: Callable[[], pb.GenerateResponse], sequence: SequenceLog, room: int) -> int:
-        index, logprobs = sequence.index, sequence.prompt_logprobs
-        first, size = self._prompt_sent[index], 0
-        while first < len(logprobs) and size < room:
-            last = min(len(logprobs), first + MAX_CHUNK_LOGPROBS)
-            message = add()
-            message.tag = self.tag
-            chunk = message.tokens
-            chunk.sequence = index
-            chunk.position = self._sent[index]
-            chunk.prompt_position = first
-            for logprob in logprobs[first:last]:
-                part = chunk.prompt_logprobs.add()
+    def _word_tokens(self, message: pb.TokenChunk, part: Chunk) -> None:
+        sequence, first, last = part.sequence, part.first, part.last
+        message.sequence = sequence.index
+        message.position = first
+        message.ids.extend(sequence.ids[first:last])
+        message.text = self._answer.texts.text(sequence.index, first, last)
+        if sequence.logprobs is not None:
+            for logprob in sequence.logprobs[first:last]:
+                entry = message.logprobs.add()
                 if logprob is not None:
-                    fill_logprob(part.logprob, logprob)
-            size += _LOGPROB_BYTES * (last - first)
-            self._prompt_sent[index] = first = last
-        return size
+                    fill_logprob(entry, logprob)
 
-    def _fill_finished(self, message: pb.GenerateResponse, sequence: SequenceLog) -> None:
-        message.tag = self.tag
-        part = message.finished
-        part.sequence = sequence.index
-        part.reason = _REASONS[sequence.reason]
-        part.num_tokens = len(sequence.ids)
-        part.text = sequence.rest
-        part.detail = sequence.detail
-        sampling = self._answer.submit.sampling
-        if sequence.stop_string is not None:
-            part.stop_string = sequence.stop_string
+    def _word_finished(self, message: pb.Finished, sequence: SequenceLog) -> None:
+        texts, sampling = self._answer.texts, self._answer.submit.sampling
+        message.sequence = sequence.index
+        message.reason = _REASONS[sequence.reason]
+        message.num_tokens = len(sequence.ids)
+        message.text = texts.rest(sequence.index)
+        message.detail = sequence.detail
+        stop_string = texts.stop_string(sequence.index)
+        if stop_string is not None:
+            message.stop_string = stop_string
         elif sequence.reason is Reason.STOP and sequence.ids and sequence.ids[-1] in sampling.stop_token_ids:
-            part.stop_token_id = sequence.ids[-1]
+            message.stop_token_id = sequence.ids[-1]
         if sampling.width:
-            part.score = sequence.score
+            message.score = sequence.score
 
-    def _fill_done(self, message: pb.GenerateResponse) -> None:
-        answer, done = self._answer, self._answer.done
-        assert done is not None and answer.ended is not None
-        message.tag = self.tag
-        part = message.done
-        part.prompt_tokens = len(answer.submit.prompt)
-        part.cached_tokens = done.cached_tokens
-        part.completion_tokens = answer.log.num_tokens
-        part.queue_s = done.queue_seconds
+    def _word_done(self, message: pb.Done, part: Whole) -> None:
+        answer, done = self._answer, part.done
+        assert answer.ended is not None
+        message.prompt_tokens = len(answer.submit.prompt)
+        message.cached_tokens = done.cached_tokens
+        message.completion_tokens = answer.log.num_tokens
+        message.queue_s = done.queue_seconds
         if answer.first_token is not None:
-            part.time_to_first_token_s = answer.first_token - answer.arrived
-        part.total_s = answer.ended - answer.arrived
-        part.preemptions = done.preemptions
-        part.device_block_seconds = done.device_block_seconds
-        part.host_block_seconds = done.host_block_seconds
+            message.time_to_first_token_s = answer.first_token - answer.arrived
+        message.total_s = answer.ended - answer.arrived
+        message.preemptions = done.preemptions
+        message.device_block_seconds = done.device_block_seconds
+        message.host_block_seconds = done.host_block_seconds
+
+
+def _word_prompt(message: pb.TokenChunk, part: PromptChunk) -> None:
+    message.sequence = part.sequence.index
+    message.position = part.position
+    message.prompt_position = part.first
+    for logprob in part.sequence.prompt_logprobs[part.first : part.last]:
+        entry = message.prompt_logprobs.add()
+        if logprob is not None:
+            fill_logprob(entry.logprob, logprob)

@@ -20,10 +20,11 @@ from grpc.aio import EOF  # type: ignore[attr-defined]
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from cluster.errors import QuireError, WorkFailed
+from cluster.errors import AccessDenied, QuireError, WorkFailed
 from cluster.gateway.bodies import SMALL_BYTES, Bodies, checked
-from cluster.gateway.errors import trailer_of
+from cluster.gateway.errors import Metadata, trailer_of, without_frames
 from cluster.serving.auth import Caller, Right, TokenBook
+from cluster.serving.refused import refused
 
 log = logging.getLogger(__name__)
 
@@ -125,14 +126,17 @@ def _handler(descriptor: MethodDescriptor, method: Method, guard: Guard) -> grpc
             answer: Message = await method(await guard.read(call, kind, name), call)
             return answer
 
-        answer: Message = await guarded(context, guard, run)
-        return answer.SerializeToString()
+        answer, end = await guarded(context, guard, run)
+        if end is not None:
+            await context.abort(*end)
+        raw: bytes = answer.SerializeToString()
+        return raw
 
     async def streamed(raws: AsyncIterator[bytes], context: Context) -> None:
         async def run(call: Call) -> None:
             await method(await guard.read(call, kind, name), call)
 
-        await guarded(context, guard, run)
+        await _streamed(context, guard, run)
 
     async def both_ways(raws: AsyncIterator[bytes], context: Context) -> None:
         async def messages(call: Call) -> AsyncIterator[Message]:
@@ -141,7 +145,7 @@ def _handler(descriptor: MethodDescriptor, method: Method, guard: Guard) -> grpc
                 yield message
                 del message
 
-        await guarded(context, guard, lambda call: method(messages(call), call))
+        await _streamed(context, guard, lambda call: method(messages(call), call))
 
     if descriptor.client_streaming:
         return grpc.stream_stream_rpc_method_handler(both_ways)
@@ -150,21 +154,40 @@ def _handler(descriptor: MethodDescriptor, method: Method, guard: Guard) -> grpc
     return grpc.stream_unary_rpc_method_handler(unary)
 
 
-async def guarded(context: Context, guard: Guard, run: Callable[[Call], Awaitable[Any]]) -> Any:
-    """Runs a method; what it raises becomes the status of the call."""
+async def _streamed(context: Context, guard: Guard, run: Callable[[Call], Awaitable[Any]]) -> None:
+    _, end = await guarded(context, guard, run)
+    if end is not None:
+        # As `abort` does, which keeps what it raises in a ring that waits for the collector.
+        code, detail, trailer = end
+        context.set_code(code)
+        context.set_details(detail)
+        context.set_trailing_metadata(trailer)
+
+
+async def guarded(
+    context: Context, guard: Guard, run: Callable[[Call], Awaitable[Any]]
+) -> tuple[Any, tuple[grpc.StatusCode, str, Metadata] | None]:
+    """Runs a method; what it returned, or with what status the call is to end."""
     try:
-        caller = guard.book.caller(_metadata(context, "authorization"))
-        caller.require(guard.right)
-        return await run(Call(context, caller))
+        return await run(Call(context, _admitted(context, guard))), None
     except QuireError as error:
-        # The error itself is not kept: its traceback names frames with the client's message in them, and they it.
-        end = trailer_of(error)
-    except (grpc.aio.AbortError, asyncio.CancelledError):
+        end = trailer_of(without_frames(error))
+    except asyncio.CancelledError:
         raise
     except Exception:
         log.exception("a call failed by a mistake of ours")
         end = trailer_of(WorkFailed("a mistake of the gateway; its log has the details"))
-    return await context.abort(*end)
+    return None, end
+
+
+def _admitted(context: Context, guard: Guard) -> Caller:
+    try:
+        caller = guard.book.caller(_metadata(context, "authorization"))
+        caller.require(guard.right)
+    except AccessDenied as error:
+        refused.note(f"a call for {guard.right}", context.peer().rpartition(":")[0], str(error))
+        raise
+    return caller
 
 
 def _metadata(context: Context, name: str) -> str | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from cluster.gateway.log import Piece
+from cluster.gateway.texts import Piece
 from cluster.sampling import SamplingParams
 
 Decode = Callable[[list[int]], str]

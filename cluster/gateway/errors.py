@@ -13,20 +13,7 @@ from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from cluster.errors import (
-    Aborted,
-    AccessDenied,
-    AlreadyExists,
-    DeadlineExceeded,
-    InvalidRequest,
-    NeverFits,
-    NotFound,
-    QueueFull,
-    QuireError,
-    Unavailable,
-    WorkFailed,
-)
-from cluster.messages import Refused
+from cluster.errors import Aborted, InvalidRequest, NeverFits, QueueFull, QuireError, Unavailable
 
 DOMAIN = "quire"
 DETAILS_KEY = "grpc-status-details-bin"
@@ -67,6 +54,13 @@ def trailer_of(error: QuireError) -> tuple[grpc.StatusCode, str, Metadata]:
     return grpc.StatusCode[error.grpc_status], status.message, ((DETAILS_KEY, status.SerializeToString()),)
 
 
+def without_frames(error: QuireError) -> QuireError:
+    """The same, once it was caught for good. Its traceback names frames that hold the request, and the request holds
+    the error: such rings pile up until Python's collector looks for them, and all streams wait while it does."""
+    error.__traceback__ = None
+    return error
+
+
 def _figures(error: QuireError) -> Mapping[str, str]:
     names: tuple[str, ...] = ()
     if isinstance(error, NeverFits):
@@ -81,24 +75,6 @@ def _figures(error: QuireError) -> Mapping[str, str]:
 
 def _short(text: str) -> str:
     return text if len(text) <= MAX_DETAIL_CHARS else f"{text[:MAX_DETAIL_CHARS]}..."
-
-
-def error_of(refused: Refused, shown_id: str) -> QuireError:
-    """The scheduler's refusal as an error; `shown_id` is the request's id as the client knows it."""
-    detail = refused.detail.replace(refused.request_id, shown_id) if refused.request_id else refused.detail
-    code = refused.code
-    if code == "INVALID_ARGUMENT":
-        return InvalidRequest(refused.field or "request", detail)
-    if code == "ALREADY_EXISTS":
-        return AlreadyExists("request_id", detail, "give another id, or resume")
-    if code == "RESOURCE_EXHAUSTED":
-        return QueueFull(detail, refused.retry_after_s)
-    if code == "UNAVAILABLE":
-        return Unavailable(detail, refused.retry_after_s or None)
-    kinds: Mapping[str, type[QuireError]] = {
-        kind.grpc_status: kind for kind in (NotFound, DeadlineExceeded, Aborted, AccessDenied)
-    }
-    return kinds.get(code, WorkFailed)(detail)
 
 
 def resumed_elsewhere() -> Aborted:

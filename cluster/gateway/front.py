@@ -1,6 +1,6 @@
 """The seam between a gateway and the scheduler: events up, notices down, whatever carries them.
 
-A gateway holds one `SchedulerLink`. In production it is `FrontLink` (gRPC, `cluster/gateway/front_link.py`); where
+A gateway holds one `SchedulerLink`. In production it is `FrontLink` (`cluster/gateway/front_link.py`); where
 scheduler and gateway share a process it is `LocalLink`. The other end is in `cluster/serving/front_server.py`. Nothing
 here imports grpc.
 """
@@ -14,44 +14,23 @@ from typing import Protocol, TypeAlias
 
 from cluster.errors import Unavailable
 from cluster.wire.front import FrontEvent, Notice
+from cluster.wire.gateways import ServedModels
 
 MAX_EVENTS = 20_000
 """Events that may wait while the scheduler is away before new work is refused. A request has a handful in its life."""
 
 
 @dataclass(frozen=True, slots=True)
-class ServedModel:
-    """A model as the scheduler sees it. `is_ready`: one of its workers has finished a step lately."""
-
-    name: str
-    is_ready: bool
-    detail: str = ""
-    num_replicas: int = 0
-    block_size: int = 16
-    max_model_len: int = 0
-    digest: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class ServedModels:
-    """The whole list, whenever something in it has changed."""
-
-    models: tuple[ServedModel, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Connected:
     """The scheduler is there.
 
-    `wants_state`: it is a new one, and is to be told what is under way (GatewayState). `was_lost`: it had given this
-    gateway up, so that requests have to be taken up again one by one (Adopt). In both cases what was sent before and
-    not taken is lost.
+    `wants_state`: it is a new one, or had given this gateway up, and is to be told what is under way (GatewayState).
+    What was sent before and not taken is lost then.
     """
 
     epoch: int
     wants_state: bool
     hash_key: bytes
-    was_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +47,8 @@ class SchedulerLink(Protocol):
     """A gateway's way to the scheduler."""
 
     def send(self, event: FrontEvent) -> None:
-        """Hands an event over, in order. Raises `Unavailable` for new work (Submit, Adopt, Pin) when too much waits for
-        a scheduler that is away; what belongs to work under way is always taken."""
+        """Hands an event over, in order. Raises `Unavailable` for new work (Submit, Adopt, Find, Pin) when too much
+        waits for a scheduler that is away; what belongs to work under way is always taken."""
         ...
 
     def orders(self) -> AsyncIterator[Sequence[Order]]:

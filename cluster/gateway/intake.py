@@ -36,7 +36,7 @@ PIECE_IDS = 8_192
 MAX_UNCOUNTED_BYTES = 16 << 10
 """In a message up to this length there is not room for many parts."""
 
-_UNSUPPORTED = ("lora", "images", "tools")
+_UNSUPPORTED = ("lora", "images")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,8 @@ class Question:
     positions: tuple[int, ...] | None
     timeout_s: float | None
     trace: str = ""
+    # See Submit.
+    look: str = ""
 
 
 def parse(kind: type[Request], raw: bytes, max_numbers: int) -> Request:
@@ -114,14 +116,6 @@ def check_request_id(request_id: str) -> None:
         raise InvalidRequest("request_id", "holds characters that cannot be printed", "give letters and digits")
 
 
-def check_positions(positions: Sequence[int], sent: Sequence[int]) -> None:
-    """`sent`: how many tokens of each sequence a client can have."""
-    for at, (position, most) in enumerate(zip(positions, sent, strict=True)):
-        if position > most:
-            problem = f"is {position:,}, and {most:,} tokens can have come"
-            raise InvalidRequest(f"resume.positions[{at}]", problem, "give how many tokens you have")
-
-
 def _positions(request: pb.GenerateRequest, params: SamplingParams) -> tuple[int, ...]:
     if not request.request_id:
         raise InvalidRequest("request_id", "is empty, and resume is set", "give the id of the request to go on with")
@@ -134,8 +128,8 @@ def _positions(request: pb.GenerateRequest, params: SamplingParams) -> tuple[int
     return positions
 
 
-async def read_prompt(prompt: pb.Prompt, model: TextModel, work: Work) -> Ids:
-    """The prompt's token ids. Raises `InvalidRequest`."""
+async def read_prompt(prompt: pb.Prompt, model: TextModel, work: Work, tenant: str) -> Ids:
+    """The token ids of a tenant's prompt. Raises `InvalidRequest`."""
     kind = prompt.WhichOneof("prompt")
     if kind == "token_ids":
         tokens = await _read_ids("prompt.token_ids", "prompt", prompt.token_ids.ids, model, work)
@@ -143,7 +137,7 @@ async def read_prompt(prompt: pb.Prompt, model: TextModel, work: Work) -> Ids:
         text = prompt.text
         tokens = await work.run(len(text), model.encode, text)
     elif kind == "chat":
-        tokens = await _read_chat(prompt.chat, model, work)
+        tokens = await _read_chat(prompt.chat, model, work, tenant)
     else:
         raise InvalidRequest("prompt", "is empty", "give text, token_ids or chat")
     if not tokens:
@@ -172,19 +166,18 @@ async def read_text(given: Sequence[int], skips_special_tokens: bool, model: Tex
     return await work.run(len(tokens), model.decode, tokens, skips_special_tokens)
 
 
-async def _read_chat(chat: pb.Chat, model: TextModel, work: Work) -> Ids:
+async def _read_chat(chat: pb.Chat, model: TextModel, work: Work, tenant: str) -> Ids:
     if not chat.messages:
         raise InvalidRequest("prompt.chat.messages", "is empty", "give at least one message")
     if len(chat.messages) > MAX_CHAT_MESSAGES:
         problem = f"has {len(chat.messages):,} messages"
         raise InvalidRequest("prompt.chat.messages", problem, f"give at most {MAX_CHAT_MESSAGES:,}")
-    messages = [{"role": message.role, "content": message.content} for message in chat.messages]
-    for at, message in enumerate(messages):
-        if not 0 < len(message["role"]) <= MAX_ROLE_CHARS:
-            problem, remedy = f"has {len(message['role']):,} characters", f"give 1 to {MAX_ROLE_CHARS}, such as user"
+    for at, message in enumerate(chat.messages):
+        if not 0 < len(message.role) <= MAX_ROLE_CHARS:
+            problem, remedy = f"has {len(message.role):,} characters", f"give 1 to {MAX_ROLE_CHARS}, such as user"
             raise InvalidRequest(f"prompt.chat.messages[{at}].role", problem, remedy)
-    add = chat.add_generation_prompt if chat.HasField("add_generation_prompt") else True
-    text = await work.templates.render(model.template_for(messages), messages, add, model.max_chars)
+    template, conversation = model.conversation(chat)
+    text = await work.templates.render(tenant, template, conversation, model.max_chars)
     return await work.run(len(text), model.encode_rendered, text)
 
 

@@ -7,9 +7,9 @@ imported only here, for the tokenizer and for what a configuration leaves to its
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,21 @@ from typing import Any
 from cluster.errors import DeadlineExceeded, InvalidRequest, ModelError, NeverFits
 from cluster.gateway.byte_level import ByteTable, ByteWindow
 from cluster.gateway.detokenizer import detokenizers
-from cluster.gateway.log import TextCutter
-from cluster.gateway.templates import Template, render
+from cluster.gateway.templates import Conversation, Template, render
+from cluster.gateway.texts import TextCutter
 from cluster.messages import Ids, ids
 from cluster.sampling import SamplingParams
+from cluster.speech.forms import form_of, opens_thinking
+from cluster.speech.tools import messages_of, object_of, read_tools
+from cluster.structure import StructuredOutputsParams
+from protos.quire.v1 import inference_pb2 as pb
+from worker.model.checkpoint import eos_token_ids
+from worker.model.config_check import FIGURES, check_ends, check_figures, read_json
 from worker.model.tokenizer import load_tokenizer
-from worker.sampling.guide import check_structure, tokenizer_of
+from worker.sampling.guide import check_structure, tokenizer_from, words_of
 
+# What the door itself says to templates.
+_TEMPLATE_WORDS = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template")
 # How configurations call the most positions of a sequence.
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
 CHARS_PER_TOKEN = 64
@@ -55,24 +63,31 @@ class TextModel:
         self._tables: dict[bool, ByteTable] = {}
         self._guide: Any = None
         self.template = Template.of(tokenizer)
+        source = self.template.source if self.template is not None else ""
+        self.form = form_of(source, getattr(tokenizer, "all_special_tokens", ()))
 
     @classmethod
     def load(cls, name: str, folder: Path) -> TextModel:
         """Reads config, generation config and tokenizer of a model folder. Raises `ModelError`."""
-        config = _read(folder / "config.json")
-        if config is None:
+        path = folder / "config.json"
+        if not path.is_file():
             raise ModelError(f"{folder} has no config.json; give the folder of a model")
-        defaults = _read(folder / "generation_config.json") or {}
+        config = read_json(path)
+        check_figures(path, config)
+        path = folder / "generation_config.json"
+        defaults = read_json(path) if path.is_file() else {}
+        check_ends(path, defaults.get("eos_token_id"))
         inner = _decoder_of(config)
         ends = _first("eos_token_id", defaults, config, inner)
-        if ends is None or "vocab_size" not in inner:
+        if ends is None or not inner.get("vocab_size"):
             config, inner = _with_class_defaults(folder)
+            check_figures(folder / "config.json", inner)
             ends = _first("eos_token_id", defaults, config, inner)
         return cls(
             name,
             load_tokenizer(folder),
             vocab_size=int(inner["vocab_size"]),
-            max_model_len=int(next((inner[length] for length in _LENGTHS if inner.get(length)), 2048)),
+            max_model_len=_longest(folder, inner),
             defaults={**defaults, "eos_token_id": ends},
         )
 
@@ -81,16 +96,41 @@ class TextModel:
         self._needs_tokenizer("prompt.text", "is text", "send token_ids")
         return self._encode("prompt.text", text, adds_special_tokens=True)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> Ids:
+    def encode_chat(self, chat: pb.Chat) -> Ids:
         """Token ids of a conversation by the model's chat template, in this process. Raises `InvalidRequest`."""
-        return self.encode_rendered(render(self.template_for(messages), messages, add_generation_prompt))
+        return self.encode_rendered(render(*self.conversation(chat)))
 
-    def template_for(self, messages: Sequence[Mapping[str, str]]) -> Template:
-        """The chat template, for a conversation that is not too long for it. Raises `InvalidRequest`."""
+    def conversation(self, chat: pb.Chat) -> tuple[Template, Conversation]:
+        """The chat template, and what it is to write. Raises `InvalidRequest`."""
         if self.template is None:
             raise InvalidRequest("prompt.chat", f"model {self.name} has no chat template", "send text or token_ids")
-        self._check_chars(sum(len(message["content"]) for message in messages))
-        return self.template
+        self._check_chars(sum(len(message.content) for message in chat.messages))
+        tools = read_tools(chat)
+        self.form.check(tools)
+        return self.template, Conversation(
+            self.form.explained(messages_of(chat), tools),
+            chat.add_generation_prompt if chat.HasField("add_generation_prompt") else True,
+            [tool.whole for tool in tools.listed] if self.form.template_knows_tools else [],
+            _words(chat.template_args, self.template),
+        )
+
+    def must_say(self, chat: pb.Chat, params: SamplingParams, prompt: Sequence[int]) -> SamplingParams:
+        """The settings with the structure that a conversation's tools ask for. Raises `InvalidRequest`."""
+        tools = read_tools(chat)
+        if not tools.listed:
+            return params
+        if params.structured_outputs is not None:
+            raise InvalidRequest(
+                "structured_outputs", "is set beside tools", "give one of the two, or tool_choice none"
+            )
+        grammar = self.form.grammar(tools, self.opens_thinking(prompt))
+        if grammar is None:
+            return params
+        return replace(params, structured_outputs=StructuredOutputsParams(grammar=grammar))
+
+    def opens_thinking(self, prompt: Sequence[int]) -> bool:
+        """Whether an answer to this prompt begins inside of reasoning."""
+        return self.form.thinks and opens_thinking(self.decode(prompt[-8:], False))
 
     def encode_rendered(self, text: str) -> Ids:
         """Token ids of what the chat template made, which writes the special tokens itself."""
@@ -179,8 +219,12 @@ class TextModel:
         `InvalidRequest`."""
         if params.structured_outputs is not None:
             if self._guide is None:
-                self._guide = tokenizer_of(self.tokenizer, self.vocab_size, params.eos_token_ids)
+                self._guide = tokenizer_from(self.guide_words())
             check_structure(params.structured_outputs, self._guide)
+
+    def guide_words(self) -> dict[str, Any]:
+        """What tells which tokens a structure allows, as `tokenizer_from` wants it. Raises `Unsupported`."""
+        return words_of(self.tokenizer, self.vocab_size, eos_token_ids(self.defaults))
 
     def _encode_word(self, word: str) -> Sequence[int]:
         self._needs_tokenizer("sampling.bad_words", f"holds the text {word!r}", "use bad_words_token_ids")
@@ -200,6 +244,14 @@ class TextModel:
         return self.max_model_len * CHARS_PER_TOKEN
 
 
+def _longest(folder: Path, inner: Mapping[str, Any]) -> int:
+    found = next((inner[length] for length in _LENGTHS if inner.get(length)), 2048)
+    most = FIGURES["max_position_embeddings"]
+    if isinstance(found, bool) or not isinstance(found, int) or not 1 <= found <= most:
+        raise ModelError(f"{folder / 'config.json'} says no longest sequence from 1 to {most:,} tokens")
+    return found
+
+
 def _decoder_of(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration of the decoder, which a model of text and images has inside its own."""
     text_config = config.get("text_config")
@@ -217,24 +269,23 @@ def _with_class_defaults(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         whole, inner = config.to_dict(), config.get_text_config().to_dict()
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
+        # Configurations raise classes of their own, one per wrong field.
         raise ModelError(f"{folder / 'config.json'} cannot be read: {' '.join(str(error).split())}") from error
     if not inner.get("vocab_size"):
         raise ModelError(f"{folder / 'config.json'} names no vocab_size; give the folder of a language model")
     return whole, inner
 
 
+def _words(given: str, template: Template) -> dict[str, Any]:
+    """What a client says to the template. Raises `InvalidRequest` for what the template never reads."""
+    words = object_of("prompt.chat.template_args", given) if given else {}
+    for word in words:
+        if word in _TEMPLATE_WORDS or word in template.words or word not in template.source:
+            problem = "is not a word that this model's template asks for"
+            raise InvalidRequest(f"prompt.chat.template_args.{word[:80]}", problem, "leave it out")
+    return words
+
+
 def _no_cutter() -> None:
     return None
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} holds no settings by name")
-    return content

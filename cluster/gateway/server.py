@@ -21,7 +21,7 @@ from cluster.gateway.health import FRONT_DOOR, Health
 from cluster.gateway.service import InferenceService
 from cluster.gateway.settings import GatewaySettings
 from cluster.serving.connections import ConnectionBound
-from cluster.serving.door import public_options
+from cluster.serving.public_port import public_options
 from protos.quire.v1 import inference_pb2
 
 log = logging.getLogger(__name__)

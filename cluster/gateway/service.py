@@ -18,7 +18,7 @@ from cluster.gateway.calls import Call, Method
 from cluster.gateway.errors import resumed_elsewhere, status_of
 from cluster.gateway.gateway import Gateway
 from cluster.gateway.gateways import lister
-from cluster.gateway.intake import Question, check_request_id, read_generate, read_prompt, read_text, read_ttl
+from cluster.gateway.intake import Question, check_request_id, read_generate, read_ttl
 from protos.quire.v1 import inference_pb2 as pb
 
 MAX_GAP_S = 0.025
@@ -138,20 +138,18 @@ class InferenceService:
                     has_chat_template=model.template is not None,
                     num_replicas=served.num_replicas,
                     detail=served.detail,
+                    is_default=name == catalogue.default or len(catalogue.served) == 1,
                 )
         return response
 
     async def tokenize(self, request: pb.TokenizeRequest, call: Call) -> pb.TokenizeResponse:
-        catalogue = self._gateway.catalogue
-        served, model = catalogue.find(request.model)
-        tokens = await read_prompt(request.prompt, model, catalogue.work)
-        return pb.TokenizeResponse(ids=tokens, max_model_len=served.max_model_len or model.max_model_len)
+        tokens, longest = await self._gateway.tokenize(call.caller.tenant, request.model, request.prompt)
+        return pb.TokenizeResponse(ids=tokens, max_model_len=longest)
 
     async def detokenize(self, request: pb.DetokenizeRequest, call: Call) -> pb.DetokenizeResponse:
         skips = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
-        catalogue = self._gateway.catalogue
-        _, model = catalogue.find(request.model)
-        return pb.DetokenizeResponse(text=await read_text(request.ids, skips, model, catalogue.work))
+        text = await self._gateway.detokenize(call.caller.tenant, request.model, request.ids, skips)
+        return pb.DetokenizeResponse(text=text)
 
     async def cache_prefix(self, request: pb.CachePrefixRequest, call: Call) -> pb.CachePrefixResponse:
         ttl_s = read_ttl(request.ttl_s)

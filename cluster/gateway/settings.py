@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.errors import ConfigError
+from cluster.gateway.door.unread import UnreadBounds
 from cluster.serving.auth import TokenBook
-from cluster.serving.door import Door, TlsFiles
+from cluster.serving.public_port import PortTls, PublicPort
 
 MAX_RESUME_GRACE_S = 60.0
 MAX_REQUEST_ID_CHARS = 128
@@ -29,10 +30,12 @@ class GatewaySettings:
     port: int = 50051
     # Of the HTTP door; 0: none.
     http_port: int = 0
-    tls: TlsFiles | None = None
+    tls: PortTls | None = None
     tokens: TokenBook = field(default_factory=TokenBook)
     # Name and address of all gateways of the cluster, this one among them, as ListGateways tells them to clients.
     doors: tuple[tuple[str, str], ...] = ()
+    # What a client gets who names none, as long as it is served.
+    default_model: str = ""
     # Lists our services to tools such as grpcurl.
     reflection: bool = True
 
@@ -45,8 +48,8 @@ class GatewaySettings:
     max_open: int = 20_000
     # Requests under way on one GenerateMany stream; the gateway reads no further until one has ended.
     max_open_per_stream: int = 4_096
-    # Tokens that are kept for a client whose connection broke, in its grace; one more aborts the request.
-    max_detached_tokens: int = 1 << 18
+    # What clients have not read of their answers; where it is more, what has most unread ends.
+    unread: UnreadBounds = field(default_factory=UnreadBounds)
     # Messages that all streams together may write in a second; beyond it tokens merge, by at most 25 ms each.
     max_messages_per_s: int = 10_000
     # A request that the scheduler has not taken by then is answered UNAVAILABLE.
@@ -63,5 +66,5 @@ class GatewaySettings:
             raise ConfigError(f"max_message_bytes is {self.max_message_bytes:,}; give at least 65,536")
 
     @property
-    def door(self) -> Door:
-        return Door(self.host, self.port, self.tls, self.tokens)
+    def door(self) -> PublicPort:
+        return PublicPort(self.host, self.port, self.tls, self.tokens)

@@ -41,6 +41,7 @@ class Watch:
         log.info("refused: %s", error, extra={"request_id": question.client_id})
 
     def started(self, answer: Answer, started: Started) -> None:
+        answer.is_started = True
         if answer.span is not None:
             answer.span.event("started", replica=started.replica)
 

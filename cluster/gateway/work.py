@@ -16,6 +16,7 @@ from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
 from cluster.errors import DeadlineExceeded, QueueFull
+from cluster.gateway.structures import Structures
 from cluster.gateway.templates import Templates
 
 P = ParamSpec("P")
@@ -34,6 +35,7 @@ class Work:
 
     def __init__(self) -> None:
         self.templates = Templates()
+        self.structures = Structures()
         self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._num_threads = 0
         self._num_begun = self._size_begun = 0
@@ -71,6 +73,7 @@ class Work:
 
     async def close(self) -> None:
         await self.templates.close()
+        await self.structures.close()
         for _ in range(self._num_threads):
             self._tasks.put(None)
 

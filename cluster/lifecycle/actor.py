@@ -29,11 +29,6 @@ CONTROL, FRONT = "control address", "front address"
 """Under which names Ray keeps where the scheduler is."""
 
 
-def incarnation() -> int:
-    """A number that is higher each time a process starts."""
-    return time.time_ns() // 1_000_000
-
-
 def node_and_pid() -> tuple[str, int]:
     """Where this process is, for whoever has to see that it is gone."""
     import ray
@@ -43,7 +38,7 @@ def node_and_pid() -> tuple[str, int]:
 
 def bound_threads(settings: ClusterSettings) -> None:
     """As many as Ray booked CPUs. Read when torch and numba are imported, which is later."""
-    os.environ["OMP_NUM_THREADS"] = str(max(1, int(settings.cpus_per_worker)))
+    os.environ["OMP_NUM_THREADS"] = str(max(1, int(settings.booked_cpus)))
 
 
 class Serving:
@@ -72,9 +67,10 @@ class Serving:
         self._address = address
         self._is_ready.set()
 
-    def wait(self, timeout_s: float) -> str:
-        """The address once it serves; raises RuntimeError with the cause when it does not come up."""
-        if not self._is_ready.wait(timeout_s):
+    async def wait(self, timeout_s: float) -> str:
+        """The address once it serves; raises RuntimeError with the cause when it does not come up. The actor answers
+        other calls meanwhile."""
+        if not await asyncio.to_thread(self._is_ready.wait, timeout_s):
             raise RuntimeError(f"not ready after {timeout_s:g} s")
         if self._error:
             raise RuntimeError(self._error)

@@ -2,7 +2,7 @@
 
 Ray starts them, places them and starts them again when they die; nothing else passes through it. Every actor runs its
 server on a thread with an event loop of its own and answers `ready()` once it serves. An actor that Ray has started
-again comes up by itself: whom to talk to is kept in `RayState`, and its incarnation is the time, so it only grows.
+again comes up by itself: whom to talk to is kept in `RayState`, and its incarnation, which only grows.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from cluster.lifecycle.actor import (
     Serving,
     bound_threads,
     find_scheduler,
-    incarnation,
     node_and_pid,
 )
 from cluster.lifecycle.cluster_settings import ClusterSettings
 from cluster.lifecycle.host_pool_actor import Layout, ensure_host_pool
 from cluster.lifecycle.meeting import Meeting
+from cluster.lifecycle.served import Model, noted_model
 
 if TYPE_CHECKING:
-    pass
+    from cluster.gateway.front_link import FrontLink
 
 
 class SchedulerActor:
@@ -46,7 +46,7 @@ class SchedulerActor:
     async def _serve(self, ready: Callable[[str], None]) -> None:
         from cluster.lifecycle.roll import Roll
         from cluster.serving.admin import Wanted
-        from cluster.serving.inside import inside_of
+        from cluster.serving.inside import inside_of, operators_token
         from cluster.serving.scheduler_server import Addresses, Doors, serve_scheduler
         from cluster.watching.metrics_ray import mirror_to_ray
 
@@ -54,7 +54,7 @@ class SchedulerActor:
         journal = Path(settings.journal) if settings.journal else None
         epoch = state.next_epoch()
         inside = inside_of(state)
-        admin = settings.admin_door(inside.security.secret)
+        admin = settings.admin_door(operators_token(state))
         gateways = {name: inside.reachable(settings.host, port) for name, port in settings.gateway_ports().items()}
 
         def publish(addresses: Addresses) -> None:
@@ -74,8 +74,12 @@ class SchedulerActor:
             mirror=mirror_to_ray,
         )
 
-    def ready(self, timeout_s: float) -> str:
-        return self._serving.wait(timeout_s)
+    async def ready(self, timeout_s: float) -> str:
+        return await self._serving.wait(timeout_s)
+
+    def end(self) -> None:
+        """It is about to be ended by order, and started again."""
+        self._observed.end()
 
     def where(self) -> tuple[str, int]:
         return node_and_pid()
@@ -84,7 +88,7 @@ class SchedulerActor:
 class WorkerActor:
     """One replica on one accelerator, or on some cores; of a tensor-parallel one its rank 0."""
 
-    def __init__(self, settings: ClusterSettings, namespace: str, name: str, model: str) -> None:
+    def __init__(self, settings: ClusterSettings, namespace: str, name: str, model: Model) -> None:
         from cluster.lifecycle.ray_state import RayState
 
         bound_threads(settings)
@@ -103,12 +107,13 @@ class WorkerActor:
         from cluster.serving.inside import inside_of
         from worker.serve import WorkerServer
         from worker.spans import AttemptSpans
+        from worker.swap import swap_of
         from worker.transfer.server import Listening
         from worker.worker import Worker
 
         hash_key = self._state.key("hash key")
         node = ray.get_runtime_context().get_node_id()[:12]
-        number, tp = incarnation(), self._settings.tp
+        number, tp = self._state.next_life(self._name), self._settings.tp
         self._worker = worker = Worker(
             self._settings.worker(self._model, hash_key),
             replica=self._name,
@@ -127,7 +132,7 @@ class WorkerActor:
             inside.security,
             spans=spans,
             hang_s=self._settings.hang_s,
-            listening=Listening(inside.host),
+            swap=swap_of(worker, inside.security, Listening(inside.host)),
         )
         ready(self._name)
         await server.run()
@@ -135,15 +140,15 @@ class WorkerActor:
     async def _find(self) -> str:
         return await find_scheduler(self._state, CONTROL)
 
-    def ready(self, timeout_s: float) -> str:
-        return self._serving.wait(timeout_s)
+    async def ready(self, timeout_s: float) -> str:
+        return await self._serving.wait(timeout_s)
 
     def layout(self) -> Layout:
         """What a host pool beside it must have."""
         import ray
 
-        layout = self._worker.parts.layout
-        return Layout(ray.get_runtime_context().get_node_id(), layout.block_bytes, layout.fingerprint())
+        joined = self._worker.joined()
+        return Layout(ray.get_runtime_context().get_node_id(), joined.block_bytes, joined.fingerprint)
 
     def end(self) -> None:
         """It has drained, and is about to be ended."""
@@ -168,10 +173,11 @@ class GatewayActor:
         self._name = name
         self._port = port
         self._observed = Observed(settings, self._state, name)
+        self._link: FrontLink | None = None
         self._serving = Serving(self._serve)
 
     async def _serve(self, ready: Callable[[str], None]) -> None:
-        from cluster.gateway.host import serve_gateway
+        from cluster.gateway.process import serve_gateway
         from cluster.gateway.settings import GatewaySettings
         from cluster.serving.inside import inside_of
 
@@ -180,22 +186,38 @@ class GatewayActor:
         doors = tuple((name, f":{port}") for name, port in self._settings.gateway_ports().items())
         settings = GatewaySettings(
             self._name,
-            incarnation(),
+            self._state.next_life(self._name),
             door.host,
             door.port,
             self._settings.http_ports()[self._name],
             door.tls,
             door.tokens,
             doors=doors,
+            default_model=self._settings.models[0].name,
         )
         inside = inside_of(self._state)
-        await serve_gateway(settings, self._settings.model, self._find, ready, inside, self._observed.tracer())
+        models = {model.name: model.path for model in self._settings.models}
+        tracer = self._observed.tracer()
+        await serve_gateway(settings, models, self._where_is, self._find, ready, inside, tracer, self._reach)
+
+    def _reach(self, link: FrontLink) -> None:
+        self._link = link
 
     async def _find(self) -> str:
         return await find_scheduler(self._state, FRONT)
 
-    def ready(self, timeout_s: float) -> str:
-        return self._serving.wait(timeout_s)
+    def _where_is(self, name: str) -> str:
+        """The folder of a model that was loaded later."""
+        return noted_model(self._state, name).path
+
+    async def ready(self, timeout_s: float) -> str:
+        return await self._serving.wait(timeout_s)
+
+    def end(self) -> None:
+        """It is about to be ended by order, and started again."""
+        self._observed.end()
+        if self._link is not None:
+            self._link.leave()
 
     def where(self) -> tuple[str, int]:
         return node_and_pid()

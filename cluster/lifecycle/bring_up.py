@@ -18,14 +18,16 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from cluster.errors import ConfigError, ModelError, QuireError, Unavailable
+from cluster.errors import AccessDenied, ConfigError, ModelError, QuireError, Unavailable
 from cluster.lifecycle.cluster_settings import ClusterSettings
 from cluster.lifecycle.ray_head import ESSENTIAL, alive, free_mib, how_it_ended, name_of, token_variables
 
 Say = Callable[[str], None]
 # Each wait of the child has a deadline of its own; this is above all of them together.
 WHOLE_S = 600.0
-KINDS: dict[str, type[QuireError]] = {kind.__name__: kind for kind in (ConfigError, ModelError, Unavailable)}
+KINDS: dict[str, type[QuireError]] = {
+    kind.__name__: kind for kind in (AccessDenied, ConfigError, ModelError, Unavailable)
+}
 
 
 class BringUp:

@@ -8,27 +8,30 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConfigError
 from cluster.lifecycle.autoscale import Bounds
+from cluster.lifecycle.served import Model, read_models
 from cluster.serving.auth import Caller, Entry, TokenBook, digest_of, load_tokens
-from cluster.serving.door import Door, TlsFiles
+from cluster.serving.public_port import PortTls, PublicPort
 from cluster.settings import SchedulerSettings, WorkerSettings
 from cluster.sizes import parse_bytes
 from cluster.watching.logs import LEVELS
 
 ENVIRONMENT = "QUIRE_"
 OPERATOR = "operator"
+MAX_FILE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
     """One cluster. Each field is an option of `quire up`, but for the last two: those are for file and environment."""
 
+    # Each a folder, a file or a hub id, or NAME=FOLDER.
     model: tuple[str, ...] = ("demo",)
     workers: int = 2
     tp: int = 1
@@ -47,6 +50,8 @@ class ClusterSettings:
     # Of the first gateway's HTTP door; those of the others count up from it. 0: none. None: 8000, or the next that is
     # free, where the packages of `quire[http]` are installed.
     http_port: int | None = None
+    # Of the page in a browser, on loopback. 0: none. None: 8001, or the next that is free.
+    page_port: int | None = None
     admin_port: int = 50061
     # Prometheus reads the whole cluster there.
     metrics_port: int = 50062
@@ -63,8 +68,8 @@ class ClusterSettings:
     address: str = ""
     # LEAST:MOST workers of each model, by queue and pool pressure; empty: their number is yours to change.
     autoscale: str = ""
-    # CPUs that Ray books for one worker.
-    cpus_per_worker: float = 1.0
+    # CPUs that Ray books for one worker. None: 1, or less on a Ray of our own, so that as many again find room.
+    cpus_per_worker: float | None = None
     preemption: str = "cheapest"
     allocator: str = "lru"
     placement: str = "scored"
@@ -87,7 +92,8 @@ class ClusterSettings:
             ("admin_port", self.admin_port, 0, 65535),
             ("http_port", self.http_port or 0, 0, 65535),
             ("metrics_port", self.metrics_port, 0, 65535),
-            ("cpus_per_worker", self.cpus_per_worker, 0, 1024),
+            ("page_port", self.page_port or 0, 0, 65535),
+            ("cpus_per_worker", self.booked_cpus, 0, 1024),
             ("silence_s", self.silence_s, 0.5, 600),
             ("hang_s", self.hang_s, 1, 3600),
         )
@@ -97,7 +103,7 @@ class ClusterSettings:
         self._check_ports()
         if not self.model:
             raise ConfigError("no model is given; name at least one")
-        check_names(self.model)
+        models = read_models(self.model)
         scaled = Bounds.read(self.autoscale)
         if scaled is not None and not scaled.least <= self.workers <= scaled.most:
             raise ConfigError(f"workers is {self.workers}, outside of autoscale {self.autoscale}; give one within it")
@@ -117,7 +123,7 @@ class ClusterSettings:
         if self.kv_memory is not None:
             parse_bytes(self.kv_memory, "kv_memory")
         # What a worker would only find out once everything else has started.
-        self.worker(self.model[0], b"")
+        self.worker(models[0], b"")
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise ConfigError("tls_certificate and tls_key go together; give both, or neither")
 
@@ -148,19 +154,19 @@ class ClusterSettings:
                 raise ConfigError(f"port {port} is asked for by {taken[port]} and by {who}; give another {option}")
             taken[port] = who
 
-    def gateway_door(self, port: int) -> Door:
+    def gateway_door(self, port: int) -> PublicPort:
         """Where clients come in. Reads the token file."""
         authority = Path(self.client_authority) if self.client_authority else None
-        tls = TlsFiles(Path(self.tls_certificate), Path(self.tls_key), authority) if self.tls_certificate else None
-        return Door(self.host, port, tls, load_tokens(Path(self.tokens)) if self.tokens else TokenBook())
+        tls = PortTls(Path(self.tls_certificate), Path(self.tls_key), authority) if self.tls_certificate else None
+        return PublicPort(self.host, port, tls, load_tokens(Path(self.tokens)) if self.tokens else TokenBook())
 
-    def admin_door(self, secret: str) -> Door:
-        """Where operators come in: by a token with that right, or by the secret that our own commands show."""
+    def admin_door(self, token: str) -> PublicPort:
+        """Where operators come in: by a token with that right, or by the one that our own commands show."""
         door = self.gateway_door(self.admin_port)
         if not door.tokens:
             return door
         tls = replace(door.tls, client_authority=None) if door.tls is not None else None
-        own = Entry(digest_of(secret), Caller(OPERATOR, frozenset({"admin"})))
+        own = Entry(digest_of(token), Caller(OPERATOR, frozenset({"admin"})))
         return replace(door, tls=tls, tokens=door.tokens.with_entry(own))
 
     @property
@@ -169,6 +175,10 @@ class ClusterSettings:
         bounds = Bounds.read(self.autoscale)
         return len(self.model) * self.tp * (self.workers if bounds is None else bounds.most)
 
+    @property
+    def booked_cpus(self) -> float:
+        return 1.0 if self.cpus_per_worker is None else self.cpus_per_worker
+
     def scheduler(self) -> SchedulerSettings:
         return SchedulerSettings(
             allocator=self.allocator,  # type: ignore[arg-type]
@@ -176,9 +186,15 @@ class ClusterSettings:
             placement=self.placement,  # type: ignore[arg-type]
         )
 
-    def worker(self, model: str, hash_key: bytes) -> WorkerSettings:
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The first is the one that clients get who name none."""
+        return read_models(self.model)
+
+    def worker(self, model: Model, hash_key: bytes) -> WorkerSettings:
         return WorkerSettings(
-            model=model,
+            model=model.path,
+            served_name=model.name,
             dtype=self.dtype,
             device=self.device,
             block_size=self.block_size,
@@ -194,16 +210,6 @@ class ClusterSettings:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def check_names(models: Sequence[str]) -> None:
-    """Workers are named after the last part of a model's path, so no two models may have it in common."""
-    names = [Path(model).name for model in models]
-    for model, name in zip(models, names, strict=True):
-        if not name:
-            raise ConfigError(f"model is {model!r}, which has no name; give a folder or a hub id")
-        if names.count(name) > 1:
-            raise ConfigError(f"models {', '.join(models)}: {name} is there twice; give their folders different names")
 
 
 def gather(
@@ -228,8 +234,12 @@ def gather(
 
 def _from_file(file: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        read = tomllib.loads(file.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        with file.open("rb") as opened:
+            text = opened.read(MAX_FILE_BYTES + 1)
+        if len(text) > MAX_FILE_BYTES:
+            raise ConfigError(f"the settings file {file} has more than {MAX_FILE_BYTES:,} bytes; is it the right one?")
+        read = tomllib.loads(text.decode())
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"the settings file {file} cannot be read: {error}") from error
     for name, value in read.items():
         if name not in known:
@@ -262,6 +272,6 @@ def _typed(name: str, text: str, kind: str) -> Any:
             return tuple(part for part in text.split(",") if part)
         if kind.startswith("int"):
             return int(text)
-        return float(text) if kind == "float" else text
+        return float(text) if kind.startswith("float") else text
     except ValueError as error:
         raise ConfigError(f"{ENVIRONMENT}{name.upper()} is {text!r}, which is no number") from error

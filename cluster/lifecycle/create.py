@@ -19,10 +19,13 @@ from cluster.errors import QuireError
 from cluster.lifecycle.actor import CENTRE
 from cluster.lifecycle.cluster_settings import ClusterSettings
 from cluster.lifecycle.host_memory import wait_for_host_pools
-from cluster.lifecycle.placing import START_S, create_worker, wait_until_joined, wait_until_ready, worker_name
+from cluster.lifecycle.placing import create_worker, wait_until_joined, worker_name
 from cluster.lifecycle.preflight import preflight
 from cluster.lifecycle.ray_connection import quiet_ray
 from cluster.lifecycle.running import Running
+from cluster.lifecycle.stages import wait_for_all, wait_until_ready
+
+SCHEDULER = "the scheduler"
 
 Say = Callable[[str], None]
 
@@ -52,6 +55,7 @@ def create(settings: ClusterSettings, running: Running, say: Say) -> None:
     from cluster.lifecycle.actors import GatewayActor, SchedulerActor
     from cluster.lifecycle.ray_state import RayState
     from cluster.lifecycle.scaler_actor import ScalerActor
+    from cluster.serving.admin_client import told_plainly
     from cluster.serving.inside import prepare
     from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
 
@@ -65,30 +69,23 @@ def create(settings: ClusterSettings, running: Running, say: Say) -> None:
     here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
     options = {**CENTRE, "scheduling_strategy": here}
     scheduler = ray.remote(SchedulerActor).options(name="scheduler", **options).remote(settings, running.namespace)
-    workers = [
-        create_worker(settings, running.namespace, model, number)
-        for model in settings.model
+    workers = {
+        worker_name(model.name, number): create_worker(settings, running.namespace, model, number)
+        for model in settings.models
         for number in range(settings.workers)
-    ]
+    }
     gateways = {
         name: ray.remote(GatewayActor).options(name=name, **options).remote(settings, running.namespace, name, port)
         for name, port in settings.gateway_ports().items()
     }
-    running.admin = wait_until_ready(scheduler, "the scheduler")
-    say("the scheduler serves")
-    for number, worker in enumerate(workers):
-        wait_until_ready(worker, f"worker {number}")
-    with running.admin_channel() as channel:
-        names = [worker_name(model, number) for model in settings.model for number in range(settings.workers)]
-        wait_until_joined(AdminServiceStub(channel), names)
-    report: list[str] = ray.get(workers[0].report.remote(), timeout=START_S)
-    for line in report:
-        say(f"worker-0 {line}")
-    say(f"{len(workers)} workers are ready")
-    wait_for_host_pools(settings, running.namespace, workers, say)
-    addresses = [wait_until_ready(gateway, name) for name, gateway in gateways.items()]
-    running.gateway, running.gateways = addresses[0], addresses
-    say(f"{len(gateways)} gateways serve")
+    found = wait_for_all({SCHEDULER: scheduler, **workers, **gateways}, say, follow=next(iter(workers)))
+    running.admin = found[SCHEDULER]
+    with running.admin_channel() as channel, told_plainly(running.admin, has_tls=bool(settings.tls_certificate)):
+        wait_until_joined(AdminServiceStub(channel), list(workers))
+    say(f"{len(workers)} workers are ready" if len(workers) > 1 else "1 worker is ready")
+    wait_for_host_pools(settings, running.namespace, list(workers.values()), say)
+    running.gateways = [found[name] for name in gateways]
+    running.gateway = running.gateways[0]
     if settings.autoscale:
         scaler = ray.remote(ScalerActor).options(name="scaler", **options)
         say(f"autoscaling: {wait_until_ready(scaler.remote(settings, running.namespace, running.admin), 'the scaler')}")

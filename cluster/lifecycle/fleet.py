@@ -13,18 +13,21 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import ConfigError, NotFound, Unavailable
-from cluster.lifecycle.cluster_settings import ClusterSettings, check_names
+from cluster.lifecycle.cluster_settings import ClusterSettings
 from cluster.lifecycle.host_memory import host_pools_of, remove_host_pools, wait_for_host_pools
 from cluster.lifecycle.placing import (
+    actor_names,
     bundle,
     create_worker,
     end_worker,
     wait_until_joined,
-    wait_until_ready,
     worker_name,
 )
+from cluster.lifecycle.preflight import check_model
 from cluster.lifecycle.ray_connection import quiet_ray
 from cluster.lifecycle.running import Running
+from cluster.lifecycle.served import Model, noted_model, read_models
+from cluster.lifecycle.stages import wait_for_all
 
 if TYPE_CHECKING:
     import grpc
@@ -35,7 +38,7 @@ GONE_S = 10.0
 MAX_WORKERS = 4096
 ADMIN_S = 10.0
 REMEDIES = {
-    "CPU": "join more nodes, or start with a lower --cpus-per-worker",
+    "CPU": "take some from another model with `quire scale`, join more nodes, or start with a lower --cpus-per-worker",
     "GPU": "join nodes with more GPUs, or drain a worker of another model",
 }
 
@@ -72,15 +75,19 @@ class Fleet:
 
     def set_size(self, model: str, workers: int) -> tuple[int, int]:
         """Adds or drains until there are so many; returns how many there were and are."""
+        from cluster.lifecycle.ray_state import RayState
+
         numbers = self.numbers(model)
         if workers > len(numbers):
-            self.add(model, [n for n in range(workers) if n not in numbers][: workers - len(numbers)])
+            new = [n for n in range(workers) if n not in numbers][: workers - len(numbers)]
+            self.add(noted_model(RayState(self._namespace), model), new)
         for number in numbers[workers:]:
             self.retire(worker_name(model, number))
         return len(numbers), workers
 
-    def add(self, model: str, numbers: Sequence[int]) -> None:
-        """Starts workers of these numbers and waits until each has joined. Raises `ConfigError` for want of room."""
+    def add(self, model: Model, numbers: Sequence[int]) -> None:
+        """Starts workers of these numbers and waits until each has joined. Raises `ConfigError` for want of room, and
+        leaves nothing behind where one does not come up."""
         import ray
 
         available = ray.available_resources()
@@ -88,17 +95,23 @@ class Fleet:
             free, needed = available.get(resource, 0.0), len(numbers) * self._settings.tp * each
             if needed > free:
                 raise ConfigError(
-                    f"{len(numbers)} more workers need {needed:g} {resource}, and Ray has {free:g} free; "
-                    f"{REMEDIES[resource]}"
+                    f"{_more(len(numbers))} {needed:g} {resource}, and Ray has {free:g} free; {REMEDIES[resource]}"
                 )
-        actors = [create_worker(self._settings, self._namespace, model, number) for number in numbers]
-        for number, actor in zip(numbers, actors, strict=True):
-            wait_until_ready(actor, f"worker {number}")
-            wait_until_joined(self.admin, [worker_name(model, number)])
-            self._say(f"{worker_name(model, number)} has joined")
-        wait_for_host_pools(self._settings, self._namespace, actors, self._say)
+        known, actors = actor_names(self._namespace), {}
+        try:
+            for number in numbers:
+                name = worker_name(model.name, number)
+                actors[name] = create_worker(self._settings, self._namespace, model, number)
+            wait_for_all(actors, self._say)
+            wait_until_joined(self.admin, list(actors))
+        except BaseException:
+            # Ray would start for ever what cannot start, and keep what was booked for it.
+            for name in actors:
+                end_worker(self._namespace, name)
+            raise
+        wait_for_host_pools(self._settings, self._namespace, list(actors.values()), self._say, known)
 
-    def load(self, model: str, workers: int) -> None:
+    def load(self, model: Model, workers: int) -> None:
         """Brings a model that is not served yet; its first worker takes requests as soon as it is ready."""
         self.add(model, range(workers))
 
@@ -138,13 +151,18 @@ class Fleet:
         from protos.quire.v1 import admin_pb2 as pb
 
         self.admin.Drain(pb.DrainRequest(worker=name), timeout=ADMIN_S)
-        until = time.monotonic() + DRAIN_S
+        self.is_empty_within(name, DRAIN_S)
+        self._end(name)
+
+    def is_empty_within(self, name: str, seconds: float) -> bool:
+        """Waits until nothing runs on a worker that drains; False: something still does."""
+        until = time.monotonic() + seconds
         while time.monotonic() < until:
             found = [one for one in self.workers() if one.name == name]
             if not found or not found[0].num_sequences:
-                break
+                return True
             time.sleep(0.1)
-        self._end(name)
+        return False
 
     def _end(self, name: str) -> None:
         end_worker(self._namespace, name)
@@ -154,14 +172,25 @@ class Fleet:
         self._say(f"{name} is gone")
 
 
+def _more(number: int) -> str:
+    return f"{number} more workers need" if number > 1 else "1 more worker needs"
+
+
 @contextmanager
 def own_fleet(say: Say) -> Iterator[tuple[Running, Fleet]]:
-    """The workers of the cluster that this user has up. Raises `Unavailable`."""
+    """The workers of the cluster that this user has up. Raises `QuireError`."""
+    from cluster.serving.admin_client import told_plainly
+
     running = Running.load()
     if running is None:
         raise Unavailable("no cluster of this user is noted; start one with `quire up`")
-    settings = ClusterSettings(**{**running.settings, "model": tuple(running.settings["model"])})
-    with quiet_ray(running), Fleet(running.admin_channel(), running.namespace, settings, say) as fleet:
+    # Where all were unloaded, there is none.
+    settings = ClusterSettings(**{**running.settings, "model": tuple(running.settings["model"]) or ("demo",)})
+    with (
+        quiet_ray(running),
+        Fleet(running.admin_channel(), running.namespace, settings, say) as fleet,
+        told_plainly(running.admin, has_tls=bool(settings.tls_certificate)),
+    ):
         yield running, fleet
 
 
@@ -175,27 +204,31 @@ def scale(workers: int, model: str | None, say: Say) -> None:
     say(f"{chosen}: {before} workers before, {after} now")
 
 
-def load(model: str, workers: int, say: Say) -> None:
+def load(model: Model, workers: int, say: Say) -> None:
     """Brings a further model into this user's cluster."""
     if not 1 <= workers <= MAX_WORKERS:
         raise ConfigError(f"workers is {workers}; give 1 to {MAX_WORKERS:,}")
     with own_fleet(say) as (running, fleet):
-        served = sorted({one.model for one in fleet.workers()})
-        if model in served:
-            raise ConfigError(f"{model} is served already; `quire scale` changes the number of its workers")
-        check_names((*served, model))
+        if model.name in {one.model for one in fleet.workers()}:
+            raise ConfigError(
+                f"{model.name} is served already; `quire scale` changes the number of its workers, and "
+                f"`quire load NAME={model.path}` serves it under another name too"
+            )
+        known = [*running.settings["model"], str(model)]
+        read_models(known)
+        if not running.settings["address"]:
+            check_model(model.path, running.settings["tp"])
         fleet.load(model, workers)
-        running.settings["model"] = [*served, model]
+        running.settings["model"] = known
         running.save()
-    say(f"{model}: {workers} workers serve")
+    say(f"{model.name}: {workers} workers serve" if workers > 1 else f"{model.name}: 1 worker serves")
 
 
 def unload(model: str, patience_s: float, say: Say) -> None:
     """Takes a model out of this user's cluster, once what was accepted has ended or `patience_s` is over."""
     with own_fleet(say) as (running, fleet):
-        served = sorted({one.model for one in fleet.workers()})
         fleet.unload(model, patience_s)
-        running.settings["model"] = [one for one in served if one != model]
+        running.settings["model"] = [one for one in running.settings["model"] if Model.read(one).name != model]
         running.save()
     say(f"{model} is unloaded")
 

@@ -5,24 +5,29 @@ Workers create them (`host_pool_actor.py`); whoever starts, loads or unloads wai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from cluster.lifecycle.cluster_settings import ClusterSettings
 from cluster.lifecycle.host_pool_actor import wants_host_pools
-from cluster.lifecycle.placing import START_S, actor_names, end_actors, wait_until_ready
+from cluster.lifecycle.placing import actor_names, end_actors
+from cluster.lifecycle.stages import START_S, wait_until_ready
 
 Say = Callable[[str], None]
 
 
-def wait_for_host_pools(settings: ClusterSettings, namespace: str, workers: Sequence[Any], say: Say) -> None:
-    """Until those of these workers serve."""
+def wait_for_host_pools(
+    settings: ClusterSettings, namespace: str, workers: Sequence[Any], say: Say, known: Collection[str] = ()
+) -> None:
+    """Until those of these workers serve. `known`: actors that were there before, of which nothing is said."""
     import ray
 
     if not wants_host_pools(settings):
         return
     for name in host_pools_of(workers):
-        say(f"host memory {name}: {wait_until_ready(ray.get_actor(name, namespace=namespace), name)}")
+        told = wait_until_ready(ray.get_actor(name, namespace=namespace), name)
+        if name not in known:
+            say(f"{name} serves: {told} of host memory")
 
 
 def host_pools_of(workers: Sequence[Any]) -> list[str]:

@@ -31,8 +31,7 @@ class Layout:
 
 
 def wants_host_pools(settings: ClusterSettings) -> bool:
-    """Slices of blocks have no use for one."""
-    return settings.host_memory != "0" and settings.tp == 1
+    return settings.host_memory != "0"
 
 
 class HostPoolActor:
@@ -66,10 +65,11 @@ class HostPoolActor:
             size=self._settings.host_memory,
             block_bytes=self._block_bytes,
             fingerprint=self._fingerprint,
+            incarnation=self._state.next_life(self._name),
             listening=Listening(inside.host),
         )
         pool = HostPool(settings, inside.security)
-        ready(f"{pool.num_blocks} blocks")
+        ready(f"{pool.num_blocks:,} blocks")
         try:
             await serve_host_pool(pool, self._find, inside.security)
         finally:
@@ -82,8 +82,8 @@ class HostPoolActor:
         """No worker needs it any more, and it is about to be ended."""
         self._observed.end()
 
-    def ready(self, timeout_s: float) -> str:
-        return self._serving.wait(timeout_s)
+    async def ready(self, timeout_s: float) -> str:
+        return await self._serving.wait(timeout_s)
 
     def where(self) -> tuple[str, int]:
         return node_and_pid()

@@ -22,11 +22,13 @@ from cluster.errors import ConfigError, Unavailable
 from cluster.lifecycle import leave_ray, ray_head
 from cluster.lifecycle.bring_up import BringUp
 from cluster.lifecycle.cluster_settings import ClusterSettings
+from cluster.lifecycle.page_process import end_page
 from cluster.lifecycle.ports import check_ports, free_port, is_free, with_ports
-from cluster.lifecycle.preflight import check_early, num_cpus
+from cluster.lifecycle.preflight import check_early, leave_room, num_cpus
 from cluster.lifecycle.ray_connection import NAMESPACE, check_ray_answers, quiet_ray
 from cluster.lifecycle.running import Running, state_folder
 from cluster.private_files import check_file, check_folder
+from cluster.serving.public_port import EVERYWHERE
 from cluster.watching.tracing import check_trace
 
 # How long what was ended may take to be gone.
@@ -45,14 +47,17 @@ def up(settings: ClusterSettings, say: Say) -> Running:
     check_folder(Path(settings.log_dir or state_folder() / "logs"), "the log folder", "give another --log-dir")
     if settings.journal:
         check_file(Path(settings.journal), "the journal", "give another --journal")
-    settings.gateway_door(settings.port).check()
+    door = settings.gateway_door(settings.port)
+    door.check()
+    if door.tls is not None and settings.tls_authority and settings.host not in EVERYWHERE:
+        door.tls.check_client(settings.host, Path(settings.tls_authority))
     check_early(settings)
     if settings.address:
-        check_ray_answers(settings.address)
+        check_ray_answers(settings.address, os.environ.get("RAY_AUTH_TOKEN", ""))
     check_ports(settings)
     check_trace(settings.trace)
     settings = replace(settings, log_dir=settings.log_dir or str(state_folder() / "logs"))
-    settings = with_ports(settings)
+    settings = leave_room(with_ports(settings))
     began = time.monotonic()
     folder, token = ("", os.environ.get("RAY_AUTH_TOKEN", ""))
     if not settings.address:
@@ -139,11 +144,11 @@ def down(say: Say, grace_s: float = 0.0) -> list[str]:
     if running.admin and grace_s > 0:
         with running.admin_channel() as channel:
             leave_ray.let_finish(channel, grace_s, say)
-    left: list[str] = []
+    left: list[str] = end_page(running)
     if running.ray_temp:
-        left = [f"process {pid} ({ray_head.name_of(pid)})" for pid in ray_head.end(running.ray_temp)]
+        left += [f"process {pid} ({ray_head.name_of(pid)})" for pid in ray_head.end(running.ray_temp)]
     else:
-        left = _leave_ray(running, say)
+        left += _leave_ray(running, say)
     left += [f"port {port}" for port in _ports_taken(running)]
     if not left:
         Running.forget()
@@ -164,8 +169,12 @@ def _leave_ray(running: Running, say: Say) -> list[str]:
 def _ports_taken(running: Running) -> list[int]:
     """Our doors that are still held on this machine, a moment after their processes ended."""
     host, until = str(running.settings.get("host", "127.0.0.1")), time.monotonic() + GONE_S
+    if not running.gateway:
+        return []
     addresses = [*running.gateways, running.admin, f":{running.settings.get('metrics_port')}"]
-    ports = [int(address.rpartition(":")[2]) for address in addresses] if running.gateway else []
+    first_http = int(running.settings.get("http_port") or 0)
+    ports = [int(address.rpartition(":")[2]) for address in addresses]
+    ports += [first_http + number for number in range(len(running.gateways))] if first_http else []
     while (taken := [port for port in ports if not is_free(host, port)]) and time.monotonic() < until:
         time.sleep(0.05)
     return taken

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from cluster.lifecycle.actor import Observed, bound_threads, node_and_pid
 from cluster.lifecycle.cluster_settings import ClusterSettings
 from cluster.lifecycle.meeting import POLL_S, Meeting
+from cluster.lifecycle.served import Model
 
 if TYPE_CHECKING:
     from worker.ranks.team import Place
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 class MemberActor:
     """Rank 1 or higher."""
 
-    def __init__(self, settings: ClusterSettings, namespace: str, replica: str, model: str, rank: int) -> None:
+    def __init__(self, settings: ClusterSettings, namespace: str, replica: str, model: Model, rank: int) -> None:
         from cluster.lifecycle.ray_state import RayState
 
         bound_threads(settings)

@@ -6,7 +6,6 @@ come up within its time is one line that says what it waited for.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +13,8 @@ from typing import Any
 
 from cluster.errors import Unavailable
 from cluster.lifecycle.cluster_settings import ClusterSettings
-from cluster.lifecycle.ray_head import free_mib
+from cluster.lifecycle.served import Model, note_model
 
-START_S = 120.0
 END_S = 10.0
 JOIN_S = 30.0
 
@@ -27,10 +25,10 @@ def worker_name(model: str, number: int) -> str:
 
 def bundle(settings: ClusterSettings) -> dict[str, float]:
     """What Ray books for one rank."""
-    return {"CPU": settings.cpus_per_worker} | ({"GPU": 1.0} if settings.device == "cuda" else {})
+    return {"CPU": settings.booked_cpus} | ({"GPU": 1.0} if settings.device == "cuda" else {})
 
 
-def create_worker(settings: ClusterSettings, namespace: str, model: str, number: int) -> Any:
+def create_worker(settings: ClusterSettings, namespace: str, model: Model, number: int) -> Any:
     """A replica: its worker actor and, tensor parallel, those of its further ranks, in a placement group of its own on
     one machine. Its name says what it serves and which one it is. Returns the actor that serves."""
     import ray
@@ -42,8 +40,9 @@ def create_worker(settings: ClusterSettings, namespace: str, model: str, number:
     from cluster.lifecycle.ray_state import RayState
     from cluster.lifecycle.roll import enrol
 
-    name, needs = worker_name(model, number), bundle(settings)
-    enrol(RayState(namespace), name, model)
+    name, needs, state = worker_name(model.name, number), bundle(settings), RayState(namespace)
+    note_model(state, model)
+    enrol(state, name, model.name)
     group = placement_group([needs] * settings.tp, strategy="STRICT_PACK", name=name, lifetime="detached")
 
     def place(actor: type, name: str, rank: int) -> Any:
@@ -93,37 +92,6 @@ def end_worker(namespace: str, name: str) -> None:
     strike_off(RayState(namespace), name)
     end_actors(namespace, [one for one in actor_names(namespace) if one == name or one.startswith(f"{name}.")])
     remove_placement_group(get_placement_group(name))
-
-
-def wait_until_ready(actor: Any, what: str) -> str:
-    """The actor's address. Raises `Unavailable` with the cause."""
-    import ray
-
-    try:
-        return _ready(actor, what)
-    except ray.exceptions.RayActorError:
-        # Ray starts it again, as it does at any later time: a machine so busy that the scheduler took the process for
-        # silent, say. A cause that stays ends it a second time.
-        try:
-            return _ready(actor, what)
-        except ray.exceptions.RayActorError as error:
-            # Ray gives a traceback of the actor with colours; what matters is how it ends.
-            line = re.sub(r"\x1b\[[0-9;]*m", "", str(error).strip().splitlines()[-1]).strip()
-            memory = f"{free_mib():,} MiB of memory are free here"
-            raise Unavailable(f"{what} did not start: {line[:500]} ({memory}; `quire logs` has more)") from error
-
-
-def _ready(actor: Any, what: str) -> str:
-    import ray
-
-    try:
-        return str(ray.get(actor.ready.remote(START_S), timeout=START_S + 5))
-    except ray.exceptions.RayTaskError as error:
-        raise Unavailable(f"{what} did not start: {' '.join(str(error.cause).split())[:500]}") from error
-    except ray.exceptions.GetTimeoutError as error:
-        free = ", ".join(f"{amount:g} {name}" for name, amount in sorted(ray.available_resources().items()) if amount)
-        detail = f"{what} was not placed or did not answer within {START_S:g} s; Ray has free: {free or 'nothing'}"
-        raise Unavailable(detail) from error
 
 
 def wait_until_joined(admin: Any, names: Sequence[str]) -> None:

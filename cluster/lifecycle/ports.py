@@ -5,17 +5,28 @@ from __future__ import annotations
 import socket
 from dataclasses import replace
 from importlib.util import find_spec
+from random import SystemRandom
 
 from cluster.errors import ConfigError
 from cluster.lifecycle.cluster_settings import ClusterSettings
 
+_RANDOM = SystemRandom()
 TRIES = 100
 FIRST_HTTP = 8000
 HAS_HTTP = bool(find_spec("starlette") and find_spec("uvicorn"))
 """Whether the packages of `quire[http]` are installed."""
 
 
+QUIET = range(20_000, 32_000)
+"""Above what Ray gives to its workers (10002 to 19999) and below what the system gives to outgoing connections: nobody
+takes a port between its choice and its server."""
+
+
 def free_port(host: str = "127.0.0.1") -> int:
+    for _ in range(TRIES):
+        port = _RANDOM.choice(QUIET)
+        if is_free(host, port):
+            return port
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
@@ -37,7 +48,7 @@ def check_ports(settings: ClusterSettings) -> None:
 
 def with_ports(settings: ClusterSettings) -> ClusterSettings:
     """Ports that are left to us are chosen once: an actor that is started again must come up where it was."""
-    port = settings.port or _free_row(settings.host, settings.gateways)
+    port = settings.port or free_row(settings.host, settings.gateways)
     taken = {port + number for number in range(settings.gateways)}
     http_port = settings.http_port
     if http_port is None:
@@ -68,7 +79,7 @@ def _free_http(settings: ClusterSettings, taken: set[int]) -> int:
     return 0
 
 
-def _free_row(host: str, length: int) -> int:
+def free_row(host: str, length: int) -> int:
     """The first of so many free ports in a row."""
     for _ in range(TRIES):
         first = free_port(host)

@@ -84,14 +84,19 @@ def check_early(settings: ClusterSettings) -> None:
     """What this machine can know to be wrong before Ray is started. Raises `ConfigError` or `ModelError`."""
     if settings.address:
         return
+    for model in settings.models:
+        check_model(model.path, settings.tp)
+    _check_this_machine(settings)
+
+
+def check_model(path: str, tp: int) -> None:
+    """That a folder or file on this machine holds a model that can be served by so many ranks. Raises `ModelError`."""
     from worker.model import checkpoint
 
-    for model in settings.model:
-        # A hub id is not looked up here: that would download it before anything else is checked.
-        if model == checkpoint.DEMO or "/" not in model or model.startswith((".", "/", "~")) or Path(model).exists():
-            config = checkpoint.check_config(checkpoint.find_folder(model))
-            checkpoint.check_heads(config, settings.tp)
-    _check_this_machine(settings)
+    # A hub id is not looked up here: that would download it before anything else is checked.
+    if path == checkpoint.DEMO or "/" not in path or path.startswith((".", "/", "~")) or Path(path).exists():
+        config = checkpoint.check_config(checkpoint.find_folder(path))
+        checkpoint.check_heads(config, tp)
 
 
 def _check_this_machine(settings: ClusterSettings) -> None:
@@ -106,6 +111,15 @@ def _check_this_machine(settings: ClusterSettings) -> None:
                 f"{_in_words(settings.most_workers, settings.tp)} need {settings.most_workers * each:g} {resource}, "
                 f"and this machine has {have[resource]:g}; give {_FEWER[resource]}"
             )
+
+
+def leave_room(settings: ClusterSettings) -> ClusterSettings:
+    """Where nobody said what Ray books for a worker, and the Ray is our own: a CPU, or less, so that as many workers
+    again, of a model that is loaded later, find room."""
+    if settings.address or settings.cpus_per_worker is not None:
+        return settings
+    share = int(1_000 * num_cpus() / (2 * settings.most_workers)) / 1_000
+    return replace(settings, cpus_per_worker=min(1.0, share))
 
 
 def num_cpus() -> int:
@@ -125,12 +139,12 @@ def preflight(settings: ClusterSettings) -> None:
     if settings.tp > 1:
         from worker.model.loading import check_slices
 
-        for model in settings.model:
-            check_slices(model, settings.tp)
+        for model in settings.models:
+            check_slices(model.path, settings.tp)
     check_resources(settings)
     files = [path for path in (settings.tls_certificate, settings.tls_key, settings.client_authority) if path]
     if not settings.address:
-        compare(settings, {"this machine": look(settings.model, files)})
+        compare(settings, {"this machine": look([model.path for model in settings.models], files)})
     else:
         compare(settings, _ask_nodes(settings, files))
 
@@ -169,7 +183,7 @@ def _ask_nodes(settings: ClusterSettings, files: Sequence[str]) -> dict[str, Nod
             where = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
             task = ray.remote(look).options(num_cpus=0, max_retries=0, scheduling_strategy=where)
             # The doors, whose files they are, open on the node where `up` was typed.
-            reference = task.remote(settings.model, files if node["NodeID"] == here else ())
+            reference = task.remote([model.path for model in settings.models], files if node["NodeID"] == here else ())
             asked[f"node {node['NodeManagerAddress']} ({node['NodeID'][:8]})"] = reference
     done, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=NODE_S)
     found = {}

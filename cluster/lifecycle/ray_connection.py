@@ -6,19 +6,22 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from cluster.errors import ConfigError, Unavailable
+from cluster.errors import AccessDenied, ConfigError, Unavailable
 from cluster.lifecycle import ray_head
 from cluster.lifecycle.running import Running
 
 NAMESPACE = "quire"
 ANSWER_S = 3.0
 MIN_RAY = (2, 55)
+NODES = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
 
 
-def check_ray_answers(address: str) -> None:
-    """Ray itself tries for minutes where nobody listens. Raises `Unavailable`."""
+def check_ray_answers(address: str, token: str) -> None:
+    """Ray itself tries for minutes where nobody listens, and says no more of a wrong token. Raises `Unavailable` or
+    `AccessDenied`."""
     host, colon, port = address.rpartition(":")
     if not colon:
         return  # "auto": Ray knows where
@@ -27,11 +30,41 @@ def check_ray_answers(address: str) -> None:
     except (OSError, ValueError) as error:
         detail = f"no Ray cluster answers at {address}: {error}; start one with `ray start --head`, or give its address"
         raise Unavailable(detail) from error
+    _check_token(address, token or _token_of_user())
+
+
+def _check_token(address: str, token: str) -> None:
+    """Asks the head for its nodes, as Ray's own processes do, without Ray, which would take seconds to import."""
+    import grpc
+
+    shown = (("authorization", f"Bearer {token}"),) if token else None
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary(NODES, None, None)(b"", timeout=ANSWER_S, metadata=shown)
+        except grpc.RpcError as error:
+            # Whatever else is the matter, Ray says it when it is asked in earnest.
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                what = "the token that is given is another one" if token else "none is given"
+                raise AccessDenied(
+                    f"Ray at {address} wants its token, and {what}; give that of its head in RAY_AUTH_TOKEN, or a "
+                    "file with it in RAY_AUTH_TOKEN_PATH"
+                ) from error
+
+
+def _token_of_user() -> str:
+    """Where Ray looks for it as well."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return os.environ["RAY_AUTH_TOKEN"]
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
+    try:
+        return Path(path).read_text().strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def connect_ray(address: str, token: str) -> None:
     """Connects this process to a Ray cluster; a ConfigError says what to do when it cannot."""
-    check_ray_answers(address)
+    check_ray_answers(address, token)
     os.environ.update(ray_head.token_variables(token))
     import ray
 

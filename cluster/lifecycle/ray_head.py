@@ -56,7 +56,9 @@ class HeadStart:
             "--include-log-monitor=false",
             "--disable-usage-stats",
         ]
-        environment = {**os.environ, **token_variables(token), "RAY_USAGE_STATS_ENABLED": "0"}
+        # Ray starts workers at niceness 15: behind everything else on the machine, which is no place for who serves.
+        environment = {"RAY_worker_niceness": "0", **os.environ, **token_variables(token)}
+        environment["RAY_USAGE_STATS_ENABLED"] = "0"
         self._process = subprocess.Popen(
             command,
             env=environment,

@@ -7,6 +7,7 @@ processes that are connected to Ray import this.
 from __future__ import annotations
 
 import secrets
+import time
 
 from ray.experimental import internal_kv
 
@@ -46,6 +47,13 @@ class RayState:
         epoch = int(self.get("epoch") or 0) + 1
         self.put("epoch", str(epoch))
         return epoch
+
+    def next_life(self, name: str) -> int:
+        """Of the process of this name that starts now: higher than any before it had, whatever the clocks of their
+        machines said, and than those of an earlier cluster. Only the one actor of the name calls it."""
+        life = max(int(self.get(f"life of {name}") or 0) + 1, time.time_ns() // 1_000_000)
+        self.put(f"life of {name}", str(life))
+        return life
 
     def key(self, name: str) -> bytes:
         """A secret of the cluster, drawn when it is first asked for. Two that ask at once get the same."""

@@ -43,6 +43,8 @@ class Running:
     gateways: list[str] = field(default_factory=list)
     # The process of `quire up`, until it is done.
     starter: int = 0
+    # The process that serves the page.
+    page_pid: int = 0
 
     def admin_channel(self) -> grpc.Channel:
         from cluster.serving.admin_channel import admin_channel

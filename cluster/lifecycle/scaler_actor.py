@@ -27,12 +27,12 @@ class ScalerActor:
         from cluster.lifecycle.autoscale_loop import ScaleLoop
         from cluster.lifecycle.fleet import Fleet
         from cluster.serving.admin_channel import admin_channel
-        from cluster.serving.inside import SECRET
+        from cluster.serving.inside import operators_token
 
         settings = self._settings
         bounds = Bounds.read(settings.autoscale)
         assert bounds is not None
-        token = self._state.key(SECRET).hex() if settings.tokens else ""
+        token = operators_token(self._state) if settings.tokens else ""
         channel = admin_channel(self._admin, token, settings.tls_authority, tls=bool(settings.tls_certificate))
         with Fleet(channel, self._namespace, settings, log.info) as fleet:
             ScaleLoop(fleet, bounds).run()

@@ -55,11 +55,17 @@ class Dialer:
         self._read_card = read_card
         self._heard_at = 0.0
         self._was_told = False
+        # How much had been taken when `is_unheard` was asked (-1: it was not yet), and since when no more is.
+        self._taken_there, self._stands_since = -1, 0.0
+        # Of an earlier life.
+        self._holds_state = False
 
-    def begin(self, life: int) -> None:
-        """Another life of this end, on the next connection: nothing that was said counts, and nobody was met."""
+    def begin(self, life: int, *, holds_state: bool = False) -> None:
+        """Another life of this end, on the next connection: nothing that was said counts, and nobody was met.
+        `holds_state`: what is held here is the earlier life's, and whoever is met is to ask for it."""
         assert life > self.life, f"life {life} of {self.me} after {self.life}"
         self.life, self.peer_life, self.connection = life, 0, 0
+        self._holds_state = holds_state
         self.numbers = Numbers(self.terms)
         self.is_open = self.is_met = self.owes_state = self.is_anew = False
 
@@ -76,7 +82,7 @@ class Dialer:
             self.peer,
             self.peer_life,
             self.connection,
-            self.has_state and self.peer_life != 0,
+            self.has_state and (self.peer_life != 0 or self._holds_state),
             self.is_anew,
             self.terms.oldest_protocol,
             self.terms.newest_protocol,
@@ -120,6 +126,14 @@ class Dialer:
             return []
         return [self._close(f"{self.peer} has said nothing for {now - self._heard_at:.1f} s")]
 
+    def is_unheard(self, now: float) -> bool:
+        """Whether the other end takes nothing of what is kept for it. Asked several times in `Terms.unheard_s`."""
+        numbers = self.numbers
+        taken = numbers.said - numbers.num_kept
+        if not numbers.num_kept or taken != self._taken_there:
+            self._taken_there, self._stands_since = taken, now
+        return now - self._stands_since > self.terms.unheard_s
+
     def heard(self, frames: Sequence[Frame]) -> list[Order]:
         """Of the connection that is open."""
         orders: list[Order] = []
@@ -128,6 +142,8 @@ class Dialer:
             for kind, number, taken, body in frames:
                 if not self.is_met:
                     self._answered(kind, taken, body, orders)
+                    # A welcome of another life begins new ones, and words may come right behind it.
+                    numbers = self.numbers
                     continue
                 numbers.acknowledge(taken)
                 if kind in (MESSAGE, PART):
@@ -181,7 +197,7 @@ class Dialer:
             raise unreadable(welcome.card, error) from error
         is_new = welcome.life != self.peer_life or self.is_anew
         if is_new:
-            self._meet_anew(welcome.life)
+            self._meet_anew(welcome.life, welcome.wants_state)
         self.numbers.acknowledge(taken)
         if is_new:
             self.owes_state = welcome.wants_state
@@ -196,9 +212,10 @@ class Dialer:
         self.is_anew, self.owes_state, self.numbers = True, False, Numbers(self.terms)
         orders += [Refused(refusal.reason, refusal.detail), self._close(f"it turns us away: {refusal.detail}")]
 
-    def _meet_anew(self, life: int) -> None:
+    def _meet_anew(self, life: int, wants_state: bool) -> None:
         is_first, self.peer_life, self.is_anew = self.peer_life == 0, life, False
-        if self.terms.keeps or is_first:
+        self._holds_state = False
+        if self.terms.keeps or (is_first and not wants_state):
             # What was said to nobody yet is for whoever is met first.
             self.numbers.renumber()
         else:

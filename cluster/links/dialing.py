@@ -56,6 +56,8 @@ class DialingEnd:
         self.num_garbled = 0
         # Until the next try, once this connection is of no use any more.
         self.retry_s = RETRY_S
+        # Why the last connection is of no use any more.
+        self.why = ""
         # Called with the lock held once a connection is of no use any more; from any thread.
         self.broken: Callable[[], object] = _nothing
 
@@ -195,6 +197,7 @@ class DialingEnd:
 
     def _break(self, why: str) -> None:
         log.info("the stream to %s broke: %s", self.dialer.peer, why)
+        self.why = why
         self._drop()
         self.broken()
 
@@ -248,3 +251,32 @@ async def keep_open(
     finally:
         end.broken = _nothing
         end.close()
+
+
+async def attend(
+    end: DialingEnd,
+    take: Callable[[Sequence[Order]], object],
+    greeting: bytes,
+    find: Callable[[], Awaitable[str]],
+    security: ClusterSecurity,
+    card: Callable[[], bytes] = _nothing,
+) -> None:
+    """`keep_open` for an end that the event loop reads too: `take` gets what has come, and nothing at times."""
+
+    def read() -> None:
+        end.wait(0.0)
+        take(end.read())
+
+    loop = asyncio.get_running_loop()
+    keeping = loop.create_task(keep_open(end, greeting, find, security, card))
+    loop.add_reader(end.fileno(), read)
+    try:
+        while not keeping.done():
+            # However quiet it is: a silence has to be noticed.
+            await asyncio.wait((keeping,), timeout=end.pulse_s)
+            read()
+        keeping.result()
+    finally:
+        loop.remove_reader(end.fileno())
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)

@@ -88,14 +88,15 @@ class Listener:
 
     def heard(self, connection: Connection, frames: Sequence[Frame], now: float) -> list[Order]:
         orders: list[Order] = []
+        peer = self._owners.get(connection)
         try:
             for frame in frames:
-                peer = self._owners.get(connection)
                 if peer is not None:
                     kind, number, taken, body = frame
-                    peer.numbers.acknowledge(taken)
+                    numbers = peer.numbers
+                    numbers.acknowledge(taken)
                     if kind in (MESSAGE, PART):
-                        message = peer.numbers.take(kind, number, body, self._read)
+                        message = numbers.take(kind, number, body, self._read)
                         if message is not None:
                             peer.wants_state = False
                             orders.append(Heard(peer.name, message))
@@ -105,9 +106,10 @@ class Listener:
                         raise ProtocolError(f"a frame of kind {kind} in the midst of a conversation")
                 elif connection in self._silent:
                     self._greet(connection, frame, now, orders)
+                    peer = self._owners.get(connection)
         except ProtocolError as error:
             orders.append(self._close(connection, now, str(error), is_garbled=True))
-        peer = self._owners.get(connection)
+            peer = None
         if peer is not None:
             peer.heard_at = now
             if peer.numbers.num_sent != peer.numbers.num_kept:

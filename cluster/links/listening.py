@@ -16,7 +16,7 @@ from cluster.links.frames import Frame
 from cluster.links.listener import Listener
 from cluster.links.security import ClusterSecurity
 from cluster.links.streams import FramePort, FrameStream
-from cluster.links.terms import PULSES, Close, Lost, Met, Order, Send
+from cluster.links.terms import PULSES, Close, Met, Order, Send
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +87,10 @@ class ListeningEnd:
         self.listener.broke(stream, time.monotonic())
 
     def _do(self, orders: Sequence[Order]) -> None:
-        """Words for one connection that follow each other go out in one write."""
+        """What goes out goes out first, so that what the owner says to the rest comes behind it. Words for one
+        connection that follow each other go out in one write."""
         sends: list[bytes] = []
+        told: list[Order] = []
         for at, order in enumerate(orders):
             if isinstance(order, Send):
                 sends.append(order.frame)
@@ -100,11 +102,11 @@ class ListeningEnd:
             elif isinstance(order, Close):
                 self._close(order)
             else:
-                if isinstance(order, Lost):
-                    log.warning("%s is lost: %s", order.peer, order.detail)
-                elif isinstance(order, Met) and order.is_new:
-                    log.info("%s is there, as %d", order.peer, order.life)
-                self._owner.take(order)
+                told.append(order)
+        for order in told:
+            if isinstance(order, Met) and order.is_new:
+                log.info("%s is there, as %d", order.peer, order.life)
+            self._owner.take(order)
 
     def _close(self, order: Close) -> None:
         stream = order.connection

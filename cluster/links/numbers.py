@@ -170,9 +170,9 @@ class Numbers:
 
     def check(self) -> None:
         """Raises AssertionError if anything here does not fit together."""
-        kept = list(self._kept)
-        assert self.kept_bytes == sum(len(frame) + _FRAME_COST for frame in kept), self.kept_bytes
-        assert 0 <= self.num_sent <= len(kept) <= self.said, (self.num_sent, len(kept), self.said)
-        assert self.sent_bytes == sum(map(len, kept[: self.num_sent])), self.sent_bytes
+        kept, num_sent = self._kept, self.num_sent
+        assert self.kept_bytes == sum(map(len, kept)) + _FRAME_COST * len(kept), self.kept_bytes
+        assert 0 <= num_sent <= len(kept) <= self.said, (num_sent, len(kept), self.said)
+        assert self.sent_bytes == sum(map(len, islice(kept, num_sent))), self.sent_bytes
         assert self.told <= self.taken, (self.told, self.taken)
         assert self.parts_bytes == sum(map(len, self._parts)) <= self._terms.max_message_bytes, self.parts_bytes

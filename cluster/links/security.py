@@ -1,18 +1,15 @@
 """Who may speak on an internal port: one secret of the cluster, and TLS both ways where it is set up.
 
-Links and data sockets are opened only to whoever proves that it knows the secret (`cluster/links/handshake.py`); gRPC
-calls carry it as a bearer token, so a port without TLS belongs on loopback. Servers, clients and data sockets take what
+The secret itself never leaves a process: links and data sockets are opened only to whoever proves that it knows it
+(`cluster/links/handshake.py`), and so are calls between transfer services. Servers, clients and data sockets take what
 they need from `ClusterSecurity`; nothing here reads the environment.
 """
 
 from __future__ import annotations
 
-import hmac
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 import grpc.aio
@@ -32,9 +29,7 @@ _OPTIONS = [
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
 ]
-_METADATA = "authorization"
 PEER_NAME = "quire"
-_REFUSAL = "this port takes calls of the cluster's own processes only"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +51,11 @@ class ClusterSecurity:
         if len(self.secret) < 16:
             raise ConfigError(f"the secret of the cluster has {len(self.secret)} characters; give at least 16")
 
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What every call carries."""
-        return ((_METADATA, f"Bearer {self.secret}"),)
-
-    def accepts(self, secret: str) -> bool:
-        return hmac.compare_digest(secret.encode(), self.secret.encode())
-
     def channel(self, address: str) -> grpc.Channel:
         credentials = self.credentials()
         if credentials is None:
             return grpc.insecure_channel(address, options=_OPTIONS)
         return grpc.secure_channel(address, credentials, options=[*_OPTIONS, *self.name_options()])
-
-    def aio_channel(self, address: str, options: Sequence[tuple[str, int]]) -> grpc.aio.Channel:
-        """The same for an event loop. Calls carry `metadata` themselves."""
-        credentials = self.credentials()
-        if credentials is None:
-            return grpc.aio.insecure_channel(address, options=options)
-        return grpc.aio.secure_channel(address, credentials, options=[*options, *self.name_options()])
 
     def credentials(self) -> grpc.ChannelCredentials | None:
         """Of a client; None: no TLS."""
@@ -105,9 +86,6 @@ class ClusterSecurity:
     def server_options(self) -> list[tuple[str, int]]:
         return list(_OPTIONS)
 
-    def aio_interceptor(self) -> grpc.aio.ServerInterceptor[Any, Any]:
-        return _AioGuard(self)
-
     def client_context(self) -> ssl.SSLContext | None:
         """For the data socket, the end that connects; None: no TLS."""
         if self.tls is None:
@@ -123,30 +101,3 @@ class ClusterSecurity:
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_cert_chain(self.tls.certificate, self.tls.key)
         return context
-
-
-class _AioGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its types only
-    """Refuses calls without the secret before they reach the service. It looks once per stream."""
-
-    def __init__(self, security: ClusterSecurity) -> None:
-        self._security = security
-
-        async def refuse(requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, _REFUSAL)
-
-        self._refuse = grpc.stream_stream_rpc_method_handler(refuse)
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
-        if _shows_secret(self._security, handler_call_details):
-            return await continuation(handler_call_details)
-        return self._refuse
-
-
-def _shows_secret(security: ClusterSecurity, call: grpc.HandlerCallDetails) -> bool:
-    given = dict(call.invocation_metadata).get(_METADATA, "")
-    text = given if isinstance(given, str) else given.decode(errors="replace")
-    return security.accepts(text.removeprefix("Bearer "))

@@ -41,6 +41,11 @@ class Terms:
     untold_frames: int = 32
     untold_bytes: int = 256 << 10
 
+    @property
+    def unheard_s(self) -> float:
+        """An end of which nothing that is kept for it was taken for so long is not reached; it pulses more often."""
+        return self.silence_s / 2
+
 
 # ---------------------------------------------------------------- orders
 

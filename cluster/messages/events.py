@@ -29,15 +29,21 @@ class Submit:
     trace: str = ""  # W3C traceparent of the gateway's span; empty: nobody traces
     digest: bytes = b""  # of the model that `hashes` were made for
     grace_s: float = 0.0  # so long its client may come back after its gateway has died
+    look: str = ""  # how its door shows the answer: that door's own words, for another that goes on with it
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Nobody wants the request any more. With a gateway: only if this route is still the one that it is told to."""
+    """Nobody wants the request any more. With a gateway: only if this route is still the one that it is told to.
+
+    With a code, its client was told that it ended for this reason, and whoever resumes it is told the same.
+    """
 
     request_id: str
     gateway: str = ""
     route: int = 0
+    code: str = ""
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +87,24 @@ class Adopt:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """A client came back to a gateway that holds its request under this route. Meanwhile it may have been elsewhere."""
+class Find:
+    """A client names a request, and nothing else of it: the gateway needs it whole before it can adopt it. Answered
+    by Found or Refused, to this route."""
 
     request_id: str
     gateway: str
     route: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A client came back to a gateway that holds its request under this route. Meanwhile it may have been elsewhere.
+    `number` counts the claims of this route."""
+
+    request_id: str
+    gateway: str
+    route: int
+    number: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +177,22 @@ class Resident:
 
 
 @dataclass(frozen=True, slots=True)
+class Departed:
+    """An attempt that has left a replica not long ago, by its own end or because it was dropped. `start` is as it was
+    started, with all tokens that were known of it when it left, its last gateway, and no blocks."""
+
+    seq: int
+    index: int
+    start: Start
+    reason: Reason
+
+    @property
+    def has_ended(self) -> bool:
+        """By itself: it has all its tokens."""
+        return self.reason in (Reason.STOP, Reason.LENGTH)
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaState:
     """A replica tells a new scheduler (a higher epoch) all that it holds.
 
@@ -170,6 +204,8 @@ class ReplicaState:
     residents: tuple[Resident, ...]
     cached: tuple[tuple[int, bytes], ...]  # block, name
     transfers: tuple[Transfer, ...]
+    # What left last: where its gateway died with the scheduler, nobody else knows what came of it.
+    departed: tuple[Departed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +273,7 @@ Event: TypeAlias = (
     | Sealed
     | Closed
     | Adopt
+    | Find
     | Claim
     | Pin
     | Result

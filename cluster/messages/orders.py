@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from cluster.messages.events import Submit
 from cluster.messages.plans import Plan
 from cluster.messages.results import Tokens
 
@@ -13,7 +14,8 @@ from cluster.messages.results import Tokens
 class Accepted:
     """The request is ours from here on. `place` requests of its model wait before it; `reason`: why it waits itself,
     empty if it starts at once. Answers Submit, Adopt and Claim. `turn` rises with every change of the gateway that a
-    request is told to: of two that think so the higher one is right."""
+    request is told to: of two that think so the higher one is right. `claim` is the number of the Claim that it
+    answers; 0: it answers something else."""
 
     gateway: str
     route: int
@@ -21,6 +23,7 @@ class Accepted:
     place: int
     reason: str
     turn: int = 0
+    claim: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,16 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """Answers Find: the request as it was asked, without a deadline: of that `rest_s` is left (0: it has none)."""
+
+    gateway: str
+    route: int
+    submit: Submit
+    rest_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Replay:
     """Tokens that a dead worker may not have delivered, from the scheduler's own record."""
 
@@ -116,4 +129,6 @@ class Expel:
     detail: str
 
 
-Order: TypeAlias = Plan | GiveUp | Expel | TurnAway | Accepted | Started | Refused | Seal | HandOver | Replay | Done
+Order: TypeAlias = (
+    Plan | GiveUp | Expel | TurnAway | Accepted | Started | Refused | Seal | HandOver | Found | Replay | Done
+)

@@ -69,6 +69,8 @@ class Start:
     # A transfer of the same plan that brings its blocks (0: none). The worker begins it by itself once that has
     # committed, and forgets it if the transfer fails.
     after: int = 0
+    # How long its client wishes to have to come back: a scheduler that learns of it from here alone keeps it so long.
+    grace_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -86,6 +88,16 @@ class Extends:
         self.lease_ends.append(lease_end)
         self.firsts.append(first)
         self.counts.append(len(blocks))
+        self.blocks.extend(blocks)
+
+    def add_each(
+        self, seqs: Sequence[int], lease_ends: Sequence[int], firsts: Sequence[int], blocks: Sequence[int]
+    ) -> None:
+        """A block for each of them."""
+        self.seqs.extend(seqs)
+        self.lease_ends.extend(lease_ends)
+        self.firsts.extend(firsts)
+        self.counts.extend([1] * len(blocks))
         self.blocks.extend(blocks)
 
 

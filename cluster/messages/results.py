@@ -92,6 +92,7 @@ class Result:
     prefill_waiting: int = 0  # prompt tokens of residents not computed yet
     step_seconds: float = 0.0  # moving average of a step
     prefill_tokens_per_s: float = 0.0  # moving average of steps that are mostly prefill; 0 = not known yet
+    unreached: tuple[str, ...] = ()  # gateways that take no tokens from here at the moment, all of them
 
 
 @dataclass(frozen=True, slots=True)

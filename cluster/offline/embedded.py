@@ -1,7 +1,8 @@
 """Scheduler and worker in one process and one thread: the loop of the embedded engine.
 
 `cluster/offline/engine.py` submits requests and calls `turn` until they are done. The scheduler, the plans and the
-worker are those of the cluster; only the shell between them is missing. It knows tokens and logs, no text.
+worker are those of the cluster; only the shell between them is missing. It knows tokens and logs; of their text only
+where a stop string ends it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Callable, Iterable
 
 from cluster.centre.scheduler import Scheduler
 from cluster.errors import InvalidRequest, QueueFull, QuireError
-from cluster.gateway.log import RequestLog
+from cluster.gateway.door.log import RequestLog
+from cluster.gateway.texts import Texts, take_tokens
 from cluster.hashing import BlockHasher
 from cluster.messages import (
     Accepted,
@@ -22,6 +24,8 @@ from cluster.messages import (
     Order,
     Plan,
     Refused,
+    Seal,
+    Sealed,
     Started,
     StopAt,
     Submit,
@@ -33,6 +37,8 @@ from cluster.settings import SchedulerSettings
 from worker.worker import Worker
 
 GATEWAY = "embedded"
+STRUCTURE_S = 1.0
+"""Who has nothing else to do looks again after so long whether a structure is compiled."""
 
 
 class Live:
@@ -52,13 +58,15 @@ class Live:
         "request_id",
         "route",
         "sampling",
+        "texts",
     )
 
-    def __init__(self, prompt_index: int, prompt: list[int], sampling: SamplingParams, log: RequestLog) -> None:
+    def __init__(self, prompt_index: int, prompt: list[int], sampling: SamplingParams, texts: Texts) -> None:
         self.prompt_index = prompt_index
         self.prompt = prompt
         self.sampling = sampling
-        self.log = log
+        self.log = RequestLog(sampling.n, sampling.logprobs is not None)
+        self.texts = texts
         self.request_id = ""
         self.route = -1
         self.made_at = time.monotonic()
@@ -93,6 +101,7 @@ class Embedded:
             Refused: self._on_refused,
             Done: self._on_done,
             Accepted: lambda order: None,
+            Seal: self._on_seal,
         }
 
     def submit(self, live: Live, priority: int = 0) -> None:
@@ -107,7 +116,7 @@ class Embedded:
                 request_id=live.request_id,
                 gateway=GATEWAY,
                 route=live.route,
-                model=self.worker.settings.model,
+                model=self.worker.settings.name,
                 tenant="",
                 prompt=prompt,
                 hashes=self._hasher.prompt(prompt) if self._caches else (),
@@ -146,8 +155,10 @@ class Embedded:
         if eager or (result is not None and result.stopped):
             for tokens in self.worker.take_tokens().get(GATEWAY, ()):
                 self._take(tokens)
-        if not ran and not self._events and self.live:
-            waits = self.scheduler.admission.num_waiting(self.worker.settings.model)
+        if not ran and self.worker.sampler.structures.late():
+            self.worker.sampler.structures.wait(STRUCTURE_S)
+        elif not ran and not self._events and self.live:
+            waits = self.scheduler.waiting.num_waiting(self.worker.settings.name)
             raise AssertionError(f"nothing can run, {len(self.live)} requests are open and {waits} wait")
 
     def _decide(self) -> None:
@@ -183,13 +194,23 @@ class Embedded:
             live.finished_s = time.monotonic() - live.made_at
         self._events.append(Closed(order.request_id, order.gateway, order.route))
 
+    def _on_seal(self, order: Order) -> None:
+        """It was preempted, and only who drew a token knows its logprobs: what the log has is told."""
+        assert isinstance(order, Seal)
+        live, place = self.live.get(order.route), (order.request_id, order.gateway, order.route, order.attempt)
+        if live is None:
+            self._events.append(Sealed(*place, (), ()))
+            return
+        live.log.seal(order.attempt)
+        self._events.append(Sealed(*place, live.log.outputs, live.log.reasons))
+
     def _take(self, tokens: Tokens) -> None:
         live = self.live.get(tokens.route)
         if live is None:
             return
         if not live.first_token_s:
             live.first_token_s = time.monotonic() - live.made_at
-        cut = live.log.take(tokens)
+        cut = take_tokens(live.log, live.texts, tokens)
         if cut is not None:
             self._events.append(StopAt(live.request_id, cut.index, len(cut.ids)))
 

@@ -16,8 +16,8 @@ from dataclasses import fields
 from typing import Any, TypeAlias
 
 from cluster.errors import ConfigError, InvalidRequest, NeverFits, QuireError
-from cluster.gateway.log import RequestLog
 from cluster.gateway.models import TextModel
+from cluster.gateway.texts import Texts
 from cluster.offline import prompts as prompt_forms
 from cluster.offline.embedded import Embedded, Live
 from cluster.offline.outputs import RequestOutput, StreamOutput
@@ -25,6 +25,7 @@ from cluster.offline.progress import Progress
 from cluster.offline.results import Results
 from cluster.sampling import SamplingParams
 from cluster.settings import SchedulerSettings, WorkerSettings
+from cluster.wire.chat import chat_of
 from worker.model.tokenizer import load_tokenizer
 from worker.ranks.local import Ranks
 
@@ -133,18 +134,20 @@ class LLM:
 
     def chat(
         self,
-        messages: Sequence[Mapping[str, str]] | Sequence[Sequence[Mapping[str, str]]],
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] = (),
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
-        """Like `generate` for conversations, written by the model's chat template."""
-        conversations = prompt_forms.conversations(messages)
-        prompts = [
-            {"prompt_token_ids": list(self._text.encode_chat(conversation, add_generation_prompt))}
-            for conversation in conversations
-        ]
+        """Like `generate` for conversations, written by the model's chat template. `tools` are in OpenAI's shape; the
+        text of an answer has calls in the model's own form."""
+        prompts = []
+        for conversation in prompt_forms.conversations(messages):
+            chat = chat_of(conversation, "messages", tools)
+            chat.add_generation_prompt = add_generation_prompt
+            prompts.append({"prompt_token_ids": list(self._text.encode_chat(chat))})
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
     def close(self) -> None:
@@ -159,7 +162,7 @@ class LLM:
             "launches": worker.num_launches,
             "output tokens": worker.num_sampled,
             "blocks": worker.parts.pool.num_blocks,
-            "waiting": scheduler.admission.num_waiting(worker.settings.model),
+            "waiting": scheduler.waiting.num_waiting(worker.settings.name),
             "running": len(worker.desk.rows.row_of),
             "seconds scheduling": self._engine.scheduling_seconds,
         }
@@ -198,8 +201,7 @@ class LLM:
         # Text that nobody reads before the end is made at the end, at once.
         cuts = wants_text and (keeps_pieces or bool(resolved.stop))
         cutters = self._text.cutters(resolved) if cuts else _no_cutter
-        log = RequestLog(resolved.n, cutters, resolved.logprobs is not None)
-        return Live(i, tokens, resolved, log)
+        return Live(i, tokens, resolved, Texts(resolved.n, cutters))
 
     def _check_room(self, field: str, num_prompt: int, params: SamplingParams) -> None:
         """Sequences of one request are resident together, so that all their blocks must fit at once."""
@@ -247,6 +249,9 @@ class LLM:
 
     def _abandon(self, open_: dict[int, Live]) -> None:
         """Cancels what the caller no longer waits for, and returns when nothing of it holds a block."""
+        if sys.is_finalizing():
+            # A stream that was left in the middle and is let go of with its module: other ranks have gone already.
+            return
         for live in open_.values():
             self._engine.cancel(live)
         deadline = time.monotonic() + SETTLE_S

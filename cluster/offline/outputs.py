@@ -62,6 +62,8 @@ class RequestOutput:
     error: str | None = None
     """What made this request fail, where others of the same call did not; `outputs` is then what was written till then,
     or empty."""
+    model: str = ""
+    """The model that answered, from a cluster; "" from the embedded engine, which has one."""
 
     @property
     def num_cached_tokens(self) -> int:

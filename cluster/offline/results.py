@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cluster.errors import QuireError, WorkFailed
-from cluster.gateway.log import SequenceLog
+from cluster.gateway.door.log import SequenceLog
 from cluster.gateway.models import TextModel
 from cluster.messages import Logprobs, Reason
 from cluster.offline.embedded import Live
 from cluster.offline.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamOutput
-from cluster.sampling import SamplingParams
 
 _FINISH = {Reason.STOP: "stop", Reason.LENGTH: "length", Reason.DROPPED: "abort", Reason.FAILED: "error"}
 
@@ -41,7 +40,7 @@ class Results:
             prompt=self._texts[live.prompt_index],
             prompt_token_ids=live.prompt,
             prompt_logprobs=None if prompt_logprobs is None else [self._candidates(one) for one in prompt_logprobs],
-            outputs=[self._completion(sequence, live.sampling) for sequence in sequences],
+            outputs=[self._completion(sequence, live) for sequence in sequences],
             finished=True,
             metrics=RequestMetrics(
                 live.first_token_s, live.finished_s, live.cached_tokens, live.preemptions, len(live.prompt)
@@ -72,40 +71,41 @@ class Results:
                 continue
             if sequence.reason is Reason.FAILED and len(self._texts) == 1:
                 raise WorkFailed(f"prompts[{live.prompt_index}]: {sequence.detail}")
-            text = sequence.text(sent, known)
+            text = live.texts.text(sequence.index, sent, known)
             if ended:
-                text += sequence.rest
+                text += live.texts.rest(sequence.index)
             yield StreamOutput(
                 prompt_index=live.prompt_index,
                 index=sequence.index,
                 text=text,
                 token_ids=list(sequence.ids[sent:known]),
                 finish_reason=_FINISH[sequence.reason] if ended else None,
-                stop_reason=_stop_reason(sequence, live.sampling) if ended else None,
+                stop_reason=_stop_reason(sequence, live) if ended else None,
                 logprobs=self._logprobs(sequence, sent),
                 error=sequence.detail if sequence.reason is Reason.FAILED else None,
             )
             self._sent[key] = -1 if ended else known
 
-    def _completion(self, sequence: SequenceLog, params: SamplingParams) -> CompletionOutput:
+    def _completion(self, sequence: SequenceLog, live: Live) -> CompletionOutput:
         token_ids = list(sequence.ids)
         own = [one.logprob for one in sequence.logprobs or () if one is not None]
         return CompletionOutput(
             index=sequence.index,
-            text=self._whole_text(sequence, params, token_ids),
+            text=self._whole_text(sequence, live, token_ids),
             token_ids=token_ids,
             cumulative_logprob=None if sequence.logprobs is None else sum(own),
             logprobs=self._logprobs(sequence, 0),
             finish_reason=_FINISH[sequence.reason],
-            stop_reason=_stop_reason(sequence, params),
-            score=sequence.score if params.width else None,
+            stop_reason=_stop_reason(sequence, live),
+            score=sequence.score if live.sampling.width else None,
         )
 
-    def _whole_text(self, sequence: SequenceLog, params: SamplingParams, token_ids: list[int]) -> str:
+    def _whole_text(self, sequence: SequenceLog, live: Live, token_ids: list[int]) -> str:
+        params = live.sampling
         if self._text.tokenizer is None or not params.detokenize:
             return ""
-        if sequence.pieces:
-            return sequence.text(0, len(token_ids)) + sequence.rest
+        if live.texts.sequences:
+            return live.texts.text(sequence.index, 0, len(token_ids)) + live.texts.rest(sequence.index)
         if sequence.reason is Reason.STOP and token_ids and not params.include_stop_str_in_output:
             token_ids = token_ids[:-1]
         return self._text.decode(token_ids, params.skip_special_tokens)
@@ -127,10 +127,11 @@ class Results:
         return None if self._text.tokenizer is None else self._text.decode([token], False)
 
 
-def _stop_reason(sequence: SequenceLog, params: SamplingParams) -> int | str | None:
+def _stop_reason(sequence: SequenceLog, live: Live) -> int | str | None:
     """The stop string or stop id that ended it; the model's own end tokens need no word."""
-    if sequence.stop_string is not None:
-        return sequence.stop_string
-    if sequence.reason is Reason.STOP and sequence.ids and sequence.ids[-1] in params.stop_token_ids:
+    stop_string = live.texts.stop_string(sequence.index)
+    if stop_string is not None:
+        return stop_string
+    if sequence.reason is Reason.STOP and sequence.ids and sequence.ids[-1] in live.sampling.stop_token_ids:
         return sequence.ids[-1]
     return None

@@ -29,7 +29,8 @@ MISSING, ARRIVING, ARRIVED = 0, 1, 2
 
 @dataclass(slots=True, eq=False)
 class Moving:
-    """`deadline`, `heard_at`, `ended_at`: seconds of the clock that the register is told."""
+    """`deadline`, `heard_at`, `ended_at`: seconds of the clock that the register is told. It has ended when nothing can
+    touch its blocks for it any more."""
 
     reservation: Reservation
     deadline: float
@@ -80,6 +81,12 @@ class Moving:
     def quarantined(self) -> bool:
         """Given up, and something could still write to its blocks."""
         return self.phase is Phase.ABORTED and (self.unstopped or self.finishing or self.num_arriving > 0)
+
+    def due_at(self, idle_s: float) -> float:
+        """When it is given up if it stays live and nothing is heard of it."""
+        if self.reservation.carrier is Carrier.SHARED_MEMORY:
+            return self.deadline
+        return min(self.deadline, self.heard_at + idle_s)
 
     @property
     def wire_blocks(self) -> Blocks:

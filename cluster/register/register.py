@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cluster.register.blocks import COMMITTED, EMPTY, QUARANTINED, WRITING, PoolBlocks
+from cluster.register.known import Known
 from cluster.register.moving import Moving
 from cluster.register.states import (
     Carrier,
@@ -25,7 +26,6 @@ from cluster.register.states import (
     Refused,
     Reservation,
     Sums,
-    TransferKey,
     TransferName,
 )
 
@@ -57,9 +57,7 @@ class Register:
         self.epoch = 0
         self.settings = settings
         self.blocks = PoolBlocks(layout, num_blocks, own_content=own_content)
-        # All that are known, in the order in which they came, and those of them that are live.
-        self._moving: dict[TransferKey, Moving] = {}
-        self._live: dict[TransferKey, Moving] = {}
+        self._known = Known(settings.idle_s)
         # The highest incarnation of each caller.
         self._callers: dict[str, int] = {}
         # Epoch and transfer of what the scheduler gave up, whether it came here or not.
@@ -67,6 +65,8 @@ class Register:
         # Given up by the scheduler, and it has not been told yet that nothing can touch the pool for it.
         self._unsettled: dict[tuple[int, int], None] = {}
         self._settled: deque[tuple[int, int]] = deque(maxlen=settings.max_remembered)
+        # Processes that were given the pool's memory and live: caller, its incarnation, and whether it may write.
+        self._sessions: dict[int, tuple[str, int, bool]] = {}
 
     # -- reserving
 
@@ -77,7 +77,7 @@ class Register:
         self._check_name(name)
         self.adopt_epoch(name.key.epoch, now)
         self._adopt_caller(name, now)
-        known = self._moving.get(name.key)
+        known = self._known.get(name.key)
         if known is not None:
             return self._again(known, asked, now)
         if (name.key.epoch, name.key.transfer) in self._given_up:
@@ -85,6 +85,8 @@ class Register:
         difference = self.layout.differs(asked.layout)
         if difference:
             raise Refused(Refusal.LAYOUT, f"{name.key.caller} has {difference}: they cannot exchange blocks")
+        if asked.carrier is Carrier.SHARED_MEMORY and not asked.local:
+            self._check_session(asked)
         self.blocks.check_claim(name.key, asked.blocks, asked.write)
         if not asked.local:
             self._check_room(asked)
@@ -94,8 +96,7 @@ class Register:
             self.blocks.claim_write(asked.blocks)
         else:
             self.blocks.claim_read(asked.blocks)
-        self._remember(moving)
-        self._live[name.key] = moving
+        self._known.add(moving, self.settings.max_remembered)
         return moving
 
     def _again(self, known: Moving, asked: Reservation, now: float) -> Moving:
@@ -108,14 +109,19 @@ class Register:
             raise Refused(Refusal.CONFLICT, f"{known.key} was reserved before with other blocks or another way")
         return known
 
+    def _check_session(self, asked: Reservation) -> None:
+        """Of one that has died nobody would say that it has stopped."""
+        name, held = asked.name, self._sessions.get(asked.session)
+        if held is None or held[:2] != (name.key.caller, name.caller_incarnation) or (asked.write and not held[2]):
+            raise Refused(Refusal.STALE, f"{name.key}: session {asked.session} does not hold")
+
     def _check_room(self, asked: Reservation) -> None:
         caller, size = asked.name.key.caller, len(asked.blocks) * self.layout.block_bytes
-        theirs = [moving for moving in self._live.values() if moving.key.caller == caller]
-        if len(self._live) >= self.settings.max_live or len(theirs) >= self.settings.max_live_per_caller:
-            detail = f"{len(self._live)} transfers are under way, {len(theirs)} of {caller}; at most "
+        number, under_way = self._known.load(caller)
+        if self.num_live >= self.settings.max_live or number >= self.settings.max_live_per_caller:
+            detail = f"{self.num_live} transfers are under way, {number} of {caller}; at most "
             detail += f"{self.settings.max_live} can be, {self.settings.max_live_per_caller} of one"
             raise Refused(Refusal.BUSY, detail)
-        under_way = sum(moving.size_bytes for moving in theirs)
         bound = self.settings.max_bytes_per_caller
         if under_way and under_way + size > bound:
             detail = f"{caller} has {under_way:,} bytes under way and asks for {size:,} more; {bound:,} is the most"
@@ -126,7 +132,7 @@ class Register:
     def find(self, name: TransferName, now: float) -> Moving:
         """The transfer of this name, whatever its phase; raises Refused if it is stale or unknown."""
         self._check_name(name)
-        moving = self._moving.get(name.key)
+        moving = self._known.get(name.key)
         if moving is None:
             raise Refused(Refusal.UNKNOWN, f"no {name.key} here")
         self._check_caller(moving, name)
@@ -165,7 +171,7 @@ class Register:
         """The chunks were written and their bytes fit `crcs`; None: they do not, or never came whole."""
         moving.end(first, count, crcs if moving.live else None)
         if not moving.live:
-            self._settle(moving)
+            self._settle(moving, now)
             raise Refused(Refusal.LATE, f"{moving.key} ended while chunk {first} came: {moving.reason}")
         moving.heard_at = now
 
@@ -202,7 +208,7 @@ class Register:
         assert moving.finishing, moving.key
         moving.finishing, moving.finished = False, done
         moving.heard_at = now
-        self._settle(moving)
+        self._settle(moving, now)
 
     def touch(self, moving: Moving, now: float) -> bool:
         """The other end was heard of. False if the transfer has ended, so that nothing more may be read for it."""
@@ -229,7 +235,8 @@ class Register:
         else:
             self.blocks.let_read_go(moving.reservation.blocks)
         moving.unstopped = moving.holds_blocks = False
-        self._end(moving, Phase.COMMITTED, "", now)
+        self._end(moving, Phase.COMMITTED, "")
+        self._settle(moving, now)
         return moving
 
     def abort(self, name: TransferName, reason: str, stopped: bool, now: float) -> Moving | None:
@@ -239,27 +246,36 @@ class Register:
         to hear.
         """
         self._check_incarnation(name)
-        moving = self._moving.get(name.key)
+        moving = self._known.get(name.key)
         if moving is None:
             # It may have overtaken its reservation.
             asked = Reservation(name, False, self.layout, np.empty(0, np.int32), Carrier.STREAM, 0.0)
-            self._remember(Moving(asked, now, now, Phase.ABORTED, reason, now))
+            moving = Moving(asked, now, now)
+            self._known.add(moving, self.settings.max_remembered)
+            self._end(moving, Phase.ABORTED, reason)
+            self._settle(moving, now)
             return None
         self._check_caller(moving, name)
         if stopped:
             moving.unstopped = False
         self._give_up(moving, reason, now)
-        self._settle(moving)
+        self._settle(moving, now)
         return moving
 
+    def session_began(self, session: int, caller: str, caller_incarnation: int, *, write: bool) -> None:
+        """This caller's process is given the pool's memory, with leave to write or without."""
+        assert session > 0 and session not in self._sessions
+        self._sessions[session] = caller, caller_incarnation, write
+
     def session_died(self, session: int, now: float) -> None:
-        """The process behind a session of shared memory is proven dead: nothing of it can write any more."""
-        assert session > 0
-        for moving in list(self._moving.values()):
+        """The process behind a session of shared memory is proven dead: nothing of it can write any more, and what it
+        had asked for and comes late is refused."""
+        del self._sessions[session]
+        for moving in self._known:
             if moving.reservation.session == session:
                 moving.unstopped = False
                 self._give_up(moving, "the caller's process is dead", now)
-                self._settle(moving)
+                self._settle(moving, now)
 
     def give_up(self, epoch: int, transfer: int, now: float) -> None:
         """The scheduler wants nothing of this transfer any more, whoever began it: what comes of it is refused from now
@@ -269,9 +285,8 @@ class Register:
             known[key] = None
             if len(known) > self.settings.max_remembered:
                 del known[next(iter(known))]
-        for moving in list(self._live.values()):
-            if (moving.key.epoch, moving.key.transfer) == key:
-                self._give_up(moving, "given up by the scheduler", now)
+        for moving in self._known.parts(epoch, transfer):
+            self._give_up(moving, "given up by the scheduler", now)
         self._note_settled(key)
 
     def take_settled(self) -> list[int]:
@@ -286,52 +301,50 @@ class Register:
         if epoch <= self.epoch:
             return
         self.epoch = epoch
-        for moving in list(self._live.values()):
+        for moving in list(self._known.live.values()):
             self._give_up(moving, f"epoch {epoch} began", now)
 
     def expire(self, now: float) -> None:
         """Gives up what missed its deadline and forgets what ended long ago. To be called a few times a second."""
-        for moving in list(self._live.values()):
+        for moving in self._known.due(now):
             self._expire_one(moving, now)
-        for key, moving in list(self._moving.items()):
-            if moving.phase < Phase.COMMITTED or moving.quarantined:
-                continue
-            if now - moving.ended_at < self.settings.remember_s:
-                continue
-            del self._moving[key]
+        self._known.forget(now - self.settings.remember_s)
 
     # -- seen
 
     @property
     def num_live(self) -> int:
-        return len(self._live)
+        return len(self._known.live)
 
     def transfers(self) -> Iterator[Moving]:
         """Those under way and those remembered, in the order in which they were reserved."""
-        return iter(self._moving.values())
+        return iter(self._known)
 
     def check(self) -> None:
         """Asserts that block states are exactly what the transfers say, and that every bound holds."""
         blocks, settings = self.blocks, self.settings
         states = np.where(blocks.states == COMMITTED, COMMITTED, EMPTY).astype(np.uint8)
         readers = np.zeros_like(blocks.readers)
-        for key, moving in self._moving.items():
+        self._known.check()
+        for moving in self._known:
+            key, is_live = moving.key, moving.live
             moving.check()
-            assert moving.live == (key in self._live), key
-            assert not moving.live or key.epoch == self.epoch, f"{key} is live in epoch {self.epoch}"
-            assert not moving.live or (key.epoch, key.transfer) not in self._given_up, f"{key} was given up"
+            if is_live:
+                assert key.epoch == self.epoch, f"{key} is live in epoch {self.epoch}"
+                assert (key.epoch, key.transfer) not in self._given_up, f"{key} was given up"
             if moving.holds_blocks:
                 reserved = moving.reservation.blocks
                 assert not states[reserved].any(), f"{key} shares a block with another one"
-                states[reserved] = WRITING if moving.live else QUARANTINED
-            elif moving.live:
+                states[reserved] = WRITING if is_live else QUARANTINED
+            elif is_live:
                 readers[moving.reservation.blocks] += 1
         assert np.array_equal(states, blocks.states)
         assert np.array_equal(readers, blocks.readers)
         if not blocks.own_content:
             assert not readers[(states == WRITING) | (states == QUARANTINED)].any()
-        assert len(self._live) <= settings.max_live + sum(moving.reservation.local for moving in self._live.values())
-        assert len(self._moving) <= settings.max_remembered + settings.max_live + blocks.num_blocks
+        num_local = sum(moving.reservation.local for moving in self._known.live.values())
+        assert self.num_live <= settings.max_live + num_local
+        assert len(self._known) <= settings.max_remembered + settings.max_live + blocks.num_blocks
         assert max(len(self._callers), len(self._given_up), len(self._unsettled)) <= settings.max_remembered
 
     # -- inside
@@ -368,27 +381,17 @@ class Register:
         self._callers[caller] = name.caller_incarnation
         if len(self._callers) > self.settings.max_remembered:
             del self._callers[next(iter(self._callers))]
-        for moving in list(self._live.values()):
+        for moving in list(self._known.live.values()):
             if moving.key.caller == caller:
                 self._give_up(moving, f"incarnation {name.caller_incarnation} of {caller} began", now)
 
-    def _remember(self, moving: Moving) -> None:
-        """Keeps it; of too many that have ended the oldest is forgotten."""
-        self._moving[moving.key] = moving
-        if len(self._moving) > self.settings.max_remembered:
-            ended = (key for key, known in self._moving.items() if not (known.live or known.quarantined))
-            oldest = next(ended, None)
-            if oldest is not None and oldest != moving.key:
-                del self._moving[oldest]
-
     def _expire_one(self, moving: Moving, now: float) -> None:
-        if not moving.live:
+        if not moving.live or now < moving.due_at(self.settings.idle_s):
             return
-        idle = now - moving.heard_at
         if now >= moving.deadline:
             self._give_up(moving, f"not committed within {moving.reservation.timeout_s:.1f} s", now)
-        elif moving.reservation.carrier is not Carrier.SHARED_MEMORY and idle >= self.settings.idle_s:
-            self._give_up(moving, f"nothing heard for {idle:.1f} s", now)
+        else:
+            self._give_up(moving, f"nothing heard for {now - moving.heard_at:.1f} s", now)
 
     def _give_up(self, moving: Moving, reason: str, now: float) -> None:
         if not moving.live:
@@ -397,12 +400,14 @@ class Register:
             self.blocks.quarantine(moving.reservation.blocks)
         else:
             self.blocks.let_read_go(moving.reservation.blocks)
-        self._end(moving, Phase.ABORTED, reason, now)
-        self._settle(moving)
+        self._end(moving, Phase.ABORTED, reason)
+        self._settle(moving, now)
 
-    def _settle(self, moving: Moving) -> None:
+    def _settle(self, moving: Moving, now: float) -> None:
         """Blocks of a write that was given up are empty once nothing can touch them, and the scheduler is told."""
-        if moving.holds_blocks and moving.phase is Phase.ABORTED and not moving.quarantined:
+        if moving.live or moving.quarantined or not self._known.rest(moving, now):
+            return
+        if moving.holds_blocks:
             self.blocks.empty(moving.reservation.blocks)
             moving.holds_blocks = False
             key = moving.key.epoch, moving.key.transfer
@@ -411,12 +416,11 @@ class Register:
 
     def _note_settled(self, key: tuple[int, int]) -> None:
         """If no part of the transfer is live or in quarantine."""
-        parts = (moving for moving in self._moving.values() if (moving.key.epoch, moving.key.transfer) == key)
-        if key in self._unsettled and not any(moving.live or moving.quarantined for moving in parts):
+        if key in self._unsettled and not self._known.parts(*key):
             del self._unsettled[key]
             self._settled.append(key)
 
-    def _end(self, moving: Moving, phase: Phase, reason: str, now: float) -> None:
-        moving.phase, moving.reason, moving.ended_at = phase, reason, now
+    def _end(self, moving: Moving, phase: Phase, reason: str) -> None:
+        moving.phase, moving.reason = phase, reason
         moving.places = {}
-        self._live.pop(moving.key, None)
+        self._known.end(moving)

@@ -7,20 +7,23 @@ orders go to the scheduler as events.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 
 from cluster import __version__
 from cluster.centre.ledger import Ledger
-from cluster.centre.sequences import Request, State
+from cluster.centre.nouns import Request, State
 from cluster.errors import NotFound
 from cluster.gateway.calls import Call, Method
 from cluster.messages import CloseModel, Drain
 from cluster.serving.block_watch import BlockWatch
 from cluster.serving.control_server import ControlServer
-from cluster.serving.host import SchedulerHost
+from cluster.serving.shell import SchedulerShell
 from protos.quire.v1 import admin_pb2 as pb
+
+log = logging.getLogger(__name__)
 
 STATES = {
     State.QUEUED: pb.REQUEST_STATE_QUEUED,
@@ -66,8 +69,8 @@ class Wanted:
 class AdminServer:
     """Answers of one moment, about one scheduler."""
 
-    def __init__(self, host: SchedulerHost, control: ControlServer, wanted: Wanted) -> None:
-        self._host = host
+    def __init__(self, shell: SchedulerShell, control: ControlServer, wanted: Wanted) -> None:
+        self._shell = shell
         self._control = control
         self._wanted = wanted
 
@@ -80,31 +83,31 @@ class AdminServer:
     # -- what there is
 
     async def GetCluster(self, request: pb.GetClusterRequest, call: Call) -> pb.GetClusterResponse:
-        host, scheduler = self._host, self._host.scheduler
+        shell, scheduler = self._shell, self._shell.scheduler
         states = [request.state for request in scheduler.requests.values()]
-        counters = {**scheduler.counters, "turns": host.num_turns, "turn microseconds": int(host.turn_seconds * 1e6)}
-        counters["longest turn microseconds"] = int(host.longest_turn_s * 1e6)
+        counters = {**scheduler.counters, "turns": shell.num_turns, "turn microseconds": int(shell.turn_seconds * 1e6)}
+        counters["longest turn microseconds"] = int(shell.longest_turn_s * 1e6)
         counters["dry leases"] = sum(replica.num_dry for replica in scheduler.replicas.values())
         return pb.GetClusterResponse(
             epoch=scheduler.epoch,
             version=__version__,
-            uptime_s=time.monotonic() - host.started_at,
+            uptime_s=time.monotonic() - shell.started_at,
             num_running=sum(state is State.RUNNING for state in states),
             num_waiting=sum(state in (State.QUEUED, State.PARKED) for state in states),
             num_workers=len(scheduler.replicas),
-            num_gateways=len(host.gateway_links),
+            num_gateways=len(shell.gateway_links),
             counters=counters,
             notes=self._notes(),
             gateways=[
-                pb.GatewayLink(name=name, address=address, connected=name in host.gateway_links)
+                pb.GatewayLink(name=name, address=address, connected=name in shell.gateway_links)
                 for name, address in self._wanted.gateways.items()
             ],
         )
 
     def _notes(self) -> list[pb.Note]:
-        notes = self._host.scheduler.notes
+        notes = self._shell.scheduler.notes
         latest = notes.since(max(0, notes.num_notes - MAX_NOTES))
-        now = self._host.now
+        now = self._shell.now
         return [
             pb.Note(number=note.number, age_s=now - note.at, kind=note.kind, subject=note.subject, why=note.why)
             for note in latest
@@ -112,7 +115,7 @@ class AdminServer:
 
     async def ListWorkers(self, request: pb.ListWorkersRequest, call: Call) -> pb.ListWorkersResponse:
         response = pb.ListWorkersResponse()
-        for replica in self._host.scheduler.replicas.values():
+        for replica in self._shell.scheduler.replicas.values():
             peer = self._control.peers.get(replica.name)
             response.workers.add(
                 name=replica.name,
@@ -130,13 +133,13 @@ class AdminServer:
                 prefill_waiting=replica.prefill_waiting,
                 silent_s=self._control.silent_s(replica.name),
             )
-        for name, model in self._wanted.missing_workers(self._host.scheduler.replicas):
+        for name, model in self._wanted.missing_workers(self._shell.scheduler.replicas):
             response.missing.add(name=name, model=model)
         return response
 
     async def ListPools(self, request: pb.ListPoolsRequest, call: Call) -> pb.ListPoolsResponse:
         response = pb.ListPoolsResponse()
-        scheduler = self._host.scheduler
+        scheduler = self._shell.scheduler
         for replica in scheduler.replicas.values():
             pool = response.pools.add(
                 name=replica.name,
@@ -147,7 +150,7 @@ class AdminServer:
                 num_pinned=sum(map(len, replica.pins.values())),
             )
             _count(pool, replica.ledger)
-        for host in scheduler.swapper.pools.values():
+        for host in scheduler.pools.values():
             pool = response.pools.add(
                 name=host.name, kind=pb.POOL_KIND_HOST, node=host.joined.node, block_bytes=host.joined.block_bytes
             )
@@ -159,7 +162,7 @@ class AdminServer:
     async def ListRequests(self, request: pb.ListRequestsRequest, call: Call) -> pb.ListRequestsResponse:
         wanted = [
             known
-            for known in self._host.scheduler.requests.values()
+            for known in self._shell.scheduler.requests.values()
             if (not request.states or STATES[known.state] in request.states)
             and (not request.tenant or known.tenant.name == request.tenant)
         ]
@@ -170,7 +173,7 @@ class AdminServer:
 
     def _summary(self, request: Request) -> pb.RequestSummary:
         waits = request.state in (State.QUEUED, State.PARKED)
-        waited = self._host.now - request.queued_at if waits else 0.0
+        waited = self._shell.now - request.queued_at if waits else 0.0
         return pb.RequestSummary(
             request_id=request.request_id,
             tenant=request.tenant.name,
@@ -185,7 +188,7 @@ class AdminServer:
             preemptions=request.preemptions,
             queue_s=request.queue_seconds + waited,
             num_blocks=len({block for sequence in request.sequences for block in sequence.table}),
-            reason=self._host.scheduler.admission.why_waiting(request) if waits else request.why_preempted,
+            reason=self._shell.scheduler.admission.why_waiting(request) if waits else request.why_preempted,
         )
 
     async def DescribeRequest(self, request: pb.DescribeRequestRequest, call: Call) -> pb.DescribeRequestResponse:
@@ -215,7 +218,7 @@ class AdminServer:
 
     def _find(self, request_id: str, tenant: str) -> Request | None:
         """By the whole id, or by the client's part of it where that names one request."""
-        requests = self._host.scheduler.requests
+        requests = self._shell.scheduler.requests
         if request_id in requests:
             return requests[request_id]
         ends = [
@@ -230,7 +233,7 @@ class AdminServer:
     async def WatchBlocks(self, request: pb.WatchBlocksRequest, call: Call) -> None:
         """Whole maps first, then what changed, at most once per interval."""
         interval_s = max(MIN_INTERVAL_S, request.interval_s or DEFAULT_INTERVAL_S)
-        watch = BlockWatch(self._host.scheduler, BLOCK_STATES, request.pools, request.with_owners)
+        watch = BlockWatch(self._shell.scheduler, BLOCK_STATES, request.pools, request.with_owners)
         while True:
             news = watch.news()
             if news is not None:
@@ -240,31 +243,34 @@ class AdminServer:
     # -- orders
 
     async def Drain(self, request: pb.DrainRequest, call: Call) -> pb.DrainResponse:
-        replica = self._host.scheduler.replicas.get(request.worker)
+        replica = self._shell.scheduler.replicas.get(request.worker)
         if replica is None:
-            known = ", ".join(self._host.scheduler.replicas) or "none"
+            known = ", ".join(self._shell.scheduler.replicas) or "none"
             raise NotFound(f"no worker {request.worker} is here; there is {known}")
+        log.info("%s: %s is to %s", _who(call), request.worker, "take work again" if request.undo else "drain")
         num_moving = len(replica.requests)
-        self._host.post(Drain(request.worker, not request.undo))
+        self._shell.post(Drain(request.worker, not request.undo))
         return pb.DrainResponse(num_moving=0 if request.undo else num_moving)
 
     async def CloseModel(self, request: pb.CloseModelRequest, call: Call) -> pb.CloseModelResponse:
-        scheduler = self._host.scheduler
+        scheduler = self._shell.scheduler
         models = sorted({replica.joined.model for replica in scheduler.replicas.values()})
         if request.model not in models:
             known = ", ".join(models) or "none"
             raise NotFound(f"no model {request.model} is served; there is {known}")
-        self._host.post(CloseModel(request.model, not request.undo))
+        if request.undo is (request.model in scheduler.boards.closed):
+            log.info("%s: model %s is to %s", _who(call), request.model, "open" if request.undo else "close")
+        self._shell.post(CloseModel(request.model, not request.undo))
         num_open = sum(known.model == request.model for known in scheduler.requests.values())
         return pb.CloseModelResponse(num_open=num_open)
 
     async def GetUsage(self, request: pb.GetUsageRequest, call: Call) -> pb.GetUsageResponse:
         response = pb.GetUsageResponse()
-        known = [tenant.name for tenant in self._host.scheduler.tenants]
+        known = [tenant.name for tenant in self._shell.scheduler.tenants]
         if request.tenant and request.tenant not in known:
             listed = ", ".join(known[:MAX_NAMED]) or "none"
             raise NotFound(f"no tenant {request.tenant} has used anything; there is {listed}")
-        for tenant in self._host.scheduler.tenants:
+        for tenant in self._shell.scheduler.tenants:
             if not request.tenant or tenant.name == request.tenant:
                 response.tenants.add(
                     tenant=tenant.name,
@@ -276,6 +282,10 @@ class AdminServer:
                     host_block_seconds=tenant.host_block_seconds,
                 )
         return response
+
+
+def _who(call: Call) -> str:
+    return f"ordered by {call.caller.tenant} at {call.machine}"
 
 
 def _count(pool: pb.Pool, ledger: Ledger) -> None:

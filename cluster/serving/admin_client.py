@@ -5,14 +5,15 @@ Commands and the doctor use it, over a channel of `admin_channel.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
 from google.protobuf.message import Message
 
 from cluster.client.errors import connection_error, error_from_call
-from cluster.errors import QuireError
+from cluster.errors import DeadlineExceeded, QuireError
 from protos.quire.v1 import admin_pb2 as pb
 from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
 
@@ -37,7 +38,22 @@ class Admin:
 
     def error(self, error: Any) -> QuireError:
         """A call's failure as one of our errors."""
-        return connection_error(error_from_call(error), self.address, has_tls=self._has_tls, has_certificate=True)
+        return _plainly(error, self.address, self._has_tls)
+
+
+def _plainly(error: Any, address: str, has_tls: bool) -> QuireError:
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlineExceeded(f"{address} takes calls and does not answer in time; `quire doctor` says what is wrong")
+    return connection_error(error_from_call(error), address, has_tls=has_tls, has_certificate=True)
+
+
+@contextmanager
+def told_plainly(address: str, *, has_tls: bool) -> Iterator[None]:
+    """Calls of a bare stub in here fail with one of our errors as well."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise _plainly(error, address, has_tls) from error
 
 
 def status_of(admin: Admin, most: int | None = None) -> dict[str, Any]:

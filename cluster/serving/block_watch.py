@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.centre.ledger import Ledger
+from cluster.centre.nouns import Request
 from cluster.centre.scheduler import Scheduler
-from cluster.centre.sequences import Request
 from protos.quire.v1 import admin_pb2 as pb
 
 Owners = NDArray[np.int64]
@@ -56,7 +56,7 @@ class BlockWatch:
             if not self._wanted or replica.name in self._wanted:
                 held = ((one, [sequence.table for sequence in one.sequences]) for one in replica.requests.values())
                 yield replica.name, replica.incarnation, replica.ledger, held
-        for host in self._scheduler.swapper.pools.values():
+        for host in self._scheduler.pools.values():
             if not self._wanted or host.name in self._wanted:
                 kept = (
                     (one, [one.reserved, *(sequence.host_table for sequence in one.sequences)])

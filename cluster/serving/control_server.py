@@ -1,6 +1,6 @@
 """The scheduler's end of the links to replicas and host pools.
 
-The link says who is there, who is lost and what was heard (`cluster/links/`); here that becomes events for the host,
+The link says who is there, who is lost and what was heard (`cluster/links/`); here that becomes events for the shell,
 and plans that come from it become words. A peer whose words do not fit what it is, is lost. Nothing here decides.
 """
 
@@ -25,8 +25,8 @@ from cluster.messages import (
     Result,
     TurnAway,
 )
-from cluster.serving.host import SchedulerHost
 from cluster.serving.inside import Inside
+from cluster.serving.shell import SchedulerShell
 from cluster.wire import control as wire
 
 
@@ -47,13 +47,13 @@ class Peer:
 class ControlServer:
     """All replicas and host pools of the cluster."""
 
-    def __init__(self, host: SchedulerHost, silence_s: float = 3.0) -> None:
-        self._host = host
+    def __init__(self, shell: SchedulerShell, silence_s: float = 3.0) -> None:
+        self._shell = shell
         self.peers: dict[str, Peer] = {}
-        host.turn_away = self._turn_away
-        host.expel = self._expel
+        shell.turn_away = self._turn_away
+        shell.expel = self._expel
         listener = Listener(
-            wire.SCHEDULER, host.scheduler.epoch, wire.terms(silence_s), wire.read_up, wire.joining_from
+            wire.SCHEDULER, shell.scheduler.epoch, wire.terms(silence_s), wire.read_up, wire.joining_from
         )
         self.end = ListeningEnd(listener, self)
         self._directory: dict[str, str] = {}
@@ -72,7 +72,7 @@ class ControlServer:
     def silent_s(self, name: str) -> float:
         """Since this peer was last heard of."""
         known = self.end.listener.peers.get(name)
-        return self._host.now - known.heard_at if known is not None else 0.0
+        return self._shell.now - known.heard_at if known is not None else 0.0
 
     def lose(self, name: str, detail: str) -> None:
         self.end.lose(name, detail)
@@ -109,28 +109,28 @@ class ControlServer:
             self._forget(order)
 
     def _join(self, met: Met) -> None:
-        host, joining = self._host, met.card
+        shell, joining = self._shell, met.card
         assert isinstance(joining, wire.Joining)
         is_replica = isinstance(joining.joined, ReplicaJoined)
-        peer = self.peers[met.peer] = Peer(met.peer, met.life, is_replica, stepped_at=host.now)
+        peer = self.peers[met.peer] = Peer(met.peer, met.life, is_replica, stepped_at=shell.now)
         if is_replica:
-            host.replica_links[met.peer] = partial(self._plan, peer)
+            shell.replica_links[met.peer] = partial(self._plan, peer)
         else:
-            host.pool_links[met.peer] = partial(self._give_up, peer)
+            shell.pool_links[met.peer] = partial(self._give_up, peer)
         if not met.wants_state:
             # Else its state says all that this says, and more.
-            host.post(joining.joined)
+            shell.post(joining.joined)
         # All others hear of the change, and it of all of them.
         self.announce(met.peer, joining.transfer_address)
         self.end.say(met.peer, wire.directory_to(self._directory, is_whole=True))
 
     def _forget(self, lost: Lost) -> None:
         peer = self.peers.pop(lost.peer)
-        self._host.replica_links.pop(lost.peer, None)
-        self._host.pool_links.pop(lost.peer, None)
+        self._shell.replica_links.pop(lost.peer, None)
+        self._shell.pool_links.pop(lost.peer, None)
         self.announce(lost.peer, "")
         kind = ReplicaLost if peer.is_replica else HostPoolLost
-        self._host.post(kind(lost.peer, lost.life, lost.detail))
+        self._shell.post(kind(lost.peer, lost.life, lost.detail))
 
     def _hear(self, peer: Peer, message: Result | ReplicaState | HostPoolSettled) -> None:
         try:
@@ -141,10 +141,10 @@ class ControlServer:
             # It was taken, and cannot be said again: what else this peer says is as little worth.
             self.end.lose(peer.name, str(error))
             return
-        self._host.post(message)
+        self._shell.post(message)
 
     def _check_result(self, peer: Peer, result: Result) -> None:
-        epoch = self._host.scheduler.epoch
+        epoch = self._shell.scheduler.epoch
         if result.number != peer.result + 1 or result.epoch != epoch:
             said = f"result {result.number} of epoch {result.epoch}"
             raise ProtocolError(f"it says {said} after {peer.result} of {epoch}")
@@ -153,9 +153,9 @@ class ControlServer:
 
     def _note_step(self, peer: Peer, step: int) -> None:
         if step > peer.step:
-            peer.step, peer.stepped_at = step, self._host.now
+            peer.step, peer.stepped_at = step, self._shell.now
 
-    # -- of the host
+    # -- of the shell
 
     def _plan(self, peer: Peer, plan: Plan) -> None:
         if plan.incarnation == peer.incarnation:
@@ -167,7 +167,7 @@ class ControlServer:
         if peer is None or peer.incarnation != order.incarnation:
             return
         del self.peers[peer.name]
-        self._host.replica_links.pop(peer.name, None)
+        self._shell.replica_links.pop(peer.name, None)
         self.end.turn_away(peer.name, f"{peer.name} can't join: {order.detail}")
         self.announce(peer.name, "")
 

@@ -1,59 +1,48 @@
-"""The scheduler's end of the gateways' streams: events in, notices out, and who is ready.
+"""The scheduler's end of the links to gateways: events in, notices out, who is ready, and figures when they are wanted.
 
-A stream that breaks is resumed within `silence_s`; a gateway that stays silent for longer is told to the scheduler as
-lost, and begins anew when it comes back. Runs in the scheduler's process and loop. Nothing here decides; events go to
-the host, notices come from it.
+The link says who is there, who is lost and what was heard (`cluster/links/`). Runs in the scheduler's process and loop.
+Nothing here decides; events go to the shell, notices come from it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
 
-import grpc
-import grpc.aio
-
-from cluster.errors import ProtocolError
-from cluster.gateway.front import ServedModel
-from cluster.messages import GatewayLost
-from cluster.serving.host import SchedulerHost
-from cluster.wire.front import Notice, event_from, fill_notice
-from protos import NEWEST_PROTOCOL
-from protos.quire.v1 import front_pb2 as pb
+from cluster.links.listener import Listener
+from cluster.links.listening import ListeningEnd
+from cluster.links.terms import PULSES, Heard, Lost, Met, Order
+from cluster.messages import GatewayLost, GatewayState, OpenRequest
+from cluster.serving.inside import Inside
+from cluster.serving.shell import SchedulerShell
+from cluster.watching.metrics import Family
+from cluster.wire import gateways as wire
+from cluster.wire.control import SCHEDULER
+from cluster.wire.front import Notice
 
 log = logging.getLogger(__name__)
 
-MAX_UNTAKEN = 100_000
-"""Notices that a gateway may owe an answer to; one that owes more is lost."""
-
-MAX_BATCH = 512
-
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+FIGURES_S = 1.0
+"""A gateway that hangs costs a scrape no more."""
+MAX_STATE_REQUESTS = 1 << 20
 
 
-@dataclass
+@dataclass(slots=True)
 class Session:
-    """One incarnation of a gateway, over all its streams."""
+    """One life of a gateway."""
 
     gateway: str
-    incarnation: int
-    token_address: str
-    figures_address: str
-    heard_at: float
-    # Notices that it has not taken yet, oldest first, by number; `sent` of them went out on the stream that is open.
-    untaken: deque[tuple[int, pb.Notice]] = field(default_factory=deque)
-    number: int = 0
-    sent: int = 0
-    taken: int = 0
-    models: pb.ServedModels | None = None
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-    # Each connection has the next number; an older one ends when it sees that.
-    connection: int = 0
-    is_open: bool = False
+    life: int
+    # It said that it is about to be ended by order.
+    leaves: bool = False
+    # Of this turn, to go out in one write.
+    notices: list[bytes] = field(default_factory=list)
+    # What has come of its state.
+    state: list[OpenRequest] = field(default_factory=list)
+    # By number: who waits for its figures.
+    wishes: dict[int, asyncio.Future[list[Family]]] = field(default_factory=dict)
 
 
 class FrontServer:
@@ -61,200 +50,120 @@ class FrontServer:
 
     def __init__(
         self,
-        host: SchedulerHost,
-        served: Callable[[], tuple[ServedModel, ...]],
+        shell: SchedulerShell,
+        served: Callable[[], tuple[wire.ServedModel, ...]],
         announce: Callable[[str, str], None] = lambda gateway, address: None,
         *,
         hash_key: bytes = b"",
-        silence_s: float = 3.0,
+        silence_s: float = wire.SILENCE_S,
     ) -> None:
-        self._host = host
+        self._shell = shell
         self._served = served
         self._announce = announce
-        self._hash_key = hash_key
-        self._silence_s = silence_s
+        self._models: tuple[wire.ServedModel, ...] = ()
+        self._num_wishes = 0
         self.sessions: dict[str, Session] = {}
-        self._lost: dict[str, int] = {}
-        self._models: tuple[ServedModel, ...] = ()
-
-    # -- streams
-
-    async def Attach(
-        self, request_iterator: AsyncIterator[pb.AttachRequest], context: Context
-    ) -> AsyncIterator[pb.AttachResponse]:
-        first = await anext(aiter(request_iterator), None)
-        if first is None or not first.HasField("hello"):
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a hello")
-        assert first is not None
-        hello = first.hello
-        if not hello.oldest_protocol <= NEWEST_PROTOCOL <= hello.newest_protocol:
-            spoken = f"{hello.oldest_protocol} to {hello.newest_protocol}"
-            detail = f"the scheduler speaks protocol {NEWEST_PROTOCOL}, the gateway {spoken}; install the same Quire"
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, detail)
-        known = self.sessions.get(hello.gateway)
-        if known is not None and known.incarnation > hello.incarnation:
-            detail = f"gateway {hello.gateway} runs as incarnation {known.incarnation}; this is {hello.incarnation}"
-            await context.abort(grpc.StatusCode.ABORTED, detail)
-        session, welcome = self._meet(hello, first.taken)
-        session.connection += 1
-        connection = session.connection
-        session.is_open = True
-        reader = asyncio.create_task(self._read(session, request_iterator))
-        reader.add_done_callback(lambda task: session.news.set())
-        try:
-            yield pb.AttachResponse(welcome=welcome, taken=session.taken)
-            while connection == session.connection and not reader.done():
-                response = self._next(session)
-                if response is not None:
-                    yield response
-                else:
-                    await session.news.wait()
-            if reader.done() and not reader.cancelled() and isinstance(error := reader.exception(), ProtocolError):
-                log.error("gateway %s: %s", session.gateway, error)
-                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        finally:
-            reader.cancel()
-            if connection == session.connection:
-                session.is_open = False
-
-    def _meet(self, hello: pb.GatewayHello, taken: int) -> tuple[Session, pb.FrontWelcome]:
-        """The session of this hello. A new incarnation begins one; a known one goes on."""
-        host, name = self._host, hello.gateway
-        epoch = host.scheduler.epoch
-        session = self.sessions.get(name)
-        was_lost = wants_state = False
-        if session is None or session.incarnation != hello.incarnation:
-            if session is not None:
-                self.lose(session, "it started anew")
-            was_lost = self._lost.get(name) == hello.incarnation
-            wants_state = not was_lost and hello.epoch not in (0, epoch)
-            session = Session(name, hello.incarnation, hello.token_address, hello.figures_address, host.now)
-            self.sessions[name] = session
-            log.info("gateway %s is there, incarnation %d", name, hello.incarnation)
-        elif hello.epoch != epoch:
-            # It has not heard our welcome: for it, this scheduler is new.
-            connection = session.connection
-            session = Session(name, hello.incarnation, hello.token_address, hello.figures_address, host.now)
-            session.connection = connection
-            self.sessions[name] = session
-            wants_state = hello.epoch != 0
-        else:
-            while session.untaken and session.untaken[0][0] <= taken:
-                session.untaken.popleft()
-        session.heard_at = host.now
-        session.sent = 0
-        session.models = _models_message(self._models)
-        session.news.set()
-        host.gateway_links[name] = lambda notice: self._notify(session, notice)
-        self._announce(name, hello.token_address)
-        welcome = pb.FrontWelcome(
-            epoch=epoch,
-            wants_state=wants_state,
-            was_lost=was_lost,
-            protocol=NEWEST_PROTOCOL,
-            hash_key=self._hash_key,
-            silence_s=self._silence_s,
+        shell.after_turn.append(self._send_notices)
+        listener = Listener(
+            SCHEDULER,
+            shell.scheduler.epoch,
+            wire.terms(silence_s),
+            lambda raw: wire.read_up(raw, shell.now),
+            wire.card_from,
+            hash_key,
         )
-        return session, welcome
+        self.end = ListeningEnd(listener, self)
 
-    def _notify(self, session: Session, notice: Notice) -> None:
-        message = pb.Notice()
-        fill_notice(message, notice)
-        session.number += 1
-        session.untaken.append((session.number, message))
-        session.news.set()
-
-    def _next(self, session: Session) -> pb.AttachResponse | None:
-        """What this stream has not been told; None: nothing."""
-        if not session.news.is_set():
-            return None
-        response = pb.AttachResponse(taken=session.taken)
-        if session.models is not None:
-            response.models.CopyFrom(session.models)
-            session.models = None
-        unsent = [
-            session.untaken[at] for at in range(session.sent, min(session.sent + MAX_BATCH, len(session.untaken)))
-        ]
-        if unsent:
-            response.number = unsent[-1][0]
-            response.notices.extend([message for _, message in unsent])
-            session.sent += len(unsent)
-        if session.sent == len(session.untaken):
-            session.news.clear()
-        return response
-
-    async def _read(self, session: Session, requests: AsyncIterator[pb.AttachRequest]) -> None:
-        try:
-            async for request in requests:
-                session.heard_at = self._host.now
-                self._take(session, request)
-        except grpc.RpcError as error:
-            log.info("the stream of gateway %s broke: %s", session.gateway, error)
-
-    def _take(self, session: Session, request: pb.AttachRequest) -> None:
-        while session.untaken and session.untaken[0][0] <= request.taken:
-            session.untaken.popleft()
-            session.sent = max(0, session.sent - 1)
-        if not request.events or self.sessions.get(session.gateway) is not session:
-            return
-        first = request.number - len(request.events) + 1
-        if first > session.taken + 1:
-            raise ProtocolError(f"events jump from {session.taken} to {first}")
-        now = self._host.now
-        for number, event in enumerate(request.events, first):
-            if number > session.taken:
-                self._host.post(event_from(event, now))
-        session.taken = max(session.taken, request.number)
-        # The gateway may forget them.
-        session.news.set()
-
-    def figures_addresses(self) -> dict[str, str]:
-        """Where each gateway tells its figures."""
-        return {name: session.figures_address for name, session in self.sessions.items()}
-
-    # -- silence and readiness
+    async def listen(self, inside: Inside) -> str:
+        """Where gateways find it."""
+        return await self.end.listen(inside.host, inside.security, wire.GREETING, "links of gateways")
 
     async def watch(self) -> None:
-        """Finds out who is gone, tells the quiet ones that we live, and everybody what is served."""
+        """Until cancelled: finds out who is gone, tells the quiet ones that we live, and everybody what is served."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.end.watch())
+            tasks.create_task(self._watch_models())
+
+    def close(self) -> None:
+        self.end.close()
+
+    async def figures(self) -> dict[str, list[Family]]:
+        """Of each gateway that is there; empty: it did not answer in time."""
+        self._num_wishes += 1
+        number, loop = self._num_wishes, asyncio.get_running_loop()
+        asked: dict[str, asyncio.Future[list[Family]]] = {}
+        for session in self.sessions.values():
+            asked[session.gateway] = session.wishes[number] = loop.create_future()
+            self.end.say(session.gateway, wire.wish_to(number))
+        if asked:
+            await asyncio.wait(asked.values(), timeout=FIGURES_S)
+        for session in self.sessions.values():
+            session.wishes.pop(number, None)
+        return {name: one.result() if one.done() else [] for name, one in asked.items()}
+
+    async def _watch_models(self) -> None:
         while True:
-            await asyncio.sleep(self._silence_s / 8)
             models = self._served()
-            has_changed, self._models = models != self._models, models
-            now = self._host.now
-            for session in list(self.sessions.values()):
-                if now - session.heard_at > self._silence_s:
-                    self.lose(session, f"nothing was heard of it for {now - session.heard_at:.1f} s")
-                    continue
-                if len(session.untaken) > MAX_UNTAKEN:
-                    self.lose(session, f"it has not taken {len(session.untaken):,} notices")
-                    continue
-                if has_changed:
-                    session.models = _models_message(models)
-                session.news.set()
+            if models != self._models:
+                self._models = models
+                for name in list(self.sessions):
+                    self.end.say(name, wire.models_to(models))
+            await asyncio.sleep(self.end.listener.terms.silence_s / PULSES)
 
-    def lose(self, session: Session, detail: str) -> None:
-        if self.sessions.get(session.gateway) is not session:
-            return
-        log.warning("gateway %s is lost: %s", session.gateway, detail)
-        del self.sessions[session.gateway]
-        self._lost[session.gateway] = session.incarnation
-        self._host.gateway_links.pop(session.gateway, None)
-        self._announce(session.gateway, "")
-        session.connection += 1
-        session.news.set()
-        self._host.post(GatewayLost(session.gateway))
+    # -- of the shell
 
+    def _send_notices(self) -> None:
+        """All of a turn in one write to each gateway."""
+        for session in list(self.sessions.values()):
+            if session.notices:
+                notices, session.notices = session.notices, []
+                self.end.say_all(session.gateway, notices)
 
-def _models_message(models: tuple[ServedModel, ...]) -> pb.ServedModels:
-    message = pb.ServedModels()
-    for model in models:
-        message.models.add(
-            name=model.name,
-            ready=model.is_ready,
-            detail=model.detail,
-            num_replicas=model.num_replicas,
-            block_size=model.block_size,
-            max_model_len=model.max_model_len,
-            digest=model.digest,
-        )
-    return message
+    # -- of the link
+
+    def take(self, order: Order) -> None:
+        if isinstance(order, Heard):
+            session = self.sessions.get(order.peer)
+            if session is not None:
+                self._hear(session, order.message)
+        elif isinstance(order, Met):
+            if order.is_new:
+                self._meet(order)
+        elif isinstance(order, Lost):
+            self._forget(order)
+
+    def _meet(self, met: Met) -> None:
+        session = self.sessions[met.peer] = Session(met.peer, met.life)
+
+        def notify(notice: Notice) -> None:
+            session.notices.append(wire.notice_to(notice))
+
+        self._shell.gateway_links[met.peer] = notify
+        self._announce(met.peer, met.card)
+        self.end.say(met.peer, wire.models_to(self._models))
+
+    def _hear(self, session: Session, message: wire.Up) -> None:
+        if isinstance(message, wire.StatePart):
+            session.state += message.state.requests
+            if len(session.state) > MAX_STATE_REQUESTS:
+                self.end.lose(session.gateway, f"it tells of more than {MAX_STATE_REQUESTS:,} requests")
+            elif message.is_last:
+                whole, session.state = tuple(session.state), []
+                self._shell.post(GatewayState(message.state.gateway, whole))
+        elif isinstance(message, wire.Figures):
+            wish = session.wishes.pop(message.number, None)
+            if wish is not None:
+                wish.set_result(message.families)
+        elif isinstance(message, wire.Leaves):
+            session.leaves = True
+        else:
+            self._shell.post(message)
+
+    def _forget(self, lost: Lost) -> None:
+        if self.sessions.pop(lost.peer).leaves:
+            log.info("%s has left, as ordered", lost.peer)
+        else:
+            log.warning("%s is lost: %s", lost.peer, lost.detail)
+        self._shell.gateway_links.pop(lost.peer, None)
+        self._announce(lost.peer, "")
+        self._shell.post(GatewayLost(lost.peer))

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.links.security import PEER_NAME, ClusterSecurity, TlsFiles
+from cluster.serving.public_port import EVERYWHERE
 
 if TYPE_CHECKING:
     from cluster.lifecycle.ray_state import RayState
 
-SECRET = "inside secret"
+SECRET, OPERATORS = "inside secret", "operators' token"
 AUTHORITY, CERTIFICATE, KEY = "inside authority", "inside certificate", "inside key"
 
 
@@ -34,22 +35,28 @@ class Inside:
 
     def reachable(self, host: str, port: int) -> str:
         """The address of a door that listens on `host`: where that is every address, the one others know us by."""
-        return self.address(port) if host in ("0.0.0.0", "[::]", "::") else f"{host}:{port}"
+        return self.address(port) if host in EVERYWHERE else f"{host}:{port}"
 
 
 def prepare(state: RayState, *, is_one_machine: bool) -> str:
-    """Draws what the cluster lacks yet, and returns the secret. One machine keeps to loopback; where others may join,
-    internal ports listen on their nodes' addresses, and there are certificates."""
-    secret = state.key(SECRET).hex()
+    """Draws what the cluster lacks yet, and returns what operators' commands show. One machine keeps to loopback; where
+    others may join, internal ports listen on their nodes' addresses, and there are certificates."""
+    state.key(SECRET)
+    token = operators_token(state)
     if is_one_machine or state.get(AUTHORITY):
-        return secret
+        return token
     from cluster.serving.auth_certificates import make_identity
 
     authority, certificate, key = make_identity(PEER_NAME)
     # The authority comes last: whoever finds it finds the others.
     for name, pem in ((CERTIFICATE, certificate), (KEY, key), (AUTHORITY, authority)):
         state.put(name, pem.decode())
-    return secret
+    return token
+
+
+def operators_token(state: RayState) -> str:
+    """What our own commands show at the operators' door, where it takes tokens. It opens nothing on the inside."""
+    return state.key(OPERATORS).hex()
 
 
 def inside_of(state: RayState) -> Inside:

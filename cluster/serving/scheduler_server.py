@@ -1,6 +1,6 @@
-"""The scheduler's process: control streams, gateways' streams and the admin door around one host.
+"""The scheduler's process: links to workers and host pools, links to gateways and the admin door around one host.
 
-Control streams, gateways' streams and the admin door listen on ports of their own; the internal ones may be any free
+Both kinds of links and the admin door listen on ports of their own; the internal ones may be any free
 ports, since whoever needs them asks `RayState`. A scheduler that makes a mistake ends its process: Ray starts the next,
 which rebuilds.
 """
@@ -20,18 +20,17 @@ import grpc.aio
 from cluster.centre.journal import JournalWriter
 from cluster.gateway.bodies import Bodies
 from cluster.gateway.calls import Guard, list_services, register
-from cluster.gateway.front import ServedModel
 from cluster.serving.admin import AdminServer, Wanted
 from cluster.serving.control_server import ControlServer, Peer
-from cluster.serving.door import Door, public_options
 from cluster.serving.front_server import FrontServer
-from cluster.serving.host import SchedulerHost, tune_collector
 from cluster.serving.inside import Inside
+from cluster.serving.public_port import PublicPort, public_options
+from cluster.serving.shell import SchedulerShell, tune_collector
 from cluster.settings import SchedulerSettings
 from cluster.watching.metrics_scheduler import scheduler_families
 from cluster.watching.metrics_serve import ClusterFigures, Collect, serve_metrics
+from cluster.wire.gateways import ServedModel
 from protos.quire.v1 import admin_pb2
-from protos.quire.v1.front_pb2_grpc import add_FrontServiceServicer_to_server
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +41,6 @@ KEEPALIVE: list[tuple[str, int]] = [
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
 ]
-SERVER_OPTIONS: list[tuple[str, int]] = [
-    ("grpc.max_receive_message_length", 256 << 20),
-    ("grpc.so_reuseport", 0),
-    *KEEPALIVE,
-]
 MAX_ADMIN_BYTES = 1 << 20
 MAX_OPERATORS = 1_024
 """Connections at the admin door."""
@@ -56,30 +50,20 @@ STEP_S = 20.0
 """A worker that has finished no step for so long is not ready. An idle one makes a step of its own every 5 seconds."""
 
 
-def served_models(host: SchedulerHost, control: ControlServer) -> tuple[ServedModel, ...]:
-    """Each model with its replicas. Ready: one of them takes work and has finished a step lately."""
-    by_model: dict[str, list[str]] = {}
-    scheduler, peers = host.scheduler, control.peers
-    for replica in scheduler.replicas.values():
+def served_models(shell: SchedulerShell, control: ControlServer) -> tuple[ServedModel, ...]:
+    """Each model with its replicas. Ready: one of them takes work and has finished a step lately. A model whose
+    replicas are all lost is served on: what is asked of it waits."""
+    boards, peers, models = shell.scheduler.boards, control.peers, []
+    for model in boards.names():
+        board, replicas = boards.of(model), boards.replicas_of(model)
         # A model that is being unloaded is not served any more, though what it was asked before goes on.
-        if replica.joined.model not in scheduler.admission.closed:
-            by_model.setdefault(replica.joined.model, []).append(replica.name)
-    models = []
-    for model, names in by_model.items():
-        replicas = [scheduler.replicas[name] for name in names]
-        taking = [peers[name] for name in names if not scheduler.replicas[name].is_draining and name in peers]
-        is_ready = any(host.now - peer.stepped_at <= STEP_S for peer in taking)
-        models.append(
-            ServedModel(
-                model,
-                is_ready,
-                "" if is_ready else _why_not(taking),
-                len(names),
-                replicas[0].block_size,
-                max(replica.joined.max_model_len for replica in replicas),
-                replicas[0].joined.digest,
-            )
-        )
+        if model in boards.closed:
+            continue
+        taking = [peers[one.name] for one in replicas if not one.is_draining and one.name in peers]
+        is_ready = any(shell.now - peer.stepped_at <= STEP_S for peer in taking)
+        longest = max((replica.joined.max_model_len for replica in replicas), default=0)
+        detail = "" if is_ready else _why_not(taking) if replicas else "none of its workers is here"
+        models.append(ServedModel(model, is_ready, detail, len(replicas), board.block_size, longest, board.digest))
     return tuple(models)
 
 
@@ -94,8 +78,8 @@ class Doors:
     """Where the scheduler's process listens. Ports may be 0: any."""
 
     inside: Inside
-    admin: Door
-    metrics: Door
+    admin: PublicPort
+    metrics: PublicPort
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,30 +107,24 @@ async def serve_scheduler(
     inside = doors.inside
     wanted = wanted or Wanted()
     writer = JournalWriter(journal, settings, epoch) if journal is not None else None
-    shell = SchedulerHost(settings, epoch, writer)
+    shell = SchedulerShell(settings, epoch, writer)
     tune_collector()
     control = ControlServer(shell, silence_s)
     front = FrontServer(
         shell, lambda: served_models(shell, control), control.announce, hash_key=hash_key, silence_s=silence_s
     )
-    internal = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[inside.security.aio_interceptor()])
-    add_FrontServiceServicer_to_server(front, internal)
-    internal_port = inside.security.serve(internal, inside.address(0))
     admin = grpc.aio.server(options=[*public_options(MAX_ADMIN_BYTES, MAX_OPERATORS), *KEEPALIVE])
     methods, bodies = AdminServer(shell, control, wanted).methods, Bodies(MAX_ADMIN_BYTES)
     guard = Guard(doors.admin.tokens, "admin", bodies)
     register(admin, admin_pb2.DESCRIPTOR.services_by_name["AdminService"], methods, guard)
     list_services(admin, Guard(None, "admin", bodies), "quire.v1.AdminService")
     bound_port = doors.admin.listen(admin)
-    await internal.start()
     await admin.start()
-    control_address = await control.listen(inside)
-    figures = ClusterFigures(
-        lambda: scheduler_families(shell, control, wanted), front.figures_addresses, inside.security, wanted.gateways
-    )
+    control_address, front_address = await control.listen(inside), await front.listen(inside)
+    figures = ClusterFigures(lambda: scheduler_families(shell, control, wanted), front.figures, wanted.gateways)
     metrics = await serve_metrics(doors.metrics, figures.collect)
     admin_address = inside.reachable(doors.admin.host, bound_port)
-    on_address(Addresses(control_address, inside.address(internal_port), admin_address))
+    on_address(Addresses(control_address, front_address, admin_address))
     try:
         async with asyncio.TaskGroup() as tasks:
             for forever in (shell.run(), control.watch(), front.watch()):
@@ -157,7 +135,6 @@ async def serve_scheduler(
         if writer is not None:
             writer.close()
         metrics.close()
-        await figures.close()
         control.close()
-        await internal.stop(None)
+        front.close()
         await admin.stop(None)

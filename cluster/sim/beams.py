@@ -1,8 +1,7 @@
-"""Beam search as a simulated worker does it: tables permuted and tails copied inside a purse, step by step.
+"""Beam search as a simulated worker does it.
 
 `choose` is the search itself, on checksums and scores alone; `search` runs it without any block and says what must come
-out; `BeamGroup` runs it on a worker's blocks. All beams are at one position. A full block is never copied: beams share
-it, and it goes back to the purse once no beam names it.
+out; `MadeUpSearch` runs it on what a worker's blocks hold. All beams are at one position.
 """
 
 from __future__ import annotations
@@ -12,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
-from cluster.messages import GroupTables, Ids, Reason, ids
-from cluster.sim.device import Blocks
+import numpy as np
+
+from cluster.desk.words import NO_IDS, GroupStep, Hypothesis
+from cluster.messages import Ids, Reason, Start, ids
 from cluster.sim.model import END_TOKEN, SLOT_BYTES, before_first, draw, slot_value
 
 
@@ -92,107 +93,78 @@ def search(model: str, prompt: Sequence[int], seed: int, width: int, max_tokens:
             return found + [Found(tokens, score, Reason.LENGTH) for _, _, tokens, score in states]
 
 
-@dataclass(slots=True)
-class Beam:
-    table: list[int]
-    tokens: tuple[int, ...]
-    score: int
+class MadeUpSearch:
+    """The search of one beam group on a simulated worker. Tables are the desk's, which follows what `step` says.
 
+    A beam lives in a slot: a parent's first child stays in the parent's slot, further ones go to slots whose beam was
+    dropped; in a slot that is left over the best child runs once more and counts for nothing.
+    """
 
-class BeamGroup:
-    """The beams of one request on a worker's blocks. `table` of the Start belongs to the prompt until `begin`."""
-
-    def __init__(self, width: int, purse: Ids, num_table: int, block_size: int) -> None:
-        self.width = width
-        self.block_size = block_size
-        self.purse = list(purse)
-        self.num_given = num_table + len(purse)
+    def __init__(self, start: Start, noise: int, end_one_in: int) -> None:
+        assert start.beams is not None
+        self._sampling = start.sampling
+        self._width = start.beams.width
+        self._end_one_in = end_one_in
         # What its draws are made with: a search goes on with that wherever it is moved to.
-        self.noise: int | None = None
-        self.beams: list[Beam] = []
-        self.found: list[Found] = []
-        self.num_swaps = 0  # steps after which a beam continued another one than itself
+        self._noise = noise
+        # Tokens and scores by slot, in the order of their ranks.
+        self.beams: dict[int, tuple[tuple[int, ...], int]] = {0: ((), 0)}
+        self._found: list[Found] = []
+        # Steps after which a beam went on in another slot than its parent's.
+        self.num_swaps = 0
+        if start.beams.search:
+            self._load(start.beams.search)
 
-    def take(self, first: int, blocks: Ids) -> None:
-        """More blocks, of which the first is the group's number `first`."""
-        fresh = blocks[self.num_given - first :]
-        self.purse.extend(fresh)
-        self.num_given += len(fresh)
-
-    def dump(self, num_prompt: int) -> tuple[int, tuple[Ids, ...], bytes]:
-        """All of a search that has begun, to go on with elsewhere: the next position, tables, and the rest of it."""
+    def dump(self) -> bytes:
+        """All of it, to go on with elsewhere."""
         state = {
-            "beams": [(beam.tokens, beam.score) for beam in self.beams],
-            "found": [(each.tokens, each.score, int(each.reason)) for each in self.found],
-            "noise": self.noise,
+            "beams": [(slot, tokens, score) for slot, (tokens, score) in self.beams.items()],
+            "found": [(each.tokens, each.score, int(each.reason)) for each in self._found],
+            "noise": self._noise,
         }
-        position = num_prompt + len(self.beams[0].tokens) - 1
-        num_blocks = -(-position // self.block_size)
-        return position, tuple(ids(beam.table[:num_blocks]) for beam in self.beams), json.dumps(state).encode()
+        return json.dumps(state).encode()
 
-    def load(self, tables: tuple[Ids, ...], search: bytes) -> None:
+    def _load(self, search: bytes) -> None:
         state = json.loads(search)
-        self.noise = state["noise"]
-        self.beams = [
-            Beam(list(table), tuple(tokens), score)
-            for table, (tokens, score) in zip(tables, state["beams"], strict=True)
-        ]
-        self.found = [Found(tuple(tokens), score, Reason(reason)) for tokens, score, reason in state["found"]]
+        self._noise = state["noise"]
+        self.beams = {slot: (tuple(tokens), score) for slot, tokens, score in state["beams"]}
+        self._found = [Found(tuple(tokens), score, Reason(reason)) for tokens, score, reason in state["found"]]
 
-    def begin(self, table: list[int], num_prompt: int, block_size: int) -> None:
-        """The prompt is written: one beam stands at its end, and what the table has beyond it is spare."""
-        used = -(-num_prompt // block_size)
-        self.purse += table[used:]
-        self.beams = [Beam(table[:used], (), 0)]
+    def outputs(self) -> list[Ids]:
+        """What the beam in each slot has written."""
+        best_beam, _ = next(iter(self.beams.values()))
+        return [ids(self.beams.get(slot, (best_beam, 0))[0]) for slot in range(self._width)]
 
-    def step(self, blocks: Blocks, position: int, seed: int, end_one_in: int) -> None:
-        """The slots up to `position` are written in every beam's table: beams are chosen and their tables made."""
-        reads = [(blocks.read(beam.table, position + 1), beam.tokens, beam.score) for beam in self.beams]
-        children, ended = choose(reads, self.width, (seed, position), end_one_in)
-        self.found += ended
-        if len(self.beams) == self.width and [child.parent for child in children] != list(range(self.width)):
-            self.num_swaps += 1
-        parents = self.beams
-        kept = {child.parent for child in children}
-        for number, beam in enumerate(parents):
-            if number not in kept:
-                self._release(beam.table, [parents[other].table for other in kept])
-        at, taken = position + 1, set()
-        self.beams = []
+    def step(self, row: int, reads: dict[int, int], position: int) -> GroupStep:
+        """Beams are chosen. `row` is their leader's, `reads` the checksums of all slots up to `position`, by slot."""
+        slots, beams = list(self.beams), self.beams
+        noise = ((self._sampling.seed or 0) + self._noise, position)
+        children, ended = choose([(reads[slot], *beams[slot]) for slot in slots], self._width, noise, self._end_one_in)
+        self._found += ended
+        parents, tokens = np.zeros(self._width, np.int64), np.zeros(self._width, np.int64)
+        self.beams = {}
+        for slot, child in zip(self._seats(slots, children), children, strict=True):
+            parents[slot], tokens[slot] = slots[child.parent], child.token
+            self.beams[slot] = ((*beams[slots[child.parent]][0], child.token), child.score)
+        written = len(next(iter(self.beams.values()))[0]) if children else 0
+        if not children or len(self._found) >= self._width or written == self._sampling.max_tokens:
+            return self._over(row)
+        for slot in range(self._width):
+            if slot not in self.beams:
+                parents[slot], tokens[slot] = slots[children[0].parent], children[0].token
+        self.num_swaps += len(slots) == self._width and parents.tolist() != list(range(self._width))
+        return GroupStep(row, parents, tokens)
+
+    def _seats(self, slots: list[int], children: list[Child]) -> list[int]:
+        """The slot of each child."""
+        stay: dict[int, Child] = {}
         for child in children:
-            table = list(parents[child.parent].table)
-            if child.parent in taken and at % blocks.block_size:
-                # The tail is not full: its second heir gets a copy of its own.
-                target = self.purse.pop()
-                blocks.copy(table[-1], target, at % blocks.block_size)
-                table[-1] = target
-            taken.add(child.parent)
-            self.beams.append(Beam(table, (*parents[child.parent].tokens, child.token), child.score))
+            stay.setdefault(slots[child.parent], child)
+        free = iter([slot for slot in range(self._width) if slot not in stay])
+        return [slots[child.parent] if stay[slots[child.parent]] is child else next(free) for child in children]
 
-    def _release(self, table: list[int], others: list[list[int]]) -> None:
-        """Blocks of a dropped beam that no other beam names are spare again."""
-        named = {block for other in others for block in other}
-        self.purse += [block for block in table if block not in named and block not in self.purse]
-
-    def write(self, blocks: Blocks, position: int) -> list[int]:
-        """Every beam writes its last token at `position`; returns the blocks that were written."""
-        written = []
-        for beam in self.beams:
-            if position // blocks.block_size == len(beam.table):
-                beam.table.append(self.purse.pop())
-            blocks.write(beam.table, position, beam.tokens[-1:])
-            written.append(beam.table[-1])
-        return written
-
-    def is_over(self, max_tokens: int) -> bool:
-        return len(self.found) >= self.width or not self.beams or len(self.beams[0].tokens) == max_tokens
-
-    def results(self) -> list[Found]:
-        return self.found + [Found(beam.tokens, beam.score, Reason.LENGTH) for beam in self.beams]
-
-    def held(self) -> Ids:
-        """Every block of the group once, those of the beams first."""
-        return ids(dict.fromkeys([block for beam in self.beams for block in beam.table] + self.purse))
-
-    def tables(self, seq: int, position: int) -> GroupTables:
-        return GroupTables(seq, position, tuple(ids(beam.table) for beam in self.beams), ids(self.purse))
+    def _over(self, row: int) -> GroupStep:
+        left = [Found(tokens, score, Reason.LENGTH) for tokens, score in self.beams.values()]
+        found = best(self._found + left, self._sampling.n)
+        outputs = tuple([Hypothesis(ids(each.tokens), float(each.score), each.reason) for each in found])
+        return GroupStep(row, NO_IDS, NO_IDS, found[0].reason, "", outputs)

@@ -1,4 +1,4 @@
-"""Plans capacity: the real scheduler and batcher on a fleet whose steps and copies alone are made up, in virtual time.
+"""Plans capacity: the real scheduler and real desks, whose tokens and durations alone are made up, in virtual time.
 
 A run goes in turns of a few milliseconds, as the scheduler's own loop does under load: steps that ended since the last
 turn report, what arrived is submitted, the scheduler decides, workers obey. `run` returns what came of it; nothing is
@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-
-import numpy as np
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from cluster.centre.scheduler import Scheduler
+from cluster.desk.words import DeskSettings
 from cluster.messages import Closed, Done, Event, HostPoolJoined, Plan, Refused, ReplicaJoined, Tick
 from cluster.settings import SchedulerSettings
+from cluster.sim.copies import WORKERS_PER_NODE
 from cluster.sim.costs import Machine
 from cluster.sim.fleet import Fleet
 from cluster.sim.gaps import Gaps
-from cluster.sim.load import Load, requests
-from cluster.sim.obeying import WORKERS_PER_NODE, Obeying
+from cluster.sim.load import VOCAB_SIZE, Load, requests
 from cluster.sim.tokens import MadeUp
 
 PREFILL_CHUNK = 2048
@@ -90,23 +89,38 @@ class Outcome:
         return self.scheduler_s / self.seconds if self.seconds else 0.0
 
 
+Watch = Callable[[float, float, Sequence[Event], Sequence[object]], None]
+
+
 class Capacity:
     """One run. `until_s`: arrivals stop and the run ends there; None: it ends when `num_requests` have ended."""
 
     def __init__(
-        self, site: Site, load: Load, settings: SchedulerSettings, *, until_s: float | None, num_requests: int = 0
+        self,
+        site: Site,
+        load: Load,
+        settings: SchedulerSettings,
+        *,
+        until_s: float | None,
+        num_requests: int = 0,
+        watch: Watch = lambda now, seconds, events, orders: None,
     ) -> None:
+        """`watch` is told of each turn, when it was and what it took; what it does itself is not counted."""
         assert until_s is not None or num_requests
+        self._watch = watch
         self.site, self.until_s, self.num_requests = site, until_s, num_requests
         self.scheduler = Scheduler(settings)
-        tokens = MadeUp(load.seed, site.machine.block_size)
-        self.fleet = Fleet(site.num_workers, site.max_batch, site.token_budget, site.machine, tokens)
-        self.obeying = Obeying(self.fleet)
+        joins = list(self._joins())
+        # A row has room for the longest request of the load, which is less than a model may take.
+        longest = min(site.max_model_len, load.most_tokens)
+        desks = [replace(join, max_model_len=longest) for join in joins if isinstance(join, ReplicaJoined)]
+        asked = DeskSettings(site.token_budget, VOCAB_SIZE, names_blocks=settings.prefix_caching)
+        self.fleet = Fleet(desks, asked, site.machine, MadeUp())
         self.outcome = Outcome(site, load, gaps=self.fleet.gaps)
         self.now = 0.0
         self._arrivals = requests(load, site.machine.block_size)
         self._next = next(self._arrivals)
-        self._events: list[Event] = list(self._joins())
+        self._events: list[Event] = joins
         self._sampled_at, self._sampled_tokens, self._sampled_s = 0.0, 0, 0.0
         # Events of processes that come and go, by their time; see `happen`.
         self._happenings: list[tuple[float, Callable[[Capacity], None]]] = []
@@ -154,16 +168,16 @@ class Capacity:
         while not self._is_over():
             self.now += self.site.turn_s
             self._arrive()
-            self._advance()
+            fleet.advance(self.now)
             self._decide()
             if self.now - self._sampled_at >= 1.0:
                 self._sample()
                 on_progress(self.now / self.until_s if self.until_s else outcome.finished / self.num_requests)
         outcome.seconds = self.now
-        outcome.num_tokens, outcome.num_steps = fleet.num_tokens, int(fleet.num_steps.sum())
+        outcome.num_tokens, outcome.num_steps = fleet.num_tokens, fleet.num_steps
         outcome.counters = self.scheduler.counters
-        outcome.prompt_tokens, outcome.cached_tokens = self.obeying.prompt_tokens, self.obeying.cached_tokens
-        outcome.copied_bytes = self.obeying.copied_bytes
+        outcome.prompt_tokens, outcome.cached_tokens = fleet.prompt_tokens, fleet.cached_tokens
+        outcome.copied_bytes = fleet.copies.num_bytes
         outcome.wall_s = time.perf_counter() - began
         return outcome
 
@@ -177,7 +191,7 @@ class Capacity:
             self._happenings.pop(0)[1](self)
         while self._is_due() and (not self.num_requests or self.outcome.asked < self.num_requests):
             at, submit = self._next
-            self.obeying.asked_at[submit.request_id] = self.now if self.outcome.load.clients else at
+            self.fleet.asked_at[submit.request_id] = self.now if self.outcome.load.clients else at
             self._events.append(submit)
             self.outcome.asked += 1
             self._next = next(self._arrivals)
@@ -188,58 +202,37 @@ class Capacity:
             return outcome.asked - outcome.finished - outcome.refused < clients
         return self._next[0] <= self.now
 
-    def _advance(self) -> None:
-        """All steps and copies up to now; a step that ends begins the next at once."""
-        fleet, obeying = self.fleet, self.obeying
-        while True:
-            due = np.flatnonzero(fleet.step_end <= self.now)
-            if not len(due):
-                break
-            ends = fleet.step_end[due]
-            fleet.finish(due)
-            if obeying.late:
-                for worker in due.tolist():
-                    obeying.obey_late(worker)
-            fleet.launch(due, ends)
-        self._launch_idle(obeying.settle(self.now))
-
-    def _launch_idle(self, workers: list[int]) -> None:
-        """Those of these workers that stand still look whether there is something to do now."""
-        idle = np.array([worker for worker in dict.fromkeys(workers) if not self.fleet.busy[worker]], np.int64)
-        if len(idle):
-            self.fleet.launch(idle, np.full(len(idle), self.now))
-
     def _decide(self) -> None:
         fleet, scheduler = self.fleet, self.scheduler
         events = self._events
-        for worker in sorted(fleet.news):
-            result = fleet.take_result(worker, f"w{worker}", scheduler.epoch)
-            if result is not None:
-                events.append(result)
+        events += fleet.results()
         deadline = scheduler.next_deadline
         if not events and (deadline is None or deadline > self.now):
             return
         self._events = []
         began = time.thread_time()
         orders = scheduler.turn(events or [Tick()], self.now)
-        self.outcome.scheduler_s += time.thread_time() - began
+        took = time.thread_time() - began
+        self.outcome.scheduler_s += took
+        self._watch(self.now, took, events, orders)
         obeyed = []
         for order in orders:
             if isinstance(order, Plan):
                 worker = int(order.replica[1:])
-                self.obeying.obey(worker, order, self.now)
+                fleet.obey(worker, order, self.now)
                 obeyed.append(worker)
             elif isinstance(order, Done):
                 self._done(order)
             elif isinstance(order, Refused):
                 self.outcome.refused += 1
-        self._launch_idle(obeyed)
+        for worker in obeyed:
+            fleet.launch(worker, self.now)
 
     def _done(self, done: Done) -> None:
         self._events.append(Closed(done.request_id, done.gateway, done.route))
         self.outcome.finished += 1
         self.outcome.preemptions.append(done.preemptions)
-        self.outcome.latencies.append(self.now - self.obeying.asked_at.pop(done.request_id))
+        self.outcome.latencies.append(self.now - self.fleet.asked_at.pop(done.request_id))
 
     def _sample(self) -> None:
         outcome, scheduler = self.outcome, self.scheduler
@@ -251,12 +244,13 @@ class Capacity:
             Sample(
                 self.now,
                 (self.fleet.num_tokens - self._sampled_tokens) / seconds,
-                int(self.fleet.resident.sum()),
-                scheduler.admission.num_waiting("m"),
+                self.fleet.num_running,
+                scheduler.waiting.num_waiting("m"),
                 1 - available / max(1, blocks),
                 (outcome.scheduler_s - self._sampled_s) / seconds,
             )
         )
+        self.fleet.send_tokens()
         self._sampled_at, self._sampled_tokens = self.now, self.fleet.num_tokens
         self._sampled_s = outcome.scheduler_s
 

@@ -6,11 +6,12 @@ cluster, raised on the spot. What it should have got is known from the model alo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cluster.messages import Reason
+from cluster.messages import Logprobs, Reason
 from cluster.sim.beams import best, search
-from cluster.sim.model import END_TOKEN, follow
+from cluster.sim.model import END_TOKEN, follow, logprobs
 
 
 class Violation(AssertionError):
@@ -39,11 +40,28 @@ class Ask:
     model: str = "m"
     moves: tuple[tuple[float, int], ...] = ()  # so long after it came, it comes back through this gateway
     errs_after_s: float | None = None  # it tries once to resume with other parameters
+    logprobs: bool = False
+    prompt_logprobs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """A prefix that somebody wants to be kept for so long, and for how long he waits for it. Times in seconds."""
+
+    at: float
+    gateway: int
+    tenant: str
+    model: str
+    prompt: tuple[int, ...]
+    keeps_s: float
+    waits_s: float
+    salt: bytes = b""
 
 
 @dataclass(slots=True)
 class Client:
-    """`outcome`: "" while it goes on, "done", "cancelled", "refused CODE", or "broken" when its gateway died."""
+    """`outcome`: "" while it goes on, "done", "cancelled", "refused CODE", "broken" when its gateway died and it does
+    not come back, or "lost" when it did and nobody knew its request any more."""
 
     ask: Ask
     end_one_in: int
@@ -54,20 +72,38 @@ class Client:
     outcome: str = ""
     detail: str = ""
     accepted: bool = False
-    num_resumes: int = 0
-    num_repeats: int = 0  # resumes that found nothing, so that it was asked anew
+    num_sent: int = 0  # how often it asked or resumed
+    is_resuming: bool = False  # what it sent last
+    num_orphaned: int = 0  # gateways that died under it
     last_token_at: float = 0.0
-    route: tuple[str, int] = ("", 0)  # the gateway and route whose stream it reads; words of others do not reach it
+    # By sequence: of its tokens, as far as they came with any; and of the prompt.
+    logprobs: list[list[Logprobs | None]] = field(default_factory=list)
+    prompt_logprobs: list[Logprobs | None] = field(default_factory=list)
+    has_come_back: bool = False
+    stream: object = None  # the one that it reads: words on others do not reach it
 
     def __post_init__(self) -> None:
         self.received = [[] for _ in range(self.num_sequences)]
+        self.logprobs = [[] for _ in range(self.num_sequences)]
         self.reasons = [Reason.NONE] * self.num_sequences
 
     @property
     def num_sequences(self) -> int:
         return self.ask.n
 
-    def take(self, index: int, position: int, tokens: list[int], now: float) -> None:
+    @property
+    def reads_bytes(self) -> int:
+        """Some read slowly, a few tokens at a time."""
+        return 40 if self.ask.seed % 16 == 0 else 1 << 16
+
+    @property
+    def names_only(self) -> bool:
+        """Some come back with the name of their request, and say nothing else of it."""
+        return self.ask.seed % 4 == 1
+
+    def take(
+        self, index: int, position: int, tokens: list[int], logprobs: Sequence[Logprobs | None], now: float
+    ) -> None:
         if self.outcome:
             return  # it has gone away
         mine = self.received[index]
@@ -76,7 +112,15 @@ class Client:
         if position != len(mine):
             raise Violation(f"{self.ask.request_id}[{index}] got position {position} after {len(mine)} tokens")
         mine.extend(tokens)
+        self.logprobs[index].extend(logprobs)
         self.last_token_at = now
+
+    def take_prompt(self, first: int, logprobs: Sequence[Logprobs | None]) -> None:
+        """Logprobs of prompt tokens from this one on; a stream that is new tells them from the first."""
+        if not self.outcome:
+            if first > len(self.prompt_logprobs):
+                raise Violation(f"{self.ask.request_id} got prompt logprobs from {first} on")
+            self.prompt_logprobs[first:] = logprobs
 
     def finish(self, index: int, reason: Reason) -> None:
         if not self.outcome:
@@ -85,6 +129,8 @@ class Client:
     def judge(self) -> None:
         """What it has is what the model says, and all of it if it is done; called once it has ended."""
         ask = self.ask
+        if ask.prompt_logprobs and self.outcome == "done":
+            self._judge_prompt()
         if ask.beam_width:
             self._judge_beams()
             return
@@ -93,6 +139,8 @@ class Client:
             wrong = follow(ask.model, ask.prompt, (ask.seed, index, self.num_noises), mine, self.end_one_in)
             if wrong is not None:
                 raise Violation(f"{name} has a wrong token at {wrong}: {mine}")
+            if ask.logprobs:
+                self._judge_logprobs(name, index)
             limit = ask.max_tokens
             if ask.stop_at is not None and ask.stop_at[0] == index:
                 limit = min(limit, ask.stop_at[1])
@@ -105,8 +153,28 @@ class Client:
             if self.reasons[index] is Reason.NONE:
                 raise Violation(f"{name} was never told why it ended")
 
+    def _judge_logprobs(self, name: str, index: int) -> None:
+        """Each token has its own, whatever died: what was told without is drawn again. Only who came back may lack
+        some, because another gateway may have been told its tokens by somebody who had not drawn them."""
+        mine, got = self.received[index], self.logprobs[index]
+        _, wanted = logprobs(self.ask.model, self.ask.prompt, mine)
+        for at, (one, token, value) in enumerate(zip(got, mine, wanted, strict=True)):
+            if one is None and not self.has_come_back:
+                raise Violation(f"{name} got token {at} without its logprob")
+            if one is not None and (one.token, one.logprob) != (token, value):
+                raise Violation(f"{name} got token {at} with {one}, not {token} with {value}")
+
+    def _judge_prompt(self) -> None:
+        """Each token of the prompt but the first has its logprob, for whom did not come back."""
+        ask = self.ask
+        wanted, _ = logprobs(ask.model, ask.prompt, [])
+        judged = [(one.token, one.logprob) for one in self.prompt_logprobs[1:] if one is not None]
+        if judged != list(zip(ask.prompt[1:], wanted, strict=True)) and not self.has_come_back:
+            raise Violation(f"{ask.request_id} got prompt logprobs {self.prompt_logprobs}, not {wanted}")
+
     def _judge_beams(self) -> None:
-        """Beams come whole or not at all, and are those that the search finds without any cluster."""
+        """Each beam comes whole or not at all, and they are those that the search finds without any cluster. A client
+        that leaves while it reads has the first of them."""
         ask = self.ask
         if self.outcome != "done" and not any(self.received):
             return
@@ -114,5 +182,6 @@ class Client:
         for noise in range(self.num_noises):
             found = search(ask.model, ask.prompt, ask.seed + noise, ask.beam_width, ask.max_tokens, self.end_one_in)
             wanted.append([list(each.tokens) for each in best(found, ask.n)])
-        if self.received not in wanted:
+        num = len(self.received) if self.outcome == "done" else sum(map(bool, self.received))
+        if any(self.received[num:]) or self.received[:num] not in [beams[:num] for beams in wanted]:
             raise Violation(f"{ask.request_id} ({self.outcome}) found beams {self.received}, not {wanted}")

@@ -51,6 +51,8 @@ class Process:
         self.clock = clock
         self.alive = True
         self.stopped = False
+        # When it last went on after standing still.
+        self.woke_at = float("-inf")
         self._kept: list[tuple[Action, tuple[Any, ...]]] = []
 
     def run(self, action: Action, *args: Any) -> None:
@@ -70,6 +72,7 @@ class Process:
 
     def wake(self) -> None:
         self.stopped = False
+        self.woke_at = self.clock.now
         kept, self._kept = self._kept, []
         for index, (action, args) in enumerate(kept):
             if self.stopped:

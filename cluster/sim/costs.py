@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.desk.batcher import Batch
 from cluster.errors import ConfigError
 
 Float64 = NDArray[np.float64]
@@ -28,6 +30,14 @@ MEMORY_SHARE, WORKING_BYTES = 0.92, 4e9
 COPY_S = 2e-6
 # What tensor parallelism keeps of each further GPU.
 PARALLEL_SHARE = 0.85
+
+
+def figures(batch: Batch) -> tuple[float, float, float]:
+    """Tokens of a step, pairs of prefill attention, and context that decodes read."""
+    starts, counts, first = batch.starts.astype(np.float64), batch.counts.astype(np.float64), batch.num_decodes
+    context = float((starts[:first] + 1).sum())
+    pairs = float((counts[first:] * (starts[first:] + counts[first:] / 2)).sum()) if first < len(counts) else 0.0
+    return float(batch.num_tokens), pairs, context
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +68,7 @@ class Model:
 
 GPUS = {
     "a100": Gpu(312e12, 2.0e12, 80e9, 24e9),
+    "a100-40": Gpu(312e12, 1.555e12, 40e9, 24e9),
     "h100": Gpu(989e12, 3.35e12, 80e9, 50e9),
     "h200": Gpu(989e12, 4.8e12, 141e9, 50e9),
 }
@@ -65,6 +76,10 @@ MODELS = {
     "1b": Model(1.24e9, 16, 32, 8, 64),
     "8b": Model(8.03e9, 32, 32, 8, 128),
     "70b": Model(70.6e9, 80, 64, 8, 128),
+    # The shapes of the PagedAttention paper.
+    "opt-13b": Model(12.9e9, 40, 40, 40, 128),
+    "opt-66b": Model(65.7e9, 64, 72, 72, 128),
+    "opt-175b": Model(174.6e9, 96, 96, 96, 128),
 }
 
 
@@ -78,7 +93,7 @@ class StepCost:
     per_pair_s: float
     per_context_s: float
 
-    def seconds(self, tokens: Float64, pairs: Float64, context: Float64) -> Float64:
+    def seconds(self, tokens: Float64 | float, pairs: Float64 | float, context: Float64 | float) -> Any:
         """Of steps with so many tokens, pairs of prefill attention, and tokens of context that decodes read."""
         products = np.maximum(self.weights_s, tokens * self.per_token_s)
         return self.base_s + products + pairs * self.per_pair_s + context * self.per_context_s

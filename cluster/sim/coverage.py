@@ -7,10 +7,13 @@ from collections import Counter
 from cluster.messages import (
     Adopt,
     Event,
+    Find,
     GatewayLost,
     GatewayState,
     Order,
+    Pin,
     Plan,
+    Refused,
     ReplicaLost,
     Result,
     Seal,
@@ -35,7 +38,16 @@ WANTED = (
     "scheduler rebuild",
     "transfer abort",
     "gateway loss",
-    "stale epoch",
+    "pin",
+    "replica of another size",
+    "stale tokens",
+    "frozen beyond silence",
+    "replica that never comes back",
+    "queue full",
+    "blocks cleared",
+    "logprobs go on",
+    "rank lost",
+    "model unloaded",
 )
 """Each must be met by at least 5 % of the histories of a run."""
 
@@ -63,11 +75,17 @@ class Coverage:
                 counts["scheduler rebuild"] += 1
             elif kind is Adopt:
                 counts["resume"] += 1
+            elif kind is Pin:
+                counts["pin"] += 1
+            elif kind is Find:
+                counts["named"] += 1
         for order in orders:
             if isinstance(order, Plan):
                 self._plan(order)
             elif isinstance(order, Seal):
                 counts["seal"] += 1
+            elif isinstance(order, Refused):
+                counts["queue full"] += order.code == "RESOURCE_EXHAUSTED" and "requests wait" in order.detail
 
     def _result(self, result: Result) -> None:
         for transferred in result.transferred:
@@ -87,11 +105,16 @@ class Coverage:
                 counts["beams go on"] += bool(start.beams.tables)
             if start.attempt > 1:
                 counts["restart"] += 1
+            if start.sampling.logprobs is not None:
+                counts["logprobs"] += 1
+                # By another worker than the one that drew what it begins with, or after a swap.
+                counts["logprobs go on"] += len(start.tokens) > start.num_prompt
             if start.position and start.position == start.num_prompt - 1 and len(start.tokens) == start.num_prompt:
                 counts["full-prompt hit"] += 1
             elif start.position:
                 counts["prefix hit"] += 1
                 counts["hit inside a block"] += start.position % self._block_size > 0
+        counts["blocks cleared"] += len(plan.clears)
         if plan.copies:
             counts["copy"] += 1
         if plan.revokes:
@@ -108,14 +131,16 @@ class Coverage:
         counts["swap"] = scheduler.counters["preempted swap"]
         counts["remote swap"] = scheduler.counters["preempted remote swap"]
         counts["migrate"] = scheduler.counters["moved"]
+        counts["replica of another size"] = world.fewest is not None
+        counts["frozen beyond silence"] = world.num_frozen
+        counts["model unloaded"] = len(world.unloaded)
+        counts["rank lost"] = world.num_ranks_lost
+        counts["replica that never comes back"] = len(world.buried)
+        counts["stop string without a scheduler"] = world.num_silent_stops
         counts["fetch"] = scheduler.counters["fetches done"]
         counts["write behind"] = scheduler.counters["blocks written behind"]
         counts["wait on a prefix"] = scheduler.counters["parked on a prefix"]
-        counts["stale epoch"] = (
-            world.num_stale
-            + sum(worker.num_stale for worker in world.workers.values())
-            + sum(gateway.num_stale for gateway in world.gateways.values())
-        )
+        counts["stale tokens"] = sum(gateway.door.num_stale for gateway in world.gateways.values())
         counts["beam swap of parents"] = sum(worker.steps.num_beam_swaps for worker in world.workers.values())
         counts["broken streams"] = world.network.num_breaks
         return counts

@@ -15,6 +15,8 @@ from zlib import crc32
 from cluster.sim.clock import Process
 from cluster.sim.model import SLOT_BYTES, before_first, values
 
+_NOTHING = b"\xee" * SLOT_BYTES
+
 
 class Blocks:
     """The content of a pool. Knows nothing of who holds what: it does what it is told, late or not."""
@@ -50,6 +52,17 @@ class Blocks:
         num_blocks = -(-count // self.block_size)
         return crc32(b"".join([content[block] for block in table[:num_blocks]])[: count * SLOT_BYTES])
 
+    def clear(self, blocks: Sequence[int]) -> None:
+        for block in blocks:
+            self.content[block][:] = bytes(self.num_bytes)
+
+    def forget(self, blocks: Sequence[int], first: int) -> None:
+        """They hold nothing of worth, the first of them from slot `first` on: whoever reads them all the same says
+        something else than the model would."""
+        for block in blocks:
+            self.content[block][first * SLOT_BYTES :] = _NOTHING * (self.block_size - first)
+            first = 0
+
     def copy(self, source: int, target: int, num_slots: int) -> None:
         size = num_slots * SLOT_BYTES
         self.content[target][:size] = self.content[source][:size]
@@ -61,7 +74,11 @@ class Stream:
     def __init__(self, process: Process) -> None:
         self._process = process
         self._queue: deque[tuple[float, Callable[[], None]]] = deque()
-        self._busy = False
+        self._busy = self._hangs = False
+
+    def hang(self) -> None:
+        """Nothing that is under way or comes ever ends: a rank that all others wait for is gone."""
+        self._hangs = True
 
     def issue(self, seconds: float, effect: Callable[[], None]) -> None:
         self._queue.append((seconds, effect))
@@ -69,7 +86,7 @@ class Stream:
             self._next()
 
     def _next(self) -> None:
-        while self._queue:
+        while self._queue and not self._hangs:
             seconds, effect = self._queue.popleft()
             if seconds > 0.0:
                 self._busy = True
@@ -81,5 +98,6 @@ class Stream:
         self._busy = False
 
     def _end(self, effect: Callable[[], None]) -> None:
-        effect()
-        self._next()
+        if not self._hangs:
+            effect()
+            self._next()

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from random import Random
 
 from cluster.messages import Drain
+from cluster.sim.absences import Absences
 from cluster.sim.client import Client
 from cluster.sim.mishaps import Mishaps
+from cluster.sim.network import SILENCE_S
 from cluster.sim.world import World, WorldShape
 
 
@@ -36,6 +38,7 @@ KINDS: dict[str, int] = {
     "kill gateway": 3,
     "stop gateway": 2,
     "cut gateway": 2,
+    "lose gateway": 2,
     "stop scheduler": 2,
     "kill scheduler": 4,
     "usurp scheduler": 2,
@@ -46,15 +49,39 @@ KINDS: dict[str, int] = {
     "drain": 3,
     "clock jump": 1,
 }
+MORE_ONE_IN = 3
+MORE: dict[str, int] = {"kill teller": 1, "two schedulers": 1}
+"""What every third history meets beside the faults of `KINDS`."""
+
+STILL: dict[str, int] = {
+    "freeze worker": 2,
+    "freeze gateway": 2,
+    "freeze scheduler": 2,
+    "freeze host pool": 2,
+    "stop host pool": 1,
+    "bury worker": 7,
+    "kill scheduler at a stop": 4,
+}
+"""One of these is met where links lose who is silent: who stands still for longer than any silence and goes on, who
+never comes back, and a scheduler that dies as a stop string is found."""
+
+BOTH_ONE_IN = 6
+"""In these a gateway and the scheduler die at once: what was asked and sent the workers know, and the clients."""
+
+UNLOADS_ONE_IN = 9
+"""In these a model is unloaded, and loaded again."""
+
+RESIZES = (0.02, 0.4, 0.75, 1.5)
+"""Not seconds: how much of its first pool a replica comes back with, next to nothing or more."""
 
 
 def draw_faults(random: Random, shape: WorldShape, span_s: float) -> tuple[Fault, ...]:
     faults = []
     possible = dict(KINDS)
     if shape.workers[0].num_noises > 1:
-        # The promise is for the death of any one process: where replicas draw differently, a gateway that dies together
-        # with a replica takes the only knowledge of what was sent with it.
-        del possible["kill gateway"]
+        # The promise is for the death of any one process: where replicas draw differently, a gateway that dies or is
+        # given up together with a replica takes the only knowledge of what was sent with it.
+        del possible["kill gateway"], possible["lose gateway"]
     kinds, weights = list(possible), list(possible.values())
     for _ in range(random.randint(3, 6)):
         kind = random.choices(kinds, weights)[0]
@@ -64,9 +91,49 @@ def draw_faults(random: Random, shape: WorldShape, span_s: float) -> tuple[Fault
     return tuple(sorted(faults, key=lambda fault: fault.at))
 
 
+def draw_more(seed: int, shape: WorldShape, span_s: float) -> tuple[Fault, ...]:
+    """One fault of `MORE` and one of `STILL`, or none; in every third history a replica that a gateway cannot hear; in
+    every fourth replicas that come back with a pool of another size; in every sixth a gateway and the scheduler die at
+    once."""
+    more: list[Fault] = []
+    random = Random(f"more/{seed}")
+    if not random.randrange(MORE_ONE_IN):
+        kind = random.choices(list(MORE), list(MORE.values()))[0]
+        more.append(Fault(random.uniform(0.05, span_s), kind, random.randrange(1 << 16), random.uniform(0.1, 1.0)))
+    random = Random(f"tokens/{seed}")
+    if not random.randrange(MORE_ONE_IN):
+        at, target = random.uniform(0.05, span_s), random.randrange(1 << 16)
+        # Long enough that the scheduler hears of it.
+        more.append(Fault(at, "cut tokens", target, random.uniform(0.5, 3.0)))
+    random = Random(f"resizes/{seed}")
+    for _ in range(random.choice((0, 0, 0, 0, 0, 0, 1, 2))):
+        at, target = random.uniform(0.05, span_s), random.randrange(1 << 16)
+        more.append(Fault(at, "resize worker", target, random.choice(RESIZES)))
+    if shape.loses:
+        random = Random(f"still/{seed}")
+        kind = random.choices(list(STILL), list(STILL.values()))[0]
+        seconds = random.uniform(0.1, 1.0) if kind == "stop host pool" else random.uniform(1.1, 2.0) * SILENCE_S
+        more.append(Fault(random.uniform(0.05, span_s), kind, random.randrange(1 << 16), seconds))
+    random = Random(f"both/{seed}")
+    # Where replicas draw differently, see `draw_faults`.
+    if not random.randrange(BOTH_ONE_IN) and shape.workers[0].num_noises == 1:
+        at, target = random.uniform(0.05, span_s), random.randrange(1 << 16)
+        more.append(Fault(at, "kill gateway and scheduler", target, random.uniform(0.0, 1.0)))
+    random = Random(f"unloads/{seed}")
+    if not random.randrange(UNLOADS_ONE_IN):
+        at, target = random.uniform(0.05, span_s), random.randrange(1 << 16)
+        more.append(Fault(at, "unload model", target, random.uniform(0.2, 1.5)))
+    ranked = [number for number, worker in enumerate(shape.workers) if worker.num_ranks > 1]
+    if ranked:
+        random = Random(f"ranks lost/{seed}")
+        at, target = random.uniform(0.05, span_s), random.choice(ranked)
+        more.append(Fault(at, "kill rank", target, random.uniform(0.1, 1.0)))
+    return tuple(more)
+
+
 def strike(mishaps: Mishaps, fault: Fault, clients: list[Client], come_back: Callable[[Client], None]) -> None:
     """Does it, now. `come_back` is what clients of a dead gateway do."""
-    world = mishaps.world
+    world, absences = mishaps.world, Absences(mishaps)
     worker = fault.target % len(world.workers)
     gateway = fault.target % len(world.gateways)
     node = fault.target % len(world.shape.host_blocks)
@@ -76,11 +143,15 @@ def strike(mishaps: Mishaps, fault: Fault, clients: list[Client], come_back: Cal
         "cut worker": lambda: mishaps.cut_worker(worker, fault.seconds),
         "break worker stream": lambda: mishaps.break_worker_stream(worker),
         "break token streams": lambda: mishaps.break_token_streams(worker),
+        "cut tokens": lambda: mishaps.cut_tokens(worker, f"g{gateway}", fault.seconds),
         "cut node": lambda: mishaps.cut_node(node, fault.seconds),
+        "resize worker": lambda: mishaps.resize_worker(worker, fault.seconds),
         "kill node": lambda: mishaps.kill_node(node),
         "kill gateway": lambda: mishaps.kill_gateway(gateway, clients, come_back),
+        "kill gateway and scheduler": lambda: _kill_both(mishaps, gateway, fault.seconds, clients, come_back),
         "stop gateway": lambda: mishaps.stop_gateway(gateway, min(fault.seconds, 0.4)),
         "cut gateway": lambda: mishaps.cut_gateway(gateway, min(fault.seconds, 0.4)),
+        "lose gateway": lambda: mishaps.lose_gateway(gateway, fault.seconds),
         "stop scheduler": lambda: mishaps.stop_scheduler(min(fault.seconds, 0.4)),
         "kill host pool": lambda: mishaps.kill_pool(node),
         "fail transfers": lambda: mishaps.spoil_transfers(worker, fail=2, corrupt=0),
@@ -90,8 +161,26 @@ def strike(mishaps: Mishaps, fault: Fault, clients: list[Client], come_back: Cal
         "stop writer": lambda: mishaps.stop_writer(0.4 + fault.seconds),
         "drain": lambda: _drain(world, worker, fault.seconds),
         "clock jump": lambda: mishaps.jump(fault.seconds),
+        "kill teller": lambda: mishaps.kill_teller(worker),
+        "two schedulers": lambda: mishaps.two_schedulers(0.05 + fault.seconds),
+        "freeze worker": lambda: absences.freeze_worker(worker, fault.seconds),
+        "freeze gateway": lambda: absences.freeze_gateway(gateway, fault.seconds),
+        "freeze scheduler": lambda: absences.freeze_scheduler(fault.seconds),
+        "freeze host pool": lambda: absences.freeze_pool(node, fault.seconds),
+        "kill rank": lambda: mishaps.kill_rank(worker, 0.3 * fault.seconds),
+        "stop host pool": lambda: absences.freeze_pool(node, fault.seconds),
+        "unload model": lambda: absences.unload_model(worker, fault.seconds),
+        "bury worker": lambda: absences.bury_worker(worker),
+        "kill scheduler at a stop": lambda: mishaps.kill_scheduler_at_a_stop(fault.seconds),
     }
     does[fault.kind]()
+
+
+def _kill_both(
+    mishaps: Mishaps, gateway: int, down_s: float, clients: list[Client], come_back: Callable[[Client], None]
+) -> None:
+    mishaps.kill_gateway(gateway, clients, come_back)
+    mishaps.kill_scheduler(0.05 + down_s)
 
 
 def _drain(world: World, worker: int, seconds: float) -> None:

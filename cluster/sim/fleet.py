@@ -1,260 +1,253 @@
-"""All replicas of a planned cluster as arrays [worker, batch row]: their steps, and what they tell the scheduler.
+"""All replicas of a planned cluster: the desk of a real worker each, beside tokens and durations that are made up.
 
-Every worker runs the real batcher, on its row of the same arrays. Steps of decodes alone, which are nearly all, are
-taken for many workers at once, because there the batcher has nothing to choose; where a prompt is computed or the
-token budget binds, the batcher is asked. Reports follow the rules of the worker (near the end of a lease, a filled
-block of the prompt, an end). Orders are obeyed in cluster/sim/obeying.py. It has no clock and no scheduler.
+What is obeyed, batched and told is decided by the desks; steps take what the cost model says, one after the other on
+each worker, and copies run beside them (`copies.py`). Steps in which nothing comes to be told, which are nearly all,
+are not taken one by one: a run of them is counted when something happens to its worker. It has no clock and no
+scheduler.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import heapq
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.desk.batcher import Batcher
-from cluster.hashing import HASH_BYTES
-from cluster.messages import Advances, Reason, Result, Revoked, Start, Stopped, Transferred
-from cluster.sim.costs import Machine
+from cluster.desk.batcher import Batch
+from cluster.desk.desk import Desk
+from cluster.desk.words import Abort, DeskSettings, Drawn, Enter, EnterGroup, Flight, HandOver, Leave
+from cluster.errors import ConfigError
+from cluster.messages import Plan, ReplicaJoined, Result, Road, Transfer, Transferred
+from cluster.sim.copies import Copies
+from cluster.sim.costs import Machine, figures
 from cluster.sim.gaps import Gaps
 from cluster.sim.tokens import Tokens
 
-NEVER = 2**31 - 1
-Int64 = NDArray[np.int64]
+NEVER = float("inf")
 Float64 = NDArray[np.float64]
 
 
-@dataclass(slots=True)
-class News:
-    """What a worker tells in its next result."""
-
-    advances: Advances = field(default_factory=Advances)
-    hashes: list[bytes] = field(default_factory=list)
-    stopped: list[Stopped] = field(default_factory=list)
-    revoked: list[Revoked] = field(default_factory=list)
-    transferred: list[Transferred] = field(default_factory=list)
-
-
 class Fleet:
-    """Workers of one shape. `launch` begins steps, `finish` ends them; times are the caller's."""
+    """Workers of one shape. `obey` and `launch` are called at the present, `advance` when time has gone on."""
 
-    def __init__(self, num_workers: int, max_batch: int, token_budget: int, machine: Machine, tokens: Tokens) -> None:
+    def __init__(
+        self,
+        joins: Sequence[ReplicaJoined],
+        settings: DeskSettings,
+        machine: Machine,
+        tokens: Tokens,
+        most_steps: int = 64,
+    ) -> None:
+        """`most_steps` of a worker are counted at once; 1 where a token may end its sequence."""
         self.machine = machine
         self.tokens = tokens
-        self.num_workers, self.max_batch, self.token_budget = num_workers, max_batch, token_budget
-        shape = (num_workers, max_batch)
-        self.resident, self.paused = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
-        self.position, self.length = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        self.lease_end, self.limit = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        self.in_flight = np.zeros(shape, np.int32)
-        self.seq = np.zeros(shape, np.int64)
-        self.known, self.reported_known = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        self.reported = np.zeros(shape, np.int32)
-        self.num_start, self.end = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        self.asked = np.full(shape, NEVER, np.int32)
-        # When the last token came; less than 0: none yet, and the request was asked that long before time 0.
-        self.asked_at, self.last_at = np.zeros(shape), np.full(shape, -1.0)
-        self.in_step, self.samples = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
-        self.busy, self.step_end = np.zeros(num_workers, np.bool_), np.full(num_workers, np.inf)
-        self.step_s, self.stolen_s = np.zeros(num_workers), np.zeros(num_workers)
-        self.num_steps, self.num_dry = np.zeros(num_workers, np.int64), np.zeros(num_workers, np.int64)
-        self.ahead = np.zeros(num_workers, np.int32)
-        self.plan, self.num_results = np.zeros(num_workers, np.int64), np.zeros(num_workers, np.int64)
-        self.batchers = [self._batcher(worker) for worker in range(num_workers)]
-        self.starts: list[dict[int, Start]] = [{} for _ in range(num_workers)]  # by row
-        self.reasons: list[dict[int, Reason]] = [{} for _ in range(num_workers)]
-        self.row_of: list[dict[int, int]] = [{} for _ in range(num_workers)]
-        self.free = [list(range(max_batch - 1, -1, -1)) for _ in range(num_workers)]
-        self.news: dict[int, News] = {}
+        self.most_steps = most_steps
+        self.copies = Copies(machine)
         self.gaps = Gaps()
-        self.num_tokens = 0
-        # Rows behind this one were never used: arrays are looked at up to here.
-        self.used = 1
-        self._order: dict[int, Int64] = {}  # rows of a step in the batcher's order, where a prompt is computed
+        # By request: when it was asked, and when its last token came, for those that move in again.
+        self.asked_at: dict[str, float] = {}
+        self.last_at: dict[tuple[str, int], float] = {}
+        self.cached_tokens = self.prompt_tokens = 0
+        self.workers = [PlannedWorker(self, number, Desk(join, settings)) for number, join in enumerate(joins)]
+        # Ends of steps and runs with their workers; one that was cut short is passed over.
+        self._ends: list[tuple[float, int]] = []
+        # Workers that may have something to tell.
+        self._heard: set[int] = set()
 
-    def _batcher(self, worker: int) -> Batcher:
-        """The real batcher, on this worker's row of the fleet's arrays."""
-        batcher = Batcher(self.max_batch, self.token_budget)
-        batcher.resident, batcher.paused = self.resident[worker], self.paused[worker]
-        batcher.position, batcher.length = self.position[worker], self.length[worker]
-        batcher.lease_end, batcher.limit = self.lease_end[worker], self.limit[worker]
-        batcher.in_flight = self.in_flight[worker]
-        return batcher
+    @property
+    def num_steps(self) -> int:
+        return sum(worker.desk.steps.num_steps for worker in self.workers)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(worker.desk.steps.num_sampled for worker in self.workers)
+
+    @property
+    def num_running(self) -> int:
+        return sum(len(worker.desk.rows.row_of) for worker in self.workers)
+
+    def obey(self, number: int, plan: Plan, now: float) -> None:
+        self._heard.add(number)
+        self.workers[number].obey(plan, now)
+        self._due(number)
+
+    def launch(self, number: int, begin: float) -> None:
+        """A worker that stands still looks whether there is something to do now."""
+        worker = self.workers[number]
+        if not worker.is_busy:
+            worker.launch(begin)
+            self._due(number)
+
+    def _due(self, number: int) -> None:
+        if self.workers[number].is_busy:
+            heapq.heappush(self._ends, (self.workers[number].ends_at, number))
+
+    def advance(self, now: float) -> None:
+        """All steps and copies up to now; a step that ends begins the next at once."""
+        while True:
+            step_end = self._ends[0][0] if self._ends else NEVER
+            if min(step_end, self.copies.next_end) > now:
+                return
+            if self.copies.next_end < step_end:
+                at, ended = self.copies.next_end, self.copies.end_next()
+                if ended is not None:
+                    self.transferred(*ended, at)
+                continue
+            _, number = heapq.heappop(self._ends)
+            worker = self.workers[number]
+            if worker.ends_at == step_end:
+                self._heard.add(number)
+                worker.finish()
+                worker.launch(step_end)
+                self._due(number)
+
+    def transferred(self, number: int, outcome: Transferred, now: float) -> None:
+        self._heard.add(number)
+        self.workers[number].transferred(outcome, now)
+        self.launch(number, now)
+        self._due(number)
+
+    def lose_pool(self, name: str, now: float) -> None:
+        """A host pool has died."""
+        for number, outcome in self.copies.lose_pool(name):
+            self.transferred(number, outcome, now)
+
+    def results(self) -> list[Result]:
+        """What the workers have to tell the scheduler."""
+        heard, self._heard = sorted(self._heard), set()
+        found = [worker.desk.take_result(worker.step_s) for worker in map(self.workers.__getitem__, heard)]
+        return [result for result in found if result is not None]
+
+    def send_tokens(self) -> None:
+        """The gateways, which are not there, get what was not sent yet."""
+        for worker in self.workers:
+            worker.desk.take_tokens()
+
+
+class PlannedWorker:
+    """One desk, and the step or the run of steps that is under way beside it."""
+
+    def __init__(self, fleet: Fleet, number: int, desk: Desk) -> None:
+        self.desk = desk
+        self.ends_at = NEVER
+        self.step_s = 0.0
+        self._fleet = fleet
+        self._number = number
+        # A step that the desk knows of; or a batch, and when each of the steps is over that it will have run.
+        self._flight: Flight | None = None
+        self._run: tuple[Batch, Float64] | None = None
+        # What copies take from the next step.
+        self._stolen_s = 0.0
+        # When the last token came; less than 0: none yet, and the request was asked that long before time 0.
+        self._last_at = np.full(desk.rows.max_batch, -1.0)
+        self._asked_at = np.zeros(desk.rows.max_batch)
+        self._owners: dict[int, tuple[str, int]] = {}
+
+    @property
+    def is_busy(self) -> bool:
+        return self.ends_at != NEVER
+
+    # -- what befalls it
+
+    def obey(self, plan: Plan, now: float) -> None:
+        self._cut_run(now)
+        self.desk.obey(plan)
+        self._carry_out(now)
+
+    def transferred(self, outcome: Transferred, now: float) -> None:
+        self._cut_run(now)
+        self.desk.transferred(outcome)
+        self._carry_out(now)
+
+    def _carry_out(self, now: float) -> None:
+        """Orders to the device: blocks hold nothing here, so that only copies and people who come and go count."""
+        for order in self.desk.take_orders():
+            if isinstance(order, Enter):
+                self._enter(order.row)
+            elif isinstance(order, Leave):
+                for row in order.rows:
+                    self._fleet.last_at[self._owners.pop(row)] = float(self._last_at[row])
+            elif isinstance(order, Transfer):
+                # What a step under way writes is copied behind it.
+                waits = order.road is Road.WRITE and self.is_busy
+                begin = self.ends_at if waits else now
+                self._stolen_s += self._fleet.copies.begin(self._number, order, begin)
+            elif isinstance(order, Abort):
+                ended = self._fleet.copies.abort(order.transfer)
+                if ended is not None:
+                    self.desk.transferred(ended)
+            elif isinstance(order, EnterGroup | HandOver):
+                raise ConfigError("capacity is planned without beams")
+
+    def _enter(self, row: int) -> None:
+        fleet, resident = self._fleet, self.desk.rows.at(row)
+        start = resident.start
+        self._asked_at[row] = fleet.asked_at.get(start.request_id, 0.0)
+        self._last_at[row] = fleet.last_at.pop((start.request_id, resident.index), -1.0)
+        if start.attempt == 1 and resident.seq == start.seq:
+            fleet.cached_tokens += start.position
+            fleet.prompt_tokens += start.num_prompt
+        self._owners[row] = start.request_id, resident.index
 
     # -- steps
 
-    def launch(self, workers: Int64, begins: Float64) -> None:
-        """The next step of each of these idle workers; one that has nothing to run stands still."""
-        used = self.used
-        position = self.position[workers, :used]
-        left = np.minimum(self.length[workers, :used], self.lease_end[workers, :used]) - position
-        runs = self.resident[workers, :used] & ~self.paused[workers, :used]
-        self.num_dry[workers] += (runs & (left <= 0)).sum(1)
-        runs &= left > 0
-        num_rows = runs.sum(1)
-        prefills = runs & (self.length[workers, :used] - position > 1)
-        is_mixed = prefills.any(1) | (num_rows > self.token_budget)
-        is_plain = ~is_mixed & (num_rows > 0)
-        if is_plain.any():
-            chosen, rows = workers[is_plain], runs[is_plain]
-            context = ((position[is_plain] + 1) * rows).sum(1)
-            self.in_step[chosen, :used] = rows
-            self.samples[chosen, :used] = rows
-            self.position[chosen, :used] += rows
-            self.length[chosen, :used] += rows
-            tokens = num_rows[is_plain].astype(np.float64)
-            self._begin(chosen, begins[is_plain], self.machine.cost.seconds(tokens, 0.0 * tokens, context))
-        for at in np.flatnonzero(is_mixed).tolist():
-            self._launch_mixed(int(workers[at]), float(begins[at]))
-
-    def _launch_mixed(self, worker: int, begin: float) -> None:
-        batcher = self.batchers[worker]
-        batch = batcher.next()
+    def launch(self, begin: float) -> None:
+        """The next step begins, or a run of them; nothing where there is nothing to run."""
+        batch = self.desk.next()
         if not batch.num_tokens:
             return
-        rows, first = batch.rows, batch.num_decodes
-        starts, counts = batch.starts.astype(np.float64), batch.counts.astype(np.float64)
-        context = float((starts[:first] + 1).sum())
-        pairs = float((counts[first:] * (starts[first:] + counts[first:] / 2)).sum())
-        sampled = batcher.issue(batch)
-        self.in_step[worker] = False
-        self.in_step[worker, rows] = True
-        self.samples[worker] = False
-        self.samples[worker, sampled] = True
-        self._order[worker] = rows.astype(np.int64)
-        one = np.array([worker])
-        figures = (np.array([float(batch.num_tokens)]), np.array([pairs]), np.array([context]))
-        self._begin(one, np.array([begin]), self.machine.cost.seconds(*figures))
+        cost = self._fleet.machine.cost
+        tokens, pairs, context = figures(batch)
+        num_steps = self.desk.quiet_steps(batch, self._fleet.most_steps)
+        stolen, self._stolen_s = self._stolen_s, 0.0
+        if num_steps == 1:
+            self.step_s = float(cost.seconds(tokens, pairs, context)) + stolen
+            self.ends_at = begin + self.step_s
+            self._flight = self.desk.launched(batch)
+            return
+        seconds = cost.seconds(tokens, pairs, context + tokens * np.arange(num_steps, dtype=np.float64))
+        seconds[0] += stolen
+        self.step_s = float(seconds[-1])
+        ends = begin + np.cumsum(seconds)
+        self._run = batch, ends
+        self.ends_at = float(ends[-1])
 
-    def _begin(self, workers: Int64, begins: Float64, seconds: Float64) -> None:
-        seconds = seconds + self.stolen_s[workers]
-        self.stolen_s[workers] = 0.0
-        self.busy[workers] = True
-        self.step_s[workers] = seconds
-        self.step_end[workers] = begins + seconds
+    def finish(self) -> None:
+        """What is under way is over."""
+        if self._run is not None:
+            batch, ends = self._run
+            self._run = None
+            self._retire(self.desk.launched(batch, len(ends)), ends)
+        else:
+            assert self._flight is not None
+            self._retire(self._flight, np.array([self.ends_at]))
+        at, self._flight, self.ends_at = self.ends_at, None, NEVER
+        self._carry_out(at)
 
-    def finish(self, workers: Int64) -> None:
-        """The steps of these workers are over: tokens are known, some sequences end, some are to be reported."""
-        used = self.used
-        samples = self.samples[workers, :used]
-        at = self.step_end[workers]
-        self.busy[workers] = False
-        self.step_end[workers] = np.inf
-        self.num_steps[workers] += 1
-        self.num_tokens += int(samples.sum())
-        self._note_times(workers, samples, at)
-        known = self.known[workers, :used] + samples
-        self.known[workers, :used] = known
-        ended = samples & (known >= self.end[workers, :used])
-        report = self._to_report(workers, ended)
-        for index in np.flatnonzero((ended | report).any(1)).tolist():
-            worker = int(workers[index])
-            order = self._order.get(worker)
-            rows = np.flatnonzero(ended[index])
-            for row in (rows if order is None else order[ended[index, order]]).tolist():
-                self.move_out(worker, row, self.reasons[worker][row])
-            rows = np.flatnonzero(report[index])
-            if len(rows):
-                self.advance(worker, rows if order is None else order[report[index, order]])
-        if self._order:
-            for worker in workers.tolist():
-                self._order.pop(worker, None)
+    def _cut_run(self, now: float) -> None:
+        """Something happens: the steps of a run that are over by now are, and one goes on."""
+        if self._run is None:
+            return
+        batch, ends = self._run
+        self._run = None
+        num_over = int(np.searchsorted(ends, now, side="right"))
+        if num_over:
+            self._retire(self.desk.launched(batch, num_over), ends[:num_over])
+            batch = self.desk.next()
+        self._flight, self.ends_at = self.desk.launched(batch), float(ends[num_over])
 
-    def _note_times(self, workers: Int64, samples: NDArray[np.bool_], at: Float64) -> None:
-        which, rows = np.nonzero(samples)
-        owners, when = workers[which], at[which]
-        last = self.last_at[owners, rows]
+    def _retire(self, flight: Flight, ends: Float64) -> None:
+        """So many steps of a flight are over at these times."""
+        rows = flight.rows
+        last = self._last_at[rows]
         is_first = last < 0
-        self.gaps.between.add(when[~is_first] - last[~is_first])
+        gaps, num_rows = self._fleet.gaps, len(rows)
+        gaps.between.add(ends[0] - last[~is_first])
         if is_first.any():
-            self.gaps.first.add(when[is_first] - self.asked_at[owners[is_first], rows[is_first]])
-        self.last_at[owners, rows] = when
-
-    def _to_report(self, workers: Int64, ended: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Once when a lease comes near its end, once more where a row stands still, and for blocks of the prompt."""
-        used, size = self.used, self.machine.block_size
-        position, lease_end = self.position[workers, :used], self.lease_end[workers, :used]
-        asked = self.asked[workers, :used]
-        ran = self.in_step[workers, :used] & ~ended
-        left = lease_end - position
-        near = ran & (left <= self.ahead[workers, None]) & (lease_end < self.limit[workers, :used])
-        near &= (asked == NEVER) | ((left == 0) & (asked > 0))
-        if near.any():
-            self.asked[workers, :used] = np.where(near, left, asked)
-        in_prompt = ran & (position <= self.num_start[workers, :used])
-        if not in_prompt.any():
-            return near
-        return near | (in_prompt & (position // size > self.reported[workers, :used] // size))
-
-    # -- what is told
-
-    def tell(self, worker: int) -> News:
-        news = self.news.get(worker)
-        if news is None:
-            news = self.news[worker] = News()
-        return news
-
-    def _names(self, start: Start, reported: int, position: int) -> bytes:
-        """Names of the blocks behind the prompt's that were filled since `reported`."""
-        size = self.machine.block_size
-        first, end = max(reported, start.num_prompt) // size, position // size
-        return self.tokens.names(start, first, end) if end > first else b""
-
-    def advance(self, worker: int, rows: Int64) -> None:
-        news = self.tell(worker)
-        advances = news.advances
-        positions = self.position[worker, rows]
-        known = self.known[worker, rows]
-        new = known - self.reported_known[worker, rows]
-        advances.seqs.frombytes(self.seq[worker, rows].tobytes())
-        advances.positions.frombytes(positions.tobytes())
-        advances.num_ids.frombytes(new.tobytes())
-        for row, position, last, count in zip(
-            rows.tolist(), positions.tolist(), known.tolist(), new.tolist(), strict=True
-        ):
-            start = self.starts[worker][row]
-            if count:
-                advances.ids.extend(self.tokens.ids(start, last - count, last))
-            names = self._names(start, int(self.reported[worker, row]), position)
-            advances.num_hashes.append(len(names) // HASH_BYTES)
-            news.hashes.append(names)
-        self.reported[worker, rows] = positions
-        self.reported_known[worker, rows] = known
-
-    def move_out(self, worker: int, row: int, reason: Reason) -> None:
-        """An attempt ends here."""
-        start = self.starts[worker].pop(row)
-        known = int(self.known[worker, row])
-        position = min(int(self.position[worker, row]), known)
-        ids = self.tokens.ids(start, int(self.reported_known[worker, row]), known)
-        names = self._names(start, int(self.reported[worker, row]), position)
-        self.tell(worker).stopped.append(Stopped(int(self.seq[worker, row]), reason, position, ids, names))
-        self.batchers[worker].remove(row)
-        self.in_step[worker, row] = self.samples[worker, row] = False
-        del self.row_of[worker][start.seq], self.reasons[worker][row]
-        self.free[worker].append(row)
-
-    def take_result(self, worker: int, name: str, epoch: int) -> Result | None:
-        """All news of a worker as one numbered Result; None if there are none."""
-        news = self.news.pop(worker, None)
-        if news is None:
-            return None
-        self.num_results[worker] += 1
-        used = self.used
-        waiting = self.length[worker, :used] - self.position[worker, :used] - 1
-        waiting = waiting[self.resident[worker, :used] & (waiting > 0)]
-        return Result(
-            replica=name,
-            incarnation=1,
-            epoch=epoch,
-            number=int(self.num_results[worker]),
-            plan=int(self.plan[worker]),
-            step=int(self.num_steps[worker]),
-            advances=replace(news.advances, hashes=b"".join(news.hashes)) if news.advances.seqs else Advances(),
-            stopped=tuple(news.stopped),
-            revoked=tuple(news.revoked),
-            transferred=tuple(news.transferred),
-            prefill_waiting=int(waiting.sum()) if len(waiting) else 0,
-            step_seconds=float(self.step_s[worker]),
-        )
+            gaps.first.add(ends[0] - self._asked_at[rows[is_first]])
+        if len(ends) > 1:
+            gaps.between.add(np.repeat(np.diff(ends), num_rows))
+        self._last_at[rows] = ends[-1]
+        ids = self._fleet.tokens.draw(self.desk.rows, rows, len(ends))
+        self.desk.retire(flight, Drawn.of(ids))

@@ -19,18 +19,43 @@ class Times:
     """A distribution of seconds."""
 
     def __init__(self) -> None:
-        self.counts = np.zeros(_NUM_BINS, np.int64)
-        self.total_s = 0.0
-        self.longest_s = 0.0
+        self._counts = np.zeros(_NUM_BINS, np.int64)
+        self._total_s = 0.0
+        self._longest_s = 0.0
+        self._pending: list[NDArray[np.float64]] = []
 
     def add(self, seconds: NDArray[np.float64]) -> None:
-        if not len(seconds):
+        """They are counted many at once."""
+        if len(seconds):
+            self._pending.append(seconds)
+            if len(self._pending) > 1000:
+                self._count()
+
+    def _count(self) -> None:
+        if not self._pending:
             return
+        seconds = np.concatenate(self._pending)
+        self._pending.clear()
         clipped = np.clip(seconds, SHORTEST_S, LONGEST_S * 0.99)
         bins = (np.log(clipped / SHORTEST_S) / _PER_BIN).astype(np.int64)
-        np.add.at(self.counts, bins, 1)
-        self.total_s += float(seconds.sum())
-        self.longest_s = max(self.longest_s, float(seconds.max()))
+        np.add.at(self._counts, bins, 1)
+        self._total_s += float(seconds.sum())
+        self._longest_s = max(self._longest_s, float(seconds.max()))
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        self._count()
+        return self._counts
+
+    @property
+    def total_s(self) -> float:
+        self._count()
+        return self._total_s
+
+    @property
+    def longest_s(self) -> float:
+        self._count()
+        return self._longest_s
 
     @property
     def num(self) -> int:

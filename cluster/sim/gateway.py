@@ -1,79 +1,44 @@
-"""A simulated gateway: it submits for clients, puts tokens in their places by position, and answers seals.
+"""A simulated gateway: the door that ships, with made-up clients at its streams and made-up text.
 
-Its log of a request is the truth about what the client has seen. Tokens of attempts up to the request's seal are
-dropped; what overlaps with the log must agree with it. A request is open here until all its sequences have ended and
-the scheduler has said Done, or until its client has gone and the scheduler has said so.
+Its shell keeps virtual time, finds stop strings where a client's wish says so, and reads for streams as a connection
+does: also for one whose client has gone, until that is noticed. All of the protocol is the door's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from cluster.hashing import BlockHasher
-from cluster.messages import (
-    Accepted,
-    Adopt,
-    Cancel,
-    Claim,
-    Closed,
-    Done,
-    Event,
-    GatewayState,
-    HandOver,
-    Ids,
-    OpenRequest,
-    Order,
-    Reason,
-    Refused,
-    Replay,
-    Seal,
-    Sealed,
-    Started,
-    StopAt,
-    Submit,
-    Tokens,
-    ids,
+from cluster.errors import (
+    Aborted,
+    AlreadyExists,
+    InvalidRequest,
+    NotFound,
+    QueueFull,
+    QuireError,
+    Unavailable,
+    WorkFailed,
 )
+from cluster.gateway.door.check import check
+from cluster.gateway.door.door import Door, DoorSettings, Notice
+from cluster.gateway.door.entry import Begun, Chunk, Entry, Finished, Part, PromptChunk, Reader
+from cluster.hashing import BlockHasher
+from cluster.messages import Event, Found, Ids, Pin, Replay, Submit, Tokens, ids
 from cluster.sampling import SamplingParams
-from cluster.sim.client import Ask, Client, Violation
+from cluster.sim.client import Ask, Client, Violation, Warm
 from cluster.sim.clock import Clock, Process
 from cluster.sim.model import END_TOKEN, digest_of
 
 GRACE_S = 3.0
 """So long a gateway keeps the request of a client whose connection broke: longer than words that are late."""
 
-ROUTE_BITS = 32
-"""A route is `life << ROUTE_BITS | number`."""
+AGAIN_S = 0.1
+"""A client that was sent away comes back after this."""
 
+REST_S = 0.05
+"""A slow reader takes a little this often."""
 
-class Open:
-    """One request at one gateway."""
-
-    def __init__(self, client: Client, route: int, submit: Submit) -> None:
-        self.client = client
-        self.route = route
-        self.submit = submit
-        self.sealed = 0
-        self.attempt = 0  # the last one that was heard of
-        self.outputs: list[Ids] = [ids() for _ in range(client.num_sequences)]
-        self.finished = [Reason.NONE] * client.num_sequences
-        self.is_done = False
-        self.is_cancelled = False
-        self.turn = 0
-        self.num_claims = 0
-        self.is_adopting = False
-        # The resume of a client that errs: it must be refused.
-        self.is_wrong = False
-
-    @property
-    def is_read(self) -> bool:
-        """Its client is here, and not at another gateway."""
-        return self.client.route == (self.submit.gateway, self.route)
-
-    @property
-    def is_complete(self) -> bool:
-        return Reason.NONE not in self.finished
+CHECK_EVERY = 8
 
 
 class SimGateway(Process):
@@ -85,95 +50,116 @@ class SimGateway(Process):
         super().__init__(name, clock)
         self.life = life
         self.tell = tell
-        self.num_stale = 0
-        self.open: dict[int, Open] = {}
+        self.door = Door(DoorSettings(name, life))
+        # Whose request each route is; and routes under which a client asked for what it never began.
+        self._clients: dict[int, Client] = {}
+        self._wrong: set[int] = set()
+        # Who named a request and waits until it is found, by route, with how often it had sent something by then.
+        self._looking: dict[int, tuple[Client, int]] = {}
+        # Streams whose readers are slow, and will look again.
+        self._resting: set[int] = set()
+        # Models that were unloaded: of these not every prefix is kept.
+        self.unloaded: Collection[str] = ()
+        # Whether this model is served; and whether this life was told so. Of the first lives none begins before.
+        self.serves: Callable[[str], bool] = lambda model: True
+        self._is_told = life == 1
+        # Called when a stop string is found, before anybody is told.
+        self.at_a_stop: Callable[[], None] = lambda: None
+        # Whether the scheduler is there; who makes its stream to it says how that is known.
+        self.hears_scheduler: Callable[[], bool] = lambda: False
         self._block_size = block_size
         self._key = key
-        # Routes of an earlier life of this gateway must mean nobody: tokens for them may still be under way.
-        self._num_routes = life << ROUTE_BITS
-        self._take: dict[type, Callable[..., None]] = {
-            Accepted: self._on_accepted,
-            Started: lambda order: None,
-            Refused: self._on_refused,
-            Seal: self._on_seal,
-            HandOver: self._on_hand_over,
-            Replay: lambda order: self._on_tokens(order.tokens),
-            Done: self._on_done,
-        }
+        self._rings_at = float("inf")
+        self._num_events = 0
 
     # -- clients
 
     def submit(self, client: Client) -> None:
-        request = self._begin(client)
-        self.tell(request.submit)
-        ask = client.ask
-        if ask.cancel_after_s is not None:
-            self.after(ask.cancel_after_s, self._cancel, request)
+        client.num_sent += 1
+        client.is_resuming = False
+        if not (self._is_told and self.serves(client.ask.model)):
+            self._answer(client, Unavailable(f"no worker of model {client.ask.model} is here yet", 1.0))
+            return
+        try:
+            reader = self.door.ask(self._submit_of(client.ask), GRACE_S, self.clock.now)
+        except AlreadyExists as error:
+            self._answer(client, error)
+            return
+        self._connect(client, reader)
+        if client.ask.cancel_after_s is not None and client.num_sent == 1:
+            self.after(client.ask.cancel_after_s, self._cancel, client)
 
     def resume(self, client: Client) -> None:
         """The client had another gateway, or a connection that broke; it has `client.received`."""
         if client.outcome:
             return
-        client.num_resumes += 1
-        held = [one for one in self.open.values() if one.client is client and not one.is_cancelled and not one.is_wrong]
-        if not held:
-            request = self._begin(client)
-            request.is_adopting = True
-            self.tell(Adopt(request.submit))
-            return
-        (request,) = held
-        client.route = self.name, request.route
-        if not request.is_adopting:
-            request.num_claims += 1
-            self.tell(self._claim(request))
-        for index, reason in enumerate(request.finished):
-            self._forward(request, index)
-            if reason is not Reason.NONE:
-                client.finish(index, reason)
-        self._close_if_over(request)
+        client.num_sent += 1
+        client.is_resuming = client.has_come_back = True
+        entry = self.door.by_id.get(client.ask.request_id)
+        if client.names_only and (entry is None or entry.is_asking):
+            self._looking[self.door.find(client.ask.request_id)] = client, client.num_sent
+            self._obey()
+        else:
+            self._go_on(client, self._submit_of(client.ask))
 
-    def _claim(self, request: Open) -> Claim:
-        return Claim(request.client.ask.request_id, self.name, request.route)
+    def _go_on(self, client: Client, asked: Submit) -> None:
+        positions = [len(mine) for mine in client.received]
+        self._connect(client, self.door.resume(asked, positions, GRACE_S, self.clock.now))
 
-    def leave(self, client: Client) -> None:
-        """Its connection here broke: its request is kept for a while."""
-        for request in self.open.values():
-            if request.client is client and not request.is_wrong:
-                self.after(GRACE_S, self._end_grace, request)
+    def _take_found(self, route: int, found: Found | QuireError) -> None:
+        client, num_sent = self._looking.pop(route)
+        if client.outcome or client.gateway != self.name or client.num_sent != num_sent:
+            return  # it has gone on elsewhere
+        if isinstance(found, NotFound):
+            # Its gateway and its scheduler died at once: who asked says again what it was.
+            self._go_on(client, self._submit_of(client.ask))
+        elif isinstance(found, QuireError):
+            self._answer(client, found)
+        else:
+            deadline = self.clock.now + found.rest_s if found.rest_s else None
+            wanted = self._submit_of(client.ask)
+            if replace(found.submit, gateway="", route=0, hashes=wanted.hashes, deadline=wanted.deadline) != wanted:
+                raise Violation(f"{client.ask.request_id} was found otherwise than it was asked: {found.submit}")
+            self._go_on(client, replace(found.submit, deadline=deadline))
 
-    def _end_grace(self, request: Open) -> None:
-        if self.open.get(request.route) is request and not request.is_read and not request.is_cancelled:
-            request.is_cancelled = True
-            self.tell(self._given_up(request))
-            self._close_if_over(request)
+    def _connect(self, client: Client, reader: Reader) -> None:
+        client.gateway, client.stream = self.name, reader
+        self._clients[reader.entry.route] = client
+        self._obey()
 
-    def _given_up(self, request: Open) -> Cancel:
-        return Cancel(request.client.ask.request_id, self.name, request.route)
+    def leave(self, stream: object) -> None:
+        """A connection is noticed to be broken."""
+        if isinstance(stream, Reader):
+            self.door.leave(stream, self.clock.now, is_final=False)
+            self._obey()
 
     def err(self, client: Client) -> None:
         """The client comes back with another request under the same name."""
+        if client.outcome:
+            return
+        asked = self._submit_of(client.ask)
+        known = asked.sampling
+        sampling = replace(known, max_tokens=99) if known.width else replace(known, n=known.n + 1)
+        try:
+            wrong = self.door.resume(replace(asked, sampling=sampling), [0] * sampling.n, GRACE_S, self.clock.now)
+        except InvalidRequest:
+            return
+        self._wrong.add(wrong.entry.route)
+        self._clients[wrong.entry.route] = client
+        self._obey()
+
+    def _cancel(self, client: Client) -> None:
         if not client.outcome:
-            route = client.route
-            request = self._begin(client)
-            client.route, request.is_wrong, request.is_adopting = route, True, True
-            known = request.submit.sampling
-            sampling = replace(known, max_tokens=99) if known.width else replace(known, n=known.n + 1)
-            request.submit = replace(request.submit, sampling=sampling)
-            self.tell(Adopt(request.submit))
+            client.outcome = "cancelled"
+            self.door.cancel(client.ask.request_id, self.clock.now)
+            self._obey()
 
-    def _begin(self, client: Client) -> Open:
-        self._num_routes += 1
-        request = Open(client, self._num_routes, self._submit_of(client.ask, self._num_routes))
-        self.open[request.route] = request
-        client.route = self.name, request.route
-        return request
-
-    def _submit_of(self, ask: Ask, route: int) -> Submit:
+    def _submit_of(self, ask: Ask) -> Submit:
         prompt = ids(ask.prompt)
         return Submit(
             request_id=ask.request_id,
-            gateway=self.name,
-            route=route,
+            gateway="",
+            route=0,
             model=ask.model,
             tenant=ask.tenant,
             prompt=prompt,
@@ -183,161 +169,177 @@ class SimGateway(Process):
             salt=ask.salt,
             deadline=None if ask.deadline_s is None else self.clock.now + ask.deadline_s,
             digest=digest_of(ask.model),
+            grace_s=GRACE_S,
+            look=f"look of {ask.request_id}",
         )
 
-    def _cancel(self, request: Open) -> None:
-        if request.route in self.open and not request.client.outcome:
-            request.client.outcome = "cancelled"
-            request.is_cancelled = True
-            self.tell(Cancel(request.client.ask.request_id))
+    # -- prefixes
 
-    # -- from workers
+    def warm(self, warm: Warm, name: str) -> None:
+        """It is answered, or nobody waits for it any more."""
+        prompt = ids(warm.prompt)
+        hasher = BlockHasher(self._key, digest_of(warm.model), warm.salt, self._block_size)
+        names, until = hasher.prompt(prompt), self.clock.now + warm.keeps_s
+        pin = Pin(name, "", 0, warm.model, warm.tenant, prompt, names, until, warm.salt, digest_of(warm.model))
+        route = self.door.pin(pin, self.clock.now)
+        self._obey()
+        self.after(warm.waits_s, self._leave_pin, route)
+
+    def _leave_pin(self, route: int) -> None:
+        self.door.leave_pin(route)
+        self._obey()
+
+    # -- from workers and from the scheduler
 
     def take_tokens(self, batch: list[Tokens]) -> None:
         for tokens in batch:
-            self._on_tokens(tokens)
+            self._feed(tokens)
+        self._obey()
 
-    def _on_tokens(self, tokens: Tokens) -> None:
-        request = self.open.get(tokens.route)
-        if request is None or request.finished[tokens.index] is not Reason.NONE:
-            return  # it is over here
-        if tokens.attempt <= request.sealed:
-            self.num_stale += 1
+    def _feed(self, tokens: Tokens) -> None:
+        new = self.door.fresh(tokens, self.clock.now)
+        if new is not None:
+            self.door.take_tokens(tokens, new, self._cut(tokens, new), self.clock.now)
+
+    def _cut(self, tokens: Tokens, new: Ids) -> int | None:
+        """Where the text of these tokens has a stop string."""
+        stop_at = self._clients[tokens.route].ask.stop_at
+        if stop_at is None or stop_at[0] != tokens.index:
+            return None
+        last = tokens.position + len(tokens.ids)
+        if not last - len(new) < stop_at[1] <= last:
+            return None
+        self.at_a_stop()
+        return stop_at[1]
+
+    def take_order(self, order: Notice) -> None:
+        if isinstance(order, Replay):
+            self._feed(order.tokens)
+        self.door.take(order, self.clock.now)
+        self._obey()
+
+    def meet(self, *, wants_state: bool) -> None:
+        self._is_told = True
+        self.door.meet(self.clock.now, wants_state=wants_state)
+        self._obey()
+
+    # -- what the door orders
+
+    def _obey(self) -> None:
+        self._num_events += 1
+        if self._num_events % CHECK_EVERY == 0:
+            check(self.door)
+        orders = self.door.take_orders()
+        for event in orders.events:
+            self.tell(event)
+        for entry in orders.news.values():
+            if entry.route in self._wrong:
+                self._look_at_wrong(entry)
+            elif entry.route not in self._resting:
+                self._read(entry)
+            if entry.is_gone and entry.route not in self._resting:
+                self._clients.pop(entry.route, None)
+        for _, refusal in orders.pins:
+            if isinstance(refusal, AlreadyExists | NotFound | WorkFailed | Aborted) and not self.unloaded:
+                raise Violation(f"{self.name}: a prefix was not kept: {refusal}")
+        for route, found in orders.found:
+            self._take_found(route, found)
+        due = self.door.next_deadline
+        if due is not None and due < self._rings_at:
+            self._rings_at = due
+            self.after(max(0.0, due - self.clock.now), self._ring)
+
+    def _ring(self) -> None:
+        self._rings_at = float("inf")
+        self.door.tick(self.clock.now, is_met=self.hears_scheduler())
+        self._obey()
+
+    def _look_at_wrong(self, entry: Entry) -> None:
+        if entry.accepted is not None:
+            raise Violation(f"{entry.request_id} was resumed with other parameters")
+        if entry.failure is not None:
+            self._wrong.discard(entry.route)
+
+    def _read(self, entry: Entry) -> None:
+        """As a connection does: for a client that is gone as well, until that is noticed."""
+        reader, client = entry.reader, self._clients[entry.route]
+        if isinstance(entry.failure, WorkFailed | Aborted) and not client.outcome and not entry.is_cancelled:
+            raise Violation(f"{self.name} gave {entry.request_id} up: {entry.failure}")
+        was_told = reader.is_told
+        if was_told or not entry.is_read:
             return
-        request.attempt = max(request.attempt, tokens.attempt)
-        log, index = request.outputs[tokens.index], tokens.index
-        name = f"{request.client.ask.request_id}[{index}]"
-        known = len(log) - tokens.position
-        if known < 0:
-            raise Violation(f"{self.name}: {name} attempt {tokens.attempt} jumps from {len(log)} to {tokens.position}")
-        if log[tokens.position : tokens.position + len(tokens.ids)] != tokens.ids[:known]:
-            raise Violation(f"{self.name}: {name} attempt {tokens.attempt} changes what was sent: {log} and {tokens}")
-        log.extend(tokens.ids[known:])
-        reason = tokens.reason
-        cut = request.client.ask.stop_at
-        if cut is not None and cut[0] == index and len(log) >= cut[1]:
-            del log[cut[1] :]
-            reason = Reason.STOP
-            self.tell(StopAt(request.client.ask.request_id, index, cut[1]))
-        self._forward(request, index)
-        if reason is not Reason.NONE:
-            request.finished[index] = reason
-            if request.is_read:
-                request.client.finish(index, reason)
-            self._close_if_over(request)
+        parts, _ = self.door.read(reader, client.reads_bytes)
+        for part in parts:
+            if client.stream is reader:
+                self._hand_out(client, part)
+        if reader.has_more:
+            self._rest(entry)
+        elif reader.is_told:
+            if entry.failure is not None and client.stream is reader:
+                self._answer(client, entry.failure)
+            self.after(0.0, self.leave, reader)
 
-    def _forward(self, request: Open, index: int) -> None:
-        if not request.is_read:
+    def _rest(self, entry: Entry) -> None:
+        """A reader that takes a little at a time."""
+
+        def again() -> None:
+            self._resting.discard(entry.route)
+            self._read(entry)
+            if entry.is_gone and entry.route not in self._resting:
+                del self._clients[entry.route]
+            self._obey()
+
+        self._resting.add(entry.route)
+        self.after(REST_S, again)
+
+    def _hand_out(self, client: Client, part: Part) -> None:
+        if isinstance(part, Chunk):
+            tokens = list(part.sequence.ids[part.first : part.last])
+            told = part.sequence.logprobs or [None] * part.last
+            client.take(part.sequence.index, part.first, tokens, told[part.first : part.last], self.clock.now)
+        elif isinstance(part, PromptChunk):
+            client.take_prompt(part.first, part.sequence.prompt_logprobs[part.first : part.last])
+        elif isinstance(part, Finished):
+            client.finish(part.sequence.index, part.sequence.reason)
+        elif isinstance(part, Begun):
+            client.accepted = True
+        elif not client.outcome:
+            client.outcome = "done"
+
+    def _answer(self, client: Client, error: QuireError) -> None:
+        """What the client that ships does when its request is refused (`cluster/client/stream.py`)."""
+        client.stream = None
+        if client.outcome:
             return
-        log = request.outputs[index]
-        has = len(request.client.received[index])
-        if len(log) > has:
-            request.client.take(index, has, list(log[has:]), self.clock.now)
-
-    # -- from the scheduler
-
-    def take_order(self, order: Order) -> None:
-        self._take[type(order)](order)
-
-    def _on_accepted(self, accepted: Accepted) -> None:
-        request = self.open.get(accepted.route)
-        if request is not None:
-            if request.is_wrong:
-                raise Violation(f"{request.client.ask.request_id} was resumed with other parameters")
-            request.client.accepted = True
-            request.turn = accepted.turn
-            request.is_adopting = False
-            request.num_claims = max(0, request.num_claims - 1)
-
-    def _on_refused(self, refused: Refused) -> None:
-        request = self.open.pop(refused.route, None)
-        if request is None or request.client.outcome or not request.is_read:
-            return
-        if refused.code == "NOT_FOUND" and request.client.num_resumes:
+        if isinstance(error, Unavailable):
+            is_known = client.accepted or any(client.received)
+            self._try_again(client, self.resume if is_known else self.submit)
+        elif isinstance(error, QueueFull) and not client.is_resuming:
+            # It is patient: asked again for as long as the queue is full. What was accepted is never refused so.
+            if error.retry_after_s <= 0.0 or "requests wait" not in str(error):
+                raise Violation(f"{client.ask.request_id} is not told why it is refused, or when to ask again: {error}")
+            self._try_again(client, self.submit, error.retry_after_s + 0.01 * (client.ask.seed % 50))
+        elif isinstance(error, AlreadyExists) and not client.is_resuming and client.num_sent > 1:
+            # An earlier try got through after all.
+            self._try_again(client, self.resume)
+        elif isinstance(error, NotFound) and client.is_resuming and not any(client.received):
             # The cluster knows the request no more: it is asked again, whole.
-            request.client.num_repeats += 1
-            self.submit(request.client)
-            return
-        if refused.code == "ALREADY_EXISTS" and request.client.num_repeats:
-            # A scheduler that has just started cannot tell yet whose it is; the client tries again.
-            self.after(0.3, self.resume, request.client)
-            return
-        request.client.outcome = f"refused {refused.code}"
-        request.client.detail = refused.detail
+            self._try_again(client, self.submit)
+        elif isinstance(error, NotFound) and client.is_resuming:
+            client.outcome = "lost"
+        else:
+            client.outcome = f"refused {error.grpc_status}"
+            client.detail = str(error)
 
-    def _on_seal(self, seal: Seal) -> None:
-        request, place = self.open.get(seal.route), (seal.request_id, seal.gateway, seal.route)
-        if request is None:
-            self.tell(Sealed(*place, seal.attempt, (), ()))
-            return
-        request.sealed = max(request.sealed, seal.attempt)
-        request.attempt = max(request.attempt, seal.attempt)
-        outputs = tuple(ids(log) for log in request.outputs)
-        self.tell(Sealed(*place, seal.attempt, outputs, tuple(request.finished)))
+    def _try_again(self, client: Client, send: Callable[[Client], None], delay_s: float = AGAIN_S) -> None:
+        """After a while, unless the client has gone or went on elsewhere by then."""
+        num_sent = client.num_sent
 
-    def _on_hand_over(self, order: HandOver) -> None:
-        request = self.open.get(order.route)
-        if request is not None and request.num_claims:
-            return  # its client came back here since
-        self.open.pop(order.route, None)
-        outputs = tuple(ids(log) for log in request.outputs) if request is not None else ()
-        finished = tuple(request.finished) if request is not None else ()
-        self.tell(Sealed(order.request_id, order.gateway, order.route, 0, outputs, finished))
-        if request is not None and request.is_read:
-            # A word that it had said before, elsewhere, came late.
-            self.after(0.02, self._resume_again, request)
+        def again() -> None:
+            if not client.outcome and client.gateway == self.name and client.num_sent == num_sent:
+                send(client)
 
-    def _resume_again(self, request: Open) -> None:
-        if request.is_read:
-            self.resume(request.client)
-
-    def _on_done(self, done: Done) -> None:
-        request = self.open.get(done.route)
-        if request is None:
-            # A route of an earlier life may belong to a client who has come back and asks under the same name.
-            if done.route >> ROUTE_BITS == self.life:
-                self.tell(Closed(done.request_id, self.name, done.route))
-            return
-        request.is_done = True
-        self._close_if_over(request)
-
-    def _close_if_over(self, request: Open) -> None:
-        """What nobody reads is kept for its client until the end of its grace."""
-        if request.is_done and (request.is_cancelled or (request.is_complete and request.is_read)):
-            del self.open[request.route]
-            if not request.client.outcome and request.is_read:
-                request.client.outcome = "done"
-            self.tell(Closed(request.client.ask.request_id, self.name, request.route))
-
-    # -- a new scheduler
-
-    def state(self) -> GatewayState:
-        requests = tuple(
-            OpenRequest(
-                request.submit,
-                # A sealed attempt is over, wherever it may still run.
-                max(request.attempt, request.sealed + 1 if request.sealed else 0),
-                tuple(ids(log) for log in request.outputs),
-                tuple(request.finished),
-                request.turn,
-            )
-            for request in self.open.values()
-            if not request.is_adopting
-        )
-        return GatewayState(self.name, requests)
-
-    def repeated(self) -> list[Event]:
-        """What was on its way to the old scheduler may be lost, and a state does not say it."""
-        events: list[Event] = []
-        for request in self.open.values():
-            if request.is_cancelled:
-                events.append(self._given_up(request))
-            elif request.is_adopting:
-                events.append(Adopt(request.submit))
-            elif request.num_claims:
-                request.num_claims = 1
-                events.append(self._claim(request))
-        return events
+        self.after(delay_s, again)
 
 
 def sampling_of(ask: Ask) -> SamplingParams:
@@ -355,6 +357,8 @@ def sampling_of(ask: Ask) -> SamplingParams:
         max_tokens=ask.max_tokens,
         min_tokens=0,
         beam_width=ask.beam_width or None,
+        logprobs=1 if ask.logprobs else None,
+        prompt_logprobs=0 if ask.prompt_logprobs else None,
         length_penalty=1.0,
         early_stopping=False,
         eos_token_ids=(END_TOKEN,),

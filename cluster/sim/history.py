@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from cluster.centre.scheduler import Scheduler
 from cluster.messages import Event, Order
-from cluster.sim.client import Client, Violation
+from cluster.sim.client import Client, Violation, Warm
 from cluster.sim.coverage import Coverage
 from cluster.sim.faults import Fault, strike
 from cluster.sim.judge import Judge
@@ -25,6 +25,9 @@ LIMIT_S = 60.0
 """Virtual seconds behind the last arrival and fault in which everything must have ended."""
 
 MAX_CLOCK_EVENTS = 200_000
+
+NOTICED_S = (0.0, 0.05, 0.7)
+"""So long a broken connection is not noticed."""
 
 
 @dataclass(slots=True)
@@ -51,10 +54,15 @@ class History:
         self.mishaps = Mishaps(self.world)
         shape = scenario.world.workers[0]
         self.clients = [Client(ask, shape.end_one_in, shape.num_noises) for ask in scenario.asks]
+        # Those behind the last one that has no outcome have one.
+        self._open = self.clients[::-1]
         self._last_s = 0.0
         for client in self.clients:
             self._last_s = max(self._last_s, client.ask.at)
             self.world.clock.at(client.ask.at, self._arrive, client)
+        for number, warm in enumerate(scenario.warms):
+            self._last_s = max(self._last_s, warm.at + warm.keeps_s)
+            self.world.clock.at(warm.at, self._warm, warm, f"warm{number}")
         for fault in scenario.faults:
             self._last_s = max(self._last_s, fault.at + fault.seconds)
             self.world.clock.at(fault.at, self._strike, fault)
@@ -85,25 +93,34 @@ class History:
         if self.story is not None:
             self.story.turn(self.world.clock.now, events, orders)
         self.coverage.look(events, orders)
-        self.judge.look(scheduler, events, self.world.clock.now)
+        # One that another has followed may stand still with what it believes to run.
+        is_last = scheduler is self.world.shell.scheduler
+        self.judge.look(scheduler, events, self.world.clock.now if is_last else None)
+        if self.judge.full_check:
+            for worker in self.world.workers.values():
+                worker.desk.check()
 
     def _is_over(self) -> bool:
         """Nothing can happen any more that the judge would want to see."""
         world = self.world
         if world.clock.num_events > MAX_CLOCK_EVENTS:
             raise Violation(f"more than {MAX_CLOCK_EVENTS:,} things happened: somebody goes round in circles")
-        if world.clock.now < self._last_s or any(not client.outcome for client in self.clients):
+        while self._open and self._open[-1].outcome:
+            self._open.pop()
+        if self._open or world.clock.now < self._last_s:
             return False
-        scheduler = world.shell.scheduler
+        scheduler, doors = world.shell.scheduler, [gateway.door for gateway in world.gateways.values()]
         return not (
             scheduler.requests
             or scheduler.unclosed
-            or scheduler.swapper.quarantined
-            or scheduler.moves.reads
-            or scheduler.host_cache.under_way
+            or scheduler.books.pinned
+            or scheduler.host_memory.quarantined
+            or scheduler.transfers
             or any(replica.residents for replica in scheduler.replicas.values())
-            or any(gateway.open for gateway in world.gateways.values())
-            or any(worker.residents or worker.transfers.under_way for worker in world.workers.values())
+            or any(door.entries or door.closing or door.pins for door in doors)
+            or any(
+                worker.alive and (worker.residents or worker.transfers.under_way) for worker in world.workers.values()
+            )
         )
 
     def _gateways(self) -> list[str]:
@@ -122,15 +139,23 @@ class History:
         if client.ask.errs_after_s is not None:
             self.world.clock.after(client.ask.errs_after_s, self._err, client)
 
+    def _warm(self, warm: Warm, name: str) -> None:
+        gateways = self._gateways()
+        if gateways and self.world.serves(warm.model):
+            gateway = self.world.gateways[gateways[warm.gateway % len(gateways)]]
+            gateway.run(gateway.warm, warm, name)
+
     def _move(self, client: Client, number: int) -> None:
         """The connection of a client broke, and it comes back, mostly through another gateway though that one lives."""
         gateways = self._gateways()
         if client.outcome or not client.gateway or not client.accepted or not gateways:
             return
-        before = self.world.gateways[client.gateway]
-        before.run(before.leave, client)
+        before, stream = self.world.gateways[client.gateway], client.stream
+        # Until its old connection is noticed to be broken, what is written there is lost.
+        noticed_s = NOTICED_S[(client.ask.seed + client.num_sent) % len(NOTICED_S)]
+        before.after(noticed_s, before.leave, stream)
         gateway = self.world.gateways[gateways[number % len(gateways)]]
-        client.gateway = gateway.name
+        client.gateway, client.stream = gateway.name, None
         gateway.run(gateway.resume, client)
 
     def _err(self, client: Client) -> None:

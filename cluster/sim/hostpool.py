@@ -43,9 +43,10 @@ class SimHostPool(Process):
         for session, process in self._sessions.items():
             if process is caller:
                 return session
-        self._sessions[self._next_session] = caller
-        self._next_session += 1
-        return self._next_session - 1
+        session, self._next_session = self._next_session, self._next_session + 1
+        self._sessions[session] = caller
+        self.register.session_began(session, caller.name, caller.incarnation, write=True)
+        return session
 
     def when_written(self, then: Callable[[], None]) -> None:
         """Nobody but transfers writes here, and the scheduler orders a read only of what has committed."""

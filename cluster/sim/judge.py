@@ -7,11 +7,19 @@ settled. On the way no request may stand still while memory is free. It looks in
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from cluster.centre.scheduler import Scheduler
+from cluster.gateway.door.check import check
 from cluster.messages import Event
 from cluster.sim.client import Client, Violation
+from cluster.sim.model import SLOT_BYTES, before_first, values
 from cluster.sim.progress import Progress
+from cluster.sim.transfers import Pool
 from cluster.sim.world import World
+
+LOADED_S = 0.5
+"""In which all workers of a model that is loaded again join."""
 
 
 class Judge:
@@ -23,17 +31,18 @@ class Judge:
         self.num_events = 0
         self._progress = Progress()
 
-    def look(self, scheduler: Scheduler, events: list[Event], now: float) -> None:
-        """After every turn; `now` is the world's time, which does not leap."""
+    def look(self, scheduler: Scheduler, events: list[Event], now: float | None) -> None:
+        """After every turn; `now` is the world's time, which does not leap. None: nobody has to get on."""
         self.num_turns += 1
         self.num_events += len(events)
-        self._progress.look(scheduler, now)
+        if now is not None:
+            self._progress.look(scheduler, now)
         if self.full_check or self.num_turns % 64 == 0:
             scheduler.check()
         else:
             for replica in scheduler.replicas.values():
                 counts = replica.ledger.counts()
-                if min(counts.free, counts.cached, counts.held, counts.moving, counts.quarantined) < 0:
+                if min(counts) < 0:
                     raise Violation(f"{replica.name}: {counts} does not add up")
 
     def end(self, world: World, clients: list[Client]) -> None:
@@ -44,13 +53,19 @@ class Judge:
         scheduler.check()
         self._judge_scheduler(scheduler)
         for worker in world.workers.values():
+            if not worker.alive:
+                continue
             if worker.residents:
-                raise Violation(f"{worker.name} still runs {list(worker.residents.values())}")
+                raise Violation(f"{worker.name} still runs {worker.residents}")
             if worker.transfers.under_way:
                 raise Violation(f"{worker.name} still moves {list(worker.transfers.under_way)}")
+        self._judge_cleared(world, clients)
         for gateway in world.gateways.values():
-            if gateway.open:
-                left = [request.client.ask.request_id for request in gateway.open.values()]
+            check(gateway.door)
+            if gateway.door.pins:
+                raise Violation(f"{gateway.name} still waits for {list(gateway.door.pins.values())}")
+            if gateway.door.entries:
+                left = [entry.request_id for entry in gateway.door.entries.values()]
                 raise Violation(f"{gateway.name} still holds {left}")
 
     def _judge_client(self, world: World, client: Client) -> None:
@@ -58,8 +73,16 @@ class Judge:
         if not outcome:
             raise Violation(f"{ask.request_id} never ended: {_where(world, client)}")
         client.judge()
+        if outcome == "lost" and client.num_orphaned and _worker_died(world):
+            # Only the death of its gateway, of the scheduler and of a worker at once takes all that was known of it.
+            return
         code = outcome.removeprefix("refused ")
-        if code == outcome:
+        if code == outcome and outcome != "lost":
+            return
+        loaded_at = world.unloaded.get(ask.model)
+        is_of_unloaded = loaded_at is not None and ask.at < loaded_at + LOADED_S
+        if is_of_unloaded and code in ("lost", "NOT_FOUND", "INVALID_ARGUMENT"):
+            # It was cut short, or asked for what is gone.
             return
         if code == "DEADLINE_EXCEEDED" and ask.deadline_s is not None:
             return
@@ -69,10 +92,11 @@ class Judge:
         raise Violation(f"{ask.request_id} was {outcome}: {client.detail}")
 
     def _fits(self, world: World, client: Client) -> bool:
-        """Whether the largest pool could hold the request alone."""
+        """Whether the largest pool could hold the request alone; where pools changed, the smallest that there has been,
+        because a new scheduler measures by those that have reported."""
         ask = client.ask
-        for shape in world.shape.workers:
-            if shape.model != ask.model:
+        for number, shape in enumerate(world.shape.workers):
+            if shape.model != ask.model or f"w{number}" in world.buried:
                 continue
             length = len(ask.prompt) + ask.max_tokens - 1
             shared = len(ask.prompt) // shape.block_size if ask.n > 1 else 0
@@ -81,31 +105,44 @@ class Judge:
                 shared = len(ask.prompt) // shape.block_size
                 needed = shared + ask.beam_width * (-(-length // shape.block_size) - shared)
             seats = ask.beam_width or ask.n
-            if needed <= shape.num_blocks and length + 1 <= shape.max_model_len and seats <= shape.max_batch:
+            room = shape.num_blocks if world.fewest is None else world.fewest
+            if needed <= room and length + 1 <= shape.max_model_len and seats <= shape.max_batch:
                 return True
         return False
+
+    def _judge_cleared(self, world: World, clients: list[Client]) -> None:
+        """Nothing that a cleared tenant alone has written lies in any pool."""
+        cleared = world.shape.settings.clear_tenants
+        if not cleared:
+            return
+        theirs, others = set[bytes](), set[bytes]()
+        for client in clients:
+            ask = client.ask
+            written = theirs if ask.tenant in cleared else others
+            for mine in client.received:
+                written.update(_pairs(values(before_first(ask.model), (*ask.prompt, *mine))))
+        theirs -= others
+        pools: list[Pool] = [*world.workers.values(), *world.pools.values()]
+        for pool in pools:
+            for number, block in enumerate(pool.blocks.content if pool.alive else ()):
+                if not theirs.isdisjoint(_pairs(block)):
+                    raise Violation(f"block {number} of {pool.name} still holds what a cleared tenant wrote")
 
     def _judge_scheduler(self, scheduler: Scheduler) -> None:
         if scheduler.unclosed:
             raise Violation(f"ended requests are kept: {list(scheduler.unclosed)}")
         if scheduler.requests:
             raise Violation(f"requests are left: {list(scheduler.requests.values())}")
-        waiting = scheduler.admission.waiting()
+        waiting = scheduler.waiting.all()
         if waiting:
             raise Violation(f"requests wait: {waiting}")
-        if scheduler.swapper.transfers:
-            raise Violation(f"transfers are left: {scheduler.swapper.transfers}")
-        if scheduler.moves.by_request or scheduler.moves.reads:
-            raise Violation(f"moves are left: {scheduler.moves.by_request} {scheduler.moves.reads}")
-        if scheduler.fetches.under_way or scheduler.host_cache.under_way:
-            raise Violation(
-                f"fetches or writes are left: {scheduler.fetches.under_way} {scheduler.host_cache.under_way}"
-            )
+        if scheduler.transfers or scheduler.movable.by_request:
+            raise Violation(f"transfers or moves are left: {scheduler.transfers} {scheduler.movable.by_request}")
         for replica in scheduler.replicas.values():
             if replica.residents:
                 raise Violation(f"{replica.name} still counts {list(replica.residents.values())} among its residents")
         ledgers = {replica.name: replica.ledger for replica in scheduler.replicas.values()}
-        ledgers |= {host.name: host.ledger for host in scheduler.swapper.pools.values()}
+        ledgers |= {host.name: host.ledger for host in scheduler.pools.values()}
         gone = scheduler.index.pools.difference(ledger.pool for ledger in ledgers.values())
         if gone:
             raise Violation(f"the index names blocks of pools that are gone: {sorted(gone)}")
@@ -113,6 +150,15 @@ class Judge:
             counts = ledger.counts()
             if counts.held or counts.moving or counts.quarantined:
                 raise Violation(f"{name}: at the end {counts}")
+
+
+def _pairs(slots: bytes | bytearray) -> Iterator[bytes]:
+    """Every two slots that lie side by side: one alone may be another's by chance."""
+    return (bytes(slots[at : at + 2 * SLOT_BYTES]) for at in range(0, len(slots) - SLOT_BYTES, SLOT_BYTES))
+
+
+def _worker_died(world: World) -> bool:
+    return any(worker.incarnation > 1 or not worker.alive for worker in world.workers.values())
 
 
 def _where(world: World, client: Client) -> str:

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
-from cluster.hashing import HASH_BYTES
-from cluster.messages import Submit
+from cluster.hashing import BlockHasher
+from cluster.messages import Ids, Submit
 from cluster.sampling import SamplingParams
 from cluster.sim.traces import Trace, gap, length
+
+VOCAB_SIZE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +37,17 @@ class Load:
     # So many requests are open all the time: who is served asks again. `rate` and the trace's bursts say nothing then.
     clients: int = 0
 
+    @property
+    def most_tokens(self) -> int:
+        """Of one request, prompt and output."""
+        return max(self.prompt or self.longest // 2, self.prefix + 1) + (self.output or self.longest // 2)
+
 
 def requests(load: Load, block_size: int) -> Iterator[tuple[float, Submit]]:
     """Time and Submit of one request after the other, without end."""
     random = Random(f"load/{load.seed}")
-    prefixes = [random.randbytes(HASH_BYTES * (load.prefix // block_size)) for _ in range(load.num_prefixes)]
+    prefixes = [_tokens(random, load.prefix) for _ in range(load.num_prefixes)]
+    hasher = BlockHasher(b"", b"", b"", block_size)
     sampling: dict[int, SamplingParams] = {}
     now, number = 0.0, 0
     while True:
@@ -52,11 +60,17 @@ def requests(load: Load, block_size: int) -> Iterator[tuple[float, Submit]]:
         max_tokens = load.output or length(random, load.trace.output, 1.0, 1, load.longest // 2)
         names: tuple[bytes, ...] = ()
         if shares:
-            flat = random.choice(prefixes)
-            flat += random.randbytes(HASH_BYTES * (num_prompt // block_size) - len(flat))
-            names = tuple(flat[at : at + HASH_BYTES] for at in range(0, len(flat), HASH_BYTES))
+            prompt = random.choice(prefixes)
+            prompt = prompt + _tokens(random, num_prompt - len(prompt))
+            names = hasher.prompt(prompt)
+        else:
+            prompt = array("i", bytes(4 * num_prompt))
         params = sampling.get(max_tokens)
         if params is None:
             params = sampling[max_tokens] = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
-        prompt = array("i", bytes(4 * num_prompt))
         yield now, Submit(f"q{number}", "g", number, "m", f"t{number % 4}", prompt, names, params)
+
+
+def _tokens(random: Random, count: int) -> Ids:
+    """Ids below `VOCAB_SIZE`."""
+    return array("i", array("H", random.randbytes(2 * count)))

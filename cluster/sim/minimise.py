@@ -42,6 +42,7 @@ def minimise(scenario: Scenario, verdict: Verdict, max_runs: int = 200) -> tuple
     fails(replace(best, full_check=True))
     fails(replace(best, world=replace(best.world, weather=Weather())))
     _shrink(best.faults, lambda faults: fails(replace(best, faults=faults)))
+    _shrink(best.warms, lambda warms: fails(replace(best, warms=warms)))
     _shrink(best.asks, lambda asks: fails(replace(best, asks=asks)))
     _shrink(best.faults, lambda faults: fails(replace(best, faults=faults)))
     for number in range(len(best.asks)):

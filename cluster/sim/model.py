@@ -54,6 +54,21 @@ def draw(read: int, seed: int, index: int, position: int, end_one_in: int) -> in
     return 1 + drawn % (VOCAB_SIZE - 1)
 
 
+def logprob(read: int, token: int) -> float:
+    """Of a token behind slots with this checksum."""
+    return -(crc32(_token.pack(token), read) % 4096) / 256
+
+
+def logprobs(model: str, prompt: Sequence[int], tokens: Sequence[int]) -> tuple[list[float], list[float]]:
+    """What the model says of each token of the prompt but the first, and of each token behind it."""
+    before, read, found = before_first(model), 0, list[float]()
+    for token in (*prompt, *tokens):
+        found.append(logprob(read, token))
+        before = crc32(_token.pack(token), before)
+        read = crc32(before.to_bytes(SLOT_BYTES, "little"), read)
+    return found[1 : len(prompt)], found[len(prompt) :]
+
+
 def follow(
     model: str, prompt: Sequence[int], noise: tuple[int, int, int], tokens: Sequence[int], end_one_in: int
 ) -> int | None:

@@ -21,7 +21,15 @@ from random import Random
 
 from cluster.sim.mutation import Mutation, import_mutated, mutations_of, source_digest
 
-MACHINES = ("cluster.centre", "cluster.desk")
+MACHINES = (
+    "cluster.centre",
+    "cluster.desk",
+    "cluster.gateway.door",
+    "cluster.register",
+    "cluster.links.dialer",
+    "cluster.links.listener",
+    "cluster.links.numbers",
+)
 """The modules and packages of the machines that histories run."""
 NOT_RUN = ("journal", "replay", "notes", "rates")
 """Files of theirs that write or read for people, or say only what something costs: no promise hangs on them."""

@@ -6,15 +6,19 @@ bound, the scheduler has forgotten somebody. It reads the scheduler's figures af
 
 from __future__ import annotations
 
-from cluster.centre.replica import Replica
+from cluster.centre.fits import size_of
+from cluster.centre.needs import num_blocks
+from cluster.centre.nouns import Replica, Request, Sequence, State
 from cluster.centre.scheduler import Scheduler
-from cluster.centre.sequences import Request, Sequence, State
 from cluster.sim.client import Violation
 
 BOUND_S = 1.0
 """Four times the longest that was seen in 6,000 histories of a scheduler that forgets nobody."""
 
 LOOK_EVERY_S = 0.2
+
+STOOD_STILL_S = 0.7
+"""It has a turn four times a second even if nothing happens."""
 
 
 class Progress:
@@ -28,8 +32,11 @@ class Progress:
         """Raises Violation for who has stood still for too long, though nothing was in the way."""
         if now - self._looked_at < LOOK_EVERY_S:
             return
+        if now - self._looked_at > STOOD_STILL_S:
+            # The scheduler itself stood still: what waited for that counts from now on.
+            self._since = {}
         self._looked_at = now
-        still = [] if scheduler.rebuild.ends_at is not None else self._standing(scheduler)
+        still = [] if scheduler.books.hearing.ends_at is not None else self._standing(scheduler)
         self._since = {why: self._since.get(why, now) for why in still}
         for why, since in self._since.items():
             if now - since > BOUND_S:
@@ -38,8 +45,8 @@ class Progress:
     def _standing(self, scheduler: Scheduler) -> list[str]:
         found = []
         # Behind a head it is order, and not memory, that one waits for.
-        for request in scheduler.admission.heads():
-            for replica in scheduler.admission.replicas_of(request.model):
+        for request in scheduler.waiting.heads():
+            for replica in scheduler.boards.replicas_of(request.model):
                 if self._has_room(scheduler, replica, request):
                     found.append(f"{request.request_id} waits, and {replica.name} has room for it")
                     break
@@ -55,10 +62,12 @@ class Progress:
             return False
         size, settings = replica.block_size, scheduler.settings
         ends = [sequence.first_end(settings.ahead) for sequence in request.live]
+        most = size_of(request.live, size)
         kept = int(replica.ledger.num_blocks * settings.admit_reserve)
         seats = sum(sequence.num_places for sequence in request.live)
         return (
-            replica.ledger.num_available - kept >= request.num_blocks(size, ends)
+            replica.ledger.num_blocks >= most.num_blocks
+            and replica.ledger.num_available - kept >= num_blocks(request, size, ends)
             and replica.joined.max_batch - replica.num_places >= seats
         )
 
@@ -69,5 +78,5 @@ class Progress:
             sequence.position >= sequence.lease_end
             and sequence.lease_end < sequence.limit
             and replica.ledger.num_available >= wanted
-            and not replica.num_stopping
+            and not replica.is_emptying
         )

@@ -9,22 +9,22 @@ is a `Divergence`. It holds one sequence a request; the engine must take every s
 from __future__ import annotations
 
 import time
-from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cluster.centre.scheduler import Scheduler
 from cluster.desk.batcher import Batch
-from cluster.hashing import BlockHasher
-from cluster.messages import Closed, Done, Event, Ids, Order, Plan, Reason, ReplicaJoined, Result, Start, ids
+from cluster.desk.rows import Int32, Rows
+from cluster.desk.words import DeskSettings
+from cluster.messages import Closed, Done, Event, Ids, Order, Plan, ReplicaJoined, Result, Start, ids
 from cluster.settings import SchedulerSettings
-from cluster.sim.costs import Machine, StepCost
+from cluster.sim.costs import Machine, StepCost, figures
 from cluster.sim.fleet import Fleet
-from cluster.sim.obeying import Obeying
 
 if TYPE_CHECKING:
     from cluster.offline.embedded import Embedded
@@ -44,8 +44,8 @@ class Record:
     """What was seen. A step is tokens, pairs of prefill attention, context that decodes read, and seconds."""
 
     settings: SchedulerSettings
-    max_batch: int
     token_budget: int
+    vocab_size: int
     hash_key: bytes
     turns: list[Turn] = field(default_factory=list)
     steps: list[tuple[float, float, float, float]] = field(default_factory=list)
@@ -56,8 +56,8 @@ class Record:
 def record(engine: Embedded) -> Iterator[Record]:
     """Records a fresh engine for as long as the context is open. Steps are timed in processor time of this thread."""
     worker, scheduler = engine.worker, engine.scheduler
-    batcher, settings = worker.desk.batcher, worker.settings
-    seen = Record(scheduler.settings, settings.max_batch, batcher.token_budget, settings.hash_key)
+    batcher, bounds = worker.desk.batcher, worker.desk.books.bounds
+    seen = Record(scheduler.settings, bounds.token_budget, bounds.vocab_size, worker.settings.hash_key)
     turn, step, next_batch = scheduler.turn, worker.step, batcher.next
     batches: list[Batch] = []
 
@@ -77,7 +77,7 @@ def record(engine: Embedded) -> Iterator[Record]:
         ran = step(max_steps)
         seconds = time.thread_time() - began
         if ran:
-            seen.steps.append((*_figures(batches[-1]), seconds))
+            seen.steps.append((*figures(batches[-1]), seconds))
         return ran
 
     watched: list[tuple[Any, str, Any]] = [
@@ -94,57 +94,46 @@ def record(engine: Embedded) -> Iterator[Record]:
             delattr(owner, name)
 
 
-def _figures(batch: Batch) -> tuple[float, float, float]:
-    starts, counts, first = batch.starts.astype(np.float64), batch.counts.astype(np.float64), batch.num_decodes
-    context = float((starts[:first] + 1).sum())
-    pairs = float((counts[first:] * (starts[first:] + counts[first:] / 2)).sum())
-    return float(batch.num_tokens), pairs, context
-
-
 class Said:
-    """The recorded tokens of each request, as a fleet asks for them."""
+    """The recorded tokens of each sequence, as a fleet draws them."""
 
-    def __init__(self, seen: Record, joined: ReplicaJoined) -> None:
-        self._tokens: dict[str, Ids] = {}
-        self._reasons: dict[str, Reason] = {}
-        self._hash_key, self._digest, self._block_size = seen.hash_key, joined.digest, joined.block_size
-        self._names_blocks = seen.settings.prefix_caching
-        starts: dict[int, Start] = {}
+    # What a step under way drew behind the last token that anybody was told.
+    UNHEARD = (1 << 31) - 1
+
+    def __init__(self, seen: Record) -> None:
+        self._tokens: dict[tuple[str, int], Ids] = {}
+        owners: dict[int, tuple[str, int]] = {}
         for turn in seen.turns:
             for event in turn.events:
                 if isinstance(event, Result):
-                    self._take(event, starts)
+                    self._take(event, owners)
             for order in turn.orders:
                 for start in order.starts if isinstance(order, Plan) else ():
-                    starts[start.seq] = start
-                    self._tokens[start.request_id] = ids(start.tokens)
+                    self._begin(start, owners)
 
-    def _take(self, result: Result, starts: dict[int, Start]) -> None:
+    def _begin(self, start: Start, owners: dict[int, tuple[str, int]]) -> None:
+        owners[start.seq] = start.request_id, start.index
+        self._tokens[owners[start.seq]] = ids(start.tokens)
+        for fork in start.forks:
+            owners[fork.seq] = start.request_id, fork.index
+            self._tokens[owners[fork.seq]] = ids([*start.tokens[: start.num_prompt], *fork.outputs])
+
+    def _take(self, result: Result, owners: dict[int, tuple[str, int]]) -> None:
         advances, at = result.advances, 0
         for seq, count in zip(advances.seqs, advances.num_ids, strict=True):
-            self._tokens[starts[seq].request_id].extend(advances.ids[at : at + count])
+            self._tokens[owners[seq]].extend(advances.ids[at : at + count])
             at += count
         for stopped in result.stopped:
-            request = starts[stopped.seq].request_id
-            self._tokens[request].extend(stopped.ids)
-            if stopped.reason is not Reason.DROPPED:
-                self._reasons[request] = stopped.reason
+            self._tokens[owners[stopped.seq]].extend(stopped.ids)
 
-    def end(self, start: Start) -> tuple[int, Reason]:
-        whole = len(self._tokens[start.request_id])
-        # One that was cut off went on until somebody dropped it.
-        reason = self._reasons.get(start.request_id)
-        return (whole, reason) if reason is not None else (whole + 1, Reason.LENGTH)
-
-    def ids(self, start: Start, first: int, last: int) -> Ids:
-        return self._tokens[start.request_id][first:last]
-
-    def names(self, start: Start, first: int, last: int) -> bytes:
-        if not self._names_blocks:
-            return b""
-        hasher = BlockHasher(self._hash_key, self._digest, start.salt, self._block_size)
-        chain = hasher.prompt(array("i", self._tokens[start.request_id][: last * self._block_size]))
-        return b"".join(chain[first:last])
+    def draw(self, rows: Rows, which: Int32, num_steps: int) -> NDArray[np.int64]:
+        assert num_steps == 1, "a token may end its sequence"
+        found = []
+        for row in which.tolist():
+            said = self._tokens[rows.at(row).request_id, rows.at(row).index]
+            known = int(rows.known[row])
+            found.append(said[known] if known < len(said) else self.UNHEARD)
+        return np.array([found], np.int64)
 
 
 class Divergence(AssertionError):
@@ -167,9 +156,9 @@ class _Repeat:
         (joined,) = [event for event in seen.turns[0].events if isinstance(event, ReplicaJoined)]
         machine = Machine(cost, joined.num_blocks, joined.block_size, joined.block_bytes, 0.0)
         self.seen, self.joined = seen, joined
-        said = Said(seen, joined)
-        self.fleet = Fleet(1, seen.max_batch, seen.token_budget, machine, said)
-        self.obeying = Obeying(self.fleet, tells_all=True)
+        settings = DeskSettings(seen.token_budget, seen.vocab_size, seen.hash_key, seen.settings.prefix_caching)
+        self.fleet = Fleet([joined], settings, machine, Said(seen), most_steps=1)
+        self.worker = self.fleet.workers[0]
         self.scheduler = Scheduler(seen.settings)
         self.turns = iter(seen.turns)
         self.turn = next(self.turns, None)
@@ -188,7 +177,7 @@ class _Repeat:
                 raise Divergence(f"call {call}: {self.events} are to be decided on, and the engine had nothing")
             if call < self.seen.num_calls:
                 self.step()
-        steps = int(self.fleet.num_steps.sum())
+        steps = self.fleet.num_steps
         if steps != len(self.seen.steps):
             raise Divergence(f"{steps} steps, and the engine took {len(self.seen.steps)}")
         seen_s = sum(step[3] for step in self.seen.steps)
@@ -205,27 +194,24 @@ class _Repeat:
             raise Divergence(f"turn {self.num_turns}: ordered {orders}, and the engine {turn.orders}")
         for order in orders:
             if isinstance(order, Plan):
-                self.obeying.obey(0, order, self.now)
+                self.worker.obey(order, self.now)
             elif isinstance(order, Done):
                 self.events.append(Closed(order.request_id, order.gateway, order.route))
         self.num_turns += 1
         self.num_orders += len(orders)
 
     def step(self) -> None:
-        fleet, one = self.fleet, np.zeros(1, np.int64)
-        fleet.launch(one, np.array([self.now]))
-        ran = bool(fleet.busy[0])
-        ends = False
+        worker = self.worker
+        worker.launch(self.now)
+        ran = worker.is_busy
         if ran:
-            self.modelled_s += float(fleet.step_s[0])
-            self.now = float(fleet.step_end[0])
-            fleet.finish(one)
-        news = fleet.news.get(0)
-        ends = news is not None and bool(news.stopped)
+            self.modelled_s += worker.step_s
+            self.now = worker.ends_at
+            worker.finish()
         self.steps_alone = self.steps_alone + 1 if ran else self.steps_ahead
-        if self.steps_alone >= self.steps_ahead or ends:
+        if self.steps_alone >= self.steps_ahead or worker.desk.reporter.has_ends:
             self.steps_alone = 0
-            result = fleet.take_result(0, self.joined.replica, self.scheduler.epoch)
+            result = worker.desk.take_result(worker.step_s)
             if result is not None:
                 self.events.append(result)
 
@@ -233,7 +219,7 @@ class _Repeat:
 def _plain(message: Event | Order) -> Event | Order:
     """Without what depends on how long things took."""
     if isinstance(message, Result):
-        return replace(message, step_seconds=0.0, dry=0, prefill_tokens_per_s=0.0)
+        return replace(message, step_seconds=0.0, prefill_tokens_per_s=0.0)
     if isinstance(message, Done):
         return replace(message, queue_seconds=0.0, device_block_seconds=0.0, host_block_seconds=0.0)
     return message

@@ -22,3 +22,4 @@ class WorkerShape:
     model: str = "m"
     key: bytes = b"simulated"
     num_noises: int = 1  # 1: all replicas draw the same tokens; else a replica has one of so many noises of its own
+    num_ranks: int = 1  # more: it serves no peers and swaps nothing, and lives for as long as all of them do

@@ -1,8 +1,8 @@
 """The shell around the real scheduler in a simulated cluster: it gathers events, runs turns and hands out orders.
 
-It does what the Ray actor does around the same scheduler: it keeps a monotonic clock (which may jump forward), drops
-results behind a gap, wakes the scheduler at its own deadlines, and lets the judge look after every turn. A shell lives
-for one epoch; the next scheduler gets a new one.
+It does what the Ray actor does around the same scheduler: it keeps a monotonic clock (which may jump forward), wakes
+the scheduler at its own deadlines, and lets the judge look after every turn. A shell lives for one epoch; the next
+scheduler gets a new one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from cluster.centre.scheduler import Scheduler
-from cluster.messages import Event, Order, Result, Tick
+from cluster.messages import Event, Order, Tick
 from cluster.settings import SchedulerSettings
 from cluster.sim.clock import Clock, Process
 
@@ -41,7 +41,6 @@ class SimShell(Process):
         self._queue: list[Event] = []
         self._is_due = False
         self._wakes_at: float | None = None
-        self._results: dict[tuple[str, int], int] = {}
         self.after(TICK_S, self._tick)
 
     def take(self, event: Event) -> None:
@@ -49,16 +48,6 @@ class SimShell(Process):
         if not self._is_due:
             self._is_due = True
             self.after(TURN_S, self._turn)
-
-    def take_result(self, result: Result) -> bool:
-        """False: there is a gap before it, so that it must be sent again. One seen before goes on to the scheduler."""
-        key = (result.replica, result.incarnation)
-        last = self._results.get(key, 0)
-        if result.number > last + 1:
-            return False
-        self._results[key] = max(last, result.number)
-        self.take(result)
-        return True
 
     def _tick(self) -> None:
         self.take(Tick())

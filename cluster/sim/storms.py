@@ -83,7 +83,7 @@ def weather(storm: Storm, seconds: float, seed: int = 1) -> Weathered:
 
 
 def _pool_dies(capacity: Capacity) -> None:
-    capacity.obeying.lose_pool("h0")
+    capacity.fleet.lose_pool("h0", capacity.now)
     capacity.tell(HostPoolLost("h0", 1, "its process died"))
 
 

@@ -68,6 +68,8 @@ class Story:
                 self.write(f"  h{number} {blocks} blocks")
         for ask in scenario.asks:
             self.write(f"  {ask}")
+        for warm in scenario.warms:
+            self.write(f"  {warm}")
         for fault in scenario.faults:
             self.write(f"  {fault}")
 

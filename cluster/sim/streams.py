@@ -1,123 +1,231 @@
-"""The three kinds of stream in a simulated cluster, laid over links that break, double and delay.
+"""The links of a simulated cluster: who calls whom with what, as the shells that ship do it.
 
-Plans and results carry their own numbers and are deduplicated by the two ends themselves; events and notices of
-gateways and batches of tokens are numbered by their stream and taken once each. A stream belongs to one life of each
-of its ends: whoever starts again gets a new one.
+Scheduler and gateways are called (`SchedulerEnds`, `intake_of`); workers call the scheduler with results and gateways
+with tokens, host pools and gateways the scheduler with events. A link belongs to one life of the process that calls.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Protocol
 
-from cluster.messages import Event, Order, Plan, ReplicaJoined, ReplicaState, Result, Tokens
+from cluster.links.dialer import Dialer
+from cluster.links.terms import Heard, Lost, Met, Order, Refused
+from cluster.messages import (
+    Event,
+    GatewayLost,
+    GatewayState,
+    GiveUp,
+    HostPoolJoined,
+    HostPoolLost,
+    HostPoolSettled,
+    Plan,
+    ReplicaJoined,
+    ReplicaLost,
+    ReplicaState,
+    Result,
+    Tokens,
+)
+from cluster.messages import Order as SchedulerOrder
+from cluster.sim.client import Violation
 from cluster.sim.gateway import SimGateway
-from cluster.sim.network import Inbox, Side
+from cluster.sim.hostpool import SimHostPool
+from cluster.sim.network import Called, Link, Network, terms
+from cluster.sim.shell import SimShell
 from cluster.sim.worker import SimWorker
 
-if TYPE_CHECKING:
-    from cluster.sim.world import World
+SCHEDULER = "scheduler"
+GATEWAY_LIVES = 1 << 20
+"""A gateway that was given up and lives goes on with its next life, below those of its next start."""
 
-UP, DOWN = 0, 1
-"""The directions of a stream: to the scheduler or gateway, and to the other end."""
+
+class Site(Protocol):
+    """What the ends of links ask of the cluster that they lie in."""
+
+    network: Network
+    loses: bool  # the scheduler's links declare lost who is silent for too long
+
+    @property
+    def ends(self) -> SchedulerEnds:
+        """Of the scheduler that counts now."""
+
+    @property
+    def intakes(self) -> Mapping[str, Called]:
+        """Of the last life of each gateway."""
+
+    def note_joined(self, worker: str, epoch: int) -> None: ...
+
+    def is_refused(self, name: str, life: int) -> None:
+        """A worker or host pool hears that this life of it was declared lost."""
+
+
+class SchedulerEnds:
+    """What one life of the scheduler is called by."""
+
+    def __init__(self, world: Site, shell: SimShell) -> None:
+        self._world = world
+        self.shell = shell
+        # Workers and host pools.
+        own = terms(loses=world.loses)
+        self.workers = Called(world.network, shell, SCHEDULER, shell.epoch, own, self._from_worker)
+        self.gateways = Called(world.network, shell, SCHEDULER, shell.epoch, own, self._from_gateway)
+        # Of each worker the number of its last result; of each peer what it is.
+        self._results: dict[str, int] = {}
+        self._cards: dict[str, object] = {}
+
+    def plan(self, plan: Plan) -> None:
+        if self.workers.life_of(plan.replica) == plan.incarnation:
+            self.workers.say(plan.replica, plan)
+
+    def give_up(self, order: GiveUp) -> None:
+        if self.workers.life_of(order.pool) == order.incarnation:
+            self.workers.say(order.pool, order)
+
+    def tell(self, gateway: str, order: SchedulerOrder) -> None:
+        self.gateways.say(gateway, order)
+
+    def _from_worker(self, order: Order) -> None:
+        if isinstance(order, Lost):
+            if _by_silence(order):
+                self.workers.check_loss(order.peer)
+            kind = HostPoolLost if isinstance(self._cards[order.peer], HostPoolJoined) else ReplicaLost
+            self.shell.take(kind(order.peer, order.life, order.detail))
+        elif isinstance(order, Met) and order.is_new:
+            self._results[order.peer] = 0
+            self._cards[order.peer] = order.card
+            if not order.wants_state:
+                self._join(order.card)
+        elif isinstance(order, Heard):
+            message = order.message
+            if isinstance(message, Result):
+                if message.number != self._results[order.peer] + 1 or message.epoch != self.shell.epoch:
+                    raise Violation(f"{order.peer} says result {message.number} after {self._results[order.peer]}")
+                self._results[order.peer] = message.number
+                self.shell.take(message)
+            elif isinstance(message, HostPoolSettled):
+                self.shell.take(message)
+            else:
+                self._join(message)
+
+    def _join(self, message: ReplicaJoined | ReplicaState | HostPoolJoined) -> None:
+        if isinstance(message, HostPoolJoined):
+            self.shell.take(message)
+            return
+        joined = message.joined if isinstance(message, ReplicaState) else message
+        self._world.note_joined(joined.replica, self.shell.epoch)
+        self.shell.take(message)
+
+    def _from_gateway(self, order: Order) -> None:
+        if isinstance(order, Heard):
+            self.shell.take(order.message)
+        elif isinstance(order, Lost):
+            if _by_silence(order):
+                self.gateways.check_loss(order.peer)
+            self.shell.take(GatewayLost(order.peer))
+
+
+def _by_silence(lost: Lost) -> bool:
+    return lost.detail.startswith("nothing was heard")
 
 
 class WorkerStream:
-    """Results up, plans down. Number 0 is the welcome with the scheduler's epoch, and the worker's answer to it."""
+    """Results up, plans down, for all schedulers that a worker meets."""
 
-    def __init__(self, world: World, worker: SimWorker) -> None:
-        self.worker = worker
-        self.shell = world.shell
+    def __init__(self, world: Site, worker: SimWorker) -> None:
         self._world = world
-        name = f"{worker.name}.{worker.incarnation}-{self.shell.epoch}"
-        self.link = world.network.connect(name, (Side(self.shell, self._take_up), Side(worker, self._take_down)))
-        self._has_met = False
-        self.has_joined = False
-        self.link.send(DOWN, 0, self.shell.epoch)
+        self.worker = worker
+        # Of the last scheduler that has heard of it.
+        self.joined_epoch = 0
+        dialer = Dialer(worker.name, worker.incarnation, SCHEDULER, terms(), world.network.read, bytes, has_state=True)
+        self.link = Link(
+            world.network, worker, dialer, lambda: world.ends.workers, self._take, lambda: self.worker.joined
+        )
 
-    def plan(self, plan: Plan) -> None:
-        self.link.send(DOWN, plan.number, plan)
+    def result(self, result: Result) -> None:
+        # What it had for an earlier scheduler means nothing to this one.
+        if result.epoch == self.link.dialer.peer_life:
+            self.link.say(result)
 
-    def result(self, number: int, result: Result) -> None:
-        self.link.send(UP, number, result)
+    def _take(self, order: Order) -> None:
+        if isinstance(order, Heard):
+            self.worker.take_plan(order.message)
+        elif isinstance(order, Met) and order.is_new:
+            state = self.worker.meet(order.life)
+            if order.wants_state:
+                self.link.say_state(state)
+        elif isinstance(order, Refused) and order.is_lost:
+            self._world.is_refused(self.worker.name, self.worker.incarnation)
 
-    def _take_down(self, number: int, message: Any) -> None:
-        if number:
-            if message.epoch == self.worker.epoch:
-                self.link.acknowledge(UP, message.result)
-            self.worker.take_plan(message)
-        elif not self._has_met and message >= self.worker.epoch:
-            self._has_met = True
-            self.link.acknowledge(DOWN, 0)
-            self.link.send(UP, 0, self.worker.meet(message))
 
-    def _take_up(self, number: int, message: Result | ReplicaJoined | ReplicaState) -> None:
-        if isinstance(message, Result):
-            self._world.count_stale(message)
-            # What it had said to an earlier scheduler tells of that one's plans.
-            if self.shell.take_result(message) and message.epoch == self.shell.epoch:
-                self.link.acknowledge(DOWN, message.plan)
-        elif not self.has_joined:
-            self.has_joined = True
-            self._world.note_joined(self.worker.name)
-            self.link.acknowledge(UP, 0)
-            self.shell.take(message)
+class PoolStream:
+    """What a host pool has settled up, what the scheduler gave up down."""
+
+    def __init__(self, world: Site, pool: SimHostPool) -> None:
+        self._world = world
+        self.pool = pool
+        dialer = Dialer(pool.name, pool.incarnation, SCHEDULER, terms(), world.network.read)
+        self.link = Link(world.network, pool, dialer, lambda: world.ends.workers, self._take, lambda: pool.joined)
+
+    def _take(self, order: Order) -> None:
+        pool = self.pool
+        if isinstance(order, Heard):
+            told = order.message
+            assert isinstance(told, GiveUp) and (told.incarnation, told.epoch) == (
+                pool.incarnation,
+                self.link.dialer.peer_life,
+            )
+            pool.give_up(told.epoch, told.transfers)
+        elif isinstance(order, Met) and order.is_new:
+            pool.adopt_epoch(order.life)
+        elif isinstance(order, Refused) and order.is_lost:
+            self._world.is_refused(pool.name, pool.incarnation)
 
 
 class FrontStream:
-    """Events of a gateway up, notices down. A gateway that the scheduler's new life finds tells its state first."""
+    """Events of a gateway up, notices down."""
 
-    def __init__(self, world: World, gateway: SimGateway, is_new: bool) -> None:
+    def __init__(self, world: Site, gateway: SimGateway) -> None:
         self.gateway = gateway
-        self._up = Inbox(world.shell.take)
-        self.is_lost = False
-        self._down = Inbox(gateway.take_order)
-        epoch = world.shell.epoch
-        name = f"{gateway.name}.{gateway.life}-{epoch}"
-        self.link = world.network.connect(name, (Side(world.shell, self._take_up), Side(gateway, self._take_down)))
-        self._up.bind(self.link, UP)
-        self._down.bind(self.link, DOWN)
-        self._num_up = 0
-        self._num_down = 0
-        self._world = world
-        if not is_new:
-            self.tell(gateway.state())
-            for event in gateway.repeated():
-                self.tell(event)
+        life = gateway.life * GATEWAY_LIVES
+        read = world.network.read
+        dialer = Dialer(gateway.name, life, SCHEDULER, terms(), read, bytes, has_state=True)
+        self.link = Link(world.network, gateway, dialer, lambda: world.ends.gateways, self._take)
+        gateway.hears_scheduler = lambda: dialer.is_met
 
     def tell(self, event: Event) -> None:
-        if self.link.closed:
-            return  # the scheduler is away; its next life is told the whole state
-        self._num_up += 1
-        self.link.send(UP, self._num_up, event)
+        if isinstance(event, GatewayState):
+            self.link.say_state(event)
+        else:
+            self.link.say(event)
 
-    def order(self, order: Order) -> None:
-        self._num_down += 1
-        self.link.send(DOWN, self._num_down, order)
-
-    def _take_up(self, number: int, event: Event) -> None:
-        # The scheduler's process ends the session of a gateway as it tells of its loss: no straggler gets through.
-        if not self.is_lost:
-            self._up.take(number, event)
-
-    def _take_down(self, number: int, order: Order) -> None:
-        if self._world.front_streams.get(self.gateway.name) is not self:
-            self.gateway.num_stale += 1  # of a scheduler that is no more
-            return
-        self._down.take(number, order)
+    def _take(self, order: Order) -> None:
+        if isinstance(order, Heard):
+            self.gateway.take_order(order.message)
+        elif isinstance(order, Met):
+            self.gateway.meet(wants_state=order.wants_state)
+        elif isinstance(order, Refused) and order.is_lost:
+            self.link.dialer.begin(self.link.dialer.life + 1, holds_state=True)
 
 
 class TokenStream:
-    """Batches of tokens from a worker to a gateway."""
+    """Batches of tokens from a worker to a gateway, whichever life of it is there."""
 
-    def __init__(self, world: World, worker: SimWorker, gateway: SimGateway) -> None:
+    def __init__(self, world: Site, worker: SimWorker, gateway: str) -> None:
         self.worker = worker
         self.gateway = gateway
-        self._inbox = Inbox(gateway.take_tokens)
-        name = f"{worker.name}.{worker.incarnation}>{gateway.name}.{gateway.life}"
-        self.link = world.network.connect(name, (Side(gateway, self._inbox.take), Side(worker, lambda *_: None)))
-        self._inbox.bind(self.link, UP)
-        self._num_sent = 0
+        read = world.network.read
+        dialer = Dialer(worker.name, worker.incarnation, gateway, terms(keeps=True), read, bytes)
+        self.link = Link(world.network, worker, dialer, lambda: world.intakes.get(gateway), lambda order: None)
 
     def send(self, batch: list[Tokens]) -> None:
-        self._num_sent += 1
-        self.link.send(UP, self._num_sent, batch)
+        self.link.say(batch)
+
+
+def intake_of(world: Site, gateway: SimGateway) -> Called:
+    """Where workers bring tokens to this life of a gateway."""
+
+    def take(order: Order) -> None:
+        if isinstance(order, Heard):
+            gateway.take_tokens(order.message)
+
+    return Called(world.network, gateway, gateway.name, gateway.life, terms(keeps=True), take)

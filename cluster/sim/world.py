@@ -6,9 +6,8 @@ live. What befalls them is in `cluster/sim/mishaps.py`; nothing here fails by it
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from random import Random
 
 from cluster.centre.scheduler import Scheduler
@@ -17,9 +16,9 @@ from cluster.messages import (
     Event,
     Expel,
     GiveUp,
+    HostPoolSettled,
     Order,
     Plan,
-    Result,
     Tokens,
     Transfer,
     TurnAway,
@@ -29,9 +28,9 @@ from cluster.sim.client import Violation
 from cluster.sim.clock import Clock
 from cluster.sim.gateway import SimGateway
 from cluster.sim.hostpool import SimHostPool
-from cluster.sim.network import Network, Weather
+from cluster.sim.network import Called, Link, Network, Weather
 from cluster.sim.shell import SimShell
-from cluster.sim.streams import FrontStream, TokenStream, WorkerStream
+from cluster.sim.streams import FrontStream, PoolStream, SchedulerEnds, TokenStream, WorkerStream, intake_of
 from cluster.sim.transfers import Pool
 from cluster.sim.worker import Outlets, SimWorker, WorkerShape
 
@@ -48,6 +47,7 @@ class WorldShape:
     detect_s: float = 0.05  # until a death is noticed
     lost_after_s: float = 0.6  # of silence until a process is declared lost
     restart_s: float = 0.3
+    loses: bool = False  # the scheduler's links declare lost who is silent, be it dead, cut off or standing still
 
 
 def node_name(number: int) -> str:
@@ -61,6 +61,7 @@ class World:
         self, shape: WorldShape, seed: str, look: Callable[[Scheduler, list[Event], list[Order]], None]
     ) -> None:
         self.shape = shape
+        self.loses = shape.loses
         self.seed = seed
         self.clock = Clock()
         self.random = Random(f"{seed}/world")
@@ -69,14 +70,33 @@ class World:
         self.workers: dict[str, SimWorker] = {}
         self.pools: dict[str, SimHostPool] = {}
         self.gateways: dict[str, SimGateway] = {}
+        # Of the last life of each worker, host pool and gateway.
+        self.worker_streams: dict[str, WorkerStream] = {}
+        self.pool_streams: dict[str, PoolStream] = {}
+        self.front_streams: dict[str, FrontStream] = {}
         self.token_streams: dict[tuple[str, str], TokenStream] = {}
+        self.intakes: dict[str, Called] = {}
         self.cut_nodes: set[str] = set()
         self.lost: set[str] = set()  # declared lost while cut off; to be killed when reached
+        self.buried: set[str] = set()  # workers that do not come back
+        # Models that were unloaded, and when they were loaded again.
+        self.unloaded: dict[str, float] = {}
+        self.num_ranks_lost = 0
+        self.num_frozen = 0  # for longer than any silence is borne
+        # What a worker or host pool does that hears of its loss.
+        self.on_refused: Callable[[str, int], None] = lambda name, life: None
+        # What befalls the cluster when a stop string is found next.
+        self.at_a_stop: Callable[[], None] = lambda: None
+        self.num_silent_stops = 0
         self._incarnations: dict[str, int] = {}
-        self.num_stale = 0
         # When every replica had joined for the first time.
         self.complete_at = float("inf")
         self._unjoined = {f"w{number}" for number in range(len(shape.workers))}
+        # Of the scheduler that counts.
+        self.ends: SchedulerEnds
+        # Replicas as they come next, and the smallest pool that there has been if any changed.
+        self.shapes = list(shape.workers)
+        self.fewest: int | None = None
         self.shell = self.new_shell(1)
         for number in range(len(shape.workers)):
             self.start_worker(number)
@@ -88,27 +108,24 @@ class World:
 
     # -- births
 
-    def start_scheduler(self, epoch: int, clock_ahead_s: float) -> None:
-        """The next life of the scheduler: everybody alive gets a stream to it, and gateways tell it their state."""
+    def start_scheduler(self, epoch: int, clock_ahead_s: float, late: Sequence[Link] = ()) -> None:
+        """The next life of the scheduler: everybody alive but those of `late` leaves the last one and tells this one
+        what it holds."""
         self.shell = self.new_shell(epoch)
         self.shell.clock_ahead_s = clock_ahead_s
-        for worker in self.workers.values():
-            if worker.alive:
-                self.worker_streams[worker.name] = WorkerStream(self, worker)
-        for pool in self.pools.values():
-            if pool.alive:
-                pool.run(pool.adopt_epoch, epoch)
-                self.notify(pool.joined)
-        for gateway in self.gateways.values():
-            if gateway.alive:
-                self.front_streams[gateway.name] = FrontStream(self, gateway, is_new=False)
+        for link in [link for link in self.scheduler_links() if link not in late]:
+            link.break_stream(is_told=True)
+
+    def scheduler_links(self) -> list[Link]:
+        links = [stream.link for stream in self.worker_streams.values()]
+        links += [stream.link for stream in self.pool_streams.values()]
+        return links + [stream.link for stream in self.front_streams.values()]
 
     def new_shell(self, epoch: int) -> SimShell:
-        # The streams of this life of the scheduler; an older one that wakes up late still has its own.
-        self.worker_streams: dict[str, WorkerStream] = {}
-        self.front_streams: dict[str, FrontStream] = {}
-        hand_out = partial(self.hand_out, self.worker_streams, self.front_streams)
-        return SimShell(epoch, self.shape.settings, self.clock, hand_out, self.look)
+        shell = SimShell(epoch, self.shape.settings, self.clock, lambda order: self.hand_out(ends, order), self.look)
+        # Those of this life; an older one that wakes up late still has its own.
+        self.ends = ends = SchedulerEnds(self, shell)
+        return shell
 
     def _incarnation(self, name: str) -> int:
         self._incarnations[name] = self._incarnations.get(name, 0) + 1
@@ -117,40 +134,64 @@ class World:
     def start_worker(self, number: int) -> None:
         name = f"w{number}"
         outlets = Outlets(
-            result=lambda number, result: self._result(name, number, result),
+            result=lambda number, result: stream.result(result),
             tokens=lambda gateway, batch: self._tokens(name, gateway, batch),
             pool=self.pool,
             reaches=self.reaches,
+            unreached=lambda: self._unreached(name),
             landed=self._landed,
             weather=self.shape.weather,
         )
-        worker = SimWorker(name, self._incarnation(name), self.shape.workers[number], self.clock, self.seed, outlets)
+        worker = SimWorker(name, self._incarnation(name), self.shapes[number], self.clock, self.seed, outlets)
         self.workers[name] = worker
-        if self.shell.alive:
-            self.worker_streams[name] = WorkerStream(self, worker)
+        stream = self.worker_streams[name] = WorkerStream(self, worker)
+
+    def resize_worker(self, number: int, num_blocks: int) -> None:
+        """Its next life has a pool of so many blocks."""
+        sizes = [shape.num_blocks for shape in self.shapes]
+        self.fewest = min(num_blocks, *sizes, *([] if self.fewest is None else [self.fewest]))
+        self.shapes[number] = replace(self.shapes[number], num_blocks=num_blocks)
 
     def start_pool(self, number: int) -> None:
         name = f"h{number}"
         size = (self.shape.host_blocks[number], self.shape.workers[0].block_size)
-        pool = SimHostPool(name, self._incarnation(name), node_name(number), size, self.clock, self.seed, self.notify)
-        pool.adopt_epoch(self.shell.epoch)
+
+        def tell(settled: HostPoolSettled) -> None:
+            stream.link.say(settled)
+
+        pool = SimHostPool(name, self._incarnation(name), node_name(number), size, self.clock, self.seed, tell)
         self.pools[name] = pool
-        self.notify(pool.joined)
+        stream = self.pool_streams[name] = PoolStream(self, pool)
 
     def start_gateway(self, name: str) -> None:
         shape = self.shape.workers[0]
         life = self._incarnation(name)
-        gateway = SimGateway(name, life, self.clock, lambda event: self._tell(name, event), shape.block_size, shape.key)
+
+        def tell(event: Event) -> None:
+            stream.tell(event)
+
+        gateway = SimGateway(name, life, self.clock, tell, shape.block_size, shape.key)
+        gateway.at_a_stop = self._stop_found
+        gateway.unloaded, gateway.serves = self.unloaded, self.serves
         self.gateways[name] = gateway
-        if self.shell.alive:
-            self.front_streams[name] = FrontStream(self, gateway, is_new=True)
+        self.intakes[name] = intake_of(self, gateway)
+        stream = self.front_streams[name] = FrontStream(self, gateway)
 
-    def count_stale(self, result: Result) -> None:
-        """A result of a replica's earlier life, or for a scheduler that is no more; the scheduler must refuse it."""
-        if result.epoch != self.shell.epoch or result.incarnation != self.workers[result.replica].incarnation:
-            self.num_stale += 1
+    def _stop_found(self) -> None:
+        befalls, self.at_a_stop = self.at_a_stop, lambda: None
+        befalls()
+        self.num_silent_stops += not self.shell.alive or self.shell.stopped
 
-    def note_joined(self, worker: str) -> None:
+    def is_refused(self, name: str, life: int) -> None:
+        if self.loses:
+            self.on_refused(name, life)
+
+    def note_joined(self, worker: str, epoch: int) -> None:
+        """This scheduler has heard what the worker is."""
+        if worker in self.worker_streams:
+            # One that wakes up late hears of it behind its successor.
+            stream = self.worker_streams[worker]
+            stream.joined_epoch = max(stream.joined_epoch, epoch)
         self._unjoined.discard(worker)
         if not self._unjoined:
             self.complete_at = min(self.complete_at, self.clock.now)
@@ -158,7 +199,12 @@ class World:
     def serves(self, model: str) -> bool:
         """A gateway takes requests once it was told that their model is served."""
         streams = self.worker_streams.values()
-        return any(stream.has_joined for stream in streams if stream.worker.shape.model == model)
+        epoch = self.shell.epoch
+        return any(
+            stream.joined_epoch == epoch
+            for stream in streams
+            if stream.worker.shape.model == model and stream.worker.name not in self.buried
+        )
 
     # -- who reaches whom
 
@@ -174,60 +220,45 @@ class World:
         Left out are transfers that a scheduler before this one ordered: of those it can learn from replicas only.
         """
         scheduler = self.shell.scheduler
-        host = scheduler.swapper.pools.get(transfer.peer)
+        host = scheduler.pools.get(transfer.peer)
         if host is None or host.incarnation != transfer.peer_incarnation:
             return
-        known = transfer.transfer in scheduler.swapper.transfers or transfer.transfer in scheduler.host_cache.under_way
+        known = transfer.transfer in scheduler.transfers
         if transfer.transfer >> EPOCH_BITS != scheduler.epoch or known:
             return
         state = host.ledger.state(block)
         if state != "quarantined":
             raise Violation(f"transfer {transfer.transfer:#x} writes late into block {block} of {host.name}: {state}")
 
-    # The stream that is the current one is looked up at each word: its ends may have started again.
-
-    def _tell(self, gateway: str, event: Event) -> None:
-        stream = self.front_streams.get(gateway)
-        if stream is not None:
-            stream.tell(event)
-
-    def _result(self, worker: str, number: int, result: Result) -> None:
-        stream = self.worker_streams.get(worker)
-        if stream is not None:
-            stream.result(number, result)
-
     def _tokens(self, worker: str, gateway: str, batch: list[Tokens]) -> None:
-        process = self.gateways.get(gateway)
-        if process is None or not process.alive:
-            return
         stream = self.token_streams.get((worker, gateway))
-        if stream is None or stream.gateway is not process or stream.worker is not self.workers[worker]:
-            stream = self.token_streams[worker, gateway] = TokenStream(self, self.workers[worker], process)
+        if stream is None or stream.worker is not self.workers[worker]:
+            stream = self.token_streams[worker, gateway] = TokenStream(self, self.workers[worker], gateway)
         stream.send(batch)
+
+    def _unreached(self, worker: str) -> tuple[str, ...]:
+        """Gateways that take no tokens of this worker, as far as it can know."""
+        unheard, now = list[str](), self.clock.now
+        for (name, gateway), stream in self.token_streams.items():
+            # It is asked of every stream: that is how it knows since when.
+            if name == worker and stream.link.dialer.is_unheard(now):
+                unheard.append(gateway)
+        return tuple(sorted(unheard))
 
     # -- orders and notices
 
-    def hand_out(self, workers: dict[str, WorkerStream], fronts: dict[str, FrontStream], order: Order) -> None:
+    def hand_out(self, ends: SchedulerEnds, order: Order) -> None:
         if isinstance(order, Plan):
-            stream = workers.get(order.replica)
-            if stream is not None and stream.worker.incarnation == order.incarnation:
-                stream.plan(order)
+            ends.plan(order)
             return
         if isinstance(order, TurnAway):
             raise Violation(f"{order.replica} was turned away: {order.detail}")
         if isinstance(order, Expel):
             raise Violation(f"{order.replica} was expelled: {order.detail}")
         if isinstance(order, GiveUp):
-            self._give_up(order)
+            ends.give_up(order)
             return
-        front = fronts.get(order.gateway)
-        if front is not None:
-            front.order(order)
-
-    def _give_up(self, order: GiveUp) -> None:
-        pool = self.pools.get(order.pool)
-        if pool is not None and pool.alive and pool.incarnation == order.incarnation:
-            self.clock.after(0.001, pool.run, pool.give_up, order.epoch, order.transfers)
+        ends.tell(order.gateway, order)
 
     def notify(self, event: Event) -> None:
         """Word of Ray or of a node, straight to the scheduler; a dead one hears nothing."""

@@ -12,23 +12,48 @@ from cluster.torture.streams import Seen
 
 MAX_PAUSE_S, MAX_ADMISSION_S = 2.0, 5.0
 _AFTER_S = 15.0
-"""A pause that began so long after a fire at most is its doing."""
+"""The first token of what was asked so long after a fire at most is its doing, and none behind the next."""
 
 
 class Verdict:
-    """Of one torture. `left`: what the cluster still held when it was quiet, and what `down` left."""
+    """Of one torture. `left`: what the cluster still held when it was quiet, and what `down` left. `judges_times`:
+    tokens came at a fixed pace, so that pauses and first tokens are the cluster's doing."""
 
-    def __init__(self, seen: Seen, fires: Sequence[Fire], failure: str, left: Sequence[str], seed: int) -> None:
+    def __init__(
+        self,
+        seen: Seen,
+        fires: Sequence[Fire],
+        failure: str,
+        left: Sequence[str],
+        seed: int,
+        *,
+        judges_times: bool = False,
+    ) -> None:
         self.seen = seen
         self.fires = fires
         self.failure = failure
         self.left = list(left)
         self.seed = seed
+        self.late = self._late() if judges_times else []
 
     @property
     def holds(self) -> bool:
-        """No stream was lost or wrong, and nothing is left."""
-        return not (self.seen.lost or self.seen.wrong or self.left or self.failure) and self.seen.equal > 0
+        """It burned, no stream was lost or wrong, none paused for too long, and nothing is left."""
+        seen = self.seen
+        is_bad = seen.lost or seen.wrong or self.late or self.left or self.failure
+        return not is_bad and seen.equal > 0 and bool(self.fires)
+
+    def _late(self) -> list[str]:
+        """Of each fire in which one process of a kind of which another is there, or the scheduler, was killed."""
+        found = []
+        for row in self.rows():
+            if " and " in str(row["fire"]) or not str(row["fire"]).endswith(" killed"):
+                continue
+            for column, most in (("p99", MAX_PAUSE_S), ("first token s, longest", MAX_ADMISSION_S)):
+                seconds = row[column]
+                if isinstance(seconds, float) and seconds > most:
+                    found.append(f"{row['fire']}: {column} {seconds:.2f} s, at most {most:g} s")
+        return found
 
     def rows(self) -> list[Row]:
         rows: list[Row] = []
@@ -50,24 +75,35 @@ class Verdict:
         return rows
 
     def _pauses(self, fire: Fire) -> list[float]:
-        """The longest pause of each stream that paused when it burned. Of beams only the end is told."""
+        """The longest pause of each stream that paused when it burned. Of several that burned in one pause the first is
+        what it is of. Of beams only the end is told."""
+        before = max((other.at for other in self.fires if other.at < fire.at), default=-1e18)
         return [
             pause.seconds
             for pause in self.seen.pauses
-            if pause.kind != "beams" and pause.began - 0.5 <= fire.at <= pause.began + pause.seconds
+            if pause.kind != "beams" and before < pause.began - 0.5 <= fire.at <= pause.began + pause.seconds
         ]
 
     def _admissions(self, fire: Fire) -> list[float]:
-        return [seconds for asked, seconds in self.seen.first_tokens if fire.at <= asked <= fire.at + _AFTER_S]
+        """How long what was asked behind it, and before the next, waited for its first token: until the next burned."""
+        after = min((other.at for other in self.fires if other.at > fire.at), default=1e18)
+        return [
+            min(seconds, after - asked)
+            for asked, seconds in self.seen.first_tokens
+            if fire.at <= asked < after and asked <= fire.at + _AFTER_S
+        ]
 
     def lines(self) -> list[str]:
         seen = self.seen
         told = [render(self.rows())] if self.fires else []
         told += [f"WRONG {line}" for line in seen.wrong[:20]]
         told += [f"LOST {line}" for line in seen.lost[:20]]
+        told += [f"LATE {line}" for line in self.late]
         told += [f"LEFT {line}" for line in self.left]
         if self.failure:
             told.append(f"FAILED {self.failure}")
+        if not self.fires:
+            told.append("FAILED nothing burned: give more minutes, or less time between two fires")
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(seen.by_kind.items()))
         told.append(
             f"{seen.equal:,} streams equal ({kinds}), {len(seen.wrong)} wrong, {len(seen.lost)} lost, "
@@ -86,6 +122,7 @@ class Verdict:
                     "kinds": dict(self.seen.by_kind),
                     "wrong": self.seen.wrong,
                     "lost": self.seen.lost,
+                    "late": self.late,
                     "left": self.left,
                     "failure": self.failure,
                     "fires": [{"at_s": fire.at - self.fires[0].at, "what": fire.name} for fire in self.fires],

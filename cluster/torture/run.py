@@ -6,114 +6,82 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from cluster.lifecycle import launch
-from cluster.lifecycle.cluster_settings import ClusterSettings
-from cluster.lifecycle.running import Running
-from cluster.torture.asks import Ask, asks
-from cluster.torture.fires import Fires
+from cluster.torture.asks import Ask
+from cluster.torture.fires import STOPS_S, Fires
+from cluster.torture.house import House, held
+from cluster.torture.paced import PacedHouse
+from cluster.torture.ray_house import SETTINGS, RayHouse
 from cluster.torture.report import Verdict
 from cluster.torture.streams import Streams
-from protos.quire.v1 import admin_pb2 as pb
-from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
 
 QUIET_S = 30.0
-SETTINGS = ClusterSettings(
-    workers=2,
-    gateways=2,
-    dtype="float32",
-    device="cpu",
-    kv_blocks=512,
-    host_memory="64MiB",
-    cpus_per_worker=0.5,
-    max_batch=32,
-    port=0,
-    admin_port=0,
-    metrics_port=0,
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Torture:
-    """What is asked for. `one_gateway`: clients are told the first gateway's address only."""
+    """What is asked for."""
 
     seed: int
     minutes: float
     num_streams: int = 32
     num_asks: int = 40
     every_s: float = 5.0
-    one_gateway: bool = False
-    settings: ClusterSettings = SETTINGS
+    # Of a Ray that the cluster joins; 1: its own Ray.
+    num_nodes: int = 1
+    # Of each replica.
+    num_ranks: int = 1
+    # Tokens are made up at a fixed pace, and there is no Ray: pauses and first tokens are judged too.
+    is_paced: bool = False
+    stops_s: Sequence[float] = STOPS_S
 
 
 def torture(wanted: Torture, say: Callable[[str], None]) -> Verdict:
-    say(f"computing {wanted.num_asks} answers with the embedded engine")
-    drawn = asks(wanted.seed, wanted.num_asks)
-    with tempfile.TemporaryDirectory(prefix="quire-torture-") as home, _home(Path(home)):
-        running = launch.up(wanted.settings, say)
-        left: list[str] = []
-        try:
-            verdict = _burn(wanted, running, drawn, say)
-        finally:
-            left = launch.down(say)
-    verdict.left += left
+    settings = replace(SETTINGS, tp=wanted.num_ranks)
+    house = PacedHouse(say) if wanted.is_paced else RayHouse(settings, wanted.num_nodes, say)
+    say(f"computing {wanted.num_asks} answers")
+    drawn = house.asks(wanted.seed, wanted.num_asks)
+    with house:
+        verdict = burn(house, wanted, drawn, say)
+    verdict.left += house.left
     return verdict
 
 
-def _burn(wanted: Torture, running: Running, drawn: list[Ask], say: Callable[[str], None]) -> Verdict:
-    gateways = running.gateways[:1] if wanted.one_gateway else running.gateways
-    streams = Streams(gateways, drawn, wanted.seed, wanted.num_streams)
+def burn(house: House, wanted: Torture, drawn: list[Ask], say: Callable[[str], None]) -> Verdict:
+    """A house that serves, or is about to."""
     began = time.monotonic()
+    streams = Streams(house, drawn, wanted.seed, wanted.num_streams)
     told = lambda what: say(  # noqa: E731
         f"{time.monotonic() - began:6.1f} s  {streams.seen.equal:,} equal, {len(streams.seen.wrong)} wrong, "
         f"{len(streams.seen.lost)} lost: {what}"
     )
-    fires = Fires(running, wanted.seed, wanted.every_s, told)
-    threading.Timer(60 * wanted.minutes, streams.stop).start()
+    fires = Fires(house, wanted.seed, wanted.every_s, told, wanted.stops_s)
+    fires.wait_for_all()
+    end = threading.Timer(60 * wanted.minutes, streams.stop)
+    end.start()
     fires.start()
-    asyncio.run(streams.run())
-    fires.stop()
+    try:
+        asyncio.run(streams.run())
+    finally:
+        # Nothing burns on, and no thread keeps the process, when it is interrupted.
+        end.cancel()
+        fires.stop()
     left: list[str] = []
     try:
         fires.wait_for_all()
-        left = _held(running)
+        left = _left(house)
     except AssertionError as error:
         fires.failure = fires.failure or str(error)
-    return Verdict(streams.seen, fires.fires, fires.failure, left, wanted.seed)
+    return Verdict(streams.seen, fires.fires, fires.failure, left, wanted.seed, judges_times=wanted.is_paced)
 
 
-def _held(running: Running) -> list[str]:
+def _left(house: House) -> list[str]:
     """What pools still hold though nobody asks for anything any more; waits a while for it to go."""
     until = time.monotonic() + QUIET_S
-    while True:
-        with running.admin_channel() as channel:
-            pools = AdminServiceStub(channel).ListPools(pb.ListPoolsRequest(), timeout=5).pools
-        held = [
-            f"{pool.name}: {pool.num_held} held, {pool.num_moving} moving, {pool.num_quarantined} quarantined"
-            for pool in pools
-            if pool.num_free + pool.num_cached != pool.num_blocks
-        ]
-        if not held or time.monotonic() > until:
-            return held
+    while (found := held(house)) and time.monotonic() < until:
         time.sleep(0.5)
-
-
-@contextmanager
-def _home(folder: Path) -> Iterator[None]:
-    before = os.environ.get("QUIRE_HOME")
-    os.environ["QUIRE_HOME"] = str(folder)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["QUIRE_HOME"]
-        else:
-            os.environ["QUIRE_HOME"] = before
+    return found

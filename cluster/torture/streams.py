@@ -1,17 +1,25 @@
-"""The streams of a torture: always so many at once, each compared with what must come, each with its longest pause."""
+"""The streams of a torture: always so many at once, each compared with what must come, each with its longest pause.
+
+Of four readers two know all gateways, one knows the first alone, and one speaks HTTP and goes elsewhere by itself at
+times.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from random import Random
 
 from cluster.client.asynchronous import AsyncClient
+from cluster.client.request import Options
 from cluster.errors import QuireError
+from cluster.torture import over_http
 from cluster.torture.asks import Ask
+from cluster.torture.house import House
 
 TIMEOUT_S, GRACE_S = 120.0, 30.0
 
@@ -45,9 +53,11 @@ class Seen:
 class Streams:
     """So many readers, each of which asks one thing after another until it is told to stop."""
 
-    def __init__(self, gateways: Sequence[str], asks: Sequence[Ask], seed: int, num: int) -> None:
+    def __init__(self, house: House, asks: Sequence[Ask], seed: int, num: int) -> None:
         self.seen = Seen()
-        self._gateways = list(gateways)
+        self._house = house
+        self._gateways = list(house.gateways)
+        self._http = list(house.http)
         self._asks = asks
         self._seed = seed
         self._num = num
@@ -64,39 +74,55 @@ class Streams:
 
     async def _read_on(self, reader: int) -> None:
         random = Random(f"reader/{self._seed}/{reader}")
-        async with AsyncClient(self._gateways) as client:
+        speaks_http = reader % 4 == 3 and bool(self._http)
+        known = self._gateways[:1] if reader % 4 == 2 else self._gateways
+        async with AsyncClient(known, token=self._house.token, tls=self._house.tls) as client:
             while not self._is_over:
-                await self._read(client, random.choice(self._asks), f"reader {reader}, stream {self.seen.num_ended}")
+                ask = random.choice(self._asks)
+                if speaks_http:
+                    news = over_http.stream(self._http, ask.prompt, ask.params, random, leaves=True)
+                else:
+                    news = _over_grpc(client, ask)
+                how = "HTTP" if speaks_http else f"gRPC, {len(known)} known"
+                await self._read(news, ask, f"reader {reader} ({how}), stream {self.seen.num_ended}")
 
-    async def _read(self, client: AsyncClient, ask: Ask, name: str) -> None:
+    async def _read(self, coming: AsyncGenerator[tuple[int, list[int], int], None], ask: Ask, name: str) -> None:
         seen, asked = self.seen, time.monotonic()
         outputs: list[list[int]] = [[] for _ in ask.answer]
-        last, pause = asked, Pause(ask.kind)
-        num_logprobs = 0
+        last, pause, num_logprobs = asked, Pause(ask.kind), 0
         try:
-            async for news in client.stream(
-                ask.prompt, ask.params, model="demo", timeout_s=TIMEOUT_S, resume_grace_s=GRACE_S
-            ):
-                now = time.monotonic()
-                if not any(outputs) and news.token_ids:
-                    seen.first_tokens.append((asked, now - asked))
-                elif now - last > pause.seconds:
-                    pause.began, pause.seconds = last, now - last
-                last = now
-                outputs[news.index] += news.token_ids
-                num_logprobs += len(news.logprobs or ())
-        except QuireError as error:
+            async with aclosing(coming) as news:
+                async for index, token_ids, logprobs in news:
+                    now = time.monotonic()
+                    if not any(outputs) and token_ids:
+                        seen.first_tokens.append((asked, now - asked))
+                    elif now - last > pause.seconds:
+                        pause.began, pause.seconds = last, now - last
+                    last = now
+                    outputs[index] += token_ids
+                    num_logprobs += logprobs
+        except (QuireError, over_http.LostStreamError) as error:
             seen.lost.append(f"{name} ({ask.kind}, {sum(map(len, outputs))} tokens came): {error}")
             # A cluster that refuses everybody is not asked a thousand times a second.
             await asyncio.sleep(0.2)
             return
-        seen.num_tokens += sum(map(len, outputs))
+        num_tokens = sum(map(len, outputs))
+        seen.num_tokens += num_tokens
         seen.pauses.append(pause)
-        if [tuple(output) for output in outputs] == list(ask.answer):
+        if [tuple(output) for output in outputs] != list(ask.answer):
+            seen.wrong.append(f"{name} ({ask.kind}, {ask.prompt!r}): {_difference(outputs, ask.answer)}")
+        elif ask.params.logprobs is not None and num_logprobs != num_tokens:
+            seen.wrong.append(f"{name} ({ask.kind}): {num_logprobs} logprobs of {num_tokens} tokens")
+        else:
             seen.equal += 1
             seen.by_kind[ask.kind] += 1
-        else:
-            seen.wrong.append(f"{name} ({ask.kind}, {ask.prompt!r}): {_difference(outputs, ask.answer)}")
+
+
+async def _over_grpc(client: AsyncClient, ask: Ask) -> AsyncGenerator[tuple[int, list[int], int], None]:
+    options = Options(model="demo", timeout_s=TIMEOUT_S, resume_grace_s=GRACE_S)
+    async with aclosing(client.stream(ask.prompt, ask.params, options)) as stream:
+        async for news in stream:
+            yield news.index, news.token_ids, len(news.logprobs or ())
 
 
 def _difference(outputs: Sequence[Sequence[int]], answer: Sequence[Sequence[int]]) -> str:

@@ -166,7 +166,10 @@ def _ports(running: Running | None) -> Iterator[Finding]:
 
     if running is not None:
         settings = running.settings
-        doors = {"gateways": " ".join(running.gateways), "admin": running.admin}
+        doors = {"gateways": " ".join(running.gateways)}
+        if first := settings.get("http_port"):
+            doors["HTTP"] = " ".join(f"{settings.get('host')}:{first + n}" for n in range(len(running.gateways)))
+        doors["admin"] = running.admin
         doors["metrics"] = f"{settings.get('host')}:{settings.get('metrics_port')}"
         yield Finding("ok", "ports", ", ".join(f"{name} {address}" for name, address in doors.items()))
         text = metrics_text(running)
@@ -188,14 +191,15 @@ def _ports(running: Running | None) -> Iterator[Finding]:
 
 def _models(running: Running | None) -> Iterator[Finding]:
     from cluster.cli.size import read_config
+    from cluster.lifecycle.served import read_models
 
-    for model in running.settings["model"] if running is not None else ("demo",):
+    for model in read_models(running.settings["model"] if running is not None else ("demo",)):
         try:
-            config = read_config(model)
+            config = read_config(model.path)
         except (QuireError, ModuleNotFoundError) as error:
-            yield Finding("note", f"model {model}", f"its configuration is not readable here: {error}")
+            yield Finding("note", f"model {model.name}", f"its configuration is not readable here: {error}")
         else:
-            yield Finding("ok", f"model {model}", f"{config.get('architectures', ['?'])[0]}")
+            yield Finding("ok", f"model {model.name}", f"{config.get('architectures', ['?'])[0]}")
 
 
 def _certificates(running: Running | None) -> Iterator[Finding]:
@@ -221,8 +225,13 @@ def _certificates(running: Running | None) -> Iterator[Finding]:
         if left_s > 14 * 86_400:
             yield Finding("ok", "certificate", detail)
         else:
-            remedy = "`quire certificates FOLDER` makes a new set; then `quire down` and `quire up`"
-            yield Finding("wrong", "certificate", f"{detail}; {remedy}")
+            yield Finding("wrong", "certificate", f"{detail}; {_renewal(path, settings)}")
+
+
+def _renewal(path: Path, settings: dict[str, Any]) -> str:
+    if str(path) == settings["tls_authority"]:
+        return "`quire certificates FOLDER` makes a new set, which clients need too; then `quire down` and `quire up`"
+    return f"`quire certificates renew {path.parent}` makes new ones while the doors serve"
 
 
 def _logs(running: Running | None) -> Iterator[Finding]:

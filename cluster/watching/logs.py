@@ -96,14 +96,19 @@ def end_logs(process: str, folder: Path, run: str) -> None:
 
 
 def _last_line(path: Path) -> dict[str, Any]:
+    """With `is_end` where its process had said so: it may write on until it is ended."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 65_536))
             lines = file.read().splitlines()
         read = json.loads(lines[-1]) if lines else {}
+        if not isinstance(read, dict):
+            return {}
+        ends = [json.loads(line) for line in lines if b'"is_end"' in line]
     except (OSError, ValueError):
         return {}
-    return read if isinstance(read, dict) else {}
+    is_end = any(end.get("pid") == read.get("pid") and end.get("run") == read.get("run") for end in ends)
+    return {**read, "is_end": is_end}
 
 
 # -- reading
@@ -112,6 +117,12 @@ def _last_line(path: Path) -> dict[str, Any]:
 def log_files(folder: Path) -> list[Path]:
     """All log files of all processes, older parts included."""
     return sorted(folder.glob("*.jsonl*"))
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Who has a log here."""
+    names = {path.name.partition(".jsonl")[0] for path in log_files(folder)}
+    return sorted(name for name in names if not name.startswith("spans-"))
 
 
 def read_lines(
@@ -126,7 +137,9 @@ def read_lines(
     found: list[dict[str, Any]] = []
     last = ("", "")
     for path in log_files(folder):
-        if (process and not path.name.startswith(process)) or path.name.startswith("spans-"):
+        name = path.name.partition(".jsonl")[0]
+        # All of a kind, or of a replica, but not demo-10 with demo-1.
+        if name.startswith("spans-") or (process and not f"{name}.".startswith((f"{process}.", f"{process}-"))):
             continue
         for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             if request and request not in text:

@@ -7,30 +7,15 @@ It keeps no request and decides nothing.
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
 
 from cluster.errors import QuireError
+from cluster.gateway.answer import Answer
 from cluster.messages import Reason
-from cluster.watching.metrics import Families, Family, Histogram
+from cluster.watching.metrics import Families, Family
 from cluster.watching.metrics_names import GATEWAY
-
-if TYPE_CHECKING:
-    from cluster.gateway.answer import Answer
+from cluster.watching.model_figures import ModelFigures
 
 _OUTCOMES = {Reason.STOP: "stop", Reason.LENGTH: "length", Reason.FAILED: "failed"}
-
-
-class ModelFigures:
-    """The counts of one model."""
-
-    __slots__ = ("cached", "first", "gap", "output", "prompt", "queue", "whole")
-
-    def __init__(self) -> None:
-        self.first = Histogram()
-        self.gap = Histogram()
-        self.whole = Histogram()
-        self.queue = Histogram()
-        self.prompt = self.cached = self.output = 0
 
 
 class GatewayMetrics:

@@ -15,7 +15,7 @@ from cluster.centre.pauses import BOUNDS
 from cluster.centre.scheduler import Scheduler
 from cluster.serving.admin import Wanted
 from cluster.serving.control_server import ControlServer
-from cluster.serving.host import SchedulerHost
+from cluster.serving.shell import SchedulerShell
 from cluster.watching.metrics import Families, Family, Histogram
 from cluster.watching.metrics_names import SCHEDULER
 
@@ -23,21 +23,21 @@ from cluster.watching.metrics_names import SCHEDULER
 _REFUSED, _TRANSFER, _PREEMPTED, _SWAPPED = "refused ", "transfer ", "preempted ", "swapped "
 
 
-def scheduler_families(host: SchedulerHost, control: ControlServer, wanted: Wanted) -> list[Family]:
+def scheduler_families(shell: SchedulerShell, control: ControlServer, wanted: Wanted) -> list[Family]:
     """All families but `up`, which the one who scrapes adds."""
-    found, scheduler = Families(SCHEDULER), host.scheduler
+    found, scheduler = Families(SCHEDULER), shell.scheduler
     found["build_info"].add(1, version=__version__)
     found["scheduler_epoch"].add(scheduler.epoch)
-    found["scheduler_uptime_seconds"].add(time.monotonic() - host.started_at)
-    found["scheduler_turn_seconds"].add_histogram(host.turns)
-    found["scheduler_longest_turn_seconds"].add(host.longest_turn_s)
+    found["scheduler_uptime_seconds"].add(time.monotonic() - shell.started_at)
+    found["scheduler_turn_seconds"].add_histogram(shell.turns)
+    found["scheduler_longest_turn_seconds"].add(shell.longest_turn_s)
     _events(found, scheduler)
     _requests(found, scheduler)
     for replica in scheduler.replicas.values():
         _pool(found, replica.name, "device", replica.joined.block_bytes, replica.ledger)
-    for pool in scheduler.swapper.pools.values():
+    for pool in scheduler.pools.values():
         _pool(found, pool.name, "host", pool.joined.block_bytes, pool.ledger)
-    _workers(found, host, control, wanted)
+    _workers(found, shell, control, wanted)
     for why, count in control.end.port.refused.items() if control.end.port is not None else ():
         found["control_refused_total"].add(count, why=why)
     for tenant in scheduler.tenants:
@@ -64,7 +64,7 @@ def _events(found: Families, scheduler: Scheduler) -> None:
     for (way, reason), count in scheduler.notes.preemptions.items():
         found["preemptions_total"].add(count, way=way, reason=reason)
     pauses = Histogram(BOUNDS)
-    pauses.counts, pauses.total = scheduler.moves.pauses.counts, scheduler.moves.pauses.total
+    pauses.counts, pauses.total = scheduler.pauses.counts, scheduler.pauses.total
     found["move_pause_steps"].add_histogram(pauses)
 
 
@@ -83,9 +83,9 @@ def _pool(found: Families, name: str, kind: str, block_bytes: int, ledger: Ledge
     found["evictions_total"].add(ledger.num_evictions, pool=name)
 
 
-def _workers(found: Families, host: SchedulerHost, control: ControlServer, wanted: Wanted) -> None:
+def _workers(found: Families, shell: SchedulerShell, control: ControlServer, wanted: Wanted) -> None:
     states: Counter[tuple[str, str]] = Counter()
-    for replica in host.scheduler.replicas.values():
+    for replica in shell.scheduler.replicas.values():
         model, peer = replica.joined.model, control.peers.get(replica.name)
         states[model, "draining" if replica.is_draining else "serving"] += 1
         at = {"worker": replica.name, "model": model}
@@ -97,7 +97,7 @@ def _workers(found: Families, host: SchedulerHost, control: ControlServer, wante
             found["worker_steps_total"].add(peer.step, **at)
             found["worker_step_seconds"].add(peer.step_seconds, **at)
             found["worker_silent_seconds"].add(control.silent_s(replica.name), **at)
-    for _, model in wanted.missing_workers(host.scheduler.replicas):
+    for _, model in wanted.missing_workers(shell.scheduler.replicas):
         states[model, "missing"] += 1
     for (model, state), count in states.items():
         found["workers"].add(count, model=model, state=state)

@@ -18,6 +18,8 @@ from cluster.messages import (
     Claim,
     Closed,
     Done,
+    Find,
+    Found,
     GatewayState,
     HandOver,
     OpenRequest,
@@ -36,8 +38,8 @@ from cluster.wire.sampling import fill_resolved, resolved_from
 from cluster.wire.tokens import fill_tokens, tokens_from
 from protos.quire.v1 import front_pb2 as pb
 
-FrontEvent: TypeAlias = Submit | Cancel | StopAt | Sealed | Closed | Adopt | Claim | Pin | GatewayState
-Notice: TypeAlias = Accepted | Started | Refused | Seal | HandOver | Replay | Done
+FrontEvent: TypeAlias = Submit | Cancel | StopAt | Sealed | Closed | Adopt | Find | Claim | Pin | GatewayState
+Notice: TypeAlias = Accepted | Started | Refused | Seal | HandOver | Found | Replay | Done
 
 # ---------------------------------------------------------------- events: gateway -> scheduler
 
@@ -69,6 +71,7 @@ def _fill_submit(message: pb.Submit, submit: Submit, now: float) -> None:
     message.trace = submit.trace
     message.digest = submit.digest
     message.grace_s = submit.grace_s
+    message.look = submit.look
 
 
 def _submit_from(message: pb.Submit, now: float) -> Submit:
@@ -87,6 +90,7 @@ def _submit_from(message: pb.Submit, now: float) -> Submit:
         trace=message.trace,
         digest=message.digest,
         grace_s=message.grace_s,
+        look=message.look,
     )
 
 
@@ -149,6 +153,11 @@ def _sealed_from(message: pb.SealedEvent, now: float) -> Sealed:
 def _fill_cancel(message: pb.FrontEvent, cancel: Cancel, now: float) -> None:
     part = message.cancel
     part.request_id, part.gateway, part.route = cancel.request_id, cancel.gateway, cancel.route
+    part.code, part.detail = cancel.code, cancel.detail
+
+
+def _cancel_from(message: pb.CancelEvent, now: float) -> Cancel:
+    return Cancel(message.request_id, message.gateway, message.route, message.code, message.detail)
 
 
 def _fill_closed(message: pb.FrontEvent, closed: Closed, now: float) -> None:
@@ -159,6 +168,12 @@ def _fill_closed(message: pb.FrontEvent, closed: Closed, now: float) -> None:
 def _fill_claim(message: pb.FrontEvent, claim: Claim, now: float) -> None:
     part = message.claim
     part.request_id, part.gateway, part.route = claim.request_id, claim.gateway, claim.route
+    part.number = claim.number
+
+
+def _fill_find(message: pb.FrontEvent, find: Find, now: float) -> None:
+    part = message.find
+    part.request_id, part.gateway, part.route = find.request_id, find.gateway, find.route
 
 
 def _fill_gateway_state(message: pb.FrontEvent, state: GatewayState, now: float) -> None:
@@ -194,18 +209,20 @@ _FILL_EVENT: Mapping[type, Callable[[pb.FrontEvent, Any, float], None]] = {
     Cancel: _fill_cancel,
     Closed: _fill_closed,
     Adopt: lambda message, event, now: _fill_submit(message.adopt.submit, event.submit, now),
+    Find: _fill_find,
     Claim: _fill_claim,
     GatewayState: _fill_gateway_state,
 }
 _READ_EVENT: Mapping[str, Callable[[Any, float], FrontEvent]] = {
     "submit": _submit_from,
     "pin": _pin_from,
-    "cancel": lambda message, now: Cancel(message.request_id, message.gateway, message.route),
+    "cancel": _cancel_from,
     "closed": lambda message, now: Closed(message.request_id, message.gateway, message.route),
     "stop_at": lambda message, now: StopAt(message.request_id, message.index, message.num_outputs),
     "sealed": _sealed_from,
     "adopt": lambda message, now: Adopt(_submit_from(message.submit, now)),
-    "claim": lambda message, now: Claim(message.request_id, message.gateway, message.route),
+    "claim": lambda message, now: Claim(message.request_id, message.gateway, message.route, message.number),
+    "find": lambda message, now: Find(message.request_id, message.gateway, message.route),
     "state": _gateway_state_from,
 }
 
@@ -219,6 +236,10 @@ def fill_notice(message: pb.Notice, notice: Notice) -> None:
         part.gateway = notice.gateway
         fill_tokens(part.tokens, (notice.tokens,))
         return
+    if isinstance(notice, Found):
+        part.gateway, part.route, part.rest_s = notice.gateway, notice.route, notice.rest_s
+        _fill_submit(part.submit, notice.submit, 0.0)
+        return
     for name in cls.__slots__:
         setattr(part, name, getattr(notice, name))
 
@@ -230,6 +251,8 @@ def notice_from(message: pb.Notice) -> Notice:
     part = getattr(message, kind)
     if kind == "replay":
         return Replay(part.gateway, *tokens_from(part.tokens))
+    if kind == "found":
+        return Found(part.gateway, part.route, _submit_from(part.submit, 0.0), part.rest_s)
     cls = _NOTICE_CLASSES[kind]
     notice: Notice = cls(*[getattr(part, name) for name in cls.__slots__])
     return notice
@@ -241,6 +264,7 @@ _NOTICE_KINDS: Mapping[type, tuple[str, Any]] = {
     Refused: ("refused", Refused),
     Seal: ("seal", Seal),
     HandOver: ("hand_over", HandOver),
+    Found: ("found", Found),
     Replay: ("replay", Replay),
     Done: ("done", Done),
 }

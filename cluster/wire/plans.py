@@ -211,6 +211,7 @@ def fill_start(message: pb.Start, start: Start) -> None:
     message.chain = start.chain
     message.trace = start.trace
     message.after = start.after
+    message.grace_s = start.grace_s
     for fork in start.forks:
         message.forks.add(
             seq=fork.seq,
@@ -248,6 +249,7 @@ def start_from(message: pb.Start) -> Start:
         beams=beams,
         trace=message.trace,
         after=message.after,
+        grace_s=message.grace_s,
     )
 
 
@@ -321,6 +323,8 @@ def fill_result(message: pb.Result, result: Result) -> None:
     message.prefill_waiting = result.prefill_waiting
     message.step_seconds = result.step_seconds
     message.prefill_tokens_per_s = result.prefill_tokens_per_s
+    if result.unreached:
+        message.unreached.extend(result.unreached)
 
 
 def result_from(message: pb.Result) -> Result:
@@ -340,6 +344,7 @@ def result_from(message: pb.Result) -> Result:
         message.prefill_waiting,
         message.step_seconds,
         message.prefill_tokens_per_s,
+        tuple(message.unreached) if message.unreached else (),
     )
 
 

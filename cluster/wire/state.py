@@ -6,8 +6,16 @@ grpc.
 
 from __future__ import annotations
 
-from cluster.messages import GiveUp, HostPoolJoined, HostPoolSettled, ReplicaJoined, ReplicaState, Resident
-from cluster.wire.plans import fill_start, fill_transfer, ids_from, start_from, transfer_from
+from cluster.messages import Departed, GiveUp, HostPoolJoined, HostPoolSettled, ReplicaJoined, ReplicaState, Resident
+from cluster.wire.plans import (
+    REASONS_TO_WIRE,
+    fill_start,
+    fill_transfer,
+    ids_from,
+    reason_from,
+    start_from,
+    transfer_from,
+)
 from protos.quire.v1 import control_pb2 as pb
 
 
@@ -62,6 +70,9 @@ def fill_replica_state(message: pb.ReplicaState, state: ReplicaState) -> None:
         message.cached.add(block=block, name=name)
     for transfer in state.transfers:
         fill_transfer(message.transfers.add(), transfer)
+    for departed in state.departed:
+        left = message.departed.add(seq=departed.seq, index=departed.index, reason=REASONS_TO_WIRE[departed.reason])
+        fill_start(left.start, departed.start)
 
 
 def replica_state_from(message: pb.ReplicaState) -> ReplicaState:
@@ -70,6 +81,9 @@ def replica_state_from(message: pb.ReplicaState) -> ReplicaState:
         tuple([_resident_from(resident) for resident in message.residents]),
         tuple([(cached.block, cached.name) for cached in message.cached]),
         tuple([transfer_from(transfer) for transfer in message.transfers]),
+        tuple(
+            [Departed(one.seq, one.index, start_from(one.start), reason_from(one.reason)) for one in message.departed]
+        ),
     )
 
 

@@ -1,7 +1,8 @@
-"""Tokens and logprobs between the dataclasses of `cluster/messages/` and protobuf, for workers and gateways.
+"""The link between workers and gateways: its terms, and tokens and logprobs between dataclasses and bytes.
 
-A batch holds the tokens of many sequences as columns: a step of a worker is one message to each gateway. What a peer
-sent wrong raises `ProtocolError`. Nothing here imports grpc.
+A batch holds the tokens of many sequences as columns: a step of a worker is one message to each gateway. The worker
+calls, by the gateway's name; what a gateway has not taken goes to its next start. What a peer sent wrong raises
+`ProtocolError`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,35 @@ from array import array
 from collections.abc import Iterable, Sequence
 
 from cluster.errors import ProtocolError
+from cluster.links.terms import Terms
 from cluster.messages import Logprobs, Tokens
-from cluster.wire.plans import REASONS, ids_from, longs_from
+from cluster.wire.plans import REASONS, ids_from, longs_from, parsed
+from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
 from protos.quire.v1 import common_pb2
 from protos.quire.v1 import front_pb2 as pb
+
+GREETING = b"QTK2"
+SILENCE_S = 8.0
+"""Who is gone the scheduler finds out, and sooner; a thousand workers must not fill a gateway's time with pulses."""
+
+
+def terms() -> Terms:
+    return Terms(OLDEST_PROTOCOL, NEWEST_PROTOCOL, silence_s=SILENCE_S, loses=False, keeps=True)
+
+
+def batch_to(tokens: Sequence[Tokens]) -> bytes:
+    message = pb.TokenBatch()
+    fill_tokens(message, tokens)
+    return message.SerializeToString()
+
+
+def read_batch(raw: bytes) -> list[Tokens]:
+    return tokens_from(parsed(pb.TokenBatch, raw))
+
+
+def read_down(raw: bytes) -> None:
+    """A gateway has nothing to say to a worker but how far it has come."""
+    raise ProtocolError(f"a gateway says {len(raw):,} bytes to a worker")
 
 
 def fill_tokens(message: pb.TokenBatch, tokens: Sequence[Tokens]) -> None:

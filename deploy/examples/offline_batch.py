@@ -10,7 +10,7 @@ from cluster import LLM, SamplingParams
 
 def main(model: str = "demo") -> None:
     llm = LLM(model, quiet=True)
-    prompts = ["Once upon a time", "The river", "Long ago", "A cold morning"]
+    prompts = ["Once upon a time", "Long ago", "One cold morning", "Every day"]
     for result in llm.generate(prompts, SamplingParams(temperature=0.0, max_tokens=40)):
         print(f"{result.prompt!r} -> {result.outputs[0].text!r}")
 

@@ -9,7 +9,7 @@ from cluster import Client
 
 
 def main(gateway: str = "127.0.0.1:50051") -> None:
-    prompts = ["Once upon a time", "The river"]
+    prompts = ["Once upon a time", "Long ago"]
     with Client(gateway) as client:
         texts = ["" for _ in prompts]
         for news in client.stream_many(prompts, temperature=0.0, max_tokens=40):

@@ -18,4 +18,4 @@ ray start --address "127.0.0.1:$port" --node-ip-address 127.0.0.1 --num-cpus 1 >
 
 quire up --address "127.0.0.1:$port" --workers 2 --cpus-per-worker 1 --kv-blocks 256 --host-memory 16MiB
 quire status
-quire generate "Once upon a time" "The river" --max-tokens 30
+quire generate "Once upon a time" "Long ago" --max-tokens 30

@@ -13,10 +13,10 @@ from typing import Literal, TypeVar
 import torch
 
 from kernels import checks, reference
-from kernels.batch import AttentionBatch
+from kernels.batch import AttentionBatch, Scoring
 from kernels.cpu import plan as cpu_plan
 from kernels.cpu.attention import AttentionEmitter, AttentionShape
-from kernels.cpu.bound import BoundAttention, BoundWrite, Score, Workspace, threads_for
+from kernels.cpu.bound import BoundAttention, BoundWrite, Workspace, threads_for
 from kernels.cpu.call import Call
 from kernels.cpu.ir import BF16, F16, F32, Kind
 from kernels.cpu.jit import Kernel, Target, compile_kernel, host
@@ -98,24 +98,22 @@ class CpuBackend:
         q: torch.Tensor,
         cache: LayerCache,
         batch: AttentionBatch,
+        scoring: Scoring,
         *,
-        scale: float,
-        window: int = 0,
-        softcap: float = 0.0,
-        sinks: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
         lse: torch.Tensor | None = None,
     ) -> torch.Tensor:
         # The identities in the key are those of objects that the bound call keeps alive.
+        scale, window, softcap, sinks = scoring
         key = (id(cache), q.dtype, q.shape[1:], scale, window, softcap, id(sinks))
         bound = self._attentions.get(key)
         if bound is None or batch.tasks is None or self.is_debug or out is not None or lse is not None:
-            checks.check_attention(q, cache, batch, window=window, softcap=softcap, sinks=sinks, out=out, lse=lse)
+            checks.check_attention(q, cache, batch, scoring, out=out, lse=lse)
             if self.is_debug:
                 checks.check_batch_bounds(batch, cache)
-            bound = bound or self._bind(key, q, cache, Score(scale, window, softcap), sinks)
+            bound = bound or self._bind(key, q, cache, scoring)
         elif q.shape[0] != batch.num_tokens or q.stride(2) != 1 or not q.is_cpu:
-            checks.check_attention(q, cache, batch, window=window, softcap=softcap, sinks=sinks, out=out, lse=lse)
+            checks.check_attention(q, cache, batch, scoring, out=out, lse=lse)
         if out is None:
             out = q.new_empty((q.shape[0], q.shape[1], bound.value_dim))
         bound.run(q, out, lse, batch, self._plan(batch, bound.shape, cache), self._workspace)
@@ -150,6 +148,9 @@ class CpuBackend:
         )
         self._copy.run(copy_kernel(self.target), threads_for(src.shape[0] * pool.shape[1]))
 
+    def take_ids(self, ids: torch.Tensor, taken: torch.Tensor, last: torch.Tensor) -> None:
+        reference.take_ids(ids, taken, last)
+
     def merge(self, outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return reference.merge(outs, lses)
 
@@ -172,15 +173,14 @@ class CpuBackend:
         key: tuple[object, ...],
         q: torch.Tensor,
         cache: LayerCache,
-        score: Score,
-        sinks: torch.Tensor | None,
+        scoring: Scoring,
     ) -> BoundAttention:
         self._check_order(cache)
         group = q.shape[1] // cache.num_kv_heads
         shape = self._shape(
             q.dtype, cache.k.dtype, cache.keys, cache.block_size, cache.head_dim, cache.value_dim, group
         )
-        bound = BoundAttention(cache, shape, (attention_kernel(shape), merge_kernel(shape)), score, sinks)
+        bound = BoundAttention(cache, shape, (attention_kernel(shape), merge_kernel(shape)), scoring)
         _remember(self._attentions, key, bound)
         return bound
 

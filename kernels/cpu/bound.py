@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from kernels.batch import AttentionBatch
+from kernels.batch import AttentionBatch, Scoring
 from kernels.cpu.attention import ARGUMENTS, NO_WINDOW, AttentionShape
 from kernels.cpu.call import Call
 from kernels.cpu.jit import Kernel
@@ -28,15 +28,6 @@ MAX_TASKS_AT_ONCE, MIN_TURNS = 8, 16
 def threads_for(size_bytes: int) -> int:
     """Threads worth waking for so many bytes."""
     return max(1, min(torch.get_num_threads(), size_bytes // MIN_BYTES_PER_THREAD))
-
-
-@dataclass(frozen=True)
-class Score:
-    """How a product of query and key becomes a score."""
-
-    scale: float
-    window: int
-    softcap: float
 
 
 @dataclass
@@ -80,11 +71,10 @@ class BoundAttention:
         cache: LayerCache,
         shape: AttentionShape,
         kernels: tuple[Kernel, Kernel],
-        score: Score,
-        sinks: torch.Tensor | None,
+        scoring: Scoring,
     ) -> None:
-        # Both are kept alive, since the call is found again by their identities.
-        self.cache, self.sinks = cache, sinks
+        # Cache and sinks are kept alive, since the call is found again by their identities.
+        self.cache, self.sinks = cache, scoring.sinks
         self.shape = shape
         self.kernel, self._merge = kernels
         self.value_dim = cache.value_dim
@@ -93,7 +83,7 @@ class BoundAttention:
         self._tables: torch.Tensor | None = None
         self._version = -1
         self._size_bytes = 0
-        self._sinks = None if sinks is None else sinks.float().contiguous()
+        self._sinks = None if scoring.sinks is None else scoring.sinks.float().contiguous()
         for call in (self._call, self._merge_call):
             call.set(
                 num_kv_heads=cache.num_kv_heads,
@@ -101,9 +91,9 @@ class BoundAttention:
                 values=cache.v.data_ptr(),
                 block_stride=cache.k.stride(0) * cache.k.element_size(),
                 sinks=0 if self._sinks is None else self._sinks.data_ptr(),
-                window=score.window or NO_WINDOW,
+                window=scoring.window or NO_WINDOW,
             )
-            _set_score(call, score)
+            _set_scoring(call, scoring)
 
     def run(
         self,
@@ -160,9 +150,9 @@ class BoundAttention:
         self._merge_call.set(num_items=len(plan.merges), items=plan.merges.ctypes.data)
 
 
-def _set_score(call: Call, score: Score) -> None:
+def _set_scoring(call: Call, scoring: Scoring) -> None:
     # The kernel wants a positive factor, so that the highest product is the highest score.
-    scale, softcap = score.scale, score.softcap
+    scale, softcap = scoring.scale, scoring.softcap
     sign = (scale > 0.0) - (scale < 0.0)
     magnitude = abs(scale) if sign else 1.0
     call.set_floats(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kernels.device.seam import Event, Facts, Family, Graph, GraphPool, Stream
+from kernels.device.contract import Event, Facts, Family, Graph, GraphPool, Stream
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -22,7 +22,7 @@ _PORTABLE = 1  # of cudaHostRegister: pinned for every device of this process
 
 
 class GpuStream:
-    """See `seam.Stream`."""
+    """See `contract.Stream`."""
 
     def __init__(self, own: torch.cuda.Stream) -> None:
         self.own = own
@@ -36,7 +36,7 @@ class GpuStream:
 
 
 class GpuEvent:
-    """See `seam.Event`. Whoever waits for it sleeps instead of spinning."""
+    """See `contract.Event`. Whoever waits for it sleeps instead of spinning."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -51,23 +51,28 @@ class GpuEvent:
 
 
 class GpuGraphPool:
-    """See `seam.GraphPool`."""
+    """See `contract.GraphPool`. Captures of a device are made on one stream: for each stream that products run on their
+    library keeps a workspace for good, on Hopper of 32 MiB."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, stream: torch.cuda.Stream) -> None:
         self._device = device
+        self._stream = stream
         with torch.cuda.device(device):
             self._pool = torch.cuda.graph_pool_handle()
-            self._stream = torch.cuda.Stream(device)
 
     def capture(self, work: Callable[[], T]) -> tuple[Graph, T]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        # Other threads go on, those of a collective's watch among them: what they do is no part of it.
+        way = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
+        # A capture that fails leaves its stream as the current one; the middle one of these puts that right.
+        here = torch.cuda.stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.device(self._device), here, way:
             made = work()
         return graph, made
 
 
 class GpuDevice:
-    """See `seam.Device`."""
+    """See `contract.Device`."""
 
     is_apart = True
     has_graphs = True
@@ -77,6 +82,7 @@ class GpuDevice:
 
     def __init__(self, device: torch.device) -> None:
         self.device = torch.device("cuda", device.index or 0)
+        self._captures: torch.cuda.Stream | None = None
 
     def facts(self) -> Facts:
         properties = torch.cuda.get_device_properties(self.device)
@@ -95,10 +101,17 @@ class GpuDevice:
         try:
             runtime = torch.cuda.cudart()
             if int(runtime.cudaHostRegister(address, size, _PORTABLE)) != 0:
+                self._forget_error()
                 return None
         except (RuntimeError, AttributeError, AssertionError):
             return None
         return lambda: runtime.cudaHostUnregister(address)
+
+    def _forget_error(self) -> None:
+        """What the runtime was asked for by itself and refused it would tell the next launch of this thread as its own
+        failure."""
+        with contextlib.suppress(RuntimeError):
+            torch.empty(1, device=self.device).zero_()
 
     def free_bytes(self) -> int:
         """What the driver says: memory that torch's allocator holds and can't give back has holes, into which a large
@@ -148,14 +161,25 @@ class GpuDevice:
     def wait(self) -> None:
         torch.cuda.synchronize(self.device)
 
+    def seconds_of(self, work: Callable[[], object]) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        stream = torch.cuda.current_stream(self.device)
+        begin.record(stream)
+        work()
+        end.record(stream)
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1000.0
+
     def may_wait(self) -> AbstractContextManager[object]:
         return _NOTHING
 
-    def sleeps(self) -> AbstractContextManager[object]:
-        return _NOTHING
+    def goes_on(self, is_over: Callable[[], bool]) -> None:
+        pass
 
     def graphs(self) -> GraphPool:
-        return GpuGraphPool(self.device)
+        if self._captures is None:
+            self._captures = torch.cuda.Stream(self.device)
+        return GpuGraphPool(self.device, self._captures)
 
     def call(self, work: Callable[P, object], *args: P.args, **more: P.kwargs) -> None:
         work(*args, **more)

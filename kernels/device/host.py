@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kernels.device.contract import Event, Facts, GraphPool, Stream, release
 from kernels.device.host_memory import available_bytes, lines_of
-from kernels.device.seam import Event, Facts, GraphPool, Stream, release
 
 P = ParamSpec("P")
 _NOTHING: AbstractContextManager[object] = contextlib.nullcontext()
@@ -37,7 +38,7 @@ _NOW = _Now()
 
 
 class HostDevice:
-    """See `seam.Device`."""
+    """See `contract.Device`."""
 
     device = torch.device("cpu")
     is_apart = False
@@ -99,11 +100,16 @@ class HostDevice:
     def wait(self) -> None:
         pass
 
+    def seconds_of(self, work: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+
     def may_wait(self) -> AbstractContextManager[object]:
         return _NOTHING
 
-    def sleeps(self) -> AbstractContextManager[object]:
-        return _NOTHING
+    def goes_on(self, is_over: Callable[[], bool]) -> None:
+        pass
 
     def graphs(self) -> GraphPool:
         raise NotImplementedError("a CPU has no graphs")

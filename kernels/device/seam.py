@@ -1,158 +1,31 @@
-"""What Quire asks of a device beside torch's own operations: memory, copies, order, graphs, facts.
+"""The way to a device: `device_of` gives the one object for a torch device, `find_device` the device of a setting.
 
-`device_of` gives the one implementation for a torch device: `gpu.py` (CUDA and HIP), `host.py` (the CPU) or `twin/`
-(device memory that is apart, work that is late: what is wrong on a GPU is wrong there, on a machine without one).
+There are three: `gpu.py` (CUDA and HIP), `host.py` (the CPU) and `twin/` (device memory that is apart, work that is
+late: what is wrong on a GPU is wrong there, on a machine without one). All keep the contract of `contract.py`.
 Whoever wants to know what kind of device it has asks these objects and never compares `device.type`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Literal, ParamSpec, Protocol, TypeVar
+import contextlib
+from collections.abc import Iterator
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-P = ParamSpec("P")
-T = TypeVar("T")
+from kernels.device.contract import Device, Event, Facts, Family, Graph, GraphPool, Stream
 
-# What a kernel is cut for.
-Family = Literal["sm80", "sm90", "sm100", "cdna3", "interpreter"]
-
-
-class Event(Protocol):
-    """A place in a stream's order of work."""
-
-    def record(self, stream: Stream | None = None) -> None:
-        """Here is where the stream stands now; None: the current one."""
-
-    def wait(self) -> None:
-        """The host sleeps until the device has come so far."""
-
-
-class Stream(Protocol):
-    """Work of one device that is done in the order in which it was issued."""
-
-    def wait_for(self, other: Stream) -> None:
-        """What is issued here from now on begins when all that was issued there before is done."""
-
-    def wait(self) -> None:
-        """The host sleeps until all that was issued here is done."""
-
-
-class Graph(Protocol):
-    """Work that was issued once and is done again: with the same addresses and scalars, whatever has become of them."""
-
-    def replay(self) -> None: ...
-
-
-class GraphPool(Protocol):
-    """The memory of some graphs, of which one runs at a time."""
-
-    def capture(self, work: Callable[[], T]) -> tuple[Graph, T]:
-        """Records what `work` issues, without doing it. The host can't wait in it, nor pin memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What kernels are cut by."""
-
-    name: str
-    family: Family  # "interpreter": there is no GPU
-    num_sms: int
-    cache_bytes: int  # of the last cache before memory
-
-
-class Device(Protocol):
-    """One device. Its methods may be called from any thread; what they issue goes to the thread's current stream."""
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def is_apart(self) -> bool:
-        """Its memory is not the host's: nothing arrives without a copy, and what is issued may still be under way."""
-
-    @property
-    def has_graphs(self) -> bool: ...
-
-    @property
-    def sums_by(self) -> str:
-        """What torch.distributed adds up tensors of ranks with: a backend, or one for each kind of memory."""
-
-    def facts(self) -> Facts: ...
-
-    def bind(self) -> None:
-        """Makes it this thread's current device: what is launched or made without a device goes there."""
-
-    # -- memory
-
-    def pinned(self, shape: int | tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Host memory that copies can be read from and written to while the host goes on. Its content is undefined."""
-
-    def pin(self, address: int, size: int) -> Callable[[], None] | None:
-        """Pins memory that is here already; returns what lets go of it, None where that is not possible."""
-
-    @property
-    def slack_bytes(self) -> int:
-        """What an allocator may hold beyond what it was asked for, of small parts: for ordinary memory, and once more
-        for that of graphs."""
-
-    def free_bytes(self) -> int:
-        """What can still be allocated at once, after everything unused was given back."""
-
-    def total_bytes(self) -> int: ...
-
-    def peak_bytes(self, work: Callable[[], object]) -> int:
-        """What `work` takes at its highest beyond what is held before it."""
-
-    # -- copies
-
-    def send(self, array: NDArray[np.generic]) -> torch.Tensor:
-        """The array on the device, in the order of the current stream. The host may change it at once, but for the
-        CPU, where nothing is copied."""
-
-    def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor on its way to the host: whole once an event that is recorded behind this has come."""
-
-    # -- order
-
-    def stream(self) -> Stream:
-        """A new one, beside all others."""
-
-    def current(self) -> Stream:
-        """The one that this thread issues to."""
-
-    def steps(self) -> Stream:
-        """The one that threads issue to which have chosen none."""
-
-    def on(self, stream: Stream) -> AbstractContextManager[object]:
-        """Within it this thread issues to `stream`."""
-
-    def event(self) -> Event: ...
-
-    def wait(self) -> None:
-        """The host sleeps until all that was issued is done."""
-
-    def may_wait(self) -> AbstractContextManager[object]:
-        """Within it a tensor may be read on the host as if it lay there, which waits for the device: while a worker
-        starts, and in checks. The twin allows it nowhere else."""
-
-    def sleeps(self) -> AbstractContextManager[object]:
-        """Around whatever this thread waits for that is not the device: the device goes on meanwhile."""
-
-    def graphs(self) -> GraphPool: ...
-
-    # -- work that is not torch's
-
-    def call(self, work: Callable[P, object], *args: P.args, **more: P.kwargs) -> None:
-        """Calls it in the order of the current stream, with what the device holds for each tensor among the arguments
-        (in lists, tuples and dataclasses too). Whatever writes to memory without being an operation of torch goes
-        through here: kernels, collectives, the reference's ops."""
-
+__all__ = [
+    "Device",
+    "Event",
+    "Facts",
+    "Family",
+    "Graph",
+    "GraphPool",
+    "Stream",
+    "device_of",
+    "find_device",
+    "standing_in",
+]
 
 _devices: dict[torch.device, Device] = {}
 
@@ -163,6 +36,19 @@ def device_of(device: torch.device) -> Device:
     if found is None:
         found = _devices[device] = _make(device)
     return found
+
+
+@contextlib.contextmanager
+def standing_in(device: torch.device, seam: Device) -> Iterator[None]:
+    """Within it `seam` is what answers for this device: for benchmarks of all that is around one."""
+    before = _devices.get(device)
+    _devices[device] = seam
+    try:
+        yield
+    finally:
+        _devices.pop(device)
+        if before is not None:
+            _devices[device] = before
 
 
 def _make(device: torch.device) -> Device:
@@ -202,7 +88,3 @@ def find_device(name: str) -> torch.device:
 
         return open_twin(number, name.partition("@")[2])
     raise ValueError(f'device is {name!r}; give "cpu", "cuda", "cuda:N", "twin" or "auto"')
-
-
-def release(*_: Any) -> None:
-    """What lets go of memory that was never pinned."""

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 import triton
 
-from kernels.batch import AttentionBatch
+from kernels.batch import AttentionBatch, Scoring
 from kernels.checks import FLOATS, check_attention, check_batch, check_write_bounds, expect
 from kernels.device.seam import device_of
 from kernels.gpu import bounds as triton_bounds
 from kernels.gpu import copy as triton_copy
+from kernels.gpu import take as triton_take
 from kernels.gpu import write as triton_write
 from kernels.gpu.choices import DeviceFacts, device_facts, interpreting
 from kernels.gpu.launch import issue
@@ -69,25 +70,22 @@ class TritonBackend:
         q: torch.Tensor,
         cache: LayerCache,
         batch: AttentionBatch,
+        scoring: Scoring,
         *,
-        scale: float,
-        window: int = 0,
-        softcap: float = 0.0,
-        sinks: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
         lse: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        check_attention(q, cache, batch, window=window, softcap=softcap, sinks=sinks, out=out, lse=lse)
+        check_attention(q, cache, batch, scoring, out=out, lse=lse)
         _check_cache(cache)
         if self._debug:
             triton_bounds.check_bounds(batch, cache)
         if out is None:
             out = torch.empty((*q.shape[:2], cache.value_dim), dtype=q.dtype, device=q.device)
-        if scale < 0.0:
+        if scoring.scale < 0.0:
             # The kernels take the largest score before they scale it.
-            q, scale = -q, -scale
+            q, scoring = -q, scoring._replace(scale=-scoring.scale)
         shape = _shape_of(q, cache)
-        for launch in self._launches(batch, shape, window):
+        for launch in self._launches(batch, shape, scoring.window):
             partials, sums = self._workspace(launch.group, shape)
             launch_attention(
                 launch,
@@ -97,10 +95,7 @@ class TritonBackend:
                 batch,
                 partials,
                 sums,
-                scale=scale,
-                window=window,
-                softcap=softcap,
-                sinks=sinks,
+                scoring,
                 out=out,
                 lse=lse,
             )
@@ -138,6 +133,9 @@ class TritonBackend:
         self, pool: torch.Tensor, src: Sequence[int] | torch.Tensor, dst: Sequence[int] | torch.Tensor
     ) -> None:
         triton_copy.copy_blocks(pool, src, dst, check_bounds=self._debug)
+
+    def take_ids(self, ids: torch.Tensor, taken: torch.Tensor, last: torch.Tensor) -> None:
+        triton_take.take_ids(ids, taken, last)
 
     def merge(self, outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         expect("outs", outs, (None, None, None, None), FLOATS, self.device)
@@ -181,8 +179,9 @@ class TritonBackend:
                     (queries, layer.num_kv_heads, layer.value_dim), dtype=layout.dtype, device=self.device
                 )
                 self.write_kv(kv, values, cache, batch.slots)
+                self.take_ids(batch.slots, batch.rows - 1, batch.positions)
                 for window in (0, 2 * queries):
-                    self.attention(q, cache, batch, scale=1.0, window=window, softcap=cap, sinks=sink)
+                    self.attention(q, cache, batch, Scoring(1.0, window=window, softcap=cap, sinks=sink))
         self.copy_blocks(pool, [0], [1])
         device_of(self.device).wait()
 

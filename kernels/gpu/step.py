@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from kernels.batch import AttentionBatch
+from kernels.batch import AttentionBatch, Scoring
 from kernels.gpu.attention import attention_kernel
 from kernels.gpu.choices import MAX_GROUP, Choice, DeviceFacts, Schedule, choose
 from kernels.gpu.launch import issue
@@ -239,16 +239,14 @@ def launch_attention(
     batch: AttentionBatch,
     partials: torch.Tensor,  # float32 [slots, block_m, value_pad]
     sums: torch.Tensor,  # float32 [slots, block_m, 2]
+    scoring: Scoring,
     *,
-    scale: float,
-    window: int,
-    softcap: float,
-    sinks: torch.Tensor | None,
     out: torch.Tensor,
     lse: torch.Tensor | None,
 ) -> None:
     """Attention of one group, then the merge of what its plan split."""
     group, layout = launch.group, launch.layout
+    scale, window, softcap, sinks = scoring
     # Inside the kernel scores are in units of log2, and the softcap's tanh is written with one exponential.
     factor, cap = scale * LOG2_E, 0.0
     if softcap > 0.0:

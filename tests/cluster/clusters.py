@@ -6,13 +6,16 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
 
 from cluster import Client, SamplingParams
+from cluster.lifecycle import launch
+from cluster.lifecycle.cluster_settings import ClusterSettings
 from cluster.lifecycle.running import Running
 from protos.quire.v1 import admin_pb2
 from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
@@ -42,6 +45,19 @@ class Times:
     @property
     def longest(self) -> float:
         return max(self.gaps, default=0.0)
+
+
+@contextmanager
+def up(settings: ClusterSettings, home: Path) -> Iterator[Running]:
+    """A cluster whose state folder is `home`; on leaving nothing of it is left."""
+    before = os.environ.get("QUIRE_HOME")
+    os.environ["QUIRE_HOME"] = str(home)
+    try:
+        yield launch.up(settings, print)
+    finally:
+        left = launch.down(print)
+        os.environ.pop("QUIRE_HOME") if before is None else os.environ.update(QUIRE_HOME=before)
+        assert not left, left
 
 
 def ask(running: Running, prompt: str, params: SamplingParams, times: Times | None = None) -> list[list[int]]:

@@ -11,14 +11,14 @@ from dataclasses import replace
 
 from cluster.links.security import ClusterSecurity
 from cluster.serving.admin import Wanted
-from cluster.serving.door import Door
 from cluster.serving.inside import Inside
+from cluster.serving.public_port import PublicPort
 from cluster.serving.scheduler_server import Addresses, Doors, serve_scheduler
 from cluster.settings import SchedulerSettings
 
 
 @contextmanager
-def serving(admin: Door, wanted: Wanted | None = None) -> Iterator[Addresses]:
+def serving(admin: PublicPort, wanted: Wanted | None = None) -> Iterator[Addresses]:
     """Its addresses, while it serves."""
     loop, ready, told = asyncio.new_event_loop(), threading.Event(), list[Addresses]()
     thread = threading.Thread(target=loop.run_forever, daemon=True)

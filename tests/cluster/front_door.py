@@ -17,9 +17,9 @@ from cluster.gateway.server import GatewayServer
 from cluster.gateway.settings import GatewaySettings
 from cluster.settings import SchedulerSettings
 from cluster.sim import model as sim_model
-from cluster.sim.live import SHAPE, LiveCluster
 from cluster.sim.worker import WorkerShape
 from protos.quire.v1.inference_pb2_grpc import InferenceServiceAsyncStub
+from tests.cluster.live import SHAPE, LiveCluster
 
 PROMPT = [5, 17, 300, 41, 9, 2000, 77]
 
@@ -151,52 +151,3 @@ async def open_server(cluster: LiveCluster, settings: GatewaySettings) -> Gatewa
 
 def slow(step_s: float = 0.02, **changes: Any) -> WorkerShape:
     return replace(SHAPE, step_base_s=step_s, **changes)
-
-
-class Proxy:
-    """Passes bytes on, until it is told to cut what it has, or to hold it back."""
-
-    def __init__(self, port: int) -> None:
-        self.target = port
-        self._pairs: set[asyncio.StreamWriter] = set()
-        self.num_cut = 0
-        self.port = 0
-        self.flows = asyncio.Event()
-        self.flows.set()
-
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
-        except OSError:
-            writer.close()
-            return
-        self._pairs |= {writer, far_writer}
-
-        async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-            try:
-                while data := await source.read(65536):
-                    await self.flows.wait()
-                    sink.write(data)
-                    await sink.drain()
-            except OSError:
-                pass
-            finally:
-                sink.close()
-
-        await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
-
-    def cut(self) -> None:
-        for writer in self._pairs:
-            if not writer.is_closing():
-                self.num_cut += 1
-                writer.transport.abort()
-        self._pairs.clear()
-
-    async def stop(self) -> None:
-        self.cut()
-        self._server.close()
-        await self._server.wait_closed()

@@ -113,7 +113,7 @@ class LedgerMachine(Counted):
         block = table[which % len(table)]
         self.number += 1
         name = next(iter(self.named.values())) if known and self.named else name_of(self.number)
-        self.ledger.set_names([block], name)
+        self.ledger.set_names([block], [name])
         if block not in self.named and name not in self.named.values():
             self.named[block] = name
 

@@ -9,11 +9,12 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from cluster.centre.fairness import Tenants, WaitingQueue
-from cluster.centre.ledger import Clock
-from cluster.centre.prefix import PrefixIndex
-from cluster.centre.replica import Replica
-from cluster.centre.sequences import Request, Sequence, State
+from cluster.centre import residents
+from cluster.centre.books import Books
+from cluster.centre.fairness import WaitingQueue
+from cluster.centre.leases import Leases
+from cluster.centre.nouns import Request, Sequence, State
+from cluster.centre.tenants import Tenants
 from cluster.desk.batcher import Batcher
 from cluster.messages import ReplicaJoined, Submit, ids
 from cluster.sampling import SamplingParams
@@ -243,23 +244,28 @@ class TableMachine(Counted):
         self.size = size
         joined = ReplicaJoined("r", 1, "n", "m", self.NUM_BLOCKS, size, 64, "f", 8, 512)
         settings = SchedulerSettings(ahead=ahead, pressure=0.0)
-        self.replica = Replica(joined, 1, settings, PrefixIndex(), Clock(), {})
+        self.replica = residents.new_replica(joined, Books(settings, 1))
+        self.leases = Leases(settings)
         self.tenants = Tenants({})
         self.live: list[Written] = []
         self.number = 0
+
+    def slot(self, sequence: Sequence, position: int) -> tuple[int, int]:
+        """Logical to physical: the block and the slot that hold this token position."""
+        return sequence.table[position // self.size], position % self.size
 
     @rule(prompt=st.integers(1, 20), max_tokens=st.integers(1, 40))
     def enter(self, prompt: int, max_tokens: int) -> None:
         self.number += 1
         request = Request(submit(self.number, "t", prompt, max_tokens), self.number, self.tenants.get("t"), 0.0)
         (sequence,) = request.sequences
-        lease_end = self.replica.first_lease(sequence)
+        lease_end = self.leases.first(self.replica, sequence)
         blocks = self.replica.ledger.allocate(-(-lease_end // self.size), self.number)
         if blocks is None:
             return
         request.state, request.replica = State.RUNNING, self.replica
         sequence.seq, sequence.table, sequence.lease_end = self.number, ids(blocks), lease_end
-        self.replica.enter(sequence)
+        residents.enter(self.replica, sequence)
         self.live.append(Written(sequence))
 
     @precondition(lambda self: self.live)
@@ -270,11 +276,11 @@ class TableMachine(Counted):
         sequence = written.sequence
         end = min(sequence.lease_end, sequence.position + count)
         for position in range(sequence.position, end):
-            written.slots[position] = sequence.translate(position, self.size)
-        self.replica.fill(sequence, end, b"")
+            written.slots[position] = self.slot(sequence, position)
+        self.leases.fill(self.replica, sequence, end, b"")
         room, waited = self.replica.ledger.num_available, bool(self.replica.wanting)
         before = sequence.lease_end
-        self.replica.renew(sequence)
+        self.leases.renew(self.replica, sequence)
         assert before <= sequence.lease_end <= sequence.limit
         if sequence.seq in self.replica.wanting:
             assert waited or room * self.size < sequence.limit, "it waits though there was room"
@@ -283,7 +289,7 @@ class TableMachine(Counted):
 
     @rule()
     def serve(self) -> None:
-        starving = self.replica.serve_wanting()
+        starving = self.leases.serve_wanting(self.replica)
         wanting = list(self.replica.wanting.values())
         assert (starving is None) == (not wanting)
         if starving is not None:
@@ -292,17 +298,17 @@ class TableMachine(Counted):
     @precondition(lambda self: self.live)
     @rule(which=st.integers(0, 99))
     def leave(self, which: int) -> None:
-        self.replica.leave(self.live.pop(which % len(self.live)).sequence)
+        residents.leave(self.replica, self.live.pop(which % len(self.live)).sequence)
 
     @invariant()
     def agrees(self) -> None:
         if not hasattr(self, "replica"):
             return
-        self.replica.check()
+        residents.check(self.replica, [])
         taken: set[tuple[int, int]] = set()
         for written in self.live:
             for position, slot in written.slots.items():
-                assert written.sequence.translate(position, self.size) == slot, "a written position has moved"
+                assert self.slot(written.sequence, position) == slot, "a written position has moved"
                 assert slot not in taken, f"two positions share slot {slot}"
                 taken.add(slot)
         held = {block for written in self.live for block in written.sequence.table}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
 import sys
 import time
@@ -93,7 +94,7 @@ def _text(value: str) -> bytes:
 
 
 async def flood_with_resets(address: str, seconds: float) -> None:
-    """Begins calls and takes each back at once."""
+    """Begins calls and takes each back at once, until the server ends the connection if it does."""
     client, until = await RawClient.connect(address), time.monotonic() + seconds
     message = pb.GenerateRequest(model="m", prompt=pb.Prompt(text="aaa"))
     message.sampling.max_tokens = 500
@@ -104,12 +105,13 @@ async def flood_with_resets(address: str, seconds: float) -> None:
             await client.read()
 
     reading = asyncio.create_task(read())
-    while time.monotonic() < until and not reading.done():
-        for _ in range(200):
-            stream = client.call("/quire.v1.InferenceService/Generate")
-            client.send(stream, raw)
-            client.reset(stream)
-        await client.writer.drain()
+    with contextlib.suppress(ConnectionError):
+        while time.monotonic() < until and not reading.done():
+            for _ in range(200):
+                stream = client.call("/quire.v1.InferenceService/Generate")
+                client.send(stream, raw)
+                client.reset(stream)
+            await client.writer.drain()
     reading.cancel()
 
 

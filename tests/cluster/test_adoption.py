@@ -11,10 +11,13 @@ from cluster.centre.scheduler import Scheduler
 from cluster.messages import (
     Accepted,
     Adopt,
+    Advances,
     Cancel,
     Claim,
     Closed,
     Done,
+    Find,
+    Found,
     GatewayLost,
     GatewayState,
     HandOver,
@@ -28,9 +31,11 @@ from cluster.messages import (
     ReplicaState,
     Reroute,
     Resident,
+    Result,
     Seal,
     Sealed,
     Start,
+    Stopped,
     Submit,
     ids,
 )
@@ -115,7 +120,7 @@ def test_the_last_word_of_the_client_decides_who_is_told() -> None:
     assert isinstance(again, Accepted) and again.turn > accepted.turn
     # Who is told already and says so again changes nothing.
     orders = driver.turn(Claim("t/q", "a", 1))
-    assert orders == [Accepted("a", 1, "t/q", 0, "", again.turn)]
+    assert orders == [Accepted("a", 1, "t/q", 0, "", again.turn, 1)]
     driver.turn(Closed("t/q", "b", 1))
     assert not driver.scheduler.requests["t/q"].is_cancelled
     driver.turn(Cancel("t/q", "a", 1))
@@ -150,22 +155,92 @@ def test_a_seal_waits_for_every_gateway_that_may_know_what_was_sent() -> None:
     assert len(again.tokens) == 40 + 13 and (again.gateway, again.route) == ("b", 1)
 
 
-def test_a_seal_does_not_wait_for_the_dead_or_for_ever() -> None:
-    for ending in ("lost", "silent"):
-        driver = Driver(SchedulerSettings(seal_timeout_s=5.0))
-        asked, start = running(driver)
-        driver.result(advances=[(start, 47, 8)])
-        driver.turn(Adopt(at("b", 1, asked)))
-        (seal,) = of(Seal, driver.turn(ReplicaLost("r0", 1), joined("r1")))
-        assert isinstance(seal, Seal) and seal.gateway == "b"
-        orders = driver.turn(Sealed("t/q", "b", 1, seal.attempt, (ids(),), (Reason.NONE,)))
-        assert not starts(orders), "a has not handed over yet"
-        if ending == "lost":
-            orders = driver.turn(GatewayLost("a"))
-        else:
-            driver.now += 5.0
-            orders = driver.turn()
-        assert len(starts(orders)["t/q"].tokens) == 48
+@pytest.mark.parametrize("order", ["handed over, then ended", "ended, then handed over"])
+def test_beams_that_a_client_may_have_read_elsewhere_are_not_searched_for_again(order: str) -> None:
+    driver = Driver()
+    asked = at("a", 1, submit("t/q", range(40), 30, n=2))
+    asked = replace(asked, sampling=replace(asked.sampling, beam_width=2))
+    start = starts(driver.turn(asked))["t/q"]
+    beams, ended = (ids([7, 8]), ids([7, 9, 9])), (Reason.STOP, Reason.LENGTH)
+    handed_over = Sealed("t/q", "a", 1, 0, beams, ended)
+    driver.turn(Adopt(at("b", 1, asked)))
+    if order == "handed over, then ended":
+        driver.turn(handed_over)
+    orders = driver.result(stopped=[(start, Reason.STOP, 44, 3)])
+    (seal,) = of(Seal, orders)
+    assert isinstance(seal, Seal) and seal.gateway == "b"
+    orders = driver.turn(Sealed("t/q", "b", 1, seal.attempt, (ids(), ids()), (Reason.NONE, Reason.NONE)))
+    if order == "ended, then handed over":
+        orders = driver.turn(handed_over)
+    replays = [one for one in of(Replay, orders) if isinstance(one, Replay)]
+    assert [(one.gateway, one.tokens.route, one.tokens.ids, one.tokens.reason) for one in replays] == [
+        ("b", 1, tokens, reason) for tokens, reason in zip(beams, ended, strict=True)
+    ]
+    assert not starts(orders) and not driver.scheduler.requests
+
+
+def test_a_seal_waits_for_who_is_silent_until_it_is_lost() -> None:
+    """It may have sent more than any worker reported, and another replica may draw other tokens."""
+    driver = Driver(SchedulerSettings(seal_timeout_s=5.0))
+    asked, start = running(driver)
+    driver.result(advances=[(start, 47, 8)])
+    driver.turn(Adopt(at("b", 1, asked)))
+    (seal,) = of(Seal, driver.turn(ReplicaLost("r0", 1), joined("r1")))
+    assert isinstance(seal, Seal) and seal.gateway == "b"
+    orders = driver.turn(Sealed("t/q", "b", 1, seal.attempt, (ids(),), (Reason.NONE,)))
+    assert not starts(orders), "a has not handed over yet"
+    for _ in range(3):
+        driver.now += 5.0
+        orders = driver.turn()
+        assert not starts(orders) and of(Seal, orders) == [Seal("a", 1, "t/q", seal.attempt)]
+    orders = driver.turn(GatewayLost("a"))
+    assert len(starts(orders)["t/q"].tokens) == 48
+
+
+def test_who_comes_to_logprobs_while_others_are_asked_is_asked_as_well() -> None:
+    """It is told no tokens without them, so what it lacks has to be drawn again."""
+    driver = Driver()
+    asked = at("a", 1, submit("t/q", range(40), 3))
+    asked = replace(asked, sampling=replace(asked.sampling, logprobs=1))
+    start = starts(driver.turn(asked))["t/q"]
+    driver.result(stopped=[(start, Reason.LENGTH, 42, 3)])
+    (seal,) = of(Seal, driver.turn(ReplicaLost("r0", 1), joined("r1")))
+    assert isinstance(seal, Seal) and seal.gateway == "a"
+    orders = driver.turn(Adopt(at("b", 1, asked)))
+    (seal,) = of(Seal, orders)
+    assert isinstance(seal, Seal) and seal.gateway == "b" and not of(Replay, orders)
+    # The gateway that had it has died, and its next life knows nothing.
+    orders = driver.turn(Sealed("t/q", "a", 1, 0, (), ()))
+    orders += driver.turn(Sealed("t/q", "b", 1, seal.attempt, (ids(),), (Reason.NONE,)))
+    assert len(starts(orders)["t/q"].tokens) == 40
+
+
+@pytest.mark.parametrize("first", ["replica", "gateway"])
+@pytest.mark.parametrize("back", ["same", "other"])
+def test_no_attempt_begins_while_its_gateway_is_lost(first: str, back: str) -> None:
+    """It lives, and has more of the last attempt than was reported: what another replica draws may not fit to that."""
+    driver = Driver(SchedulerSettings(seal_timeout_s=1.0, orphan_grace_s=10.0))
+    asked, start = running(driver)
+    driver.result(advances=[(start, 47, 8)])
+    lost = [ReplicaLost("r0", 1), GatewayLost("a")]
+    for event in lost if first == "replica" else lost[::-1]:
+        driver.turn(event)
+    orders = driver.turn(joined("r1"))
+    for _ in range(3):
+        driver.now += 2.0
+        orders += driver.turn()
+    assert not starts(orders) and not of(Seal, orders)
+    held = (ids([7] * 13),)
+    if back == "same":
+        orders = driver.turn(GatewayState("a", (OpenRequest(asked, start.attempt, held, (Reason.NONE,)),)))
+    else:
+        orders = driver.turn(Adopt(at("b", 1, asked)))
+        held = (ids(),)
+    (seal,) = of(Seal, orders)
+    assert isinstance(seal, Seal) and not starts(orders)
+    again = starts(driver.turn(Sealed("t/q", seal.gateway, 1, seal.attempt, held, (Reason.NONE,))))["t/q"]
+    # What was reported goes on from there; what the gateway has beyond it stands.
+    assert len(again.tokens) == 40 + max(8, len(held[0])) and again.attempt > seal.attempt
 
 
 def state_of(start: Start, num_outputs: int) -> ReplicaState:
@@ -201,13 +276,54 @@ def test_a_resume_of_what_nobody_knows_is_refused_when_everybody_had_time_to_tel
     new = Scheduler(SchedulerSettings(rebuild_s=2.0, orphan_grace_s=10.0), epoch=2)
     assert new.turn([joined(), Adopt(at("b", 1, asked))], 10.0)[0:0] == []
     assert new.next_deadline == 12.0
+    # Its gateway may be late, so that is not the last word.
     (refused,) = of(Refused, new.turn([], 12.0))
-    assert isinstance(refused, Refused) and refused.code == "NOT_FOUND"
+    assert isinstance(refused, Refused) and refused.code == "UNAVAILABLE"
     # Much later nobody is expected any more, and nobody waits for a gateway that has gone itself.
-    assert of(Refused, new.turn([Adopt(at("b", 2, asked))], 40.0))
+    (refused,) = of(Refused, new.turn([Adopt(at("b", 2, asked))], 40.0))
+    assert isinstance(refused, Refused) and refused.code == "NOT_FOUND"
     late = Scheduler(SchedulerSettings(), epoch=2)
     late.turn([Adopt(at("b", 1, asked)), GatewayLost("b")], 10.0)
     assert not of(Refused, late.turn([], 13.0))
+
+
+def test_a_request_that_a_client_names_is_found_as_it_was_asked() -> None:
+    driver, asked = Driver(), replace(at("a", 1, submit("t/q", range(40), 30, n=2)), look="chat")
+    driver.turn(replace(asked, deadline=driver.now + 5.0))
+    (found,) = driver.turn(Find("t/q", "b", 7))
+    assert isinstance(found, Found) and (found.gateway, found.route) == ("b", 7)
+    assert found.submit == asked and 4.9 < found.rest_s < 5.0
+    # Nothing has changed hands: that is what Adopt is for.
+    assert driver.scheduler.requests["t/q"].gateway == "a"
+    orders = driver.turn(Adopt(at("b", 8, found.submit)))
+    assert [type(order) for order in orders[:2]] == [HandOver, Accepted]
+    (refused,) = driver.turn(Find("t/other", "b", 9))
+    assert isinstance(refused, Refused) and (refused.route, refused.code) == (9, "NOT_FOUND")
+
+
+def test_who_looks_for_a_request_waits_for_a_scheduler_that_is_new() -> None:
+    driver = Driver()
+    asked, start = running(driver)
+    new = Scheduler(SchedulerSettings(rebuild_s=2.0, orphan_grace_s=10.0), epoch=2)
+    assert not of(Found, new.turn([Find("t/q", "b", 7)], 10.0))
+    # What its replica tells is not all that was asked.
+    assert not of(Found, new.turn([state_of(start, 2)], 10.1))
+    told = GatewayState("a", (OpenRequest(replace(asked, look="chat"), 1, (ids([7]),), (Reason.NONE,), 0),))
+    (found,) = of(Found, new.turn([told], 10.2))
+    assert isinstance(found, Found) and found.submit.look == "chat" and found.submit.prompt == asked.prompt
+    late = Scheduler(SchedulerSettings(rebuild_s=2.0, orphan_grace_s=10.0), epoch=2)
+    late.turn([Find("t/q", "b", 7), state_of(start, 2)], 10.0)
+    # It runs, and goes on as soon as its client says what it is.
+    (refused,) = of(Refused, late.turn([], 12.0))
+    assert isinstance(refused, Refused) and refused.code == "NOT_FOUND"
+    # That nobody is waited for any more tells nothing of it.
+    late.turn([Find("t/q", "b", 8)], 12.5)
+    orders = late.turn([], 14.5)
+    assert not of(Found, orders) and len(of(Refused, orders)) == 1
+    orders = late.turn([Adopt(at("b", 9, replace(asked, look="chat", grace_s=30.0)))], 15.0)
+    assert reroutes(orders) == [Reroute(start.seq, "b", 9)] and late.requests["t/q"].tenant.name == "t"
+    (found,) = of(Found, late.turn([Find("t/q", "a", 10)], 15.1))
+    assert isinstance(found, Found) and (found.submit.look, found.submit.grace_s) == ("chat", 30.0)
 
 
 @pytest.mark.parametrize("first", ["older", "newer"])
@@ -245,6 +361,21 @@ def test_a_stop_string_that_was_found_while_the_scheduler_was_away_ends_the_sequ
     assert new.requests["t/q"].sequences[0].reason is Reason.STOP
 
 
+def test_what_a_gateway_lacks_of_an_ended_request_is_drawn_again_with_its_logprobs() -> None:
+    driver = Driver()
+    asked = at("a", 1, submit("t/q", range(40), 5))
+    asked = replace(asked, sampling=replace(asked.sampling, logprobs=1))
+    start = starts(driver.turn(asked))["t/q"]
+    driver.result(stopped=[(start, Reason.LENGTH, 44, 5)])
+    driver.turn(GatewayLost("a"))
+    held = OpenRequest(asked, start.attempt, (ids([7] * 2),), (Reason.NONE,))
+    orders = driver.turn(GatewayState("a", (held,)))
+    (seal,) = of(Seal, orders)
+    assert isinstance(seal, Seal) and of(Done, orders) and not of(Replay, orders)
+    again = starts(driver.turn(Sealed("t/q", "a", 1, seal.attempt, held.outputs, held.finished)))["t/q"]
+    assert (again.attempt, len(again.tokens)) == (start.attempt + 1, 42)
+
+
 def test_a_gateway_that_was_given_up_tells_what_it_holds_and_goes_on() -> None:
     driver = Driver(SchedulerSettings(orphan_grace_s=0.5))
     asked, start = running(driver)
@@ -266,14 +397,40 @@ def test_a_gateway_that_was_given_up_tells_what_it_holds_and_goes_on() -> None:
     assert len(again.tokens) == 45
 
 
-def test_what_a_gateway_closed_while_it_was_cut_off_is_forgotten() -> None:
-    driver = Driver()
+def test_what_a_gateway_closed_while_it_was_cut_off_is_forgotten_after_its_grace() -> None:
+    driver = Driver(SchedulerSettings(orphan_grace_s=3.0))
     _, start = running(driver)
     driver.result(stopped=[(start, Reason.STOP, 44, 5)])
     driver.turn(GatewayState("a", ()))
     assert driver.scheduler.unclosed, "its Done is on the way"
     driver.turn(GatewayLost("a"), GatewayState("a", ()))
+    driver.now += 4.0
+    driver.turn()
     assert not driver.scheduler.unclosed
+
+
+def test_a_gateway_that_was_given_up_while_it_asked_for_a_request_asks_again() -> None:
+    """What is asked for is not in a state: the request was taken as closed, and was not found."""
+    driver = Driver()
+    asked, start = running(driver)
+    driver.turn(Adopt(at("b", 2, asked)))
+    driver.result(stopped=[(start, Reason.STOP, 44, 5)])
+    orders = driver.turn(GatewayLost("b"), GatewayState("b", ()), Adopt(at("b", 2, asked)))
+    assert [type(order) for order in orders if not isinstance(order, Plan)] == [Accepted, Replay, Done]
+
+
+def test_a_gateway_that_was_given_up_meanwhile_is_told_why_a_request_was_broken_off() -> None:
+    """Its Done alone made the answer look whole."""
+    driver = Driver()
+    asked = replace(at("a", 1, submit("t/q", range(40), 30)), deadline=driver.now + 1.0)
+    start = starts(driver.turn(asked))["t/q"]
+    driver.turn(GatewayLost("a"))
+    driver.now += 2.0
+    driver.turn()
+    driver.result(stopped=[(start, Reason.DROPPED, 42, 3)])
+    told = OpenRequest(asked, 1, (ids([0, 1]),), (Reason.NONE,))
+    (refused, done) = driver.turn(GatewayState("a", (told,)))
+    assert isinstance(refused, Refused) and refused.code == "DEADLINE_EXCEEDED" and isinstance(done, Done)
 
 
 def test_a_client_may_take_as_long_as_it_said() -> None:
@@ -288,3 +445,44 @@ def test_a_client_may_take_as_long_as_it_said() -> None:
     driver.now += 2.0
     driver.turn()
     assert driver.scheduler.requests["t/q"].is_cancelled
+
+
+@pytest.mark.parametrize("first", ["replica", "gateway"])
+def test_an_attempt_that_a_later_one_has_followed_is_dropped_and_never_starts_again(first: str) -> None:
+    """A replica that had been given up comes back to a new scheduler, which does not know that, with what it ran."""
+    driver = Driver()
+    asked, start = running(driver)
+    later = replace(start, seq=start.seq + 1, attempt=start.attempt + 1)
+    new = Scheduler(SchedulerSettings(rebuild_s=2.0), epoch=2)
+    orders = new.turn([state_of(start, 2)], 10.0)
+    told = [replace(state_of(later, 1), joined=joined("r1"))]
+    gateway = GatewayState("a", (OpenRequest(asked, later.attempt, (ids([7]),), (Reason.NONE,)),))
+    for event in [*told, gateway] if first == "replica" else [gateway, *told]:
+        orders = [*orders, *new.turn([event], 10.1)]
+    assert drops(orders) == [start.seq]
+    plan = [order for order in orders if isinstance(order, Plan) and order.replica == "r0"][-1]
+    dropped = Stopped(start.seq, Reason.DROPPED, 41, ids())
+    orders = new.turn([Result("r0", 1, 2, 1, plan.number, 1, Advances(), (dropped,))], 10.2)
+    assert not starts(orders) and not new.waiting.all() and not new.replicas["r0"].requests
+    assert list(new.requests) == ["t/q"] and new.requests["t/q"].attempt == later.attempt
+    assert {tenant.name: tenant.num_active for tenant in new.tenants} == {"": 0, "t": 1}
+    new.check()
+
+
+@pytest.mark.parametrize("first", ["owner", "before"])
+def test_what_only_the_gateway_before_had_is_told_to_the_owner_by_a_new_scheduler(first: str) -> None:
+    """The owner was told that the request had ended, and never its tokens: the scheduler that adopted it had died."""
+    asked = submit("t/q", range(40), 3)
+    owner = GatewayState("b", (OpenRequest(at("b", 9, asked), 0, (ids(),), (Reason.NONE,), 1 << 20),))
+    before = GatewayState("a", (OpenRequest(at("a", 1, asked), 1, (ids([7, 8, 9]),), (Reason.LENGTH,), 0),))
+    new = Scheduler(SchedulerSettings(rebuild_s=2.0), epoch=2)
+    orders = new.turn([owner if first == "owner" else before], 10.0)
+    orders += new.turn([before if first == "owner" else owner], 10.1)
+    assert of(HandOver, orders) == [HandOver("a", 1, "t/q")]
+    (seal,) = of(Seal, new.turn([joined()], 12.2))
+    assert isinstance(seal, Seal) and seal.gateway == "b"
+    orders = new.turn([Sealed("t/q", "a", 1, 0, (ids([7, 8, 9]),), (Reason.LENGTH,))], 12.3)
+    orders += new.turn([Sealed("t/q", "b", 9, seal.attempt, (ids(),), (Reason.NONE,))], 12.4)
+    replays = [one for one in of(Replay, orders) if isinstance(one, Replay)]
+    assert [(one.gateway, one.tokens.route, list(one.tokens.ids)) for one in replays][:1] == [("b", 9, [7, 8, 9])]
+    assert [order.gateway for order in orders if isinstance(order, Done)] == ["b"]

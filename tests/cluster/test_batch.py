@@ -173,6 +173,8 @@ def test_what_a_line_says_counts_and_lines_of_openai_work_too(tmp_path: Path) ->
         assert body["usage"] == {"prompt_tokens": 2, "completion_tokens": 4, "total_tokens": 6}
         assert body["choices"][0]["finish_reason"] == "length" and by_name["a"]["error"] is None
         assert by_name["b"]["response"]["body"]["usage"]["completion_tokens"] == 6
+        # The one that names no model says which one answered.
+        assert [by_name[one]["response"]["body"]["model"] for one in "ab"] == ["m", "m"]
         own = by_name["3"]
         assert own["id"] == {"row": 7} and len(own["texts"]) == 2 and len(own["logprobs"][0]) == 9
         assert [len(tokens) for tokens in own["token_ids"]] == [9, 9]

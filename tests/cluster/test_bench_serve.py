@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cluster.bench.page import Line, Plot, page, round_ticks, svg, svg_file
 from cluster.bench.serve_client import Record
 from cluster.bench.serve_figures import Limits, figures, mean_gap, percentiles, under_way
 from cluster.bench.serve_load import LoadShape, shots
-from cluster.bench.serve_page import Line, page, plot
 from cluster.errors import ConfigError
 
 SHAPE = LoadShape("poisson", 5.0, 4.0, "sharegpt", None, None, 1.0, 4096, 4096, 0, 1, 7)
@@ -81,11 +81,31 @@ def test_figures_count_from_when_a_request_was_due() -> None:
 
 def test_the_page_is_well_formed_and_its_lines_stay_inside() -> None:
     lines = [Line("a <b>", [0.0, 1.0, 4.0], [0.0, 0.5, 1.0]), Line("c", [0.0, 2.0], [0.2, 0.9])]
-    drawn = plot("First & last", "ms", "share", lines)
-    tree = ET.fromstring(drawn)
+    drawn = Plot("First & last", "ms", "share", lines)
+    tree = ET.fromstring(svg(drawn))
     points = re.findall(r"([\d.]+),([\d.]+)", " ".join(line.get("points", "") for line in tree.iter("polyline")))
     assert len(points) == 5
     assert all(0 <= float(x) <= 560 and 0 <= float(y) <= 300 for x, y in points)
-    assert plot("nothing", "x", "y", [Line("", [], [])]).endswith("</svg></figure>")
+    assert svg(Plot("nothing", "x", "y", [Line("", [], [])])).endswith("</svg>")
+    powers = [Line("a", [1.0, 16.0, 256.0], [3.0, 2.0, 1.0])]
+    both = ET.fromstring(svg_file([drawn, Plot("by <size>", "slots", "ms", powers, is_log=True)]))
+    marks = [float(dot.get("cx", "")) for dot in both.iter("{http://www.w3.org/2000/svg}circle")][-3:]
+    assert marks[1] - marks[0] == pytest.approx(marks[2] - marks[1], abs=0.2)
     text = page("t", ["a note"], {"table": [{"name": "<x>", "value": 1234.5}]}, [drawn])
     assert "&lt;x&gt;" in text and "1,234" in text and "<x>" not in text
+
+
+@pytest.mark.parametrize("most", [0.0003, 0.97, 1.0, 7.0, 13.9, 99.0, 1_234.0, 5_000_001.0])
+def test_ticks_are_figures_that_people_read_at_once(most: float) -> None:
+    ticks = round_ticks(most)
+    assert ticks[0] == 0 and ticks[-1] >= most * 0.999 and ticks[-2] < most and 3 <= len(ticks) <= 7
+    for tick in ticks[1:]:
+        digits = f"{tick:.6e}".split("e")[0].rstrip("0").replace(".", "")
+        assert len(digits) <= 3, tick
+
+
+def test_a_limit_is_drawn_and_named() -> None:
+    lines = [Line("a", [1.0, 30.0], [0.0, 1.0])]
+    text = svg(Plot("first token", "ms", "share", lines, limits={"limit 200 ms": 200.0}))
+    assert "limit 200 ms" in text and "stroke-dasharray" in text and ">200<" in text
+    assert "stroke-dasharray" not in svg(Plot("first token", "ms", "share", lines))

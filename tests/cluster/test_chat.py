@@ -10,12 +10,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from cluster.cli.chat import Conversation
 from cluster.client.blocking import Client
+from cluster.errors import NotFound, Unavailable
+from cluster.gateway.settings import GatewaySettings
 from cluster.sampling import SamplingParams
-from tests.cluster.front_door import Door, at_the_door, slow
+from tests.cluster.front_door import SHAPE, Door, at_the_door, slow
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,6 +97,12 @@ def test_a_conversation_goes_on_whatever_happens(tmp_path: Path) -> None:
             terminal.until("> ")
             terminal.type("", end="\x03")
             terminal.until("Ctrl-D or /quit leaves")
+            # What is being typed is taken back, and that is no second one at an empty prompt.
+            terminal.until("> ")
+            terminal.type("half a question", end="")
+            terminal.until("question")
+            terminal.type("", end="\x03")
+            terminal.until("> ")
             terminal.type("/nonsense")
             terminal.until("/help lists")
             terminal.until("> ")
@@ -132,6 +143,29 @@ def test_what_fails_can_be_asked_again_and_a_wrong_start_is_one_line(tmp_path: P
         assert await asyncio.to_thread(talk) == [2, 0]
 
     at_the_door(story, timeout_s=90)
+
+
+def test_a_second_model_breaks_no_conversation_with_the_default() -> None:
+    async def story(door: Door) -> None:
+        catalogue = door.gateway.catalogue
+        catalogue.models["n"] = catalogue.models["m"]
+        await door.until(lambda: set(catalogue.served) == {"m", "n"})
+
+        def talk(model: str) -> str:
+            with Client(door.address) as client:
+                return "".join(Conversation(client, model, SamplingParams(max_tokens=3, seed=1)).ask("wdaa"))
+
+        assert await asyncio.to_thread(talk, "")
+        catalogue.default = ""
+        with pytest.raises(NotFound, match="--model is to be one of m, n"):
+            await asyncio.to_thread(talk, "")
+        assert await asyncio.to_thread(talk, "n")
+        catalogue.served.clear()
+        with pytest.raises(Unavailable, match="no model is served now"):
+            await asyncio.to_thread(talk, "")
+
+    settings = GatewaySettings(port=0, default_model="m")
+    at_the_door(story, settings=settings, shapes=[SHAPE, replace(SHAPE, model="n")], timeout_s=60)
 
 
 def through_a_pipe(door: Door, lines: str) -> Callable[[], "subprocess.CompletedProcess[str]"]:

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from cluster.errors import InvalidRequest
-from cluster.gateway.templates import Template, Templates
+from cluster.gateway.templates import Conversation, Template, Templates
 from worker.demo import PATH
 
 USER = [{"role": "user", "content": "What is 2 + 3?"}, {"role": "assistant", "content": 'a "quoted" é \U0001f600'}]
@@ -87,8 +87,8 @@ def test_texts_are_those_of_transformers() -> None:
             assert template is not None
             for add in (True, False):
                 wanted = tokenizer.apply_chat_template(USER, tokenize=False, add_generation_prompt=add)
-                assert await templates.render(template, USER, add, 10_000) == wanted
-        assert templates.num_ended == 0
+                assert await templates.render("t", template, Conversation(USER, add), 10_000) == wanted
+        assert templates.child.num_ended == 0
 
     with_templates(story)
 
@@ -100,15 +100,17 @@ def test_whatever_goes_wrong_in_a_template_is_the_error_of_who_asked() -> None:
     async def story(templates: Templates) -> None:
         for name, source in HOSTILE.items():
             if name == "half a character":
-                assert await templates.render(Template(source, {}), USER, True, 4000) == "\ud800"
+                assert await templates.render("t", Template(source, {}), Conversation(USER), 4000) == "\ud800"
                 continue
             with pytest.raises(InvalidRequest) as found:
-                await templates.render(Template(source, {}), USER, True, 4000)
+                await templates.render("t", Template(source, {}), Conversation(USER), 4000)
             assert found.value.field == "prompt.chat", name
             assert len(str(found.value)) < 1000
             # The next one is served, by the same child or another.
-            assert await templates.render(good, USER, True, 4000) == USER[0]["content"] + USER[1]["content"]
-        assert templates.num_ended >= 1
+            assert (
+                await templates.render("t", good, Conversation(USER), 4000) == USER[0]["content"] + USER[1]["content"]
+            )
+        assert templates.child.num_ended >= 1
 
     with_templates(story, render_s=8.0)
 
@@ -116,10 +118,12 @@ def test_whatever_goes_wrong_in_a_template_is_the_error_of_who_asked() -> None:
 @pytest.mark.timeout(60)
 def test_who_stops_waiting_leaves_no_answer_to_the_next() -> None:
     async def story(templates: Templates) -> None:
-        slow = asyncio.create_task(templates.render(Template(HOSTILE["for ever"], {}), USER, True, 100))
-        while templates._child is None or not templates._known:  # noqa: ASYNC110
+        slow = asyncio.create_task(templates.render("t", Template(HOSTILE["for ever"], {}), Conversation(USER), 100))
+        while templates.child._child is None or not templates.child._known:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        next_one = asyncio.create_task(templates.render(Template("{{ messages[0].role }}", {}), USER, True, 100))
+        next_one = asyncio.create_task(
+            templates.render("t", Template("{{ messages[0].role }}", {}), Conversation(USER), 100)
+        )
         await asyncio.sleep(0.05)
         slow.cancel()
         assert await next_one == "user"

@@ -41,6 +41,12 @@ def test_help_in_a_pipe_has_no_boxes_and_no_colours() -> None:
     assert "Exit codes" in done.stdout
 
 
+def test_what_each_command_does_is_said_whole_on_a_line() -> None:
+    commands = quire("--help", COLUMNS="80").stdout.partition("Commands:\n")[2].partition("\n\n")[0]
+    lines = commands.splitlines()
+    assert len(lines) > 20 and [line for line in lines if not line.endswith(".") or line.endswith("...")] == []
+
+
 def test_alone_it_shows_the_help_and_h_is_help_everywhere() -> None:
     assert quire().returncode == 0 and quire().stdout == quire("--help").stdout == quire("-h").stdout
     for words in (["size"], ["up"], ["generate"], ["bench", "scheduler"]):

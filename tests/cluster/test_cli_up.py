@@ -10,6 +10,8 @@ import pytest
 
 from cluster.cli import main
 from cluster.lifecycle.cluster_settings import ClusterSettings, gather
+from cluster.serving.auth_certificates import make_certificates
+from cluster.serving.public_port import PortTls
 
 FREE = ["--port", "0", "--admin-port", "0", "--metrics-port", "0"]
 
@@ -35,11 +37,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--config", "/nowhere.toml"], 2, "the settings file /nowhere.toml cannot be read"),
         (["--address", "127.0.0.1:9"], 3, "no Ray cluster answers at 127.0.0.1:9"),
         (["--device", "cuda"], 2, "device is cuda"),
-        (["--tp", "3", "--cpus-per-worker", "0.1"], 2, "3 ranks can't share evenly; give 1 or "),
+        (["--tp", "3", "--cpus-per-worker", "0.1"], 2, "3 ranks can't share evenly; give 2 or "),
         (["--workers", "4096"], 2, "4096 workers need 4096 CPU, and this machine has "),
         (["--tp", "2", "--workers", "2048"], 2, "2048 workers of 2 ranks need 4096 CPU"),
         (["--autoscale", "1:4096"], 2, "4096 workers need 4096 CPU, and this machine has "),
-        (["--model", ""], 2, "model is '', which has no name; give a folder or a hub id"),
+        (["--model", ""], 2, "model is '', which has no name; give a folder, a hub id"),
     ],
 )
 def test_each_wrong_word_is_one_line(
@@ -67,6 +69,24 @@ def test_a_port_that_is_taken_is_named_with_its_option(capsys: pytest.CaptureFix
             )
 
 
+def test_a_certificate_that_commands_here_would_refuse_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is started: it was found when all workers had come up."""
+    here, other = (make_certificates(tmp_path / name, [name]) for name in ("localhost", "elsewhere"))
+    for host, certificate, key, authority, said in (
+        ("127.0.0.1", here.server_certificate, here.server_key, here.authority, "does not have the name 127.0.0.1"),
+        ("localhost", here.server_certificate, here.server_key, other.authority, "give the authority that signed it"),
+        ("localhost", here.server_certificate, other.server_key, here.authority, "are no certificate and its key"),
+        ("localhost", here.server_certificate, here.server_key, tmp_path / "no.pem", "no.pem: No such file"),
+    ):
+        words = ["--tls-certificate", str(certificate), "--tls-key", str(key), "--tls-authority", str(authority)]
+        assert main(["up", *FREE, "--host", host, *words]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and said in err, err
+    PortTls(here.server_certificate, here.server_key).check_client("localhost", here.authority)
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -76,6 +96,9 @@ def test_a_port_that_is_taken_is_named_with_its_option(capsys: pytest.CaptureFix
         ("model = 3", "model is 3; give a text or a list of texts"),
         ("kv_memory = 5", "kv_memory is 5; give a text in quotes"),
         ("workers = true", "workers is True; give a whole number"),
+        ("x = " + "[" * 100_000, "cannot be read"),
+        ("#" * 2_000_000, "more than 1,048,576 bytes"),
+        ("workers = " + "9" * 10_000, "cannot be read"),
     ],
 )
 def test_a_settings_file_that_is_wrong_is_one_line(

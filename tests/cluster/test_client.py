@@ -22,7 +22,8 @@ from cluster.offline.outputs import RequestOutput
 from cluster.sampling import SamplingParams
 from protos.quire.v1 import common_pb2
 from protos.quire.v1 import inference_pb2 as pb
-from tests.cluster.front_door import PROMPT, Door, Proxy, at_the_door, expected, open_server, slow
+from tests.cluster.front_door import PROMPT, Door, at_the_door, expected, open_server, slow
+from tests.links.proxies import PortProxy
 
 
 def in_a_thread(door: Door, work) -> asyncio.Future:
@@ -128,7 +129,7 @@ def test_a_broken_connection_is_resumed_on_the_same_gateway():
     """A proxy between the two is cut again and again; the stream that comes out has no seam."""
 
     async def story(door: Door) -> None:
-        proxy = Proxy(door.server.port)
+        proxy = PortProxy(door.server.port)
         await proxy.start()
         async with AsyncClient(f"127.0.0.1:{proxy.port}") as client:
             prompts = [[4, 5, number + 1] for number in range(6)]

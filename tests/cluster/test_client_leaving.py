@@ -14,7 +14,8 @@ from cluster.messages import GatewayLost
 from cluster.offline.outputs import RequestOutput
 from cluster.sampling import SamplingParams
 from cluster.settings import SchedulerSettings
-from tests.cluster.front_door import PROMPT, Door, Proxy, at_the_door, expected, open_server, slow
+from tests.cluster.front_door import PROMPT, Door, at_the_door, expected, open_server, slow
+from tests.links.proxies import PortProxy
 
 LONG = SamplingParams(max_tokens=1_900, ignore_eos=True)
 OPTIONS = Options(resume_grace_s=30.0)
@@ -77,7 +78,7 @@ def test_a_batch_goes_on_over_a_connection_that_breaks_while_the_queue_is_full()
     """What waits to be asked again is asked once, not by its timer too."""
 
     async def story(door: Door) -> None:
-        proxy = Proxy(door.server.port)
+        proxy = PortProxy(door.server.port)
         await proxy.start()
         params = SamplingParams(max_tokens=30, seed=2, ignore_eos=True)
         found: dict[int, RequestOutput | QuireError] = {}

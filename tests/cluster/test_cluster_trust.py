@@ -19,7 +19,6 @@ from pathlib import Path
 import pytest
 
 from cluster import Client
-from cluster.lifecycle import launch
 from cluster.lifecycle.cluster_settings import ClusterSettings
 from cluster.lifecycle.ports import free_port
 from cluster.lifecycle.running import Running
@@ -35,6 +34,7 @@ from tests.cluster.clusters import (
     pid_of,
     processes_with,
     soon,
+    up,
     wait_for_all,
     wait_for_workers,
 )
@@ -45,18 +45,6 @@ SETTINGS = ClusterSettings(
     workers=2, gateways=2, kv_blocks=256, cpus_per_worker=0.5, port=0, admin_port=0, metrics_port=0, max_batch=16
 )
 MAX_PAUSE_S, MAX_ADMISSION_S = 2.0, 5.0
-
-
-@contextmanager
-def up(settings: ClusterSettings, home: Path) -> Iterator[Running]:
-    before = os.environ.get("QUIRE_HOME")
-    os.environ["QUIRE_HOME"] = str(home)
-    try:
-        yield launch.up(settings, print)
-    finally:
-        left = launch.down(print)
-        os.environ.pop("QUIRE_HOME") if before is None else os.environ.update(QUIRE_HOME=before)
-        assert not left, left
 
 
 @pytest.mark.timeout(900)

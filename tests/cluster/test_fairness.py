@@ -10,11 +10,12 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from cluster.centre.admission import Admission
-from cluster.centre.fairness import Tenants, WaitingQueue
+from cluster.centre.books import Books
+from cluster.centre.fairness import WaitingQueue
+from cluster.centre.nouns import Request, State
 from cluster.centre.placement import Place
 from cluster.centre.pressure import Pressure
-from cluster.centre.scheduler import Scheduler
-from cluster.centre.sequences import Request, State
+from cluster.centre.tenants import Tenants
 from cluster.messages import Plan, Reason, Submit, ids
 from cluster.sampling import SamplingParams
 from cluster.settings import PreemptionName, SchedulerSettings
@@ -144,7 +145,7 @@ class Watch:
         start, preempt, watch = Admission._start, Pressure.preempt, self
 
         def watched_start(self: Admission, request: Request, place: Place, hits: dict[int, list[int]]) -> None:
-            watch.started(self._scheduler, request)
+            watch.started(self._books, request)
             start(self, request, place, hits)
 
         def watched_preempt(self: Pressure, request: Request, why: str, cause: str) -> None:
@@ -154,9 +155,9 @@ class Watch:
         patch.setattr(Admission, "_start", watched_start)
         patch.setattr(Pressure, "preempt", watched_preempt)
 
-    def started(self, scheduler: Scheduler, request: Request) -> None:
+    def started(self, books: Books, request: Request) -> None:
         self.num_starts += 1
-        for other in scheduler.requests.values():
+        for other in books.requests.values():
             if other.state is State.QUEUED and other.priority == request.priority:
                 assert request.tenant.service <= other.tenant.service, f"{request} starts before {other}"
 

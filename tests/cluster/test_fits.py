@@ -24,7 +24,7 @@ from cluster.messages import (
     Submit,
     ids,
 )
-from cluster.settings import SchedulerSettings
+from cluster.settings import PlacementName, SchedulerSettings
 from tests.cluster.test_scheduler import Driver, joined, starts, submit
 
 LARGE, SMALL = 64, 8
@@ -133,3 +133,47 @@ def test_after_that_time_it_is_refused() -> None:
     assert not any(isinstance(order, Plan) and order.starts for order in scheduler.turn([], 3.0))
     assert scheduler.next_deadline == pytest.approx(6.0)
     assert [refused.request_id for refused in refusals(scheduler.turn([], 6.0))] == ["big"]
+
+
+@pytest.mark.parametrize("placement", ["scored", "round_robin", "least_loaded"])
+@pytest.mark.parametrize("width", [None, 3])
+def test_nothing_starts_where_it_could_never_end(placement: PlacementName, width: int | None) -> None:
+    """It was preempted when the small pool was full and began there again, for ever: beams begin with their prompt."""
+    driver = Driver(SchedulerSettings(placement=placement), num_blocks=SMALL)
+    driver.turn(joined("r1", num_blocks=LARGE))
+    for number in range(2):
+        asked = submit(f"big{number}", range(100 * number, 100 * number + 60), 120 if width is None else 40)
+        asked = replace(asked, sampling=replace(asked.sampling, beam_width=width))
+        plans = [order for order in driver.turn(asked) if isinstance(order, Plan)]
+        assert [plan.replica for plan in plans] == ["r1"]
+    assert [plan.replica for plan in driver.turn(submit("small", range(500, 520), 4)) if isinstance(plan, Plan)]
+
+
+def test_nothing_moves_to_where_it_could_never_end() -> None:
+    driver = Driver(num_blocks=LARGE)
+    start = starts(driver.turn(BIG))["big"]
+    driver.result(advances=[(start, 100, 1)])
+    scheduler = driver.scheduler
+    driver.turn(joined("r1", num_blocks=18), joined("r2", num_blocks=19))
+    request, targets = scheduler.requests["big"], list(scheduler.replicas.values())
+    able = [replace(target.joined, bytes_per_s=1.0) for target in targets]
+    for target, told in zip(targets, able, strict=True):
+        target.joined = told
+    assert [target.name for target in scheduler.movable.with_room(request, targets)] == ["r2"]
+
+
+def test_what_a_new_scheduler_accepted_while_it_listened_waits_for_replicas_that_report_late() -> None:
+    """It was refused for good when everybody had had time to tell, and the replica that held it came a little later."""
+    scheduler = Scheduler(SchedulerSettings(rebuild_s=2.0, replica_return_s=30.0), epoch=2)
+    scheduler.turn([ReplicaState(joined("r0", num_blocks=SMALL), (), (), ())], 0.0)
+    assert [type(order) for order in scheduler.turn([BIG], 1.0)] == [Accepted]
+    assert scheduler.turn([], 2.1) == []
+    assert "big" in starts(scheduler.turn([ReplicaState(joined("r1", num_blocks=LARGE), (), (), ())], 3.0))
+    # What is asked when it listens no more is measured by those that are here.
+    assert scheduler.turn([], 5.1) == []
+    assert refusals(scheduler.turn([submit("huge", range(500), 2000)], 5.2))
+    # Nobody comes who could hold it.
+    late = Scheduler(SchedulerSettings(rebuild_s=2.0, replica_return_s=30.0), epoch=2)
+    late.turn([ReplicaState(joined("r0", num_blocks=SMALL), (), (), ()), BIG], 0.0)
+    assert not refusals(late.turn([], 31.0)) and late.next_deadline == 32.0
+    assert refusals(late.turn([], 32.0))

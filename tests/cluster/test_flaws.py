@@ -48,11 +48,11 @@ POOL = HostPoolJoined("h0", 7, "node", 16, 4096, "f", 1e9)
 def test_a_host_pool_that_cannot_be_is_not_taken(pool: HostPoolJoined) -> None:
     driver = Driver()
     driver.turn(pool)
-    assert not driver.scheduler.swapper.pools and driver.scheduler.counters["events refused"] == 1
+    assert not driver.scheduler.pools and driver.scheduler.counters["events refused"] == 1
     (note,) = driver.scheduler.notes.since(0)
     assert (note.kind, note.subject) == ("refused", "HostPoolJoined") and note.why
     driver.turn(POOL)
-    assert list(driver.scheduler.swapper.pools) == ["h0"]
+    assert list(driver.scheduler.pools) == ["h0"]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_lower_incarnation_never_joins_though_the_higher_one_is_gone() -> None
     driver = Driver()
     driver.turn(replace(joined(), incarnation=5), ReplicaLost("r0", 5), replace(joined(), incarnation=3))
     driver.turn(POOL, HostPoolLost("h0", 7), replace(POOL, incarnation=6))
-    assert not driver.scheduler.replicas and not driver.scheduler.swapper.pools
+    assert not driver.scheduler.replicas and not driver.scheduler.pools
     assert driver.scheduler.counters["stale joins"] == 2
     driver.turn(replace(joined(), incarnation=6))
     assert list(driver.scheduler.replicas) == ["r0"]

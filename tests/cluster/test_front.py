@@ -1,4 +1,4 @@
-"""Gateway, scheduler and workers over real gRPC streams that break, stall and change ends: no token lost or doubled."""
+"""Gateway, scheduler and workers over real links that break, stall and change ends: no token lost or doubled."""
 
 import asyncio
 import contextlib
@@ -6,8 +6,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import grpc
-import grpc.aio
 import pytest
 
 from cluster.client.asynchronous import AsyncClient
@@ -18,22 +16,26 @@ from cluster.gateway.front_tokens import TokenIntake
 from cluster.gateway.gateway import Gateway
 from cluster.gateway.server import GatewayServer
 from cluster.gateway.settings import GatewaySettings
+from cluster.links.dialer import Dialer
+from cluster.links.dialing import DialingEnd
 from cluster.links.security import ClusterSecurity
-from cluster.messages import Cancel, Submit, Tokens, ids
+from cluster.links.sockets import connect
+from cluster.links.terms import Met, Refused
+from cluster.messages import Cancel, GatewayState, OpenRequest, Reason, Submit, Tokens, ids
 from cluster.sampling import SamplingParams
+from cluster.serving import front_server
 from cluster.serving.front_server import FrontServer
 from cluster.serving.inside import Inside
-from cluster.sim.live import LiveCluster
-from cluster.wire.frames import framed
-from cluster.wire.plans import parsed
-from cluster.wire.tokens import fill_tokens
-from protos.quire.v1 import front_pb2 as pb
-from protos.quire.v1.front_pb2_grpc import add_FrontServiceServicer_to_server
-from tests.cluster.front_door import PROMPT, Proxy, expected, slow, text_model
-from worker.frame_link import TOKENS, FrameLink, connect
+from cluster.watching.metrics import Family
+from cluster.wire import gateways
+from cluster.wire import tokens as wire
+from cluster.wire.gateways import LIVES
+from tests.cluster.front_door import PROMPT, expected, slow, text_model
+from tests.cluster.live import LiveCluster
+from tests.links.proxies import LinkProxy
 from worker.token_push import TokenPusher
 
-SILENCE_S = 0.8
+SILENCE_S = 2.0
 SECURITY = ClusterSecurity("the secret of these tests")
 
 
@@ -43,27 +45,24 @@ class Wired:
 
     cluster: LiveCluster
     front: FrontServer
-    scheduler_proxy: Proxy
-    token_proxy: Proxy
+    scheduler_proxy: LinkProxy
+    token_proxy: LinkProxy
     gateway: Gateway
     client: AsyncClient
     link: FrontLink
     intake: TokenIntake
     pushers: dict[str, TokenPusher] = field(default_factory=dict)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
-    servers: list[grpc.aio.Server] = field(default_factory=list)
+    fronts: list[FrontServer] = field(default_factory=list)
     # The gateway's public one.
     port: int = 0
 
     async def serve_front(self) -> None:
         """The front server of the scheduler that there is now; gateways find it behind the proxy."""
         front = FrontServer(self.cluster.host, self.cluster.served, hash_key=b"key", silence_s=SILENCE_S)
-        server = grpc.aio.server(interceptors=[SECURITY.aio_interceptor()])
-        add_FrontServiceServicer_to_server(front, server)
-        self.scheduler_proxy.target = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
+        self.scheduler_proxy.target = await front.listen(Inside("127.0.0.1", SECURITY))
         self.front = front
-        self.servers.append(server)
+        self.fronts.append(front)
         self.tasks.append(asyncio.get_running_loop().create_task(front.watch()))
 
     async def meet_scheduler(self) -> None:
@@ -75,29 +74,31 @@ class Wired:
 @contextlib.asynccontextmanager
 async def wired(num_workers: int = 1, step_s: float = 0.01) -> AsyncIterator[Wired]:
     cluster = LiveCluster()
-    scheduler_proxy, token_proxy = Proxy(0), Proxy(0)
+    scheduler_proxy, token_proxy = LinkProxy(), LinkProxy()
     await scheduler_proxy.start()
     await token_proxy.start()
 
     async def find() -> str:
-        return f"127.0.0.1:{scheduler_proxy.port}"
+        return scheduler_proxy.address
 
-    link = FrontLink(LinkSettings("gateway-0", 1, f"127.0.0.1:{token_proxy.port}", "", find, SECURITY))
+    def figures() -> list[Family]:
+        return gateway.watch.metrics.families(gateway.num_open, gateway.is_connected, gateway.num_stale)
+
+    link = FrontLink(LinkSettings("gateway-0", 2, token_proxy.address, find, SECURITY, figures))
     gateway = Gateway(GatewaySettings(port=0), link, {"m": text_model()})
-    intake = TokenIntake(gateway.feed)
+    intake = TokenIntake("gateway-0", 2, gateway.feed)
     server = GatewayServer(gateway)
     parts: dict[str, Any] = {"front": None, "client": None}
     one = Wired(cluster, parts["front"], scheduler_proxy, token_proxy, gateway, parts["client"], link, intake)
     try:
         await one.serve_front()
-        address = await intake.listen(Inside("127.0.0.1", SECURITY))
-        token_proxy.target = int(address.rpartition(":")[2])
+        token_proxy.target = await intake.listen(Inside("127.0.0.1", SECURITY))
         for number in range(num_workers):
             worker = cluster.add_worker(f"r{number}", slow(step_s))
             pusher = one.pushers[worker.name] = TokenPusher(
                 worker.name, worker.incarnation, SECURITY, asyncio.get_running_loop()
             )
-            pusher.direct({"gateway-0": f"127.0.0.1:{token_proxy.port}"})
+            pusher.direct({"gateway-0": token_proxy.address})
             worker.outlets.tokens = pusher.push
         await server.start()
         one.port = server.port
@@ -117,8 +118,8 @@ async def wired(num_workers: int = 1, step_s: float = 0.01) -> AsyncIterator[Wir
         await asyncio.gather(*one.tasks, return_exceptions=True)
         await scheduler_proxy.stop()
         await token_proxy.stop()
-        for listening in one.servers:
-            await listening.stop(None)
+        for front in one.fronts:
+            front.close()
 
 
 def over_the_wire(story: Callable[[Wired], Awaitable[None]], **how: Any) -> None:
@@ -152,7 +153,7 @@ async def settled(one: Wired) -> None:
     one.cluster.host.scheduler.check()
 
 
-def test_the_whole_way_over_grpc():
+def test_the_whole_way_over_links():
     async def story(one: Wired) -> None:
         async def nothing() -> None:
             assert one.gateway.is_connected
@@ -175,7 +176,7 @@ def test_the_stream_to_the_scheduler_breaks_again_and_again():
 
         await check_streams(one, disturb)
         assert one.scheduler_proxy.num_cut >= 6
-        assert one.front.sessions["gateway-0"].incarnation == 1
+        assert one.front.sessions["gateway-0"].life == 2 * LIVES
         await settled(one)
 
     over_the_wire(story)
@@ -212,7 +213,11 @@ def test_tokens_flow_while_a_new_scheduler_has_not_met_the_gateway():
     over_the_wire(story, num_workers=2)
 
 
-def test_a_new_scheduler_takes_over():
+@pytest.mark.parametrize("part_bytes", [gateways.STATE_PART_BYTES, 100])
+def test_a_new_scheduler_takes_over(monkeypatch: pytest.MonkeyPatch, part_bytes: int):
+    """It is told all that is under way, in as many parts as that takes."""
+    monkeypatch.setattr(gateways, "STATE_PART_BYTES", part_bytes)
+
     async def story(one: Wired) -> None:
         async def disturb() -> None:
             await one.cluster.replace_scheduler()
@@ -262,45 +267,66 @@ def test_readiness_comes_from_the_scheduler():
     over_the_wire(story)
 
 
-def test_a_message_of_a_dead_incarnation_is_refused():
+def test_tokens_of_a_dead_incarnation_and_for_another_gateway_are_refused():
     async def story(one: Wired) -> None:
-        def batch(number: int) -> pb.ToGateway:
-            message = pb.ToGateway(number=number)
-            fill_tokens(message.batch, [Tokens(1, 0, 1, 0, ids([4]))])
-            return message
+        fed: list[int] = []
+        one.intake._feed = lambda batch: fed.extend(tokens.route for tokens in batch)
 
-        async def push(incarnation: int, *messages: pb.ToGateway, is_polite: bool = True) -> tuple[list[int], str]:
-            """What the gateway says that it has taken, at first and at last, and how it ended the stream."""
-            link, heard = FrameLink("the gateway"), list[pb.FromGateway]()
-            address = f"127.0.0.1:{one.token_proxy.port}"
-            connection = await asyncio.to_thread(connect, address, SECURITY, TOKENS)
-            words = [pb.ToGateway(hello=pb.TokenHello(replica="r9", incarnation=incarnation))] if is_polite else []
-            words += messages
-            link.open(connection, b"".join(map(framed, words)))
-            last = messages[-1].number if messages else 0
+        async def push(incarnation: int, *routes: int, gateway: str = "gateway-0", raw: bytes = b"") -> str:
+            """Sends a batch for each route; returns how the gateway answered."""
+            end = DialingEnd(Dialer("r9", incarnation, gateway, wire.terms(), wire.read_down))
+            end.open(await asyncio.to_thread(connect, one.token_proxy.address, SECURITY, wire.GREETING), b"")
+            for route in routes:
+                end.say(wire.batch_to([Tokens(route, 0, 1, 0, ids([4]))]))
+            if raw:
+                end.say(raw)
+            answer, before = "", len(fed)
             async with asyncio.timeout(5):
-                while link.is_open and not (len(heard) > 1 and heard[-1].taken == last):
-                    await asyncio.to_thread(link.wait, 0.05)
-                    heard += [parsed(pb.FromGateway, raw) for raw in link.read()]
-            ending = "open" if link.is_open else "".join(message.refusal for message in heard) or "cut off"
-            link.close()
-            return [message.taken for message in heard if not message.refusal], ending
+                while end.is_open and (not answer or len(fed) < before + len(routes) or raw):
+                    await asyncio.to_thread(end.wait, 0.05)
+                    for order in end.read():
+                        if isinstance(order, Refused):
+                            answer = order.detail
+                        elif isinstance(order, Met):
+                            answer = "met"
+            answer += "" if end.is_open or answer != "met" else ", cut off"
+            end.close()
+            return answer
 
-        # A batch that comes twice is taken once; a worker that met an earlier gateway goes on with its numbers.
-        assert await push(2, batch(7), batch(8), batch(8), batch(9)) == ([0, 9], "open")
-        assert one.intake.num_stale == 1
-        assert await push(2, batch(9), batch(10)) == ([9, 10], "open")
-        assert one.intake.num_stale == 2
-        assert await push(2, batch(12)) == ([10], "cut off")
-        assert await push(3, batch(1)) == ([0, 1], "open")
-        refused, why = await push(2, batch(11))
-        assert not refused and why == "replica r9 runs as incarnation 3; this is 2"
-        broken = pb.ToGateway(number=2, batch=pb.TokenBatch(routes=b"123"))
-        assert await push(3, broken) == ([1], "cut off")
-        assert await push(3, batch(2), is_polite=False) == ([], "cut off")
-        assert one.intake.port is not None and one.intake.port.refused == {"undecodable": 3}
+        assert await push(2, 7, 8) == "met" and fed == [7, 8]
+        assert await push(3, 9) == "met" and fed == [7, 8, 9]
+        assert "life 2 of r9 was declared lost" in await push(2, 11)
+        # Whoever has the address of another gateway's port finds out before it says a token.
+        assert await push(4, 12, gateway="gateway-1") == "r9 calls gateway-1, and here is gateway-0"
+        assert await push(5, 13, raw=b"\x0a\x03123") == "met, cut off"
+        assert fed == [7, 8, 9, 13]
+        assert one.intake.end.port is not None and one.intake.end.port.refused == {"undecodable": 1}
 
     over_the_wire(story)
+
+
+def test_what_an_earlier_start_of_a_gateway_has_not_taken_goes_to_the_next():
+    async def story() -> None:
+        fed: list[list[int]] = [[], []]
+        pusher = TokenPusher("r0", 1, SECURITY, asyncio.get_running_loop())
+        for life in (1, 2):
+            for route in range(3):
+                pusher.push("gateway-0", [Tokens(10 * life + route, 0, 1, 0, ids([4]))])
+            intake = TokenIntake(
+                "gateway-0", life, lambda batch, life=life: fed[life - 1].extend(tokens.route for tokens in batch)
+            )
+            pusher.direct({"gateway-0": await intake.listen(Inside("127.0.0.1", SECURITY))})
+            async with asyncio.timeout(5):
+                while len(fed[life - 1]) < 3:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            intake.close()
+            await asyncio.sleep(0.05)
+        await pusher.close()
+        assert fed[0] == [10, 11, 12]
+        # How far the first had come it had no time to say: attempts and positions tell the next one what is old.
+        assert fed[1] == [10, 11, 12, 20, 21, 22]
+
+    asyncio.run(asyncio.wait_for(story(), 20))
 
 
 def test_new_work_is_refused_when_too_much_waits():
@@ -308,11 +334,11 @@ def test_new_work_is_refused_when_too_much_waits():
         async def find() -> str:
             return "127.0.0.1:1"
 
-        link = FrontLink(LinkSettings("gateway-0", 1, "", "", find, SECURITY))
+        link = FrontLink(LinkSettings("gateway-0", 1, "", find, SECURITY))
         for number in range(MAX_EVENTS):
             link.send(Cancel(str(number)))
         submit = Submit("a/b", "gateway-0", 1, "m", "a", ids([1]), (), SamplingParams())
-        with pytest.raises(Unavailable, match="20,000 events wait"):
+        with pytest.raises(Unavailable, match=r"20,000 events of .* bytes wait"):
             link.send(submit)
         # What belongs to work under way is taken all the same.
         link.send(Cancel("one more"))
@@ -320,14 +346,66 @@ def test_new_work_is_refused_when_too_much_waits():
     asyncio.run(run())
 
 
+def test_new_work_is_refused_when_too_many_bytes_wait():
+    async def run() -> None:
+        async def find() -> str:
+            return "127.0.0.1:1"
+
+        link = FrontLink(LinkSettings("gateway-0", 1, "", find, SECURITY))
+        submit = Submit("a/b", "gateway-0", 1, "m", "a", ids([1] * 131_072), (), SamplingParams())
+        for _ in range(128):
+            link.send(submit)
+        with pytest.raises(Unavailable, match=r"128 events of .* bytes wait"):
+            link.send(submit)
+        link.send(Cancel("one more"))
+        assert link.end.dialer.numbers.kept_bytes < gateways.MAX_WAITING_BYTES + (1 << 20)
+
+    asyncio.run(run())
+
+
+def test_a_state_of_any_size_is_told_in_parts_of_bounded_size():
+    """More than 400 requests of 128 K tokens were more than one message may have."""
+    outputs, submit = (ids([5] * 9),), Submit("a/b", "g", 1, "m", "a", ids([1] * 131_072), (), SamplingParams())
+    state = GatewayState("g", tuple(OpenRequest(submit, 1, outputs, (Reason.NONE,), 3) for _ in range(450)))
+    told: list[OpenRequest] = []
+    ends: list[bool] = []
+    for raw in gateways.state_parts(state, 7.0):
+        assert len(raw) < gateways.STATE_PART_BYTES + 600_000
+        part = gateways.read_up(raw, 7.0)
+        assert isinstance(part, gateways.StatePart) and part.state.gateway == "g"
+        told += part.state.requests
+        ends.append(part.is_last)
+    assert len(told) == 450 and [one.turn for one in told] == [3] * 450 and told[449].submit.prompt == submit.prompt
+    assert len(ends) > 50 and ends[-1] and not any(ends[:-1])
+    (empty,) = gateways.state_parts(GatewayState("g", ()), 7.0)
+    assert gateways.read_up(empty, 7.0) == gateways.StatePart(GatewayState("g", ()), is_last=True)
+
+
+def test_figures_of_gateways_come_over_their_links(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(front_server, "FIGURES_S", 0.2)
+
+    async def story(one: Wired) -> None:
+        await one.client.generate(PROMPT, seed=1, max_tokens=4, ignore_eos=True)
+        (families,) = (await one.front.figures()).values()
+        counted = {family.name: sum(sample.value for sample in family.samples) for family in families}
+        assert counted["output_tokens_total"] == 4
+        # One that hangs costs nobody else their figures.
+        one.scheduler_proxy.flows.clear()
+        assert await one.front.figures() == {"gateway-0": []}
+        one.scheduler_proxy.flows.set()
+        assert not one.front.sessions["gateway-0"].wishes and not one.front.end.listener.peers["gateway-0"].broken_at
+
+    over_the_wire(story)
+
+
 def test_an_older_start_of_a_gateway_is_refused():
     async def story(one: Wired) -> None:
         async def find() -> str:
-            return f"127.0.0.1:{one.scheduler_proxy.port}"
+            return one.scheduler_proxy.address
 
-        old = FrontLink(LinkSettings("gateway-0", 0, "", "", find, SECURITY))
+        old = FrontLink(LinkSettings("gateway-0", 1, "", find, SECURITY))
         async for orders in old.orders():
-            assert "runs as incarnation 1" in getattr(orders[0], "detail", "")
+            assert f"gateway-0 lives as {2 * LIVES}" in getattr(orders[0], "detail", "")
             break
         assert one.gateway.is_connected
 

@@ -7,16 +7,18 @@ import grpc.aio
 import pytest
 
 from cluster.client.errors import error_from_call
-from cluster.errors import AlreadyExists, InvalidRequest, NeverFits, NotFound, Unsupported
+from cluster.errors import AlreadyExists, InvalidRequest, NeverFits, NotFound, Unavailable, Unsupported
+from cluster.gateway.catalogue import Catalogue
 from cluster.gateway.service import Pace
 from cluster.gateway.settings import GatewaySettings
 from cluster.messages import Logprobs, Reason, Seal, Tokens, ids
 from cluster.sampling import SamplingParams
-from cluster.sim.live import SHAPE
+from cluster.wire.gateways import ServedModel, ServedModels
 from protos.quire.v1 import common_pb2
 from protos.quire.v1 import inference_pb2 as pb
 from protos.quire.v1.inference_pb2_grpc import InferenceServiceAsyncStub
 from tests.cluster.front_door import PROMPT, Door, at_the_door, expected, long_seed, slow, text_model, tokenizer, word
+from tests.cluster.live import SHAPE
 
 
 def request(prompt=PROMPT, **settings):
@@ -406,3 +408,27 @@ def test_tokens_beyond_the_pace_are_merged(is_many: bool):
         await door.settled()
 
     at_the_door(story, settings=GatewaySettings(port=0, max_messages_per_s=50))
+
+
+def test_a_model_that_has_no_worker_yet_is_asked_for_again_and_one_that_was_unloaded_is_not() -> None:
+    """A new scheduler hears of workers one by one; until then a model is not one that nobody knows."""
+    catalogue = Catalogue({"a": text_model(), "b": text_model()})
+    both = ServedModel("a", True), ServedModel("b", True)
+    catalogue.meet(1, b"key")
+    catalogue.take_served(ServedModels(both[:1]))
+    with pytest.raises(Unavailable, match="no worker of model b is here yet"):
+        catalogue.find("b")
+    with pytest.raises(NotFound, match="no model 'c' is served here; there is a"):
+        catalogue.find("c")
+    catalogue.take_served(ServedModels(both))
+    assert catalogue.find("b")[0] is both[1]
+    catalogue.meet(2, b"key")
+    catalogue.take_served(ServedModels(both[:1]))
+    with pytest.raises(Unavailable):
+        catalogue.find("b")
+    catalogue.take_served(ServedModels(both))
+    # Only the connection to it had broken: what this one named it knows.
+    catalogue.meet(2, b"key")
+    catalogue.take_served(ServedModels(both[:1]))
+    with pytest.raises(NotFound, match="no model 'b' is served here; there is a"):
+        catalogue.find("b")

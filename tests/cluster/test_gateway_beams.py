@@ -7,10 +7,10 @@ import pytest
 from cluster.errors import InvalidRequest
 from cluster.sampling import SamplingParams
 from cluster.sim.beams import best, search
-from cluster.sim.live import SHAPE
 from protos.quire.v1 import common_pb2
 from protos.quire.v1 import inference_pb2 as pb
 from tests.cluster.front_door import PROMPT, Door, at_the_door, tokenizer
+from tests.cluster.live import SHAPE
 
 
 def test_hypotheses_come_whole_with_score_and_text():

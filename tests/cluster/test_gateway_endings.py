@@ -9,6 +9,8 @@ from google.rpc import error_details_pb2
 
 from cluster.client.asynchronous import AsyncClient
 from cluster.errors import Aborted, DeadlineExceeded, InvalidRequest, NotFound, QueueFull, Unavailable, WorkFailed
+from cluster.gateway.door.entry import KEPT_TOKEN_BYTES
+from cluster.gateway.door.unread import UnreadBounds
 from cluster.gateway.settings import GatewaySettings
 from cluster.messages import GatewayLost, Tokens, ids
 from cluster.settings import SchedulerSettings
@@ -41,10 +43,10 @@ async def gone_within_a_step(door: Door) -> None:
     (answer,) = door.gateway._answers.values()
     (worker,) = door.cluster.workers.values()
     await door.until(lambda: answer.is_cancelled or answer.failure is not None)
-    before = worker.steps.num_retired
+    before = worker.desk.steps.num_steps
     await door.until(lambda: not worker.residents)
     # The steps that were issued before the word arrived retire first: `depth` of them, and one that was just ending.
-    assert worker.steps.num_retired - before <= worker.shape.depth + 1
+    assert worker.desk.steps.num_steps - before <= worker.shape.depth + 1
 
 
 def test_cancel_ends_within_a_step_and_says_what_it_found():
@@ -207,7 +209,7 @@ def test_what_nobody_fetches_in_the_grace_is_bounded():
         call.cancel()
         await door.settled(10.0)
 
-    settings = GatewaySettings(port=0, max_detached_tokens=20)
+    settings = GatewaySettings(port=0, unread=UnreadBounds(request=20 * KEPT_TOKEN_BYTES))
     at_the_door(story, shapes=[SLOW], settings=settings)
 
 

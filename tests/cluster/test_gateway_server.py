@@ -24,11 +24,11 @@ from cluster.gateway.front import Disconnected
 from cluster.gateway.settings import GatewaySettings
 from cluster.serving.auth import TokenBook, check_exposure, is_loopback, load_tokens, make_tokens
 from cluster.serving.auth_certificates import make_certificates
-from cluster.serving.door import TlsFiles
-from cluster.sim.live import LiveCluster
+from cluster.serving.public_port import PortTls
 from protos.quire.v1 import inference_pb2 as pb
 from protos.quire.v1.inference_pb2_grpc import InferenceServiceAsyncStub
 from tests.cluster.front_door import PROMPT, Door, at_the_door, open_server
+from tests.cluster.live import LiveCluster
 from tests.cluster.test_gateway import collect, request
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -154,7 +154,7 @@ def test_errors_carry_google_rpc_details():
         error = await status_of(door.stub.Generate(request()))
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         door.gateway.is_stopping = False
-        object.__setattr__(door.gateway.settings, "max_open", 0)
+        object.__setattr__(door.gateway.door.settings, "max_open", 0)
         error = await status_of(door.stub.Generate(request()))
         status = rpc_status.from_call(_Finished(error))
         kinds = [detail.type_url.rpartition(".")[2] for detail in status.details]
@@ -249,6 +249,15 @@ def test_a_broken_token_file_is_named(tmp_path: Path, content: str):
         load_tokens(path)
 
 
+def test_a_token_file_that_others_can_write_is_refused(tmp_path: Path):
+    path = tmp_path / "tokens.json"
+    make_tokens(path, [("a", ["inference"])])
+    assert path.stat().st_mode & 0o777 == 0o600 and load_tokens(path)
+    path.chmod(0o620)
+    with pytest.raises(ConfigError, match="can be written by others"):
+        load_tokens(path)
+
+
 def test_tls_and_mutual_tls(tmp_path: Path):
     files = make_certificates(tmp_path / "tls", ["localhost", "127.0.0.1"])
     others = make_certificates(tmp_path / "other", ["localhost"])
@@ -266,7 +275,7 @@ def test_tls_and_mutual_tls(tmp_path: Path):
         return False
 
     def door_with(authority: Path | None) -> GatewaySettings:
-        return GatewaySettings(port=0, tls=TlsFiles(files.server_certificate, files.server_key, authority))
+        return GatewaySettings(port=0, tls=PortTls(files.server_certificate, files.server_key, authority))
 
     async def story(door: Door) -> None:
         async with AsyncClient(f"localhost:{door.server.port}", tls=Tls(authority=files.authority)) as client:
@@ -290,7 +299,7 @@ def test_tls_and_mutual_tls(tmp_path: Path):
 def test_beyond_loopback_it_needs_tls_and_tokens(tmp_path: Path):
     files = make_certificates(tmp_path / "tls", ["localhost"])
     make_tokens(tmp_path / "tokens.json", [("a", ["inference"])])
-    book, tls = load_tokens(tmp_path / "tokens.json"), TlsFiles(files.server_certificate, files.server_key)
+    book, tls = load_tokens(tmp_path / "tokens.json"), PortTls(files.server_certificate, files.server_key)
 
     async def attempt(settings: GatewaySettings) -> None:
         cluster = LiveCluster()
@@ -377,5 +386,5 @@ def test_one_command_makes_what_an_open_port_needs(tmp_path: Path, capsys: pytes
             assert (await client.models())[0].name == "m"
 
     at_the_door(
-        story, settings=GatewaySettings(port=0, tls=TlsFiles(folder / "server.pem", folder / "server.key"), tokens=book)
+        story, settings=GatewaySettings(port=0, tls=PortTls(folder / "server.pem", folder / "server.key"), tokens=book)
     )

@@ -20,8 +20,8 @@ from cluster.messages import (
     ids,
 )
 from cluster.serving.control_server import ControlServer
-from cluster.serving.host import SchedulerHost
 from cluster.serving.inside import Inside
+from cluster.serving.shell import SchedulerShell
 from cluster.settings import SchedulerSettings
 from tests.cluster.test_scheduler import submit
 from tests.links.proxies import LinkProxy
@@ -37,7 +37,7 @@ class Centre:
     """A scheduler with its control port, a host pool that joins through a proxy, and a replica that is only told of."""
 
     def __init__(self) -> None:
-        self.host = SchedulerHost(SchedulerSettings(preemption="swap"), 1)
+        self.host = SchedulerShell(SchedulerSettings(preemption="swap"), 1)
         self.control = ControlServer(self.host, SILENCE_S)
         self.plans: list[Plan] = []
         settings = HostPoolSettings("h0", "node", NUM_BLOCKS * BLOCK_BYTES, BLOCK_BYTES, "f")
@@ -69,7 +69,7 @@ class Centre:
         return Stopped(start.seq, Reason.DROPPED, 41, ids([7, 7]), b"")
 
     def quarantined(self) -> int:
-        return self.host.scheduler.swapper.pools["h0"].ledger.counts().quarantined
+        return self.host.scheduler.pools["h0"].ledger.counts().quarantined
 
 
 def at_the_centre(story: Callable[[Centre, LinkProxy], Awaitable[None]]) -> None:
@@ -85,7 +85,7 @@ def at_the_centre(story: Callable[[Centre, LinkProxy], Awaitable[None]]) -> None
         forever = (centre.host.run(), centre.control.watch(), serve_host_pool(centre.pool, find, SECURITY))
         tasks = [asyncio.create_task(each) for each in forever]
         try:
-            await centre.until(lambda: "h0" in centre.host.scheduler.swapper.pools)
+            await centre.until(lambda: "h0" in centre.host.scheduler.pools)
             await story(centre, proxy)
             centre.host.scheduler.check()
         finally:

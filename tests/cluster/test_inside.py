@@ -1,30 +1,25 @@
-"""Internal ports: who does not show the cluster's secret is refused, on each of them; with TLS also a stranger.
+"""Internal ports: who does not know the cluster's secret is refused, on each of them; with TLS also a stranger.
 
-What else can go wrong on a stream of frames is in tests/cluster/test_control_stream.py."""
+What else can go wrong on a stream of frames is in tests/links."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
-import grpc.aio
 import pytest
 
 from cluster.errors import QuireError
 from cluster.gateway.front_tokens import TokenIntake
+from cluster.links import sockets
+from cluster.links.dialer import Dialer
+from cluster.links.dialing import DialingEnd
 from cluster.links.security import PEER_NAME, ClusterSecurity, TlsFiles
 from cluster.serving.auth_certificates import make_identity
 from cluster.serving.front_server import FrontServer
-from cluster.serving.host import SchedulerHost
 from cluster.serving.inside import Inside
+from cluster.serving.shell import SchedulerShell
 from cluster.settings import SchedulerSettings
-from cluster.wire.frames import framed
-from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
-from protos.quire.v1 import front_pb2
-from protos.quire.v1.front_pb2_grpc import FrontServiceAsyncStub, add_FrontServiceServicer_to_server
-from worker import frame_link
-from worker.frame_link import CONTROL, TOKENS, FrameLink, connect
+from cluster.wire import control, gateways, tokens
 
 SECRET = "the secret of these tests"
 
@@ -41,60 +36,46 @@ def identity(folder: Path) -> TlsFiles:
 class Ports:
     """Internal ports as a scheduler and a gateway have them."""
 
-    server: grpc.aio.Server
+    server: FrontServer
     intake: TokenIntake
     front: str
     tokens: str
 
-    async def close(self) -> None:
+    def close(self) -> None:
         self.intake.close()
-        await self.server.stop(None)
+        self.server.close()
 
 
 async def serve(security: ClusterSecurity) -> Ports:
-    host = SchedulerHost(SchedulerSettings(), 1)
-    server = grpc.aio.server(interceptors=[security.aio_interceptor()])
-    add_FrontServiceServicer_to_server(FrontServer(host, lambda: ()), server)
-    port = security.serve(server, "127.0.0.1:0")
-    await server.start()
-    intake = TokenIntake(lambda tokens: None)
-    return Ports(server, intake, f"127.0.0.1:{port}", await intake.listen(Inside("127.0.0.1", security)))
+    server = FrontServer(SchedulerShell(SchedulerSettings(), 1), lambda: ())
+    intake, inside = TokenIntake("g", 1, lambda tokens: None), Inside("127.0.0.1", security)
+    return Ports(server, intake, await server.listen(inside), await intake.listen(inside))
 
 
 async def front_says(security: ClusterSecurity, address: str) -> str:
-    """How the first word on a gateway's stream to the scheduler is answered."""
-    protocols = {"oldest_protocol": OLDEST_PROTOCOL, "newest_protocol": NEWEST_PROTOCOL}
-    hello = front_pb2.AttachRequest(hello=front_pb2.GatewayHello(gateway="g", incarnation=1, **protocols))
-
-    async def say() -> AsyncIterator[front_pb2.AttachRequest]:
-        yield hello
-        await asyncio.sleep(5)
-
-    async with security.aio_channel(address, ()) as channel:
-        call = FrontServiceAsyncStub(channel).Attach(say(), metadata=security.metadata(), timeout=5)
-        try:
-            return "answered" if await call.read() is not grpc.aio.EOF else "ended"
-        except grpc.aio.AioRpcError as error:
-            return error.code().name
-        finally:
-            call.cancel()
+    """How the first word on a gateway's link to the scheduler is answered."""
+    dialer = Dialer("g", 1, control.SCHEDULER, gateways.terms(), gateways.read_down)
+    return await answer_to(dialer, security, address, gateways.GREETING)
 
 
-async def intake_says(security: ClusterSecurity, address: str, greeting: bytes = TOKENS) -> str:
-    """The same of a worker's stream of tokens to a gateway."""
-    link = FrameLink("the gateway")
-    hello = front_pb2.ToGateway(hello=front_pb2.TokenHello(replica="r0", incarnation=1))
+async def intake_says(security: ClusterSecurity, address: str, greeting: bytes = tokens.GREETING) -> str:
+    """The same of a worker's link to a gateway."""
+    return await answer_to(Dialer("r0", 1, "g", tokens.terms(), tokens.read_down), security, address, greeting)
+
+
+async def answer_to(dialer: Dialer, security: ClusterSecurity, address: str, greeting: bytes) -> str:
+    end = DialingEnd(dialer)
     try:
-        link.open(await asyncio.to_thread(connect, address, security, greeting), framed(hello))
+        end.open(await asyncio.to_thread(sockets.connect, address, security, greeting), b"")
         async with asyncio.timeout(5):
-            while link.is_open:
-                await asyncio.to_thread(link.wait, 0.05)
-                if link.read():
+            while end.is_open:
+                await asyncio.to_thread(end.wait, 0.05)
+                if end.read():
                     return "answered"
     except (QuireError, OSError) as error:
         return type(error).__name__
     finally:
-        link.close()
+        end.close()
     return "cut off"
 
 
@@ -103,9 +84,10 @@ def test_only_who_shows_the_secret_is_let_in(tmp_path: Path, has_tls: bool, monk
     tls = identity(tmp_path / "ours") if has_tls else None
     if has_tls:
         # Where both ends are on one machine the kernel alone carries the frames, and TLS adds nothing.
-        monkeypatch.setattr(frame_link, "_connect_here", lambda address: None)
+        monkeypatch.setattr(sockets, "_connect_here", lambda address: None)
     refusals = {"NotAuthenticated", "ConnectionError", "ConnectionResetError", "TimeoutError", "SSLError", "cut off"}
-    refusals |= {"SSLEOFError", "SSLCertVerificationError", "BrokenPipeError"}
+    # Who has no certificates does not even try.
+    refusals |= {"ConfigError", "SSLEOFError", "SSLCertVerificationError", "BrokenPipeError"}
 
     async def story() -> None:
         ports = await serve(ClusterSecurity(SECRET, tls))
@@ -113,17 +95,17 @@ def test_only_who_shows_the_secret_is_let_in(tmp_path: Path, has_tls: bool, monk
             ours = ClusterSecurity(SECRET, tls)
             assert await front_says(ours, ports.front) == await intake_says(ours, ports.tokens) == "answered"
             # A stream of another kind has nothing to say here.
-            assert await intake_says(ours, ports.tokens, CONTROL) in refusals
+            assert await intake_says(ours, ports.tokens, control.GREETING) in refusals
             for wrong in ("another secret, as long.", SECRET[:-1] + "!", SECRET + " "):
-                assert await front_says(ClusterSecurity(wrong, tls), ports.front) == "UNAUTHENTICATED"
+                assert await front_says(ClusterSecurity(wrong, tls), ports.front) in refusals
                 assert await intake_says(ClusterSecurity(wrong, tls), ports.tokens) in refusals
             if has_tls:
                 # The secret alone is not enough, nor is it with the certificate of another authority.
                 strange = identity(tmp_path / "strange")
                 for stranger in (None, strange):
-                    assert await front_says(ClusterSecurity(SECRET, stranger), ports.front) == "UNAVAILABLE"
+                    assert await front_says(ClusterSecurity(SECRET, stranger), ports.front) in refusals
                     assert await intake_says(ClusterSecurity(SECRET, stranger), ports.tokens) in refusals
         finally:
-            await ports.close()
+            ports.close()
 
     asyncio.run(asyncio.wait_for(story(), 60))

@@ -75,7 +75,7 @@ class Model:
             blocks = random.choice(self.tables)
             names = [name_of(self.num_names + i) for i in range(len(blocks))]
             self.num_names += len(blocks)
-            self.ledger.set_names(blocks, b"".join(names))
+            self.ledger.set_names(blocks, names)
 
     def move(self, random: Random) -> None:
         """A transfer that outlives its holder, and one whose late writer is waited for."""
@@ -122,7 +122,7 @@ def test_a_chain_loses_its_tail_before_its_head() -> None:
     ledger = new_ledger(num_blocks=4)
     chain = ledger.allocate(3, 1)
     assert chain is not None
-    ledger.set_names(chain, b"".join(map(name_of, range(3))))
+    ledger.set_names(chain, [*map(name_of, range(3))])
     ledger.release(chain, 1)
     assert ledger.counts().cached == 3
     # One block is free and one more is needed: the tail goes, and only the tail.
@@ -165,7 +165,7 @@ def test_use_after_free_names_the_block() -> None:
         with pytest.raises(AssertionError, match=f"block {blocks[0]} of pool 1"):
             use()
     with pytest.raises(AssertionError, match="named while free"):
-        ledger.set_names(blocks, name_of(1))
+        ledger.set_names(blocks, [name_of(1)])
 
 
 @pytest.mark.parametrize("wrong", ["a table lost", "a table twice", "a block twice"])

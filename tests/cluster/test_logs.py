@@ -15,6 +15,7 @@ import pytest
 from cluster.cli import main
 from cluster.lifecycle.cluster_settings import ClusterSettings
 from cluster.lifecycle.running import Running
+from cluster.serving.auth_certificates import make_certificates
 from cluster.watching.doctor import examine, write_bundle
 from cluster.watching.logs import read_lines, shown
 
@@ -58,6 +59,16 @@ def test_a_failure_has_one_line_whoever_ended_the_process(tmp_path: Path) -> Non
     assert "bad block" in causes[1]["message"] and "ValueError: bad block" in causes[1]["traceback"]
 
 
+def test_a_process_that_ends_by_order_may_write_on_until_then(tmp_path: Path) -> None:
+    script = "from cluster.watching.logs import begin_logs, end_logs\nimport logging, os\nfrom pathlib import Path\n"
+    script += f"folder = Path({str(tmp_path)!r})\nbegin_logs('gateway-0', folder, 'info', 'r')\n"
+    ends = "end_logs('gateway-0', folder, 'r')\nlogging.getLogger('cluster').info('one more')\nos._exit(9)"
+    for rest in (ends, "os._exit(9)", "os._exit(0)"):
+        subprocess.run([sys.executable, "-c", script + rest], check=False, timeout=60)
+    lines = read_lines(tmp_path, level="error")
+    assert len(lines) == 1 and "without a word" in lines[0]["message"]
+
+
 def test_lines_are_found_by_request_and_shown_with_their_figures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,6 +83,21 @@ def test_lines_are_found_by_request_and_shown_with_their_figures(
     assert "no line in" in capsys.readouterr().err
     assert main(["logs", "--level", "loud", "--folder", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "error: level is 'loud'; give one of debug, info, warning, error\n"
+
+
+def test_a_certificate_that_is_about_to_end_is_renewed_while_doors_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUIRE_HOME", str(tmp_path))
+    files = make_certificates(tmp_path / "door", ["localhost"], 1)
+    doors = {"tls_certificate": str(files.server_certificate), "tls_key": str(files.server_key)}
+    doors["tls_authority"] = str(files.authority)
+    settings = ClusterSettings(metrics_port=9, **doors).as_dict()
+    Running("127.0.0.1:9", "", "", [], "quire", "127.0.0.1:9", "", settings).save()
+    (advice,) = [one.detail for one in examine() if one.what == "certificate" and one.state == "wrong"]
+    assert f"`quire certificates renew {tmp_path / 'door'}`" in advice and "down" not in advice
+    renewed = main(["certificates", "renew", str(tmp_path / "door")])
+    assert not renewed and not [one for one in examine() if one.what == "certificate" and one.state == "wrong"]
 
 
 def test_the_bundle_has_everything_but_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

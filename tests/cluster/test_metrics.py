@@ -15,7 +15,7 @@ import pytest
 from cluster.errors import ConfigError
 from cluster.serving.auth import load_tokens, make_tokens
 from cluster.serving.auth_certificates import make_certificates
-from cluster.serving.door import Door, TlsFiles
+from cluster.serving.public_port import PortTls, PublicPort
 from cluster.watching.metrics import PREFIX, Described, Families, Family, Histogram, merged, render, table_of
 from cluster.watching.metrics_names import ALL, GATEWAY, SCHEDULER
 from cluster.watching.metrics_serve import serve_metrics
@@ -129,7 +129,7 @@ def test_the_port_answers_http_and_nothing_else() -> None:
         async def collect() -> list[Family]:
             return [family]
 
-        server = await serve_metrics(Door("127.0.0.1", 0), collect)
+        server = await serve_metrics(PublicPort("127.0.0.1", 0), collect)
         port = server.sockets[0].getsockname()[1]
         asked = (b"GET /metrics HTTP/1.1", b"GET / HTTP/1.1", b"POST /metrics HTTP/1.1", b"x" * 9_000)
         answers = [await ask(port, request + b"\r\nHost: h\r\n\r\n") for request in asked]
@@ -147,8 +147,8 @@ def test_where_doors_have_tokens_figures_are_for_operators_over_tls(tmp_path: Pa
     """Names of tenants are among them. A port that lies open is refused."""
     tokens = make_tokens(tmp_path / "tokens.json", [("shop", ["inference"]), ("operator", ["admin"])])
     files = make_certificates(tmp_path / "tls", ["127.0.0.1"])
-    door = Door(
-        "127.0.0.1", 0, TlsFiles(files.server_certificate, files.server_key), load_tokens(tmp_path / "tokens.json")
+    door = PublicPort(
+        "127.0.0.1", 0, PortTls(files.server_certificate, files.server_key), load_tokens(tmp_path / "tokens.json")
     )
     context = ssl.create_default_context(cafile=str(files.authority))
 
@@ -173,4 +173,4 @@ def test_where_doors_have_tokens_figures_are_for_operators_over_tls(tmp_path: Pa
     told = asyncio.run(run())
     assert [line.split()[1] for line in told] == [b"401", b"401", b"401", b"200"]
     with pytest.raises(ConfigError, match="lets other machines in"):
-        asyncio.run(serve_metrics(Door("0.0.0.0", 0), collect))
+        asyncio.run(serve_metrics(PublicPort("0.0.0.0", 0), collect))

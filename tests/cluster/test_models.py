@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from array import array
 
+import pytest
+
 from cluster.centre.scheduler import Scheduler
 from cluster.hashing import BlockHasher
 from cluster.messages import (
@@ -12,6 +14,8 @@ from cluster.messages import (
     CloseModel,
     Done,
     Drain,
+    HostPoolJoined,
+    HostPoolLost,
     Order,
     Plan,
     Reason,
@@ -85,7 +89,7 @@ def test_a_model_comes_back_after_it_was_unloaded_and_a_close_is_taken_back() ->
     assert not refusals(scheduler.turn([submit("2")], 4.0))
     # A name that nobody serves is not remembered as closed.
     scheduler.turn([CloseModel("nobody")], 5.0)
-    assert not scheduler.admission.closed
+    assert not scheduler.boards.closed
     scheduler.check()
 
 
@@ -118,7 +122,9 @@ def test_a_replica_with_other_weights_is_turned_away_until_the_older_ones_are_go
     # Blocks of another size are no better; so is a state that it tells a scheduler it met before.
     (order,) = turned_away(scheduler.turn([replica("r3", "a", digest=b"old", block_size=8)], 3.0))
     assert "8 tokens" in order.detail
-    assert turned_away(scheduler.turn([ReplicaState(newer, (), (), ())], 3.0)) and scheduler.rebuild.ends_at is None
+    assert (
+        turned_away(scheduler.turn([ReplicaState(newer, (), (), ())], 3.0)) and scheduler.books.hearing.ends_at is None
+    )
     # The older one starts again with the newer weights, or goes: then the newer one joins.
     assert not turned_away(scheduler.turn([replica("r0", "a", 2, digest=b"new"), newer], 4.0))
     assert set(scheduler.replicas) == {"r0", "r1", "r2"}
@@ -165,4 +171,17 @@ def test_notes_tell_of_preemptions_with_their_reason() -> None:
     # One that was drained first has left as somebody wanted it.
     scheduler.turn([replica("r1", "a")], 4.0)
     scheduler.turn([Drain("r1"), ReplicaLost("r1", 1, "its stream broke")], 5.0)
-    assert [(note.kind, note.subject) for note in scheduler.notes.since(1)][-1] == ("left", "r1")
+    (note,) = scheduler.notes.since(1)
+    assert (note.kind, note.subject, note.why) == ("left", "r1", "as ordered: it was drained")
+
+
+@pytest.mark.parametrize("order", [Drain("r0"), CloseModel("a"), None])
+def test_a_host_pool_has_left_only_where_its_last_worker_left_by_order(order: Drain | CloseModel | None) -> None:
+    scheduler = Scheduler(SchedulerSettings())
+    scheduler.turn([replica("r0", "a"), HostPoolJoined("h", 1, "n0", 8, 64, "layout")], 0.0)
+    scheduler.turn([order] if order else [], 1.0)
+    scheduler.turn([ReplicaLost("r0", 1, "its stream broke"), HostPoolLost("h", 1, "its stream broke")], 2.0)
+    kind = "left" if order else "lost"
+    assert [(note.kind, note.subject) for note in scheduler.notes.since(0)] == [(kind, "r0"), (kind, "h")]
+    assert all(("as ordered" in note.why) is bool(order) for note in scheduler.notes.since(0))
+    assert scheduler.counters[f"host pools {kind}"] == scheduler.counters[f"replicas {kind}"] == 1

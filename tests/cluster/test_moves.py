@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from cluster.centre.nouns import State
 from cluster.centre.scheduler import Scheduler
-from cluster.centre.sequences import State
 from cluster.messages import (
     Advances,
     Drain,
@@ -120,7 +120,7 @@ def test_a_drained_request_is_copied_while_it_runs_and_stands_still_for_the_rest
     assert request.state is State.RUNNING and request.replica is two.scheduler.replicas["r1"]
     counts = two.scheduler.replicas["r0"].ledger.counts()
     assert counts.held == counts.moving == 0
-    assert two.scheduler.counters["moved"] == 1 and len(two.scheduler.moves.pauses.last) == 1
+    assert two.scheduler.counters["moved"] == 1 and len(two.scheduler.pauses.last) == 1
 
 
 def test_where_little_is_left_the_target_writes_it_again_and_nothing_is_read() -> None:
@@ -136,7 +136,7 @@ def test_where_little_is_left_the_target_writes_it_again_and_nothing_is_read() -
     counts = two.scheduler.replicas["r0"].ledger.counts()
     assert counts.held == counts.moving == 0, "the source is free of it at once"
     assert two.scheduler.requests["q"].state is State.RUNNING
-    pauses = two.scheduler.moves.pauses
+    pauses = two.scheduler.pauses
     assert not pauses.last, "its target has not told that it obeys"
     two.turn()
     two.tell("r1")
@@ -163,7 +163,7 @@ def test_a_target_that_is_lost_leaves_the_request_where_it_runs() -> None:
     request = two.scheduler.requests["q"]
     # Nobody else is there: what cannot be moved is taken off as ever.
     assert request.state is State.STOPPING and request.sequences[0].seq == begun.seq
-    assert not two.scheduler.moves.reads and not two.scheduler.moves.by_request
+    assert not two.scheduler.transfers and not two.scheduler.movable.by_request
 
 
 def test_a_target_that_is_lost_between_the_stops_of_two_sequences_leaves_both_to_start_again() -> None:
@@ -242,7 +242,7 @@ def test_what_falls_out_next_is_written_behind_and_listed_once_it_has_come() -> 
     two, write = cached_and_written()
     assert (write.road, write.peer, len(write.mine)) == (Road.WRITE, "h0", 5)
     two.done("r0", write)
-    host = two.scheduler.swapper.pools["h0"].ledger
+    host = two.scheduler.pools["h0"].ledger
     assert host.counts().cached == 5 and two.scheduler.replicas["r0"].ledger.counts().cached == 5
     # Room for swaps is where caches are: they give way.
     assert host.num_available == 32
@@ -253,5 +253,21 @@ def test_what_was_given_up_while_it_was_copied_is_not_listed() -> None:
     two.turn(Drain("r1"))
     two.turn(submit("big", range(1000, 1000 + 5 * SIZE), 8))
     two.done("r0", write)
-    host = two.scheduler.swapper.pools["h0"].ledger
+    host = two.scheduler.pools["h0"].ledger
     assert host.counts().cached < 5 and not host.counts().held
+
+
+def test_one_write_is_under_way_at_a_time_though_all_that_it_copies_was_used_anew() -> None:
+    """A second write watched the same blocks under other names, and the first listed its own names for what it had
+    copied while they were written."""
+    two, write = cached_and_written()
+    two.turn(Drain("r1"))
+    big = ids(range(1000, 1000 + 5 * SIZE))
+    (start,) = [start for plan in two.turn(submit("big", big, 8)).values() for start in plan.starts]
+    assert set(write.mine) <= set(start.table), "every block that is being copied is used anew"
+    two.tell("r0", stopped=(Stopped(start.seq, Reason.STOP, len(big) + 2, ids([7]), b""),))
+    two.now += 1.0
+    orders = two.turn(Drain("r0", on=False))
+    assert not [one for plan in orders.values() for one in plan.transfers]
+    two.done("r0", write)
+    assert not two.scheduler.pools["h0"].ledger.counts().cached

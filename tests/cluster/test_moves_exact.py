@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 import pytest
 
-from cluster import Client, SamplingParams
+from cluster import Client, SamplingParams, StructuredOutputsParams
 from cluster.bench.processes import Processes
 from cluster.centre.journal import read
 from cluster.centre.scheduler import Scheduler
@@ -30,6 +30,20 @@ MODES: dict[str, dict[str, Any]] = {
     "several": {"temperature": 0.9, "seed": 8, "n": 3},
     "beams": {"beam_width": 4, "length_penalty": 0.8, "repetition_penalty": 1.1},
     "penalties": {"temperature": 0.8, "seed": 7, "frequency_penalty": 0.7, "repetition_penalty": 1.1},
+    "structure": {
+        "temperature": 0.0,
+        "ignore_eos": False,
+        "structured_outputs": StructuredOutputsParams(regex="[A-Z ,]{9000}"),
+    },
+    "several of a structure": {
+        "temperature": 0.9,
+        "seed": 9,
+        "n": 2,
+        "ignore_eos": False,
+        "structured_outputs": StructuredOutputsParams(
+            json={"type": "array", "items": {"type": "string", "maxLength": 9}, "minItems": 800}
+        ),
+    },
 }
 PROMPTS = ("Once upon a time", "In Alder Bridge there was a baker who", "Mira and Otto went to the river, because")
 MAX_TOKENS = 400
@@ -39,7 +53,7 @@ NUM_SEQUENCES = len(PROMPTS) * sum(settings.get("n", 1) for settings in MODES.va
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Processes, Path]]:
     journal = tmp_path_factory.mktemp("moves") / "journal"
-    with Processes(SchedulerSettings(balance_gap=2.0), journal=journal) as running:
+    with Processes(SchedulerSettings(balance_gap=2.0), journal=journal, silence_s=10.0) as running:
         settings = WorkerSettings(
             "demo", dtype="float32", device="cpu", kv_blocks=900, max_batch=48, debug=True, show_progress=False,
             share_pool=True,
@@ -52,7 +66,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Processe
 def ask(running: Processes) -> list[list[list[int]]]:
     """The tokens of every sequence of each request."""
     params = [
-        SamplingParams(max_tokens=MAX_TOKENS, ignore_eos=True, **settings)
+        SamplingParams(**{"max_tokens": MAX_TOKENS, "ignore_eos": True, **settings})
         for settings in MODES.values()
         for _ in PROMPTS
     ]
@@ -97,7 +111,7 @@ def test_a_drained_worker_hands_its_requests_on_and_they_say_the_same(cluster: t
     counters = scheduler.counters
     assert counters["moved"] >= len(MODES) * len(PROMPTS) / 2, dict(counters)
     assert not counters["transfer move failed"] and not counters["preempted recompute"], dict(counters)
-    pauses = scheduler.moves.pauses.last
+    pauses = scheduler.pauses.last
     step_ms = scheduler.replicas["one"].step_seconds * 1e3
     print(
         f"a step takes {step_ms:.2f} ms; {len(pauses)} moves stood still for {median(pauses):.1f} steps in the "

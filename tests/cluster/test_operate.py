@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -19,14 +18,16 @@ import pytest
 
 import worker.demo
 from cluster import Client
-from cluster.errors import NotFound
-from cluster.lifecycle import fleet, launch
+from cluster.errors import ModelError, NotFound, Unavailable
+from cluster.lifecycle import fleet
 from cluster.lifecycle.cluster_settings import ClusterSettings
 from cluster.lifecycle.running import Running
+from cluster.lifecycle.served import Model
 from cluster.watching.logs import read_lines
-from protos.quire.v1 import inference_pb2
+from protos.quire.v1 import admin_pb2, inference_pb2
+from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
 from protos.quire.v1.inference_pb2_grpc import InferenceServiceStub
-from tests.cluster.clusters import GREEDY, MAX_TOKENS, PROMPTS, SAMPLED, Answers, ask_all, wait_for_workers
+from tests.cluster.clusters import GREEDY, MAX_TOKENS, PROMPTS, SAMPLED, Answers, ask_all, up, wait_for_workers
 
 SETTINGS = ClusterSettings(
     workers=2, kv_blocks=56, cpus_per_worker=0.5, port=0, admin_port=0, metrics_port=0, max_batch=16, trace="file"
@@ -35,14 +36,8 @@ SETTINGS = ClusterSettings(
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    before = os.environ.get("QUIRE_HOME")
-    os.environ["QUIRE_HOME"] = str(tmp_path_factory.mktemp("quire"))
-    try:
-        yield launch.up(SETTINGS, print)
-    finally:
-        left = launch.down(print)
-        os.environ.pop("QUIRE_HOME") if before is None else os.environ.update(QUIRE_HOME=before)
-        assert not left, left
+    with up(SETTINGS, tmp_path_factory.mktemp("quire")) as running:
+        yield running
 
 
 @pytest.mark.timeout(150)
@@ -140,19 +135,23 @@ def test_models_and_workers_come_and_go_under_load_and_nothing_fails(running: Ru
     try:
         fleet.scale(3, None, print)
         fleet.scale(1, None, print)
-        fleet.load(str(second), 1, print)
+        fleet.load(Model("second", str(second)), 1, print)
         with Client(running.gateway) as client:
             until = time.monotonic() + 30
-            while {card.name for card in client.models()} != {"demo", str(second)}:
+            while {card.name for card in client.models()} != {"demo", "second"}:
                 assert time.monotonic() < until, "the gateway never listed the second model"
                 time.sleep(0.05)
-            stream = client.stream(PROMPTS[0], max_tokens=MAX_TOKENS, ignore_eos=True, model=str(second))
+            stream = client.stream(PROMPTS[0], max_tokens=MAX_TOKENS, ignore_eos=True, model="second")
             first = next(stream)
-            fleet.unload(str(second), 60.0, print)
+            fleet.unload("second", 60.0, print)
             rest = list(stream)
             assert sum(len(news.token_ids) for news in (first, *rest)) == MAX_TOKENS
             with pytest.raises(NotFound, match="no model"):
-                client.generate("x", model=str(second))
+                client.generate("x", model="second")
+        told: list[str] = []
+        fleet.load(Model("second", str(second)), 1, told.append)
+        assert not any(line.startswith("host-") for line in told), "of what was there before nothing is said"
+        fleet.unload("second", 60.0, print)
         fleet.scale(2, None, print)
     finally:
         going.set()
@@ -161,6 +160,27 @@ def test_models_and_workers_come_and_go_under_load_and_nothing_fails(running: Ru
     wait_for_workers(running, 2)
     causes = read_lines(Path(running.settings["log_dir"]), level="error")
     assert causes == [], "who was ended by order is taken for a failure"
+    told = "\n".join(line["message"] for line in read_lines(Path(running.settings["log_dir"])))
+    assert "demo-2 has left: as ordered: it was drained" in told
+    assert "second-0 has left: as ordered: model second was unloaded" in told
+    assert "demo-2 is lost" not in told and "second-0 is lost" not in told
+
+
+@pytest.mark.timeout(200)
+def test_a_model_that_cannot_start_leaves_nothing_behind(running: Running, tmp_path: Path) -> None:
+    """A folder that is none is found before anything starts; a hub's model only where it is loaded, each time anew."""
+    wait_for_workers(running, 2)
+    with pytest.raises(ModelError, match="no model folder"):
+        fleet.load(Model("third", str(tmp_path / "third")), 1, print)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="third-0 did not start: ModelError"):
+            fleet.load(Model("third", "nobody/third"), 1, print)
+    until = time.monotonic() + 20
+    with running.admin_channel() as channel:
+        stub = AdminServiceStub(channel)
+        while missing := list(stub.ListWorkers(admin_pb2.ListWorkersRequest(), timeout=10).missing):
+            assert time.monotonic() < until, missing
+            time.sleep(0.2)
 
 
 def samples_of(running: Running) -> dict[str, float]:

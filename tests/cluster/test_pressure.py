@@ -57,7 +57,7 @@ def test_the_way_out_and_what_is_noted_of_it(
     (note,) = [note for note in scheduler.notes.since(0) if note.kind == "preempted"]
     assert (note.subject, note.why) == ("new", request.why_preempted)
     # Host room is taken before the worker has even heard of the drop.
-    held = sum(pool.ledger.counts().held for pool in scheduler.swapper.pools.values())
+    held = sum(pool.ledger.counts().held for pool in scheduler.pools.values())
     assert held == (3 if way == "swap" else 0)
 
 
@@ -128,8 +128,8 @@ def test_leases_are_given_ahead_again_only_when_twice_as_much_is_free() -> None:
     def ahead_with(num_available: int) -> int:
         taken = replica.ledger.allocate(replica.ledger.num_available - num_available, 99)
         assert taken is not None
-        replica.watch_pressure()
+        driver.scheduler.leases.watch_pressure(replica)
         replica.ledger.release(taken, 99)
-        return replica._ahead
+        return replica.ahead
 
     assert [ahead_with(count) for count in (8, 4, 3, 4, 7, 8, 5)] == [4, 4, 1, 1, 1, 4, 4]

@@ -55,21 +55,21 @@ async def two_gateways(step_s: float = 0.02) -> AsyncIterator[Two]:
     async with wired(2, step_s) as one, contextlib.AsyncExitStack() as stack:
 
         async def find() -> str:
-            return f"127.0.0.1:{one.scheduler_proxy.port}"
+            return one.scheduler_proxy.address
 
         def feed(tokens) -> None:
             gateway.feed(tokens)
 
-        intake = TokenIntake(feed)
+        intake = TokenIntake("gateway-1", 1, feed)
         address = await intake.listen(Inside("127.0.0.1", SECURITY))
-        link = FrontLink(LinkSettings("gateway-1", 1, address, "", find, SECURITY))
+        link = FrontLink(LinkSettings("gateway-1", 1, address, find, SECURITY))
         gateway = Gateway(GatewaySettings(name="gateway-1", port=0), link, {"m": text_model()})
         server = GatewayServer(gateway)
         await server.start()
         stack.callback(intake.close)
         stack.push_async_callback(server.stop, 0.1)
         for pusher in one.pushers.values():
-            pusher.direct({"gateway-0": f"127.0.0.1:{one.token_proxy.port}", "gateway-1": address})
+            pusher.direct({"gateway-0": one.token_proxy.address, "gateway-1": address})
         stubs = []
         for port in (one.port, server.port):
             channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
@@ -250,7 +250,7 @@ def test_a_stop_string_that_is_found_while_the_scheduler_is_away_frees_the_block
         assert got == said[: len(got)] and len(got) < 30
         workers = two.one.cluster.workers.values()
         await two.until(lambda: not any(worker.residents for worker in workers))
-        assert sum(worker.steps.num_retired for worker in workers) < 300
+        assert sum(worker.desk.steps.num_steps for worker in workers) < 300
         await two.settled()
 
     at_two_doors(story)
@@ -269,7 +269,7 @@ def test_a_request_that_was_on_its_way_to_a_scheduler_that_died_is_accepted_by_t
         await two.one.meet_scheduler()
         got = await read_tokens(call, 2)
         answer = next(iter(two.gateways[0]._answers.values()))
-        assert answer.accepted is not None and answer.timer is None
+        assert answer.accepted is not None and answer.entry.waits_until is None
         got += ids_of(await collect(call))
         assert got == expected(PROMPT, 1, 100, ends=False)
 

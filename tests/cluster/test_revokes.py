@@ -91,7 +91,7 @@ def test_who_ends_before_the_revoke_arrives_gives_everything() -> None:
     tell(driver, [(old, 32, 25)])
     plan = plan_of(tell(driver, stopped=(Stopped(new.seq, Reason.STOP, 40, ids([7] * 11)),)))
     assert list(plan.extends.seqs) == [old.seq]
-    assert driver.scheduler.replicas["r0"].num_revoking == 0
+    assert driver.scheduler.replicas["r0"].is_revoking is False
     # An answer that comes all the same is stale, and counted.
     tell(driver, revoked=[(new, 48)])
     assert driver.scheduler.replicas["r0"].num_stale == 1

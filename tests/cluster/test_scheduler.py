@@ -264,7 +264,7 @@ def test_closed_requests_leave_nothing_behind() -> None:
     driver.result(stopped=[(start, Reason.LENGTH, 43, 4)])
     driver.turn(Closed("q", start.gateway, start.route))
     assert not driver.scheduler.requests and not driver.scheduler.unclosed
-    assert driver.scheduler.index.num_computing == 0
+    assert not driver.scheduler.books.computing
     assert driver.scheduler.replicas["r0"].ledger.counts().held == 0
 
 

@@ -94,7 +94,7 @@ def test_a_load_that_makes_no_sense(load: tuple[int, float, float]) -> None:
 
 def test_the_command_prints_a_table_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
-    model = ["--model", str(tmp_path)]
+    model = ["--model", str(tmp_path), "--device", "cuda"]
     assert main(["size", *model, "--requests", "50", "--length", "200"]) == 0
     table = capsys.readouterr().out
     assert "938 blocks of 16 tokens" in table
@@ -136,3 +136,28 @@ def test_a_broken_config_is_one_line(text: str, tmp_path: Path, capsys: pytest.C
     assert main(["size", "--model", str(tmp_path)]) == 2
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1, shown
+
+
+def test_it_counts_for_what_up_would_choose(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU computes in float32 whatever the checkpoint is in; a GPU in the checkpoint's own, else in bfloat16."""
+    from cluster.lifecycle import preflight
+
+    nameless = {name: value for name, value in LLAMA_8B.items() if name != "torch_dtype"}
+    half = {**LLAMA_8B, "torch_dtype": "float16"}
+    for gpus, config, chosen in (
+        (0, LLAMA_8B, ("cpu", "float32")),
+        (1, LLAMA_8B, ("cuda", "bfloat16")),
+        (1, nameless, ("cuda", "bfloat16")),
+        (1, half, ("cuda", "float16")),
+    ):
+        monkeypatch.setattr(preflight, "num_gpus", lambda gpus=gpus: gpus)
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert main(["size", "--model", str(tmp_path), "--json"]) == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert (answer["device"], answer["dtype"]) == chosen
+    assert main(["size", "--model", str(tmp_path), "--dtype", "fp32"]) == 0
+    said = capsys.readouterr().out
+    assert "float32 on cuda" in said and f"quire up --kv-blocks 938 --block-size 16 --model {tmp_path}" in said
+    assert main(["size", "--device", "abacus"]) == 2

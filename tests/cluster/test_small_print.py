@@ -12,12 +12,14 @@ from cluster.messages import (
     Closed,
     Done,
     Event,
+    GatewayLost,
     GatewayState,
     OpenRequest,
     Order,
     Pin,
     Plan,
     Reason,
+    Refused,
     ReplicaLost,
     ReplicaState,
     Resident,
@@ -97,7 +99,22 @@ def test_a_pin_whose_replica_dies_is_computed_on_another_before_it_is_answered()
     assert start.attempt == 1
     orders: list[Order] = driver.turn(ReplicaLost("r0", 1))
     assert not any(isinstance(order, Done) for order in orders), "nothing is warm"
-    assert starts(orders)["pin"].attempt == 2 and not driver.scheduler.pins.held
+    assert starts(orders)["pin"].attempt == 2 and not driver.scheduler.books.pinned
+
+
+def test_a_pin_that_a_gateway_tells_again_is_the_same_pin() -> None:
+    """It was refused as under way, though it was this very one: the gateway had been given up, and lived."""
+    driver = Driver()
+    prompt = ids(range(32))
+    pin = Pin("pin", "g", 1, "m", "t", prompt, HASHER.prompt(prompt), until=100.0)
+    again = GatewayLost("g"), GatewayState("g", ()), pin
+    start = starts(driver.turn(pin))["pin"]
+    assert driver.turn(*again) == []
+    (done,) = driver.result(stopped=[(start, Reason.LENGTH, 32, 1)])
+    # That word may have been lost with the gateway's session.
+    assert driver.turn(*again) == [done] and isinstance(done, Done)
+    (refused,) = driver.turn(replace(pin, route=2))
+    assert isinstance(refused, Refused) and refused.code == "ALREADY_EXISTS"
 
 
 def test_tokens_behind_a_cut_are_not_billed() -> None:

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from cluster import Client, SamplingParams
+from cluster import Client, SamplingParams, StructuredOutputsParams
 from cluster.bench.processes import Processes
 from cluster.centre.journal import read
 from cluster.centre.scheduler import Scheduler
+from cluster.centre.swap import Swap
 from cluster.messages import Road
 from cluster.offline.outputs import RequestOutput
 from cluster.settings import SchedulerSettings, WorkerSettings
@@ -37,7 +38,17 @@ MODES: dict[str, dict[str, Any]] = {
     "stop string": {"temperature": 0.8, "seed": 10, "stop": [" river", " bread"], "ignore_eos": False},
     "bans": {"temperature": 0.8, "seed": 12, "bad_words": ["the", "Mira"], "forced_tokens": {3: 40, -1: 41}},
     "beams": {"beam_width": 3, "length_penalty": 0.8},
+    "structure": {"temperature": 0.0, "structured_outputs": StructuredOutputsParams(regex="[A-Z ,]{9000}")},
+    "several of a structure": {
+        "temperature": 0.9,
+        "seed": 13,
+        "n": 2,
+        "structured_outputs": StructuredOutputsParams(
+            json={"type": "array", "items": {"type": "string", "maxLength": 9}, "minItems": 800}
+        ),
+    },
 }
+
 PROMPTS = ("Once upon a time", "In Alder Bridge there was a baker who", "Mira and Otto went to the river, because")
 
 
@@ -47,7 +58,11 @@ def requests() -> list[tuple[str, str, SamplingParams]]:
     for prompt in PROMPTS:
         for mode, settings in MODES.items():
             length = 60 if mode == "beams" else 120
-            chosen = {"max_tokens": length, "ignore_eos": mode != "beams", **settings}
+            chosen = {
+                "max_tokens": length,
+                "ignore_eos": mode != "beams" and "structured_outputs" not in settings,
+                **settings,
+            }
             made.append((mode, prompt, SamplingParams(**chosen)))
     return made
 
@@ -55,7 +70,7 @@ def requests() -> list[tuple[str, str, SamplingParams]]:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Processes, Path]]:
     journal = tmp_path_factory.mktemp("swap") / "journal"
-    with Processes(SchedulerSettings(preemption="swap"), journal=journal) as running:
+    with Processes(SchedulerSettings(preemption="swap"), journal=journal, silence_s=10.0) as running:
         common = {"dtype": "float32", "device": "cpu", "max_batch": 24, "show_progress": False}
         told = running.add_workers(
             {
@@ -83,7 +98,7 @@ def swapped(journal: Path, model: str) -> tuple[dict[str, bool], Counter[str]]:
     scheduler, found = Scheduler(recorded.settings, recorded.epoch), dict[str, bool]()
     for turn in recorded.turns:
         scheduler.turn(turn.events, turn.now)
-        for moving in scheduler.swapper.transfers.values():
+        for _, moving in scheduler.transfers.all(Swap):
             if moving.road is Road.READ and moving.request.model == model:
                 found[moving.request.request_id] = moving.request.sequences[0].group is not None
     scheduler.check()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pytest
+
 from cluster.messages import (
     Advances,
     Drain,
@@ -55,10 +57,21 @@ def test_a_fork_that_has_not_begun_is_not_swapped_but_computed_again() -> None:
     driver.turn(Drain("r0"))
     orders = driver.result(stopped=[(start, Reason.DROPPED, 14, 1), (fork, Reason.DROPPED, 14, 0)])
     assert not transfers_of(orders)
-    assert not driver.scheduler.swapper.pools["h0"].ledger.counts().held
+    assert not driver.scheduler.pools["h0"].ledger.counts().held
     again = starts(driver.turn(Drain("r0", on=False)))["q"]
     assert (again.position, len(again.tokens)) == (0, 15)
     assert [list(one.outputs) for one in again.forks] == [[]]
+
+
+@pytest.mark.parametrize("outputs", [0, 1])
+def test_who_has_judged_a_part_of_a_prompt_computes_it_again(outputs: int) -> None:
+    """Logprobs of the prompt are told with the first token; until then only the worker knows them."""
+    driver = swapping()
+    asked = submit("q", range(40), 40)
+    start = starts(driver.turn(replace(asked, sampling=replace(asked.sampling, prompt_logprobs=1))))["q"]
+    driver.turn(Drain("r0"))
+    orders = driver.result(stopped=[(start, Reason.DROPPED, 40 if outputs else 32, outputs)])
+    assert len(transfers_of(orders)) == outputs
 
 
 def test_forks_that_have_begun_go_out_together_and_come_back_as_they_were() -> None:
@@ -82,7 +95,7 @@ def test_forks_that_have_begun_go_out_together_and_come_back_as_they_were() -> N
     assert [one.after for one in again] == [back.transfer] * 2, "they begin once their blocks are there"
     assert list(again[0].table[:2]) == list(again[1].table[:2]), "full prompt blocks are shared again"
     ended(driver, back)
-    assert not driver.scheduler.swapper.pools["h0"].ledger.counts().held
+    assert not driver.scheduler.pools["h0"].ledger.counts().held
 
 
 def gave_up(orders: Sequence[Order]) -> list[GiveUp]:
@@ -101,15 +114,15 @@ def test_what_a_write_that_failed_has_left_is_quarantined_until_its_pool_has_set
     driver = swapping()
     out = going_out(driver)
     assert gave_up(ended(driver, out, ok=False)) == [GiveUp("h0", 7, 1, (out.transfer,))]
-    host = driver.scheduler.swapper.pools["h0"].ledger
+    host = driver.scheduler.pools["h0"].ledger
     assert (host.counts().quarantined, host.counts().held) == (3, 0)
-    assert list(driver.scheduler.swapper.quarantined) == [("h0", out.transfer)]
+    assert list(driver.scheduler.host_memory.quarantined) == [("h0", out.transfer)]
     driver.turn(HostPoolSettled("h0", 6, out.transfer))
     assert host.counts().quarantined == 3, "another incarnation of the pool has settled"
     driver.turn(HostPoolSettled("h0", 7, out.transfer))
     assert host.counts().free == 64
     driver.turn(HostPoolSettled("h0", 7, out.transfer))
-    assert not driver.scheduler.swapper.quarantined
+    assert not driver.scheduler.host_memory.quarantined
     assert starts(driver.turn(Drain("r0", on=False)))["q"].position == 32, "what is cached on the device serves"
 
 
@@ -118,9 +131,9 @@ def test_what_a_lost_replica_was_writing_is_given_up_with_its_pool() -> None:
     out = going_out(driver)
     orders = driver.turn(ReplicaLost("r0", 1))
     assert gave_up(orders) == [GiveUp("h0", 7, 1, (out.transfer,))]
-    assert driver.scheduler.swapper.pools["h0"].ledger.counts().quarantined == 3
+    assert driver.scheduler.pools["h0"].ledger.counts().quarantined == 3
     driver.turn(HostPoolLost("h0", 7))
-    assert not driver.scheduler.swapper.quarantined, "nothing is left of a pool that is gone"
+    assert not driver.scheduler.host_memory.quarantined, "nothing is left of a pool that is gone"
 
 
 def test_out_of_host_memory_is_said_with_its_figures() -> None:
@@ -154,7 +167,7 @@ def test_what_lies_in_host_memory_outlives_its_replica_and_comes_back_on_another
     out = going_out(driver)
     ended(driver, out)
     driver.turn(ReplicaLost("r0", 1))
-    assert driver.scheduler.swapper.pools["h0"].ledger.counts().held == 3
+    assert driver.scheduler.pools["h0"].ledger.counts().held == 3
     orders = driver.turn(joined("r1"))
     (back,) = transfers_of(orders)
     assert (back.road, sorted(back.theirs)) == (Road.READ, sorted(out.theirs))

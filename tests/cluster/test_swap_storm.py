@@ -6,7 +6,7 @@ from statistics import median
 
 import pytest
 
-from cluster.bench.swap import storm
+from tests.bench.swap import storm
 
 
 @pytest.mark.parametrize("seconds", [15, pytest.param(120, marks=pytest.mark.trust)], ids=["short", "two minutes"])

@@ -12,6 +12,7 @@ from transformers import GPT2Config, LlamaConfig
 from cluster.errors import InvalidRequest, ModelError
 from cluster.gateway.models import TextModel
 from cluster.sampling import SamplingParams
+from cluster.wire.chat import chat_of
 
 
 def load(folder: Path, config: dict[str, object]) -> TextModel:
@@ -31,7 +32,10 @@ def test_without_a_tokenizer_token_ids_go_in_and_out(tmp_path: Path) -> None:
     ("call", "says"),
     [
         (lambda model: model.encode("words"), "prompt.text: is text, and model plain has no tokenizer; send token_ids"),
-        (lambda model: model.encode_chat([{"role": "user", "content": "a"}], True), "prompt.chat: .*no chat template"),
+        (
+            lambda model: model.encode_chat(chat_of([{"role": "user", "content": "a"}], "x")),
+            "prompt.chat: .*no chat template",
+        ),
         (lambda model: model.decode([1], True), "ids: shall become text, and model plain has no tokenizer"),
         (lambda model: model.resolve(SamplingParams(stop=["x"]), 3, 64, seed=1), "sampling.stop: .*stop_token_ids"),
         (lambda model: model.resolve(SamplingParams(bad_words=["x"]), 3, 64, seed=1), "bad_words: .*has no tokenizer"),

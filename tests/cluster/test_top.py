@@ -13,7 +13,8 @@ from rich.console import Console
 from cluster.centre.notes import Note
 from cluster.centre.scheduler import Scheduler
 from cluster.cli.top import BlockMaps
-from cluster.cli.top_picture import LETTERS, PoolPicture, Scene, draw
+from cluster.cli.top_picture import LETTERS, PoolPicture, Scene, draw, listed
+from cluster.cli.top_view import HELP, MAP, TABLES, View
 from cluster.messages import ReplicaJoined, Submit, ids
 from cluster.sampling import SamplingParams
 from cluster.serving.admin import BLOCK_STATES
@@ -90,7 +91,7 @@ def scene(blocks: int, random: Random) -> Scene:
 @pytest.mark.parametrize("blocks", [7, 1_000, 10_000])
 def test_a_picture_fits_into_80_columns_and_says_why(blocks: int, by_request: bool) -> None:
     out = io.StringIO()
-    drawn = draw(scene(blocks, Random(1)), 80, True, by_request)
+    drawn = draw(scene(blocks, Random(1)), 80, True, View(by_request=by_request))
     Console(file=out, width=80).print(drawn)
     lines = out.getvalue().splitlines()
     text = "\n".join(lines)
@@ -111,10 +112,12 @@ def test_a_picture_fits_on_the_terminal_with_its_reasons(height: int, pools: int
     shown = scene(10_000, Random(3))
     shown.pools = [*shown.pools, *shown.pools * 13][:pools]
     shown.workers = [*shown.workers] * pools
+    shown.away = "nothing answers at 127.0.0.1:50061" if pools == 40 else ""
     out = io.StringIO()
-    Console(file=out, width=80).print(draw(shown, 80, True, by_request, height))
+    Console(file=out, width=80).print(draw(shown, 80, True, View(by_request=by_request), height))
     lines = out.getvalue().splitlines()
-    assert len(lines) < height and "demo-0 (device)" in out.getvalue() and "demo-0: 31 sequences" in out.getvalue()
+    assert lines[0].startswith("as it was last: nothing answers" if shown.away else "Quire 0.1.0  12 workers  345 run")
+    assert len(lines) < height and "demo-0 (device" in out.getvalue() and "demo-0: 31 sequences" in out.getvalue()
     if height >= 24:
         assert any(REASON[:20] in line for line in lines)
         assert len(lines) >= min(height - 4, 20) and "s ago preempted" in out.getvalue()
@@ -129,7 +132,7 @@ def test_a_cell_shows_the_busiest_state_of_its_blocks() -> None:
         picture = Scene({}, 0.0, None, None, [PoolPicture("p", False, shown)], (), (), ())
         picture.head = {"version": "", "workers": 0, "running": 0, "waiting": 0, "turn_us": 0.0, "share": 0.0}
         out = io.StringIO()
-        Console(file=out, width=80).print(draw(picture, 80, True, False))
+        Console(file=out, width=80).print(draw(picture, 80, True, View()))
         maps.append("".join(line for line in out.getvalue().splitlines() if set(line) <= set(LETTERS[1:])))
     plain, marked = maps
     assert plain == LETTERS[1] * 320 + LETTERS[4] * 320
@@ -141,10 +144,10 @@ def test_a_cell_shows_the_busiest_state_of_its_blocks() -> None:
 def test_ten_thousand_blocks_are_drawn_smoothly(by_request: bool) -> None:
     """Ten pictures a second would leave most of a core free: processor time, which other work does not change."""
     shown, console = scene(10_000, Random(2)), Console(file=io.StringIO(), width=80, force_terminal=True)
-    console.print(draw(shown, 80, False, by_request))
+    console.print(draw(shown, 80, False, View(by_request=by_request)))
     began = time.process_time()
     for _ in range(10):
-        console.print(draw(shown, 80, False, by_request))
+        console.print(draw(shown, 80, False, View(by_request=by_request)))
     assert (time.process_time() - began) / 10 < 0.05
 
 
@@ -157,3 +160,59 @@ def test_the_map_costs_the_scheduler_little() -> None:
     for _ in range(20):
         assert watch.news() is None
     assert (time.process_time() - began) / 20 < 0.005
+
+
+def test_states_are_told_apart_without_colours_and_cells_say_how_many_blocks_they_are() -> None:
+    """On a terminal too: letters are drawn in colour, not in its place."""
+    shown, out = scene(10_000, Random(2)), io.StringIO()
+    Console(file=out, width=80, force_terminal=True, color_system="standard").print(draw(shown, 80, False, View()))
+    text = out.getvalue()
+    assert "\x1b[" in text and "■" not in text and "; 16 a cell)" in text
+    for letter in LETTERS[1:]:
+        assert letter in text
+    # Of a pool with long figures too, and what requests are sorted by.
+    shown.pools = [PoolPicture("host-aaa831f8-86d0", True, shown.pools[0].states * 10, (), 100_000, 0)]
+    out = io.StringIO()
+    Console(file=out, width=80).print(draw(shown, 80, True, View(sort="tokens")))
+    assert "host-aaa831f8-86d0 (host memory; 157 a cell): " in out.getvalue() and "sorted by tokens" in out.getvalue()
+    few = io.StringIO()
+    Console(file=few, width=80).print(draw(scene(7, Random(2)), 80, True, View()))
+    assert "a cell" not in few.getvalue()
+
+
+def test_keys_choose_sort_and_open() -> None:
+    shown = scene(100, Random(1))
+    ids = [one["id"] for one in listed(shown.requests, View())]
+    assert len(ids) > 2
+    view = View().press("\x1b[B", ids)
+    assert view.chosen == ids[0]
+    assert view.press("j", ids).chosen == ids[1] and view.press("k", ids).chosen == ids[0]
+    assert view.press("\r", ids).screen == TABLES and view.press("\r", ids).press("\x1b", ids).screen == MAP
+    assert view.press("?", ids).screen == HELP and view.press("?", ids).press("x", ids).screen == MAP
+    assert View().press("\r", []) == View() and View().press("", ids) == View() and View().press("z", ids) == View()
+    sorts = [view := view.press("s", ids) for _ in range(4)]
+    assert [one.sort for one in sorts] == ["blocks", "tokens", "waited", "state"]
+    by_blocks = [one["blocks"] for one in listed(shown.requests, sorts[0])]
+    assert by_blocks == sorted(by_blocks, reverse=True)
+
+
+@pytest.mark.parametrize("screen", [HELP, TABLES])
+def test_other_screens_fit_as_well(screen: str) -> None:
+    shown, out = scene(100, Random(1)), io.StringIO()
+    shown.tables = ["request local/a: running", "  [0] 5 tokens", "      " + " ".join(map(str, range(900)))]
+    Console(file=out, width=80).print(draw(shown, 80, True, View(screen=screen, chosen="local/a"), 24))
+    lines = out.getvalue().splitlines()
+    assert len(lines) < 24 and max(map(len, lines)) <= 80
+    assert ("quarantined" in out.getvalue()) is (screen == HELP)
+    assert ("[0] 5 tokens" in out.getvalue()) is (screen == TABLES)
+    shown.tables = []
+    Console(file=out, width=80).print(draw(shown, 80, True, View(screen=TABLES, chosen="local/a"), 24))
+    assert "local/a has ended" in out.getvalue()
+
+
+def test_the_chosen_request_is_always_seen() -> None:
+    shown = scene(100, Random(1))
+    for request in listed(shown.requests, View()):
+        out = io.StringIO()
+        Console(file=out, width=80).print(draw(shown, 80, True, View(chosen=request["id"]), 30))
+        assert f"> {request['id'][-12:]}" in out.getvalue()

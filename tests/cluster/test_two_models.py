@@ -6,7 +6,6 @@ computed, when it is fetched from the other's pool, and in the host memory that 
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from cluster import Client
-from cluster.lifecycle import launch
 from cluster.lifecycle.cluster_settings import ClusterSettings
 from cluster.lifecycle.running import Running
+from tests.cluster.clusters import up
 from tests.engine import models
 
 NUM_TOKENS = 24
@@ -33,8 +32,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def running(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    before = os.environ.get("QUIRE_HOME")
-    os.environ["QUIRE_HOME"] = str(tmp_path_factory.mktemp("quire"))
     settings = ClusterSettings(
         model=tuple(map(str, folders)),
         workers=1,
@@ -45,12 +42,8 @@ def running(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
         metrics_port=0,
         max_batch=16,
     )
-    try:
-        yield launch.up(settings, print)
-    finally:
-        left = launch.down(print)
-        os.environ.pop("QUIRE_HOME") if before is None else os.environ.update(QUIRE_HOME=before)
-        assert not left, left
+    with up(settings, tmp_path_factory.mktemp("quire")) as running:
+        yield running
 
 
 @pytest.mark.timeout(300)

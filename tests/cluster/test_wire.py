@@ -179,6 +179,7 @@ states = st.builds(
     tuples(st.builds(m.Resident, longs, counts, starts, ids, counts, ids, counts)),
     tuples(st.tuples(counts, blobs)),
     tuples(transfers()),
+    tuples(st.builds(m.Departed, longs, counts, starts, reasons)),
 )
 logprobs = st.builds(m.Logprobs, int32s, floats32, counts, tuples(st.tuples(int32s, floats32)))
 tokens = st.builds(
@@ -211,6 +212,7 @@ submits = st.builds(
     trace=names,
     digest=blobs,
     grace_s=finite,
+    look=names,
 )
 events = st.one_of(
     submits,
@@ -219,6 +221,7 @@ events = st.one_of(
     st.builds(m.Sealed, names, names, longs, counts, tuples(ids), tuples(reasons)),
     st.builds(m.Closed, names, names, longs),
     st.builds(m.Adopt, submits),
+    st.builds(m.Find, names, names, longs),
     st.builds(m.Claim, names, names, longs),
     st.builds(
         m.Pin, *(names, names, longs, names, names, ids, tuples(hashes), st.integers(0, 10**6).map(float), blobs, blobs)
@@ -233,6 +236,7 @@ notices = st.one_of(
     st.builds(m.Refused, names, longs, names, names, names, finite, names),
     st.builds(m.Seal, names, longs, names, counts),
     st.builds(m.HandOver, names, longs, names),
+    st.builds(m.Found, names, longs, submits.map(lambda submit: replace(submit, deadline=None)), finite),
     st.builds(m.Replay, names, tokens),
     st.builds(m.Done, names, longs, names, counts, counts, finite, finite, finite),
 )

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -48,8 +48,9 @@ class Machine:
             f"lowerdir={path},upperdir=/tmp/over/{number}/up,workdir=/tmp/over/{number}/work {path}"
             for number, path in enumerate(OVERLAYS)
         ]
-        checkout = f"mkdir -p /opt/quire && mount --bind {ROOT} /opt/quire"
-        steps = ["mount -t tmpfs tmpfs /tmp", "mount -t tmpfs tmpfs /dev/shm", *overlays, checkout]
+        # A checkout may lie in the /tmp that is hidden next.
+        steps = [f"mount --bind {ROOT} /mnt", "mount -t tmpfs tmpfs /tmp", "mount -t tmpfs tmpfs /dev/shm", *overlays]
+        steps += ["mkdir -p /opt/quire && mount --bind /mnt /opt/quire"]
         steps += [f"hostname {self.name}", "mkdir /tmp/home", "touch /tmp/booted", "exec sleep infinity"]
         apart = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]
         # In a session of its own: a Ctrl-C at the test leaves it to `halt`.
@@ -59,7 +60,7 @@ class Machine:
             start_new_session=True,
         )
         until = time.monotonic() + 10
-        while not (self._pid and Path(f"/proc/{self._pid}/root/tmp/booted").exists()):
+        while not (self._pid and Path("/proc", str(self._pid), "root", "tmp", "booted").exists()):
             assert time.monotonic() < until and self._unshare.poll() is None, f"{self.name} does not boot"
             children = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children").read_text().split()
             self._pid = int(children[0]) if children else 0
@@ -69,7 +70,8 @@ class Machine:
         if self._unshare is not None:
             # The kernel ends all processes of the machine with its first one.
             if self._pid:
-                os.kill(self._pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(self._pid, signal.SIGKILL)
             self._unshare.wait()
         subprocess.run(["ip", "netns", "del", self.network], check=False, capture_output=True)
 

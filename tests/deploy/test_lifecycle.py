@@ -37,6 +37,8 @@ def cycle(home: Path, kill: tuple[str, ...] = ()) -> None:
     assert "ready after" in done.stdout
     has = Holdings.of(home)
     assert all(has.named(kind) for kind in KINDS), has
+    serving = [pid for kind in KINDS if kind.endswith("Actor") for pid in has.named(kind)]
+    assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in serving} == {os.getpriority(os.PRIO_PROCESS, 0)}
     # Ray lets everybody write into its folder; nobody else gets there.
     assert stat.S_IMODE(Path(noted(home)["ray_temp"]).parent.stat().st_mode) == 0o700
     assert not has.named("ray.util.client.server"), "Ray's client server runs"
@@ -61,11 +63,11 @@ def test_a_crash_of_the_head_and_of_a_worker_leaves_nothing(home: Path) -> None:
 
 @pytest.mark.timeout(280)
 @pytest.mark.parametrize(
-    "words", [pytest.param(("--tp", "2"), id="two ranks"), pytest.param((), id="host pool", marks=pytest.mark.trust)]
+    ("words", "num_actors"),
+    [pytest.param(("--tp", "2"), 5, id="two ranks"), pytest.param((), 4, id="one rank", marks=pytest.mark.trust)],
 )
-def test_on_a_ray_that_was_started_by_hand(home: Path, words: tuple[str, ...]) -> None:
-    """Actors, groups and names are gone after `down`, and the Ray cluster goes on. A replica of two ranks has no host
-    pool, so there are four actors either way."""
+def test_on_a_ray_that_was_started_by_hand(home: Path, words: tuple[str, ...], num_actors: int) -> None:
+    """Actors, groups and names are gone after `down`, and the Ray cluster goes on."""
     folder, port = ray_head.new_folder(), ray_head_port()
     by_hand = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--node-ip-address=127.0.0.1"]
     by_hand += [f"--port={port}", f"--temp-dir={folder}", "--num-cpus=2", "--include-dashboard=false"]
@@ -78,7 +80,7 @@ def test_on_a_ray_that_was_started_by_hand(home: Path, words: tuple[str, ...]) -
         assert done.returncode == 0, done.stderr
         above = parents()
         actors = [pid for pid, parent in above.items() if parent in heads and b"Actor" in cmdline(pid)]
-        assert len(actors) == 4
+        assert len(actors) == num_actors
         second = quire(home, *UP)
         assert (second.returncode, second.stderr.count("\n")) == (2, 1) and "runs already" in second.stderr
         told = quire(home, "generate", "--max-tokens", "5", "--quiet", "Once upon a time")

@@ -57,7 +57,7 @@ def test_the_settings_in_the_manifest_are_settings(tmp_path: Path) -> None:
     assert settings.workers == workers["replicas"] <= workers["maxReplicas"] and head["rayStartParams"] == {
         "num-cpus": "0"
     }
-    assert settings.cpus_per_worker <= float(container["resources"]["limits"]["cpu"])
+    assert settings.booked_cpus <= float(container["resources"]["limits"]["cpu"])
     # Each file of the doors lies in a mounted secret, and the settings are read where their map is mounted.
     mounts = {mount["mountPath"]: mount["name"] for mount in head_container["volumeMounts"]}
     volumes = {volume["name"] for volume in head["template"]["spec"]["volumes"]}

@@ -33,6 +33,22 @@ def test_a_lease_ends_a_chunk_and_a_dry_one_is_counted() -> None:
     assert batcher.next().num_tokens == 0 and batcher.next().num_dry == 2
 
 
+def test_a_held_row_gets_no_token_but_its_prompt_is_computed() -> None:
+    batcher = Batcher(max_batch=4, token_budget=64)
+    batcher.add(0, 0, 40, FAR, precedence=1)
+    batcher.add(1, 16, 17, FAR, precedence=2)
+    batcher.add(2, 20, 21, FAR, precedence=3)
+    batcher.hold([0, 1])
+    batch = batcher.next()
+    assert list(batch.rows) == [2, 0] and list(batch.counts) == [1, 39] and batch.num_dry == 0
+    assert list(batcher.issue(batch)) == [2]
+    assert list(batcher.next().rows) == [2]
+    batcher.hold([1])
+    assert list(batcher.next().rows) == [0, 2]
+    batcher.hold([])
+    assert list(batcher.next().rows) == [0, 1, 2]
+
+
 @pytest.mark.parametrize("max_passed_over", [1, 5, 32])
 def test_the_bound_on_being_passed_over(max_passed_over: int) -> None:
     """Prompts of higher precedence come without end; the one behind them gets a chunk all the same."""

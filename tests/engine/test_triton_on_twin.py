@@ -2,6 +2,7 @@
 `test_engine_on_twin.py` starts, because Triton decides at import whether kernels are interpreted."""
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,47 @@ def test_tokens_are_those_of_the_cpu_and_nothing_is_compiled_while_serving(
     assert not late, f"compiled while serving: {sorted(map(str, late))}"
 
 
-@pytest.mark.parametrize("kind", ["qwen3", "gemma2"])
+# What each has that goes another way: modules of one layer, and the last norm.
+REPLACED = {
+    # Norms of layers, attention, MLP and the layer whose sum is behind a norm; norms of heads.
+    "qwen3": {"Qwen3RMSNorm": 5, "Qwen3Attention": 1, "Qwen3MLP": 1, "Qwen3DecoderLayer": 1},
+    # Norms behind products, of one and more, before they round; a cap on scores.
+    "gemma2": {"Gemma2RMSNorm": 5, "Gemma2Attention": 1, "Gemma2MLP": 1},
+    "phi3": {"Phi3RMSNorm": 3, "Phi3Attention": 1, "Phi3MLP": 1, "Phi3DecoderLayer": 1},
+    "mixtral": {"MixtralRMSNorm": 3, "MixtralAttention": 1, "MixtralDecoderLayer": 1},
+    # Sinks, and experts with biases whose gate is their own.
+    "gpt_oss": {"GptOssRMSNorm": 3, "GptOssAttention": 1, "GptOssDecoderLayer": 1},
+}
+
+
+@pytest.mark.parametrize("kind", REPLACED)
 @pytest.mark.trust
+@pytest.mark.timeout(500)
 def test_other_decoders(kind: str, tmp_path: Path) -> None:
-    folder = models.build(tmp_path, kind, num_hidden_layers=2)
+    """Their modules are recognised by what they say, their experts run inside the graph, and tokens are the CPU's."""
+    layers = {"layer_types": ["sliding_attention"]} if kind in ("gemma2", "gpt_oss") else {}
+    folder = models.build(tmp_path, kind, num_hidden_layers=1, **layers)
     work = [WORK[0], WORK[4], WORK[13]]
     want = written(engine(folder, "cpu"), work)
-    llm = engine(folder, "twin@0", kernels="triton", max_batch=6)
+    llm = engine(folder, "twin@0", kernels="triton", max_batch=4)
+    replaced = llm._worker.parts.model._replaced
+    assert replaced is not None and llm._worker._launcher.graphs is not None
+    assert Counter(type(module).__name__ for module in replaced._forwards) == REPLACED[kind]
+    assert len(replaced._experts) == (kind in ("mixtral", "gpt_oss"))
     for schedule in range(4):
         ORDER.schedule(schedule)
         assert written(llm, work) == want
+
+
+@pytest.mark.trust
+def test_two_ranks(tmp_path: Path) -> None:
+    """Merged products, norms and rotation of each rank's slices, in graphs."""
+    folder = models.build(tmp_path, "qwen3", num_hidden_layers=2)
+    work = [WORK[0], WORK[4], WORK[13]]
+    want = written(engine(folder, "cpu"), work)
+    llm = engine(folder, "twin@0", kernels="triton", max_batch=6, tensor_parallel_size=2)
+    try:
+        assert llm._worker._launcher.graphs is not None and llm._worker.parts.model.num_replaced
+        assert written(llm, work) == want
+    finally:
+        llm.close()

@@ -12,6 +12,7 @@ from typing import Any
 import openai
 import pytest
 
+from cluster.bench.engines import of_server
 from cluster.gateway.http.server import HttpServer
 from cluster.gateway.settings import GatewaySettings
 from cluster.serving.auth import Caller, Entry, TokenBook, digest_of
@@ -34,6 +35,9 @@ def over_http(story: Story, *, key: str = "none", **door: Any) -> None:
             await server.stop()
 
     at_the_door(run, **door)
+
+
+OPTIONS: Any = {"include_usage": True, "continuous_usage_stats": True}
 
 
 def text_of(tokens: list[int]) -> str:
@@ -72,13 +76,33 @@ def test_a_completion_is_what_the_model_says() -> None:
         streamed = ""
         usage = None
         stream = await client.completions.create(
-            model="m", prompt=PROMPT, seed=7, max_tokens=30, stream=True, stream_options={"include_usage": True}
+            model="m", prompt=PROMPT, seed=7, max_tokens=30, stream=True, stream_options=OPTIONS
         )
+        counted = 0
         async for chunk in stream:
+            # Of each chunk so far, as load tools ask it; the last one has all.
+            assert chunk.usage is not None and chunk.usage.prompt_tokens == len(PROMPT)
+            assert chunk.usage.completion_tokens >= counted
+            counted = chunk.usage.completion_tokens
             streamed += "".join(choice.text for choice in chunk.choices)
             usage = chunk.usage or usage
         assert streamed == text_of(wanted)
         assert usage is not None and usage.completion_tokens == len(wanted)
+        await door.settled()
+
+    over_http(story)
+
+
+def test_the_benchmark_of_running_servers_reads_every_token_and_its_time() -> None:
+    async def story(door: Door, server: HttpServer, client: openai.AsyncOpenAI) -> None:
+        run = of_server.server({"server": f"http://127.0.0.1:{server.port}", "model": "m"})
+        prompts, wanted = [PROMPT, PROMPT[:3], PROMPT[2:]], [1, 30, 12]
+        outputs, times = await asyncio.to_thread(run, prompts, wanted)
+        assert [len(tokens) for tokens in outputs] == [len(stamps) for stamps in times] == wanted
+        assert all(stamps == sorted(stamps) and stamps[0] > 0 for stamps in times)
+        assert outputs[1] == expected(PROMPT[:3], 0, 30, ends=False)
+        with pytest.raises(RuntimeError, match="answers 400"):
+            await asyncio.to_thread(run, [PROMPT], [0])
         await door.settled()
 
     over_http(story)
@@ -141,6 +165,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "x", "temperature": "hot"}, "temperature"),
     ({"prompt": "x", "temperature": -1}, "temperature"),
     ({"prompt": "x", "top_p": 7}, "top_p"),
+    ({"prompt": "x", "top_p": 10**400}, "top_p"),
+    ({"prompt": "x", "structured_outputs": {"\ud800": 1}}, "structured_outputs.?"),
     ({"prompt": "x", "n": 0}, "n"),
     ({"prompt": "x", "n": True}, "n"),
     ({"prompt": "x", "max_tokens": 0}, "max_tokens"),
@@ -156,9 +182,15 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "x", "suffix": "end"}, "suffix"),
     ({"prompt": "x", "stream_options": {"include_usage": True}}, "stream_options"),
     ({"prompt": "x", "stream": True, "stream_options": {"other": True}}, "stream_options.other"),
+    ({"prompt": "x", "stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
     ({"prompt": "x", "stream": 1}, "stream"),
     ({"prompt": "x", "response_format": {"type": "xml"}}, "response_format.type"),
     ({"prompt": "x", "response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    ({"prompt": "x", "response_format": {"type": "json_object", "schema": {}}}, "response_format.schema"),
+    (
+        {"prompt": "x", "response_format": {"type": "json_schema", "json_schema": {"schema": {}, "of": 1}}},
+        "response_format.json_schema.of",
+    ),
     ({"prompt": "x", "structured_outputs": {"choice": []}}, "structured_outputs"),
     ({"prompt": "x", "structured_outputs": {"regex": "("}}, "structured_outputs.regex"),
     ({"prompt": "x", "structured_outputs": {"regex": "a", "grammar": "b"}}, "structured_outputs"),
@@ -190,8 +222,11 @@ def test_what_is_not_honoured_is_refused_by_name() -> None:
             ({"messages": [{"content": "x"}]}, "messages[0].role"),
             ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
             ({"messages": [{"role": "user", "content": "x"}], "top_logprobs": 2}, "top_logprobs"),
-            ({"messages": [{"role": "user", "content": "x"}], "tools": [{"type": "function"}]}, "tools"),
-            ({"messages": [{"role": "user", "content": "x"}], "reasoning_effort": "high"}, "reasoning_effort"),
+            ({"messages": [{"role": "user", "content": "x"}], "tools": [{"type": "function"}]}, "prompt.chat.tools[0]"),
+            (
+                {"messages": [{"role": "user", "content": "x"}], "reasoning_effort": "high"},
+                "prompt.chat.template_args.reasoning_effort",
+            ),
         ]
         for body, param in chat:
             answer = await raw(server.port, post("/v1/chat/completions", json.dumps({"model": "m", **body}).encode()))
@@ -202,6 +237,37 @@ def test_what_is_not_honoured_is_refused_by_name() -> None:
         with pytest.raises(openai.BadRequestError) as caught:
             await client.completions.create(model="m", prompt=[5] * 5000)
         assert caught.value.code == "context_length_exceeded"
+        await door.settled()
+
+    over_http(story)
+
+
+HOSTS = {
+    **dict.fromkeys(("[::1]", "[::1]:8000", "LOCALHOST:1", "a.localhost", "127.9.9.9", ""), 200),
+    **dict.fromkeys(("[::1].evil.example", "127.0.0.1.evil.example", "localhost:80:x", "::1", "[]", "8.8.8.8"), 403),
+}
+
+
+def test_old_and_unusual_ways_to_ask() -> None:
+    async def story(door: Door, server: HttpServer, client: openai.AsyncOpenAI) -> None:
+        body = json.dumps({"prompt": PROMPT, "seed": 7, "max_tokens": 3}).encode()
+        wanted = text_of(expected(PROMPT, 7, 3))
+        chunked = b"".join(
+            b"%x\r\n%s\r\n" % (len(body[at : at + 9]), body[at : at + 9]) for at in range(0, len(body), 9)
+        )
+        length = f"Content-Length: {len(body)}".encode()
+        for first, heads, sent in (
+            (b"HTTP/1.1", b"Host: [::1]\r\nTransfer-Encoding: chunked", chunked + b"0\r\n\r\n"),
+            (b"HTTP/1.1", b"Host: [::1]\r\nTransfer-Encoding: chunked", chunked + b"0\r\nX-Trailer: y\r\n\r\n"),
+            (b"HTTP/1.0", length, body),
+            (b"HTTP/1.0", b"Host: localhost\r\nConnection: keep-alive\r\n" + length, body),
+        ):
+            head = b"POST /v1/completions %s\r\nContent-Type: application/json\r\n%s\r\n\r\n" % (first, heads)
+            answer = await raw(server.port, head + sent)
+            assert json.loads(answer.partition(b"\r\n\r\n")[2])["choices"][0]["text"] == wanted, heads
+        for host, status in HOSTS.items():
+            answer = await raw(server.port, f"GET /v1/models HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            assert answer.startswith(b"HTTP/1.1 %d " % status), host
         await door.settled()
 
     over_http(story)
@@ -219,7 +285,14 @@ def test_bodies_that_are_none_end_nothing() -> None:
         large = f"{head}Content-Length: {1 << 40}\r\n\r\n"
         assert b"400 Bad Request" in await raw(server.port, large.encode())
         for path, status in (("/v1/nothing", b"404"), ("/v1/models", b"405")):
-            assert (await raw(server.port, post(path, b"{}"))).startswith(b"HTTP/1.1 " + status)
+            for host in ("127.0.0.1", "[::1", "[]:7", "%"):
+                assert (await raw(server.port, post(path, b"{}", host=host))).startswith(b"HTTP/1.1 " + status), host
+        # The head of a stream would take it from whoever reads it.
+        asked = b"HEAD /v1/requests/x/stream HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(asked)
+        assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 405")
+        writer.close()
         # The page of somebody else, in a browser of this machine.
         assert (await raw(server.port, post("/v1/completions", b"{}", host="evil.example"))).startswith(b"HTTP/1.1 403")
         done = await client.completions.create(model="m", prompt=PROMPT, seed=7, max_tokens=3)
@@ -241,8 +314,15 @@ def test_a_client_that_leaves_ends_its_request() -> None:
         asking.cancel()
         await door.settled(3.0)
         # By its id.
+        # The one that the header names, which the answer says, also where a body names another.
         stream = await client.completions.create(
-            model="m", prompt=PROMPT, seed=seed, max_tokens=200, stream=True, extra_headers={"X-Request-Id": "mine"}
+            model="m",
+            prompt=PROMPT,
+            seed=seed,
+            max_tokens=200,
+            stream=True,
+            extra_headers={"X-Request-Id": "mine"},
+            extra_body={"request_id": "other"},
         )
         assert stream.response.headers["x-request-id"] == "mine"
         found = await client.delete("/requests/mine", cast_to=object)
@@ -290,6 +370,25 @@ def test_a_broken_stream_goes_on_where_it_was() -> None:
         await door.settled(8.0)
 
     over_http(story, shapes=(slow(),))
+
+
+def test_a_stream_with_nothing_to_say_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.gateway.http.generation.KEEP_ALIVE_S", 0.02)
+
+    async def story(door: Door, server: HttpServer, client: openai.AsyncOpenAI) -> None:
+        body = {"model": "m", "prompt": PROMPT, "seed": 7, "max_tokens": 4, "stream": True}
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(post("/v1/completions", json.dumps(body).encode()))
+        said = await asyncio.wait_for(reader.readuntil(b"data: [DONE]\n\n"), 10)
+        writer.close()
+        assert said.count(b": alive\n\n") >= 2
+        texts = [
+            json.loads(line[6:])["choices"][0]["text"] for line in said.split(b"\n") if line.startswith(b"data: {")
+        ]
+        assert "".join(texts) == text_of(expected(PROMPT, 7, 4))
+        await door.settled()
+
+    over_http(story, shapes=(slow(0.2),))
 
 
 def test_a_full_queue_says_when_to_come_back() -> None:

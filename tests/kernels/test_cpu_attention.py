@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kernels import reference
+from kernels.batch import Scoring
 from kernels.cpu.backend import CpuBackend
 from kernels.cpu.jit import Target, host
 from kernels.cpu.plan import Plan
@@ -46,7 +47,7 @@ def run(
 ) -> torch.Tensor:
     """Runs the case with outputs full of NaN and checks output and log-sum-exp; returns the output."""
     backend = backend or CpuBackend(CPU, debug=True)
-    features = {"scale": scale, "window": window, "softcap": softcap, "sinks": sinks}
+    scoring = Scoring(scale, window, softcap, sinks)
     batch, cache, heads = case.batch, case.cache, case.q.shape[1]
     before = case.pool.clone()
     out = torch.full((*case.q.shape[:2], cache.value_dim), NAN, dtype=case.q.dtype)
@@ -58,8 +59,8 @@ def run(
         head_dim=cache.head_dim,
         block_size=cache.block_size,
     )
-    assert backend.attention(case.q, cache, batch, out=out, lse=lse, **features) is out  # type: ignore[arg-type]
-    wanted, wanted_lse = reference.attention(case.q, cache, batch, **features)  # type: ignore[arg-type]
+    assert backend.attention(case.q, cache, batch, scoring, out=out, lse=lse) is out
+    wanted, wanted_lse = reference.attention(case.q, cache, batch, scoring)
     assert_close(out, wanted, case.q.dtype, "out")
     assert_close(lse, wanted_lse, case.q.dtype, "lse")
     assert torch.equal(before, case.pool), "attention wrote to the pool"
@@ -121,11 +122,11 @@ def test_sliding_window(window: int, seed: int) -> None:
 def test_blocks_behind_the_window_are_not_read(seed: int) -> None:
     """A worker may have freed them: their table entries name no block."""
     case = make_case(geometry(), (1, 40), (900, 800), seed=seed)
-    wanted, _ = reference.attention(case.q, case.cache, case.batch, scale=0.2, window=50)
+    wanted, _ = reference.attention(case.q, case.cache, case.batch, Scoring(0.2, window=50))
     for seq, first_seen in enumerate((900 - 50, 800 - 40 - 49)):
         case.batch.tables[case.batch.rows[seq], : first_seen // 16] = -(1 << 30)
     out = torch.full_like(case.q, NAN)
-    CpuBackend(CPU).attention(case.q, case.cache, case.batch, scale=0.2, window=50, out=out)
+    CpuBackend(CPU).attention(case.q, case.cache, case.batch, Scoring(0.2, window=50), out=out)
     assert_close(out, wanted, torch.float32)
 
 
@@ -161,8 +162,8 @@ def test_strided_queries_and_outputs(seed: int) -> None:
     merged = torch.full((case.q.shape[0], 10, 32), NAN)
     merged[:, 2:8] = case.q
     out = torch.full((case.q.shape[0], 9, 40), NAN)
-    CpuBackend(CPU).attention(merged[:, 2:8], case.cache, case.batch, scale=0.2, out=out[:, 1:7, :32])
-    wanted, _ = reference.attention(case.q, case.cache, case.batch, scale=0.2)
+    CpuBackend(CPU).attention(merged[:, 2:8], case.cache, case.batch, Scoring(0.2), out=out[:, 1:7, :32])
+    wanted, _ = reference.attention(case.q, case.cache, case.batch, Scoring(0.2))
     assert_close(out[:, 1:7, :32], wanted, torch.float32)
     assert out[:, 0].isnan().all() and out[:, 7:].isnan().all() and out[:, :, 32:].isnan().all()
 
@@ -195,7 +196,7 @@ def test_blocks_beyond_four_gigabytes(seed: int) -> None:
     )
     wanted = run(case)
     out = torch.full_like(case.q, NAN)
-    CpuBackend(CPU).attention(case.q, cache, case.batch, scale=0.2, out=out)
+    CpuBackend(CPU).attention(case.q, cache, case.batch, Scoring(0.2), out=out)
     assert torch.equal(out, wanted)
 
 
@@ -210,7 +211,7 @@ def test_a_sequence_does_not_depend_on_its_batch(dtype: torch.dtype, seed: int) 
         for number, backend in itertools.product((1, 2, 5), (CpuBackend(CPU), CpuBackend(CPU))):
             torch.set_num_threads(number)
             again = torch.full_like(together, NAN)
-            backend.attention(case.q, case.cache, case.batch, scale=0.2, out=again)
+            backend.attention(case.q, case.cache, case.batch, Scoring(0.2), out=again)
             assert torch.equal(again, together), f"{number} threads give other bits"
     finally:
         torch.set_num_threads(threads)
@@ -225,7 +226,7 @@ def test_a_sequence_does_not_depend_on_its_batch(dtype: torch.dtype, seed: int) 
             num_decodes=int(query == 1),
             tasks=None,
         )
-        got = CpuBackend(CPU).attention(case.q[start : start + query], case.cache, alone, scale=0.2)
+        got = CpuBackend(CPU).attention(case.q[start : start + query], case.cache, alone, Scoring(0.2))
         assert torch.equal(got, together[start : start + query]), f"sequence {seq} differs when it is alone"
 
 
@@ -235,7 +236,7 @@ def test_partials_over_disjoint_blocks_merge_exactly(seed: int) -> None:
     backend = CpuBackend(CPU)
     sinks = torch.randn(6)
     whole_lse = torch.empty(3, 6)
-    whole = backend.attention(case.q, case.cache, case.batch, scale=0.2, lse=whole_lse, sinks=sinks)
+    whole = backend.attention(case.q, case.cache, case.batch, Scoring(0.2, sinks=sinks), lse=whole_lse)
     parts, lses = [], []
     for first, last in ((0, 3), (3, None)):
         lengths = case.batch.context_len - 48 if last is None else torch.full((3,), 48, dtype=torch.int32)
@@ -245,7 +246,7 @@ def test_partials_over_disjoint_blocks_merge_exactly(seed: int) -> None:
         lse = torch.empty(3, 6)
         # The sink counts once.
         parts.append(
-            backend.attention(case.q, case.cache, part, scale=0.2, lse=lse, sinks=sinks if first == 0 else None)
+            backend.attention(case.q, case.cache, part, Scoring(0.2, sinks=sinks if first == 0 else None), lse=lse)
         )
         lses.append(lse)
     merged, merged_lse = backend.merge(torch.stack(parts), torch.stack(lses))
@@ -271,7 +272,7 @@ def test_no_sequences_at_all() -> None:
         num_decodes=0,
         tasks=None,
     )
-    assert CpuBackend(CPU).attention(case.q[:0], case.cache, none, scale=0.2).shape == (0, 6, 32)
+    assert CpuBackend(CPU).attention(case.q[:0], case.cache, none, Scoring(0.2)).shape == (0, 6, 32)
 
 
 def without_wide_vectors() -> Target:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kernels import reference
+from kernels.batch import Scoring
 from kernels.cpu import call as cpu_call
 from kernels.cpu import math as cpu_math
 from kernels.cpu.backend import CpuBackend
@@ -120,13 +121,13 @@ def test_bf16_that_is_not_a_number_stays_so() -> None:
 
 def test_threads_of_our_own_where_torch_has_another_openmp(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     case = make_case(Geometry(keys="dim_slot"), (1, 1, 200), (3000, 40, 700), seed=seed)
-    wanted = CpuBackend(CPU).attention(case.q, case.cache, case.batch, scale=0.2)
+    wanted = CpuBackend(CPU).attention(case.q, case.cache, case.batch, Scoring(0.2))
     team = cpu_call._PythonTeam()
     monkeypatch.setattr(cpu_call, "_team", lambda: team)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(4)
-        got = CpuBackend(CPU).attention(case.q, case.cache, case.batch, scale=0.2)
+        got = CpuBackend(CPU).attention(case.q, case.cache, case.batch, Scoring(0.2))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(got, wanted)
@@ -134,13 +135,13 @@ def test_threads_of_our_own_where_torch_has_another_openmp(monkeypatch: pytest.M
 
 def test_backends_of_several_threads_do_not_disturb_each_other(seed: int) -> None:
     cases = [make_case(Geometry(keys="dim_slot"), (1, 60), (1200, 300 + n), seed=seed + n) for n in range(4)]
-    wanted = [CpuBackend(CPU).attention(case.q, case.cache, case.batch, scale=0.2) for case in cases]
+    wanted = [CpuBackend(CPU).attention(case.q, case.cache, case.batch, Scoring(0.2)) for case in cases]
     wrong = []
 
     def work(number: int) -> None:
         own, case = CpuBackend(CPU), cases[number]
         for _ in range(20):
-            if not torch.equal(own.attention(case.q, case.cache, case.batch, scale=0.2), wanted[number]):
+            if not torch.equal(own.attention(case.q, case.cache, case.batch, Scoring(0.2)), wanted[number]):
                 wrong.append(number)
 
     workers = [threading.Thread(target=work, args=(number,)) for number in range(4)]
@@ -157,7 +158,7 @@ def test_warm_up_leaves_nothing_to_compile(monkeypatch: pytest.MonkeyPatch, seed
     kernels = CpuBackend(CPU)
     kernels.warm_up(BlockLayout((LayerShape(2, 40),), 16, torch.float32, "dim_slot"), 10)
     monkeypatch.setattr("kernels.cpu.backend.compile_kernel", lambda *_: pytest.fail("compiled after the warm-up"))
-    kernels.attention(case.q, case.cache, case.batch, scale=0.2)
+    kernels.attention(case.q, case.cache, case.batch, Scoring(0.2))
     new = torch.zeros(case.batch.num_tokens, 2, 40)
     kernels.write_kv(new, new, case.cache, case.batch.slots)
     kernels.copy_blocks(case.pool, [0], [1])
@@ -173,7 +174,7 @@ def test_refusals_name_the_argument(kernels: Backend, seed: int) -> None:
     q, cache, batch = case.q, case.cache, case.batch
 
     def refuses(match: str, **changed: object) -> None:
-        arguments: dict[str, object] = {"q": q, "cache": cache, "batch": batch, "scale": 0.2, **changed}
+        arguments: dict[str, object] = {"q": q, "cache": cache, "batch": batch, "scoring": Scoring(0.2), **changed}
         with pytest.raises(ValueError, match=match):
             kernels.attention(**arguments)  # type: ignore[arg-type]
 
@@ -181,9 +182,9 @@ def test_refusals_name_the_argument(kernels: Backend, seed: int) -> None:
     refuses("q must be torch.float32 or .*, got torch.float64", q=q.double())
     refuses("q must be dense in its last dimension", q=q.transpose(1, 2).contiguous().transpose(1, 2))
     refuses("5 heads cannot be shared out over 2", q=q[:, :5])
-    refuses("window must be 0", window=-1)
-    refuses("softcap must be 0", softcap=-1.0)
-    refuses(r"sinks must have shape \[6\]", sinks=torch.zeros(5))
+    refuses("window must be 0", scoring=Scoring(0.2, window=-1))
+    refuses("softcap must be 0", scoring=Scoring(0.2, softcap=-1.0))
+    refuses(r"sinks must have shape \[6\]", scoring=Scoring(0.2, sinks=torch.zeros(5)))
     refuses(r"out must have shape \[10, 6, 64\]", out=torch.zeros(10, 6, 63))
     refuses("lse must be torch.float32", lse=torch.zeros(10, 6, dtype=torch.float64))
     refuses("batch.rows must be torch.int32", batch=replace(batch, rows=batch.rows.long()))
@@ -216,7 +217,7 @@ def test_refusals_name_the_argument(kernels: Backend, seed: int) -> None:
 def test_a_cache_of_another_order_is_refused(seed: int) -> None:
     case = make_case(Geometry(keys="slot_dim"), [1], [40], seed=seed)
     with pytest.raises(ValueError, match=r"read torch\.float32 keys as dim_slot, the cache has slot_dim"):
-        CpuBackend(CPU).attention(case.q, case.cache, case.batch, scale=0.2)
+        CpuBackend(CPU).attention(case.q, case.cache, case.batch, Scoring(0.2))
     with pytest.raises(ValueError, match="the cache has slot_dim"):
         CpuBackend(CPU).write_kv(case.q[:, :2], case.q[:, :2], case.cache, case.batch.slots)
 
@@ -239,12 +240,12 @@ def test_a_layer_is_bound_to_nothing_that_may_change(seed: int) -> None:
             batch.context_len[0] -= 400
             kernels.prepare(batch, **geometry)
         q = torch.randn(case.q.shape, generator=generator).to(torch.float16 if step == 5 else torch.float32)
-        wanted, _ = reference.attention(q, case.cache, batch, scale=0.2, sinks=sinks)
-        got = kernels.attention(q, case.cache, batch, scale=0.2, sinks=sinks)
+        wanted, _ = reference.attention(q, case.cache, batch, Scoring(0.2, sinks=sinks))
+        got = kernels.attention(q, case.cache, batch, Scoring(0.2, sinks=sinks))
         assert_close(got, wanted, q.dtype, f"step {step}")
         del sinks
     with pytest.raises(ValueError, match=r"q must have shape \[152, 6, 64\]"):
-        kernels.attention(q[:-1], case.cache, batch, scale=0.2)
+        kernels.attention(q[:-1], case.cache, batch, Scoring(0.2))
 
 
 def test_pools_on_large_pages() -> None:
@@ -260,5 +261,5 @@ def test_layers_of_another_geometry_than_the_prepared_one(seed: int) -> None:
     kernels = CpuBackend(CPU)
     case = make_case(Geometry(keys="dim_slot"), (1, 1, 150), (1300, 40, 300), seed=seed)
     kernels.prepare(case.batch, num_heads=8, num_kv_heads=4, head_dim=64, block_size=16)
-    wanted, _ = reference.attention(case.q, case.cache, case.batch, scale=0.2)
-    assert_close(kernels.attention(case.q, case.cache, case.batch, scale=0.2), wanted, torch.float32)
+    wanted, _ = reference.attention(case.q, case.cache, case.batch, Scoring(0.2))
+    assert_close(kernels.attention(case.q, case.cache, case.batch, Scoring(0.2)), wanted, torch.float32)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kernels import reference
+from kernels.batch import Scoring
 from kernels.dispatch import BACKEND_NAMES, backend
 from tests.kernels.cases import Case, Geometry, make_case
 
@@ -57,14 +58,14 @@ def test_against_the_definition(features: dict[str, object], seed: int) -> None:
     shape = Geometry(num_heads=4, num_kv_heads=2, head_dim=8, value_dim=6, block_size=4)
     case = make_case(shape, (1, 3, 6), (11, 7, 6), seed=seed)
     wanted, wanted_lse = one_by_one(case, scale=0.7, **features)  # type: ignore[arg-type]
-    out, lse = reference.attention(case.q, case.cache, case.batch, scale=0.7, **features)  # type: ignore[arg-type]
+    out, lse = reference.attention(case.q, case.cache, case.batch, Scoring(0.7, **features))  # type: ignore[arg-type]
     torch.testing.assert_close(out, wanted, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(lse, wanted_lse, rtol=1e-10, atol=1e-10)
 
 
 def test_against_torch(seed: int) -> None:
     case = make_case(Geometry(), (1, 30), (100, 30), seed=seed)
-    out, _ = reference.attention(case.q, case.cache, case.batch, scale=0.125)
+    out, _ = reference.attention(case.q, case.cache, case.batch, Scoring(0.125))
     starts = case.batch.query_start.tolist()
     for seq, context in enumerate(case.batch.context_len.tolist()):
         k, v = reference.gather_tokens(case.cache, case.batch.tables[case.batch.rows[seq]], context)
@@ -79,9 +80,9 @@ def test_against_torch(seed: int) -> None:
 def test_merge_of_parts_is_exact(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn((n, 4, 8), generator=generator, dtype=torch.float64) for n in (1, 60, 60))
-    whole, whole_lse = reference.sequence_attention(q, k, v, scale=0.5)
+    whole, whole_lse = reference.sequence_attention(q, k, v, Scoring(0.5))
     cuts = [(0, 1), (1, 37), (37, 60)]
-    parts = [reference.sequence_attention(q, k[a:b], v[a:b], scale=0.5) for a, b in cuts]
+    parts = [reference.sequence_attention(q, k[a:b], v[a:b], Scoring(0.5)) for a, b in cuts]
     # A part over no keys at all has no weight.
     outs = torch.stack([*(out for out, _ in parts), torch.zeros_like(whole)])
     lses = torch.stack([*(lse for _, lse in parts), torch.full_like(whole_lse, float("-inf"))])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kernels import reference
-from kernels.batch import AttentionBatch
+from kernels.batch import AttentionBatch, Scoring
 from kernels.gpu.backend import TritonBackend
 from kernels.layout import BlockLayout, LayerShape
 from tests.kernels.cases import RAGGED, Geometry, assert_close, make_case
@@ -131,8 +131,8 @@ def test_queries_and_outputs_inside_larger_tensors(seed: int) -> None:
     case.q = merged[:, 2:8]
     out = torch.full((tokens, 8, 64), NAN, device=DEVICE)
     backend = TritonBackend(DEVICE, facts=facts_with())
-    backend.attention(case.q, case.cache, case.batch, scale=0.125, out=out[:, 1:7])
-    assert_close(out[:, 1:7], reference.attention(case.q, case.cache, case.batch, scale=0.125)[0], torch.float32)
+    backend.attention(case.q, case.cache, case.batch, Scoring(0.125), out=out[:, 1:7])
+    assert_close(out[:, 1:7], reference.attention(case.q, case.cache, case.batch, Scoring(0.125))[0], torch.float32)
     assert out[:, 0].isnan().all()
     assert out[:, 7].isnan().all()
 
@@ -163,8 +163,8 @@ def test_blocks_beyond_32_bit_offsets(seed: int) -> None:
         num_decodes=0,
     )
     q = torch.randn((queries, 4, 64), generator=generator).half().to(DEVICE)
-    wanted, _ = reference.sequence_attention(q.float(), k.float(), v.float(), scale=0.125)
-    assert_close(backend.attention(q, cache, batch, scale=0.125), wanted, torch.float16)
+    wanted, _ = reference.sequence_attention(q.float(), k.float(), v.float(), Scoring(0.125))
+    assert_close(backend.attention(q, cache, batch, Scoring(0.125)), wanted, torch.float16)
     backend.copy_blocks(pool, [num_blocks - 1], [num_blocks - 3])
     assert torch.equal(pool[num_blocks - 3], pool[num_blocks - 1])
 
@@ -178,10 +178,10 @@ def test_attention_over_halves_merges_to_the_whole(seed: int) -> None:
         batch.tables = case.batch.tables[:, first : first + blocks].contiguous()
         batch.context_len = (case.batch.context_len - first * 16).clamp(max=blocks * 16)
         lse = torch.empty(case.q.shape[:2], device=DEVICE)
-        parts.append((backend.attention(case.q, case.cache, batch, scale=0.125, lse=lse), lse))
+        parts.append((backend.attention(case.q, case.cache, batch, Scoring(0.125), lse=lse), lse))
     outs, lses = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
     out, lse = backend.merge(outs, lses)
-    wanted, wanted_lse = reference.attention(case.q, case.cache, case.batch, scale=0.125)
+    wanted, wanted_lse = reference.attention(case.q, case.cache, case.batch, Scoring(0.125))
     assert_close(out, wanted, torch.float32, "out")
     assert_close(lse, wanted_lse, torch.float32, "lse")
 
@@ -191,8 +191,8 @@ def test_one_batch_serves_layers_of_several_kinds(seed: int) -> None:
     case = make_case(Geometry(), (1, 1, 30), (64, 111, 40), seed=seed, device=DEVICE)
     backend, _ = run(case)
     for window in (20, 0, 20):
-        got = backend.attention(case.q, case.cache, case.batch, scale=0.125, window=window)
-        wanted, _ = reference.attention(case.q, case.cache, case.batch, scale=0.125, window=window)
+        got = backend.attention(case.q, case.cache, case.batch, Scoring(0.125, window=window))
+        wanted, _ = reference.attention(case.q, case.cache, case.batch, Scoring(0.125, window=window))
         assert_close(got, wanted, torch.float32)
     assert len(plans(case)) == 4
     case.batch.context_len[1] -= 50
@@ -214,7 +214,7 @@ def test_a_captured_decode_step_follows_growing_sequences(seed: int) -> None:
     def step() -> None:
         backend.prepare(case.batch, num_heads=8, num_kv_heads=2, head_dim=128, block_size=16)
         for _ in range(2):
-            backend.attention(case.q, case.cache, case.batch, scale=0.1, out=out)
+            backend.attention(case.q, case.cache, case.batch, Scoring(0.1), out=out)
 
     step()
     graph = torch.cuda.CUDAGraph()
@@ -224,4 +224,4 @@ def test_a_captured_decode_step_follows_growing_sequences(seed: int) -> None:
         case.batch.context_len.copy_(lengths)
         out.fill_(NAN)
         graph.replay()
-        assert_close(out, reference.attention(case.q, case.cache, case.batch, scale=0.1)[0], torch.bfloat16)
+        assert_close(out, reference.attention(case.q, case.cache, case.batch, Scoring(0.1))[0], torch.bfloat16)

@@ -11,9 +11,11 @@ import torch
 from kernels.gpu.attention import attention_kernel
 from kernels.gpu.choices import DeviceFacts
 from kernels.gpu.copy import copy_kernel
+from kernels.gpu.experts import CUTS, grouped_kernel, route_kernel
+from kernels.gpu.experts import SPAN as ROUTE_SPAN
 from kernels.gpu.merge import merge_kernel, merge_pieces_kernel
 from kernels.gpu.plan import PLAN_SPAN, plan_kernel
-from kernels.gpu.rows import GATE_SPAN, rms_norm_kernel, silu_gate_kernel
+from kernels.gpu.rows import GATE_SPAN, gate_kernel, rms_norm_kernel
 from kernels.gpu.step import (
     PLAN_WARPS,
     PLAN_WAVES,
@@ -24,6 +26,7 @@ from kernels.gpu.step import (
     merge_constants,
 )
 from kernels.gpu.write import rotary_write_kernel, write_kernel
+from tests.everyday import pairwise
 from tests.kernels.triton_aot import (
     MAX_SHARED_BYTES,
     SM_REGISTERS,
@@ -47,6 +50,7 @@ MODELS: dict[str, tuple[int, int, int, dict[str, bool]]] = {
     "gemma-3-4b": (8, 4, 256, {"window": True}),
     "gpt-oss": (64, 8, 64, {"sinks": True, "window": True}),
 }
+SCHEDULES = ("flat", "parts")
 # Key tiles and block sizes: the default, and one where tiles lie inside blocks.
 BLOCK_SIZES = (16, 128)
 
@@ -97,16 +101,14 @@ def check_attention(
         assert resident * compiled.registers * group.choice.warps * 32 <= SM_REGISTERS
 
 
-@pytest.mark.parametrize("schedule", ["flat", "parts"])
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("family", TARGETS)
+@pytest.mark.parametrize(("family", "model", "schedule"), pairwise(TARGETS, MODELS, SCHEDULES))
 def test_attention_of_models_compiles_without_spills(family: str, model: str, schedule: str) -> None:
     heads, kv_heads, dim, features = MODELS[model]
     shape = AttentionShape(heads, kv_heads, dim, dim, 16, 2)
     check_attention(family, model, shape, schedule, torch.bfloat16, features)
 
 
-@pytest.mark.parametrize("schedule", ["flat", "parts"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("family", TARGETS)
 def test_attention_in_large_blocks_and_in_float32(family: str, schedule: str) -> None:
     heads, kv_heads, dim, _ = MODELS["llama-8b"]
@@ -123,10 +125,10 @@ def test_the_other_kernels_compile_without_spills(family: str) -> None:
     bf16 = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "k_cache_ptr", "v_cache_ptr", "out_ptr", "outs_ptr"), "*bf16")
     fp32 = dict.fromkeys(("part_ptr", "part_sums_ptr", "lse_ptr", "lses_ptr", "cos_ptr", "sin_ptr"), "*fp32")
     ids = dict.fromkeys(("slots_ptr", "src_ptr", "dst_ptr", "pool_ptr"), "*i64")
-    rows = {"x_ptr": "*bf16", "weight_ptr": "*bf16", "epsilon": "fp32"}
+    rows = dict.fromkeys(("x_ptr", "weight_ptr", "added_ptr", "sum_ptr"), "*bf16") | {"epsilon": "fp32"}
     types = bf16 | fp32 | ids | rows
     jobs = []
-    for schedule in ("flat", "parts"):
+    for schedule in SCHEDULES:
         group = group_of(family, shape, schedule)
         plan = {
             "KV_HEADS": 8,
@@ -145,10 +147,40 @@ def test_the_other_kernels_compile_without_spills(family: str) -> None:
     rotary = {"NUM_HEADS": 32, "HEAD_TILE": 16, "HEAD_TILES": 2, "KV_PAD": 8, "HALF": 64, "HALF_PAD": 64, "REST_PAD": 1}
     jobs.append(("rotary write", rotary_write_kernel, written | rotary | {"INTERLEAVED": False}, 4))
     jobs.append(("copy", copy_kernel, {"SPAN": 2048}, 4))
-    jobs.append(("norm", rms_norm_kernel, {"INNER": 1, "DIM": 4096, "LANES": 4096}, 4))
-    jobs.append(("gate", silu_gate_kernel, {"DIM": 14336, "SPAN": GATE_SPAN}, 4))
+    norm = {"INNER": 1, "DIM": 4096, "LANES": 4096, "FROM_ONE": False, "ROUNDS_FIRST": True}
+    jobs.append(("norm", rms_norm_kernel, norm | {"ADDS": False}, 4))
+    jobs.append(("norm of a sum", rms_norm_kernel, norm | {"ADDS": True}, 4))
+    for activation in ("silu", "gelu_tanh", "gelu"):
+        gate = {"DIM": 14336, "SPAN": GATE_SPAN, "ACTIVATION": activation}
+        jobs.append((f"gate {activation}", gate_kernel, gate, 4))
     for name, kernel, compiled_for, warps in jobs:
         compiled = compile_kernel(kernel, types, compiled_for, family, warps=warps)
         print(f"{family:6} {name:14}: {compiled}")
         assert compiled.shared_bytes <= MAX_SHARED_BYTES[family]
         assert compiled.stack_bytes == 0
+
+
+@pytest.mark.parametrize(("family", "cut", "gathers"), pairwise(TARGETS, CUTS, (True, False)))
+def test_products_of_experts_compile_without_spills(family: str, cut: tuple[int, int], gathers: bool) -> None:
+    """Qwen3-30B-A3B's, up with what gathers rows and down with what scales them."""
+    rows, size = cut
+    name, (width, span, warps, stages) = "bf16" if size == 2 else "fp32", CUTS[cut]
+    types = {f"{tensor}_ptr": f"*{name}" for tensor in ("x", "weight", "bias", "scale", "out")}
+    columns, depth = (1536, 2048) if gathers else (2048, 768)
+    constants = {"TOP": 8, "EXPERTS": 128, "EXPERTS_PAD": 128, "ROWS": rows, "WIDTH": width, "DEPTH": span}
+    constants |= {"GATHERS": gathers, "HAS_BIAS": False, "HAS_SCALE": not gathers, "COLUMNS": columns}
+    constants |= {"DEPTH_OF": depth, "COLUMN_STRIDE": depth, "DEPTH_STRIDE": 1}
+    compiled = compile_kernel(grouped_kernel, types, constants, family, warps=warps, stages=stages)
+    print(f"{family:6} experts {'up' if gathers else 'down':4} {name} {rows:3} rows: {compiled}")
+    assert compiled.shared_bytes <= MAX_SHARED_BYTES[family]
+    assert compiled.stack_bytes == 0
+    if family != "cdna3" and size == 2:
+        # Tiles stream into shared memory while others are multiplied.
+        assert "cp.async" in compiled.asm["ptx"]
+        assert any(word in compiled.asm["ptx"] for word in ("mma.sync", "wgmma.mma_async", "tcgen05.mma"))
+
+
+@pytest.mark.parametrize("family", TARGETS)
+def test_what_brings_pairs_of_experts_in_order_compiles_without_spills(family: str) -> None:
+    routed = compile_kernel(route_kernel, {"expert_ptr": "*i64"}, {"SPAN": ROUTE_SPAN}, family, warps=4)
+    assert routed.stack_bytes == 0

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kernels import reference
+from kernels.batch import Scoring
 from kernels.gpu.backend import TritonBackend
 from kernels.layout import BlockLayout, LayerCache, LayerShape
 from tests.kernels.cases import Geometry, assert_close, make_case
@@ -101,7 +102,7 @@ def test_wrong_arguments_are_named(seed: int) -> None:
     q, cache, batch = case.q, case.cache, case.batch
 
     def attend(**changes: Any) -> None:
-        backend.attention(**({"q": q, "cache": cache, "batch": batch, "scale": 1.0} | changes))
+        backend.attention(**({"q": q, "cache": cache, "batch": batch, "scoring": Scoring(1.0)} | changes))
 
     with pytest.raises(ValueError, match="q must have shape"):
         attend(q=q[:, :, :32])
@@ -134,7 +135,7 @@ def test_debug_mode_finds_what_does_not_fit(seed: int) -> None:
                 setattr(case.batch, name, value)
             else:
                 getattr(case.batch, name)[at] = value
-        backend.attention(case.q, case.cache, case.batch, scale=1.0)
+        backend.attention(case.q, case.cache, case.batch, Scoring(1.0))
 
     attend()
     with pytest.raises(ValueError, match=r"batch\.context_len\[1\] is 64; it must be 0 to 63"):
@@ -148,7 +149,7 @@ def test_debug_mode_finds_what_does_not_fit(seed: int) -> None:
     case = make_case(Geometry(), (1, 1, 3), (17, 63, 40), seed=seed, device=DEVICE)
     case.batch.tables[case.batch.rows[1], 2] = case.cache.num_blocks
     with pytest.raises(ValueError, match=f"names block {case.cache.num_blocks} as number 2 of sequence 1"):
-        backend.attention(case.q, case.cache, case.batch, scale=1.0)
+        backend.attention(case.q, case.cache, case.batch, Scoring(1.0))
     with pytest.raises(ValueError, match="slots must be -1 to"):
         backend.write_kv(case.q[:, :2], case.q[:, :2], case.cache, case.batch.slots + 100000)
 

@@ -8,7 +8,7 @@ import torch
 
 from kernels.device.seam import Device, device_of, find_device
 from kernels.device.twin.device import ORDER, Fault, card
-from kernels.device.twin.memory import OutOfMemory
+from kernels.device.twin.memory import OutOfMemory, PinnedMemory, pinned_array
 
 
 @pytest.fixture
@@ -226,3 +226,12 @@ def test_schedules_differ_and_each_is_the_same_again(twin: Device) -> None:
 def test_a_device_that_does_not_exist_is_refused(name: str) -> None:
     with pytest.raises(ValueError):
         find_device(name)
+
+
+def test_what_is_pinned_may_be_let_go_of_while_it_is_looked_at() -> None:
+    """By a finaliser that runs on the thread that looks."""
+    account = PinnedMemory()
+    kept, array = pinned_array(account, 4096), pinned_array(account, 64)
+    with account._account():
+        del array
+    assert account.num_bytes == kept.nbytes

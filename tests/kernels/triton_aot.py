@@ -40,8 +40,17 @@ class Compiled:
     stack_bytes: int  # where NVIDIA's compiler puts what it spills; AMD: spilled vector registers
     shared_bytes: int
 
+    @property
+    def num_instructions(self) -> int:
+        """Of the kernel's text, PTX's or AMD's: a loop's count once."""
+        lines = [line.strip() for line in self.asm.get("ptx", self.asm.get("amdgcn", "")).splitlines()]
+        if "ptx" in self.asm:
+            return sum(line.endswith(";") and not line.startswith(".") for line in lines)
+        return sum(line.startswith(("s_", "v_", "ds_", "buffer_", "global_", "flat_")) for line in lines)
+
     def __str__(self) -> str:
-        return f"{self.registers:3d} registers, {self.stack_bytes} spilled, {self.shared_bytes / 1024:5.1f} KB shared"
+        used = f"{self.registers:3d} registers, {self.stack_bytes} spilled, {self.shared_bytes / 1024:5.1f} KB shared"
+        return f"{used}, {self.num_instructions:5,} instructions"
 
 
 def compile_kernel(

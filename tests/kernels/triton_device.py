@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from kernels.batch import Scoring
+
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("runs in Triton's interpreter through test_triton_interpreted.py", allow_module_level=True)
 
@@ -53,12 +55,12 @@ def run(
         head_dim=case.cache.head_dim,
         block_size=case.cache.block_size,
     )
-    got = backend.attention(case.q, case.cache, case.batch, scale=scale, out=out, lse=lse, **features)
+    got = backend.attention(case.q, case.cache, case.batch, Scoring(scale, **features), out=out, lse=lse)
     assert got is out
-    wanted, wanted_lse = reference.attention(case.q, case.cache, case.batch, scale=scale, **features)
+    wanted, wanted_lse = reference.attention(case.q, case.cache, case.batch, Scoring(scale, **features))
     assert_close(out, wanted, case.q.dtype, "out")
     assert_close(lse, wanted_lse, case.q.dtype, "lse")
-    again = backend.attention(case.q, case.cache, case.batch, scale=scale, **features)
+    again = backend.attention(case.q, case.cache, case.batch, Scoring(scale, **features))
     assert torch.equal(again, out), "without lse, or on a plan used before, the output is another"
     return backend, out
 

@@ -8,6 +8,7 @@ import socket
 import struct
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,12 @@ from cluster.links.frames import FrameBuffer, Welcome, pack
 from cluster.links.security import ClusterSecurity, TlsFiles
 from cluster.links.sockets import connect, local_name
 from cluster.links.terms import Heard, Met, Pulsed, Refused, Terms
-from cluster.messages import HostPoolJoined, Plan, ReplicaJoined, Result, Start, ids
+from cluster.messages import CloseModel, HostPoolJoined, Plan, ReplicaJoined, Result, Start, ids
 from cluster.sampling import SamplingParams
 from cluster.serving.control_server import ControlServer
-from cluster.serving.host import SchedulerHost
 from cluster.serving.inside import Inside
+from cluster.serving.scheduler_server import served_models
+from cluster.serving.shell import SchedulerShell
 from cluster.settings import SchedulerSettings
 from cluster.wire import control as wire
 from tests.cluster.test_inside import SECRET, identity
@@ -82,7 +84,7 @@ class Centre:
     """A scheduler's control port."""
 
     def __init__(self, security: ClusterSecurity) -> None:
-        self.host = SchedulerHost(SchedulerSettings(), 1)
+        self.host = SchedulerShell(SchedulerSettings(), 1)
         self.control = ControlServer(self.host, SILENCE_S)
         self.security = security
         self.address = ""
@@ -437,6 +439,29 @@ def test_a_silent_worker_is_lost_and_one_that_pulses_is_not() -> None:
             worker.end.pulse(wire.step_to(7))
         assert centre.control.peers["r0"].step == 7 and listener.peers["r0"].connection is not None
         await centre.until(lambda: not centre.control.peers)
+        await worker.is_cut()
+
+    at_the_port(story)
+
+
+def test_a_model_whose_workers_are_all_lost_is_served_on_and_not_ready() -> None:
+    """Else a gateway says that nobody knows it, which its clients take for good."""
+
+    async def story(centre: Centre) -> None:
+        worker = Worker()
+        await worker.come(centre)
+        assert await worker.hears(2) == ["met", "directory"]
+        turns = asyncio.create_task(centre.host.run())
+        await centre.until(lambda: bool(centre.host.scheduler.replicas))
+        (model,) = served_models(centre.host, centre.control)
+        assert model.num_replicas == 1
+        await centre.until(lambda: not centre.host.scheduler.replicas)
+        lost = replace(model, is_ready=False, detail="none of its workers is here", num_replicas=0, max_model_len=0)
+        assert served_models(centre.host, centre.control) == (lost,)
+        # It is unloaded while nobody is there: it is served no more.
+        centre.host.post(CloseModel(model.name))
+        await centre.until(lambda: not served_models(centre.host, centre.control))
+        turns.cancel()
         await worker.is_cut()
 
     at_the_port(story)

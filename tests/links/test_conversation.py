@@ -214,6 +214,53 @@ def test_a_life_that_was_lost_never_comes_back() -> None:
     assert pair.up == [b"anew"] and pair.met_above[-1].is_new
 
 
+@pytest.mark.parametrize("before", [0, 1, 3])
+def test_words_that_come_in_one_read_with_the_welcome_of_a_new_life_are_its_own(before: int) -> None:
+    """They were counted by the numbers of the life before: passed over, or taken and then taken again."""
+    pair = Pair()
+    pair.open()
+    pair.run()
+    for number in range(before):
+        pair.say_down(bytes([number]))
+    pair.run()
+    pair.cut()
+    pair.listener = pair.new_listener(2)
+    pair.open()
+    wire = pair.wires[-1]
+    while wire.up:
+        pair._arrive_up(wire)
+    pair.say_down(b"a")
+    pair.say_down(b"b")
+    merged = b"".join(wire.down)
+    wire.down.clear()
+    wire.down.append(merged)
+    pair.run()
+    assert pair.down == [bytes([number]) for number in range(before)] + [b"a", b"b"]
+    assert not pair.closed and pair.dialer.numbers.taken == 2
+
+
+def test_who_was_lost_and_goes_on_as_its_next_life_is_asked_for_what_it_holds() -> None:
+    pair = Pair()
+    pair.open()
+    pair.say_up(b"before")
+    pair.run()
+    pair.say_up(b"of the state")
+    pair.cut()
+    pair.tick(1.5)
+    assert [lost.life for lost in pair.lost] == [1]
+    pair.open()
+    pair.run()
+    assert pair.refused[-1].is_lost
+    pair.dialer.begin(2, holds_state=True)
+    pair.say_up(b"also of the state")
+    pair.open()
+    pair.run()
+    assert pair.met_below[-1].wants_state and pair.met_below[-1].is_new
+    pair.say_up(b"after")
+    pair.run()
+    assert pair.up == [b"before", b"state", b"after"]
+
+
 def test_who_is_turned_away_begins_anew_and_tells_its_state_again() -> None:
     pair = Pair()
     pair.open()

@@ -39,7 +39,11 @@ def asked(
 
 
 def register(*, own_content: bool = False, **bounds: float) -> Register:
-    return Register(LAYOUT, NUM_BLOCKS, INCARNATION, RegisterSettings(**bounds), own_content=own_content)  # type: ignore[arg-type]
+    settings = RegisterSettings(**bounds)  # type: ignore[arg-type]
+    made = Register(LAYOUT, NUM_BLOCKS, INCARNATION, settings, own_content=own_content)
+    for session in (1, 3, 4):
+        made.session_began(session, "w", 1, write=True)
+    return made
 
 
 def fill(made: Register, moving: Moving, now: float, crc: int = 5) -> None:

@@ -79,6 +79,21 @@ def test_a_dead_process_ends_its_transfers_and_their_quarantine() -> None:
     made.session_died(3, 0.2)
     assert made.blocks.states[:3].tolist() == [EMPTY, EMPTY, WRITING]
     made.check()
+    # What the dead one had asked for comes now: nobody would ever say that it has stopped.
+    with refused(Refusal.STALE, "session 3 does not hold"):
+        made.reserve(asked(name(4), [3], carrier=Carrier.SHARED_MEMORY, session=3), b"", 0.3)
+
+
+def test_memory_is_reached_only_by_whom_it_was_given_to() -> None:
+    made = register(own_content=True)
+    made.session_began(5, "w", 1, write=False)
+    for session, write, caller, life in ((5, True, "w", 1), (99, False, "w", 1), (3, True, "v", 1), (3, True, "w", 2)):
+        with refused(Refusal.STALE, f"session {session} does not hold"):
+            wanted = asked(name(1, caller=caller, life=life), [0], write, Carrier.SHARED_MEMORY, session=session)
+            made.reserve(wanted, b"", 0.0)
+    made = register(own_content=True)
+    made.session_began(5, "w", 1, write=False)
+    assert made.reserve(asked(name(1), [0], False, Carrier.SHARED_MEMORY, session=5), b"", 0.0).live
 
 
 def test_deadlines_end_every_live_phase() -> None:
@@ -180,6 +195,9 @@ def test_repetitions_get_the_same_answer() -> None:
     assert made.reserve(asked(name(1), [0, 1]), b"", 0.1) is first
     with refused(Refusal.CONFLICT):
         made.reserve(asked(name(1), [0, 2]), b"", 0.1)
+    for otherwise in ({"write": False}, {"carrier": Carrier.STREAM}, {"session": 3}):
+        with refused(Refusal.CONFLICT, "with other blocks or another way"):
+            made.reserve(asked(name(1), [0, 1], **otherwise), b"", 0.1)
     made.abort(name(1), "enough", True, 0.2)
     with refused(Refusal.LATE, "was given up: enough"):
         made.reserve(asked(name(1), [0, 1]), b"", 0.3)

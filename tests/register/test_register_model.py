@@ -42,8 +42,17 @@ class Machine(RuleBasedStateMachine):
         self.number = 0
         self.epoch = 1
         self.lives = {"a": 1, "b": 1}
+        self.sessions: dict[str, list[int]] = {"a": [], "b": []}
+        self.next_session = 10
+        for caller in self.lives:
+            self._is_given_memory(caller)
         self.told: list[Told] = []
         self.content: dict[int, tuple[int, int]] = {}
+
+    def _is_given_memory(self, caller: str) -> None:
+        self.made.session_began(self.next_session, caller, self.lives[caller], write=True)
+        self.sessions[caller].append(self.next_session)
+        self.next_session += 1
 
     def some(self, data: st.DataObject) -> Told:
         return data.draw(st.sampled_from(self.told))
@@ -62,7 +71,7 @@ class Machine(RuleBasedStateMachine):
         self.number += 1
         number = max(1, self.number - 3) if old else self.number
         named = name(number, self.epoch, 1 if old else 0, caller, self.lives[caller])
-        session = 1 if caller == "a" else 2
+        session = self.sessions[caller][-1]
         writers = [
             told
             for told in self.told
@@ -177,11 +186,15 @@ class Machine(RuleBasedStateMachine):
         for told in self.told:
             if told.named.key.caller == caller:
                 told.at_large = False
-        self.made.session_died(1 if caller == "a" else 2, self.now)
+        for session in self.sessions[caller]:
+            self.made.session_died(session, self.now)
+        self.sessions[caller].clear()
+        self._is_given_memory(caller)
 
     @rule(caller=st.sampled_from(["a", "b"]))
     def caller_begins_anew(self, caller: str) -> None:
         self.lives[caller] += 1
+        self._is_given_memory(caller)
 
     @rule()
     def scheduler_begins_anew(self) -> None:
@@ -222,7 +235,7 @@ class Machine(RuleBasedStateMachine):
             while told.writing:
                 with pytest.raises(Refused):
                     self.made.end_chunks(told.moving, told.writing.pop(), 1, None, self.now)
-        for session in (1, 2):
+        for session in [*self.sessions["a"], *self.sessions["b"]]:
             self.made.session_died(session, self.now)
         self.made.expire(self.now + 1e4)
         assert list(self.made.transfers()) == []

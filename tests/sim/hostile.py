@@ -28,7 +28,8 @@ class _Keeper(History):
 
     def keep(self) -> dict[int, list[tuple[float, list[Event]]]]:
         self.kept: dict[int, list[tuple[float, list[Event]]]] = {}
-        self.run()
+        verdict = self.run()
+        assert not verdict.failure, f"seed {verdict.seed} breaks off by itself: {verdict.failure}"
         return self.kept
 
     def _look(self, scheduler: Scheduler, events: list[Event], orders: list[Order]) -> None:

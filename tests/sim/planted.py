@@ -1,5 +1,6 @@
-"""Mistakes that a test plants one at a time into the real deciding code or into a simulated worker or gateway.
+"""Mistakes that a test plants one at a time into the real machines or into a simulated gateway or transfer.
 
+What comes twice, out of order or from an earlier life is kept from desk and centre by their links: `planted_links.py`.
 Each is the kind of slip that a change could bring in unseen. `plant` patches one method for the time of a test; nothing
 here is ever on outside of it.
 """
@@ -7,53 +8,42 @@ here is ever on outside of it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from cluster.centre import admission, adoption, swap
+from cluster.centre import adoption, starts, transfers
+from cluster.centre.admission import Admission
 from cluster.centre.adoption import Adoption
 from cluster.centre.beginnings import Beginnings
-from cluster.centre.fetch import Fetches
+from cluster.centre.endings import Endings
+from cluster.centre.fetch import Fetch, Fetches
 from cluster.centre.host_cache import HostCache
+from cluster.centre.leases import Leases
 from cluster.centre.ledger import Ledger
 from cluster.centre.move import Move
 from cluster.centre.move import Phase as MovePhase
 from cluster.centre.moves import Moves
-from cluster.centre.recovery import Recovery
-from cluster.centre.replica import Replica
-from cluster.centre.scheduler import Scheduler
-from cluster.centre.sequences import Request, Sequence, State
-from cluster.centre.swap import HostPool
+from cluster.centre.nouns import HostPool, Replica, Request, Sequence, State
+from cluster.centre.revokes import Revokes
+from cluster.centre.sealing import Sealing
+from cluster.gateway.door.log import RequestLog
 from cluster.hashing import HASH_BYTES, BlockHasher
 from cluster.messages import (
     Copy,
-    Drop,
     Ids,
-    Plan,
-    Reason,
-    Result,
-    Revoke,
     Revoked,
     Road,
-    Seal,
-    Sealed,
     Start,
     Transfer,
     Transferred,
-    ids,
 )
 from cluster.register.moving import ARRIVED
 from cluster.register.moving import Moving as RegisterMoving
 from cluster.register.register import Register
 from cluster.register.states import Phase as RegisterPhase
-from cluster.sim.beams import BeamGroup
-from cluster.sim.gateway import SimGateway
-from cluster.sim.running import Running
-from cluster.sim.steps import Part, Steps
 from cluster.sim.transfers import Transfers
-from cluster.sim.worker import SimWorker
+from tests.sim import planted_desk
 
 Patch = pytest.MonkeyPatch
 
@@ -68,55 +58,12 @@ def _block_never_released(patch: Patch) -> None:
     patch.setattr(Ledger, "release", lambda self, blocks, owner: release(self, blocks[:-1], owner))
 
 
-def _freed_before_the_step_retired(patch: Patch) -> None:
-    leave = SimWorker._leave_if_quiet
-
-    def hasty(self: SimWorker, running: Running) -> None:
-        running.num_in_flight, in_flight = 0, running.num_in_flight
-        leave(self, running)
-        running.num_in_flight = in_flight
-
-    patch.setattr(SimWorker, "_leave_if_quiet", hasty)
-
-
-def _dropped_sequence_keeps_its_lease(patch: Patch) -> None:
-    def lazy(self: SimWorker, drop: Drop) -> None:
-        running = self.residents.get(drop.seq)
-        if running is not None and running.reason is Reason.NONE:
-            self._report.stop(running, Reason.DROPPED)
-
-    patch.setattr(SimWorker, "_drop", lazy)
-
-
-def _epoch_ignored_by_the_worker(patch: Patch) -> None:
-    take = SimWorker.take_plan
-
-    def trusting(self: SimWorker, plan: Plan) -> None:
-        take(self, replace(plan, epoch=self.epoch, number=self._plan + 1))
-
-    patch.setattr(SimWorker, "take_plan", trusting)
-
-
-def _incarnation_ignored_by_the_scheduler(patch: Patch) -> None:
-    take = Replica.take
-
-    def trusting(self: Replica, result: Result) -> bool:
-        return take(self, replace(result, incarnation=self.incarnation))
-
-    patch.setattr(Replica, "take", trusting)
-
-
-def _result_taken_twice(patch: Patch) -> None:
-    take = Replica.take
-    patch.setattr(Replica, "take", lambda self, result: take(self, result) or result.incarnation == self.incarnation)
-
-
 def _wrong_slot_count_on_a_copy(patch: Patch) -> None:
-    patch.setattr(admission, "Copy", lambda source, target, num_slots: Copy(source, target, num_slots - 1))
+    patch.setattr(starts, "Copy", lambda source, target, num_slots: Copy(source, target, num_slots - 1))
 
 
 def _copy_the_wrong_way_round(patch: Patch) -> None:
-    patch.setattr(admission, "Copy", lambda source, target, num_slots: Copy(target, source, num_slots))
+    patch.setattr(starts, "Copy", lambda source, target, num_slots: Copy(target, source, num_slots))
 
 
 def _hit_covers_the_whole_prompt(patch: Patch) -> None:
@@ -125,29 +72,30 @@ def _hit_covers_the_whole_prompt(patch: Patch) -> None:
             fields["position"] += 1
         return Start(**fields)
 
-    patch.setattr(admission, "Start", greedy)
+    patch.setattr(starts, "Start", greedy)
 
 
 def _lease_without_its_blocks(patch: Patch) -> None:
-    renew = Replica.renew
+    renew = Leases.renew
 
-    def generous(self: Replica, sequence: Sequence) -> None:
-        renew(self, sequence)
-        extends = self._draft.extends
+    def generous(self: Leases, replica: Replica, sequence: Sequence) -> None:
+        renew(self, replica, sequence)
+        extends = replica.draft.extends
         if extends.seqs and extends.seqs[-1] == sequence.seq:
-            extends.lease_ends[-1] += 2 * self.block_size
+            extends.lease_ends[-1] += 2 * replica.block_size
 
-    patch.setattr(Replica, "renew", generous)
+    patch.setattr(Leases, "renew", generous)
 
 
 def _block_shared_before_it_is_full(patch: Patch) -> None:
-    fill = Replica.fill
+    fill = Leases.fill
 
-    def early(self: Replica, sequence: Sequence, position: int, hashes: bytes) -> None:
+    def early(self: Leases, replica: Replica, sequence: Sequence, position: int, hashes: bytes) -> None:
         prompt = len(sequence.request.prompt)
-        fill(self, sequence, min(position + self.block_size, prompt) if position < prompt else position, hashes)
+        end = min(position + replica.block_size, prompt) if position < prompt else position
+        fill(self, replica, sequence, end, hashes)
 
-    patch.setattr(Replica, "fill", early)
+    patch.setattr(Leases, "fill", early)
 
 
 def _cached_block_reused_without_unlisting(patch: Patch) -> None:
@@ -191,8 +139,8 @@ def _block_found_by_what_it_held_before(patch: Patch) -> None:
     find = Beginnings.find
 
     def forgetful(self: Beginnings, shared: list[int], names: bytes, salt: bytes, tokens: Ids) -> Any:
-        ledger, through, at = self._ledger, shared[-1] if shared else self._roots.get(salt, 0), len(shared) * HASH_BYTES
-        self._ledger = Trusting(self._names[through][at : at + HASH_BYTES])  # type: ignore[assignment]
+        ledger, last, at = self._ledger, shared[-1] if shared else self._roots.get(salt, 0), len(shared) * HASH_BYTES
+        self._ledger = Trusting(self._through[last][2][at : at + HASH_BYTES])  # type: ignore[assignment]
         found = find(self, shared, names, salt, tokens)
         self._ledger = ledger
         return found if found is not None and ledger.name(found[0]) else None
@@ -200,39 +148,16 @@ def _block_found_by_what_it_held_before(patch: Patch) -> None:
     patch.setattr(Beginnings, "find", forgetful)
 
 
-def _fork_without_its_tail(patch: Patch) -> None:
-    begin = Steps._begin_fork
-
-    def bare(self: Steps, part: Part, fork: Running, sent: Any) -> None:
-        copy, self.blocks.copy = self.blocks.copy, lambda *_: None  # type: ignore[method-assign]
-        begin(self, part, fork, sent)
-        self.blocks.copy = copy  # type: ignore[method-assign]
-
-    patch.setattr(Steps, "_begin_fork", bare)
-
-
-def _beams_drop_the_wrong_parent(patch: Patch) -> None:
-    release = BeamGroup._release
-    patch.setattr(BeamGroup, "_release", lambda self, table, others: release(self, table, []))
-
-
 def _both_sides_restart_one_request(patch: Patch) -> None:
-    def impatient(self: Recovery, request: Request) -> None:
+    def impatient(self: Sealing, request: Request) -> None:
         request.state = State.QUEUED
-        self._scheduler.admission.queue(request)
+        self._waiting.queue(request)
 
-    patch.setattr(Recovery, "seal", impatient)
+    patch.setattr(Sealing, "seal", impatient)
 
 
 def _seal_lost_by_the_gateway(patch: Patch) -> None:
-    def deaf(self: SimGateway, seal: Seal) -> None:
-        request = self.open.get(seal.route)
-        if request is not None:
-            outputs = tuple(ids(log) for log in request.outputs)
-            place = seal.request_id, seal.gateway, seal.route
-            self.tell(Sealed(*place, seal.attempt, outputs, tuple(request.finished)))
-
-    patch.setattr(SimGateway, "_on_seal", deaf)
+    patch.setattr(RequestLog, "seal", lambda self, attempt: None)
 
 
 def _late_writer_not_quarantined(patch: Patch) -> None:
@@ -249,7 +174,7 @@ def _swapped_blocks_come_back_in_another_order(patch: Patch) -> None:
             theirs = theirs[1:] + theirs[:1]
         return Transfer(number, road, peer, incarnation, mine, theirs, limit)
 
-    patch.setattr(swap, "Transfer", shuffled)
+    patch.setattr(transfers, "Transfer", shuffled)
 
 
 def _corrupt_chunk_accepted(patch: Patch) -> None:
@@ -300,9 +225,9 @@ def _commit_before_the_last_chunk(patch: Patch) -> None:
 
 
 def _late_chunk_into_a_reused_block_accepted(patch: Patch) -> None:
-    def lasting(self: Register, moving: RegisterMoving, phase: RegisterPhase, reason: str, now: float) -> None:
-        moving.phase, moving.reason, moving.ended_at = phase, reason, now
-        self._live.pop(moving.key, None)
+    def lasting(self: Register, moving: RegisterMoving, phase: RegisterPhase, reason: str) -> None:
+        moving.phase, moving.reason = phase, reason
+        self._known.end(moving)
 
     patch.setattr(Register, "_end", lasting)
     patch.setattr(Register, "_check_live", lambda self, moving: None)
@@ -331,15 +256,6 @@ def _source_freed_before_its_move_has_committed(patch: Patch) -> None:
     patch.setattr(Moves, "_order", hasty)
 
 
-def _target_starts_before_its_last_block_came(patch: Patch) -> None:
-    take = SimWorker.take_plan
-
-    def hasty(self: SimWorker, plan: Plan) -> None:
-        take(self, replace(plan, starts=tuple(replace(start, after=0) for start in plan.starts)))
-
-    patch.setattr(SimWorker, "take_plan", hasty)
-
-
 def _moved_without_its_part_filled_block(patch: Patch) -> None:
     order = Moves._order
 
@@ -349,49 +265,32 @@ def _moved_without_its_part_filled_block(patch: Patch) -> None:
     patch.setattr(Moves, "_order", short)
 
 
-def _revoked_block_still_written(patch: Patch) -> None:
-    revoke = SimWorker._revoke
-
-    def stubborn(self: SimWorker, order: Revoke) -> None:
-        running = self.residents.get(order.seq)
-        kept = (list(running.table), running.lease_end) if running is not None else ([], 0)
-        revoke(self, order)
-        if running is not None and running.reason is Reason.NONE:
-            running.table[:] = kept[0]
-            self.steps.set_lease(running, kept[1])
-
-    patch.setattr(SimWorker, "_revoke", stubborn)
-
-
-def _revoke_of_a_block_that_a_step_under_way_writes(patch: Patch) -> None:
-    patch.setattr(Steps, "issued_position", lambda self, running: running.position)
-
-
 def _blocks_free_before_the_revoke_is_answered(patch: Patch) -> None:
-    revoke_unused = Replica.revoke_unused
+    revoke_unused = Revokes.revoke_unused
 
-    def hasty(self: Replica, needed: int) -> int:
-        count = revoke_unused(self, needed)
-        for order in self._draft.revokes:
-            self.take_back(Revoked(order.seq, order.lease_end))
+    def hasty(self: Revokes, replica: Replica, needed: int) -> int:
+        count = revoke_unused(self, replica, needed)
+        for order in replica.draft.revokes:
+            self.take_back(replica, Revoked(order.seq, order.lease_end))
         return count
 
-    patch.setattr(Replica, "revoke_unused", hasty)
+    patch.setattr(Revokes, "revoke_unused", hasty)
 
 
 def _who_waits_for_a_block_is_forgotten(patch: Patch) -> None:
-    patch.setattr(Replica, "serve_wanting", lambda self: self.wanting.clear())
+    patch.setattr(Leases, "serve_wanting", lambda self, replica: replica.wanting.clear())
 
 
 def _nobody_is_admitted_while_others_run(patch: Patch) -> None:
     """Room beside those that run is not used. All ends all the same, only later: the bound on progress sees it."""
-    admit = admission.Admission.admit
+    admit = Admission.admit
 
-    def shy(self: admission.Admission, now: float, touched: Any) -> None:
-        if not any(replica.requests for replica in self._scheduler.replicas.values()):
-            admit(self, now, self._scheduler.replicas.values())
+    def shy(self: Admission, touched: Any) -> None:
+        replicas = self._books.replicas.values()
+        if not any(replica.requests for replica in replicas):
+            admit(self, replicas)
 
-    patch.setattr(admission.Admission, "admit", shy)
+    patch.setattr(Admission, "admit", shy)
 
 
 def _prefix_fetched_from_blocks_that_are_not_kept(patch: Patch) -> None:
@@ -400,7 +299,8 @@ def _prefix_fetched_from_blocks_that_are_not_kept(patch: Patch) -> None:
     def careless(self: Fetches, request: Request, hits: dict[int, list[int]]) -> int:
         number = begin(self, request, hits)
         if number:
-            self._let_go(self.under_way[number])
+            (fetch,) = [fetch for known, fetch in self._transfers.all(Fetch) if known == number]
+            self._let_go(fetch)
         return number
 
     patch.setattr(Fetches, "begin", careless)
@@ -430,9 +330,9 @@ def _former_gateway_never_told_to_hand_over(patch: Patch) -> None:
     own = Adoption.own
 
     def silent(self: Adoption, request: Request, gateway: str, route: int, turn: int = 0) -> None:
-        tell, self._scheduler.tell = self._scheduler.tell, lambda order: None  # type: ignore[method-assign]
+        tell, self._books.tell = self._books.tell, lambda order: None  # type: ignore[method-assign]
         own(self, request, gateway, route, turn)
-        self._scheduler.tell = tell  # type: ignore[method-assign]
+        self._books.tell = tell  # type: ignore[method-assign]
 
     patch.setattr(Adoption, "own", silent)
 
@@ -442,10 +342,10 @@ def _resume_with_other_parameters_taken(patch: Patch) -> None:
 
 
 def _done_never_told(patch: Patch) -> None:
-    patch.setattr(Scheduler, "tell_done", lambda self, request: None)
+    patch.setattr(Endings, "tell_done", lambda self, request: None)
 
 
-PLANTS: dict[str, Callable[[Patch], None]] = {
+PLANTS: dict[str, Callable[[Patch], None]] = planted_desk.PLANTS | {
     name.strip("_").replace("_", " "): plant
     for name, plant in list(globals().items())
     if name.startswith("_") and not name.startswith("__") and callable(plant)

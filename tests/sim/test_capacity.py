@@ -31,7 +31,7 @@ def test_every_request_ends_and_every_block_comes_back(preemption: PreemptionNam
     capacity, outcome = run(SchedulerSettings(preemption=preemption), host_blocks=4000)
     capacity.scheduler.check()
     assert outcome.finished == outcome.asked == 150
-    assert not capacity.fleet.resident.any()
+    assert not capacity.fleet.num_running
     for replica in capacity.scheduler.replicas.values():
         assert replica.ledger.num_available == replica.ledger.num_blocks
     # What was asked for was made, whatever was preempted on the way.
@@ -50,6 +50,25 @@ def test_the_same_seed_gives_the_same_run() -> None:
     assert first.latencies == again.latencies
     assert (first.gaps.between.counts == again.gaps.between.counts).all()
     assert first.latencies != other.latencies
+
+
+@pytest.mark.parametrize("preemption", ["swap", "recompute"])
+def test_steps_that_are_counted_at_once_are_those_that_are_taken_one_by_one(preemption: PreemptionName) -> None:
+    outcomes = []
+    for most_steps in (64, 1):
+        capacity = Capacity(
+            Site(2, SMALL, token_budget=2048, max_batch=64, host_blocks=4000),
+            Load(TRACES["azure-conv"], 6.0, 4096, 3),
+            SchedulerSettings(preemption=preemption),
+            until_s=None,
+            num_requests=60,
+        )
+        capacity.fleet.most_steps = most_steps
+        outcomes.append(capacity.run())
+    together, alone = outcomes
+    assert together.latencies == alone.latencies and together.counters == alone.counters
+    assert (together.num_steps, together.num_tokens) == (alone.num_steps, alone.num_tokens)
+    assert together.gaps.between.total_s == pytest.approx(alone.gaps.between.total_s, rel=1e-9)
 
 
 def test_times_of_a_lone_request_are_those_of_the_cost_model() -> None:
@@ -107,7 +126,7 @@ def test_the_command_compares_policies_and_plots(tmp_path: Path, capsys: pytest.
     ("words", "says"),
     [
         ("--workers 2 --trace gpt", "azure-code"),
-        ("--workers 2 --gpu tpu", "a100, h100, h200"),
+        ("--workers 2 --gpu tpu", "a100-40, h100, h200"),
         ("--workers 2 --model 70b", "give more"),
         ("--workers 2 --compare weather", "placement, preemption"),
         ("", "--workers 8"),

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from cluster.centre.scheduler import Scheduler
-from cluster.gateway.log import RequestLog
+from cluster.gateway.door.log import RequestLog
+from cluster.gateway.texts import Texts, take_tokens
 from cluster.messages import (
     Done,
     Event,
@@ -65,7 +66,8 @@ class Pair:
             {"eos_token_id": models.EOS}, vocab_size=models.VOCAB, max_model_len=200, num_prompt_tokens=10, seed=0
         )
         self.submit = Submit("q", "g", 7, str(folder), "", ids(PROMPT), (), sampling)
-        self.log = RequestLog(params.n, lambda: None)
+        self.log = RequestLog(params.n)
+        self.texts = Texts(params.n, lambda: None)
         self.attempts: set[int] = set()
         self.news: list[Order] = []
         self.results: list[Result] = []
@@ -86,7 +88,7 @@ class Pair:
         ran = self.worker.step()
         result = self.worker.take_result()
         for tokens in self.worker.take_tokens().get("g", []):
-            self.log.take(self._sent(tokens))
+            take_tokens(self.log, self.texts, self._sent(tokens))
         if result is not None:
             self.results.append(result)
             self.turn(decode_result(encode_result(result)))

@@ -105,6 +105,7 @@ def test_a_story_ends(model: Any, tokenizer: Any, prompt: str) -> None:
     assert any(p.name in text for p in PEOPLE) or "traveller" in text, text
 
 
+@pytest.mark.trust
 def test_sampled_stories_end_too(model: Any, tokenizer: Any) -> None:
     torch.manual_seed(7)
     batch = tokenizer(["Once upon a time"] * 16, return_tensors="pt")
@@ -121,6 +122,7 @@ def test_it_keeps_to_a_name_that_it_never_saw(model: Any, tokenizer: Any) -> Non
     assert tokenizer.decode(ids, skip_special_tokens=True).count("Bero") >= 4
 
 
+@pytest.mark.trust
 @pytest.mark.parametrize(("kind", "least"), [(person_turn, 0.95), (town_turn, 0.95), (sum_turn, 0.9)])
 def test_it_knows_the_valley_and_small_sums(model: Any, tokenizer: Any, kind: Any, least: float) -> None:
     rng = random.Random(11)
@@ -143,6 +145,7 @@ def test_it_declines_what_it_cannot_know(model: Any, tokenizer: Any) -> None:
     assert chat(model, tokenizer, questions) == [UNKNOWN] * 3
 
 
+@pytest.mark.trust
 def test_greedy_choices_are_clear_of_rounding(model: Any, tokenizer: Any) -> None:
     """The best and the second token of every greedy step lie much further apart than fp32 sums can differ by order."""
     for prompt in PROMPTS:

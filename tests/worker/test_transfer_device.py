@@ -57,6 +57,25 @@ def device(request: pytest.FixtureRequest, seed: int) -> torch.device:
     return find_device("cuda" if request.param == "cuda" else f"twin@{seed}")
 
 
+def agent_of(blocks: torch.Tensor, pool: PoolProcess, carrier: Carrier) -> tuple[TransferAgent, PoolEnd]:
+    """What moves blocks between a device's pool and `pool`."""
+    layout = layout_of(FINGERPRINT, blocks.shape[1])
+    register = Register(layout, len(blocks), 1, RegisterSettings(), own_content=True)
+    end = PoolEnd("worker-0", register, pool_bytes(layout, blocks, Copier()))
+    return TransferAgent(end, {pool.name: pool.address}, SECURITY, asking(carrier)), end
+
+
+def test_blocks_that_end_inside_a_page_are_copied_from_pinned_memory(tmp_path: Path) -> None:
+    """The system pins whole pages, each of them once."""
+    size, device = (1 << 20) + 64, find_device("twin@0")
+    blocks = torch.zeros(NUM_BLOCKS, size, dtype=torch.uint8, device=device)
+    with host_pool(tmp_path, NUM_BLOCKS + 100, size) as pool:
+        agent, _ = agent_of(blocks, pool, Carrier.SHARED_MEMORY)
+        out = run(agent, order(1, Road.WRITE, pool, range(NUM_BLOCKS), range(100, 100 + NUM_BLOCKS)))
+        assert out.ok, out.detail
+        agent.close()
+
+
 @pytest.mark.parametrize("carrier", list(Carrier))
 def test_blocks_of_a_device_go_out_and_come_back(
     carrier: Carrier, pool: PoolProcess, device: torch.device, seed: int
@@ -66,10 +85,7 @@ def test_blocks_of_a_device_go_out_and_come_back(
     before = torch.randint(0, 256, (NUM_BLOCKS, BLOCK_BYTES), dtype=torch.uint8)
     with seam.may_wait():
         blocks = before.to(device)
-    layout = layout_of(FINGERPRINT, BLOCK_BYTES)
-    register = Register(layout, NUM_BLOCKS, 1, RegisterSettings(), own_content=True)
-    end = PoolEnd("worker-0", register, pool_bytes(layout, blocks, Copier()))
-    agent = TransferAgent(end, {pool.name: pool.address}, SECURITY, asking(carrier))
+    agent, end = agent_of(blocks, pool, carrier)
     mine, theirs = rng.permutation(NUM_BLOCKS).tolist(), rng.permutation(NUM_BLOCKS).tolist()
     out = run(agent, order(1, Road.WRITE, pool, mine, theirs))
     assert out.ok, out.detail
@@ -88,14 +104,10 @@ def test_copies_come_after_the_steps_that_wrote_what_they_read(pool: PoolProcess
     device = find_device("twin@0")
     seam = device_of(device)
     blocks = torch.zeros(NUM_BLOCKS, BLOCK_BYTES, dtype=torch.uint8, device=device)
-    layout = layout_of(FINGERPRINT, BLOCK_BYTES)
-    register = Register(layout, NUM_BLOCKS, 1, RegisterSettings(), own_content=True)
-    end = PoolEnd("worker-0", register, pool_bytes(layout, blocks, Copier()))
-    agent = TransferAgent(end, {pool.name: pool.address}, SECURITY, asking(Carrier.SHARED_MEMORY))
+    agent, _ = agent_of(blocks, pool, Carrier.SHARED_MEMORY)
     blocks[3] += 7
     assert run(agent, order(1, Road.WRITE, pool, [3], [5])).ok
-    pinned = sum(PINNED._ends) - sum(PINNED._starts)
-    assert pinned < NUM_BLOCKS * BLOCK_BYTES, "all of the host's pool was pinned for one block"
+    assert PINNED.num_bytes < NUM_BLOCKS * BLOCK_BYTES, "all of the host's pool was pinned for one block"
     blocks[3] = 0
     assert run(agent, order(2, Road.READ, pool, [3], [5])).ok
     with seam.may_wait():

@@ -295,7 +295,6 @@ def test_a_storm_of_kills_and_stops(seconds: int, tmp_path: Path, seed: int) -> 
             for worker in workers:
                 code, words = worker.finish()
                 assert code == 0, words
-                assert json.loads(words)["written"] > 0
         finally:
             for worker in workers:
                 worker.process.kill()

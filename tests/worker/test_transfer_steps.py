@@ -3,7 +3,7 @@
 import pytest
 
 from cluster.bench.report import Report
-from cluster.bench.transfer_steps import measure
+from tests.bench.transfer_steps import measure
 
 
 def _measured(rounds: int) -> Report:
@@ -23,7 +23,7 @@ def test_steps_go_on_while_blocks_are_swapped_all_the_time() -> None:
 @pytest.mark.trust
 @pytest.mark.timeout(300)
 def test_steps_keep_their_speed_while_blocks_are_swapped() -> None:
-    """`quire bench transfer --steps` asks for 0.95. A step loop that waits for a lock, for Python or for a copy shows
+    """`tests/bench/transfer_steps.py` asks for 0.95. A step loop that waits for a lock, for Python or for a copy shows
     here; so does anybody else at work on a machine of two cores, hence not every day."""
     (own, *_) = _measured(7).tables["throughput with swaps, of that without"]
     assert isinstance(own["ratio"], float) and own["ratio"] > 0.7, own

@@ -26,7 +26,7 @@ from cluster.links.security import ClusterSecurity
 from cluster.messages import Road
 from cluster.register.states import Carrier, Lost, Refused
 from protos.quire.v1 import transfer_pb2 as pb
-from tests.worker.test_transfer_handover import CHILD, hello
+from tests.worker.test_transfer_handover import CHILD, Told, hello
 from tests.worker.transfer_faults import StreamFaults
 from tests.worker.transfer_parts import (
     CALL_S,
@@ -69,14 +69,14 @@ def numbers() -> Iterator[int]:
 
 
 @pytest.fixture
-def died() -> list[int]:
-    return []
+def told() -> Told:
+    return Told()
 
 
 @pytest.fixture
-def handover(died: list[int]) -> Iterator[HandoverServer]:
+def handover(told: Told) -> Iterator[HandoverServer]:
     memory = SharedMemory.create("quire-test", 1 << 20)
-    made = HandoverServer(memory, 7, SECURITY, died.append)
+    made = HandoverServer(memory, 7, SECURITY, told)
     yield made
     made.close()
     memory.close()
@@ -90,7 +90,7 @@ def near(name: str) -> socket.socket:
 
 
 @pytest.mark.parametrize("said", [*GARBAGE, b"", b"QTH1", b"QTH1\xff\xff", b"QTH1\0\0" + bytes(16)])
-def test_whatever_a_stranger_says_deaths_are_proven(said: bytes, handover: HandoverServer, died: list[int]) -> None:
+def test_whatever_a_stranger_says_deaths_are_proven(said: bytes, handover: HandoverServer, told: Told) -> None:
     with near(handover.name) as stranger:
         stranger.sendall(said)
     with near(handover.name) as open_one:
@@ -106,7 +106,7 @@ def test_whatever_a_stranger_says_deaths_are_proven(said: bytes, handover: Hando
             assert child.stdout is not None
             session = int(child.stdout.readline())
             child.send_signal(signal.SIGKILL)
-            wait(lambda: died == [session], "the death is noticed", 5)
+            wait(lambda: told.died == [session], "the death is noticed", 5)
         finally:
             child.kill()
             child.communicate(timeout=10)

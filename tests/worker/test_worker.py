@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from cluster.centre.scheduler import Scheduler
+from cluster.centre.starts import PIN_SAMPLING
 from cluster.errors import ProtocolError
 from cluster.hashing import HASH_BYTES, BlockHasher
 from cluster.messages import Copy, Drop, Extends, Fork, Plan, Reason, Reroute, Result, Revoke, Start, Tokens, ids
 from cluster.sampling import SamplingParams
-from cluster.settings import SchedulerSettings, WorkerSettings
+from cluster.settings import WorkerSettings
 from tests.engine import models
 from worker.worker import Worker
 
@@ -145,15 +145,17 @@ def test_names_of_generated_blocks(worker: Worker, greedy: list[int]) -> None:
     assert (last.reason, tokens_of([last])) == (Reason.LENGTH, greedy)
 
 
-def test_plans_are_numbered_and_idempotent(worker: Worker, greedy: list[int]) -> None:
+def test_each_plan_is_the_next_one_for_this_life(worker: Worker, greedy: list[int]) -> None:
+    """The link takes nothing twice and leaves nothing out; what comes all the same is obeyed in no part."""
     first = plan(1, starts=(start(),))
     worker.obey(first)
-    worker.obey(first)
-    assert worker.desk.num_stale_plans == 1
-    with pytest.raises(ProtocolError, match="got plan 3 after plan 1"):
-        worker.obey(plan(3))
-    worker.obey(replace(plan(2, drops=(Drop(1),)), incarnation=2))
-    assert worker.desk.num_stale_plans == 2
+    for wrong, said in (
+        (first, "waits for plan 2 of epoch 1; plan 1 of epoch 1"),
+        (plan(3), "waits for plan 2 of epoch 1; plan 3"),
+        (replace(plan(2, drops=(Drop(1),)), incarnation=2), "for incarnation 2 came"),
+    ):
+        with pytest.raises(ProtocolError, match=said):
+            worker.obey(wrong)
     run_dry(worker)
     assert tokens_of(worker.take_tokens()["g"]) == greedy[:3]
 
@@ -164,8 +166,8 @@ def test_a_new_scheduler_begins_anew_and_the_old_one_is_deaf(worker: Worker) -> 
     assert result_of(worker).epoch == 4
     worker.obey(plan(1, epoch=5, extends=extends(1, 16, 3, [20])))
     assert result_of(worker).number == 1
-    worker.obey(plan(2, epoch=4, drops=(Drop(1),)))
-    assert worker.desk.num_stale_plans == 1
+    with pytest.raises(ProtocolError, match="waits for plan 2 of epoch 5"):
+        worker.obey(plan(2, epoch=4, drops=(Drop(1),)))
     run_dry(worker)
     assert worker.take_tokens()["g"][-1].reason is Reason.NONE
 
@@ -254,8 +256,7 @@ def test_another_gateway_is_told_the_logprobs_again(worker: Worker, greedy: list
 
 
 def test_a_worker_computes_what_the_scheduler_pins(worker: Worker) -> None:
-    pin = Scheduler(SchedulerSettings(), 1).pin_sampling
-    worker.obey(plan(1, starts=(start(sampling=pin),)))
+    worker.obey(plan(1, starts=(start(sampling=PIN_SAMPLING),)))
     run_dry(worker)
     (stopped,) = result_of(worker).stopped
     assert stopped.reason is Reason.LENGTH and len(stopped.ids) == 1

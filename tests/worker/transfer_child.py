@@ -107,7 +107,8 @@ def storm(pools: str, block_bytes: str, caller: str, life: str, first: str, coun
     threading.Thread(target=lambda: (sys.stdin.read(), closed.set()), daemon=True).start()
     print("ready", flush=True)
     done = {"written": 0, "read": 0, "failed": 0}
-    while not closed.is_set():
+    # One that is told to end while it begins still writes once: the bound of whoever waits for it says that it could not.
+    while not (closed.is_set() and done["written"]):
         theirs = draw.sample(range(int(first), int(first) + int(count)), draw.randrange(1, int(count)))
         mine = list(range(len(theirs)))
         back = [place + int(count) for place in mine]

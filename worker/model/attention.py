@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from cluster.errors import ModelError
-from kernels.batch import AttentionBatch
+from kernels.batch import AttentionBatch, Scoring
 from kernels.dispatch import Backend
 from kernels.layout import LayerCache, LayerShape
 from worker.model.probe import LayerCall, Probe
@@ -36,16 +36,17 @@ class StepContext:
 
 
 class PagedLayer:
-    """One layer's attention over paged keys. `window` is set when the model has been probed, `cache` and `batch_key`
-    once the pool stands."""
+    """One layer's attention over paged keys. `call` and `window` are set when the model has been probed, `cache` and
+    `batch_key` once the pool stands."""
 
-    __slots__ = ("batch_key", "cache", "context", "index", "window")
+    __slots__ = ("batch_key", "cache", "call", "context", "index", "window")
 
     def __init__(self, index: int, context: StepContext) -> None:
         self.index = index
         self.context = context
         self.cache: LayerCache | None = None
         self.batch_key: tuple[int, LayerShape] | None = None
+        self.call: LayerCall | None = None
         self.window = 0
 
     def run(
@@ -65,9 +66,8 @@ class PagedLayer:
         q, k, v = q[0].transpose(0, 1), k[0].transpose(0, 1), v[0].transpose(0, 1)
         context.backend.write_kv(k, v, self.cache, batch.slots)
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        out = context.backend.attention(
-            q, self.cache, batch, scale=scale, window=self.window, softcap=softcap, sinks=sinks
-        )
+        scoring = Scoring(scale, self.window, softcap, sinks)
+        out = context.backend.attention(q, self.cache, batch, scoring)
         return out.unsqueeze(0)
 
 
@@ -75,9 +75,14 @@ def attach(module: torch.nn.Module, layer: PagedLayer) -> None:
     setattr(module, _ATTRIBUTE, layer)
 
 
+def find_layer(module: torch.nn.Module) -> PagedLayer | None:
+    layer = getattr(module, _ATTRIBUTE, None)
+    return layer if isinstance(layer, PagedLayer) else None
+
+
 def layer_of(module: torch.nn.Module) -> PagedLayer:
-    layer = getattr(module, _ATTRIBUTE)
-    assert isinstance(layer, PagedLayer)
+    layer = find_layer(module)
+    assert layer is not None
     return layer
 
 

@@ -6,7 +6,6 @@ what, where and what to change. It reads headers only, never a weight.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from cluster.errors import ConfigError, ModelError
 from worker.model import gguf
+from worker.model.config_check import check_ends, check_figures, read_json, weight_files
 
 DEMO = "demo"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -66,17 +66,6 @@ def _download(model: str) -> Path:
         raise ModelError(f"{model} is neither a folder nor a hub id (owner/name)") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of the model; ModelError if it is none."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path} can't be read as JSON: {_first_line(error)}; fetch the model again") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} holds no JSON object; fetch the model again")
-    return found
-
-
 def check_config(folder: Path) -> Mapping[str, Any]:
     """The configuration as it stands in the file, if it is one that we can run."""
     path = folder / "config.json"
@@ -84,10 +73,12 @@ def check_config(folder: Path) -> Mapping[str, Any]:
         raise ModelError(f"{folder} has no config.json, so it is no model folder; give one that has")
     config = read_json(path)
     name = config.get("model_type")
-    if not name:
+    if not name or not isinstance(name, str):
         raise ModelError(f"{path} names no model_type; fetch the model again")
+    check_figures(path, config)
     if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown")
+        told = config["quantization_config"]
+        method = told.get("quant_method", "unknown") if isinstance(told, dict) else "unknown"
         raise ModelError(
             f"{folder} has weights quantised with {method}, which are not supported; give a checkpoint in "
             "float32, bfloat16 or float16"
@@ -95,6 +86,8 @@ def check_config(folder: Path) -> Mapping[str, Any]:
     if config.get("is_encoder_decoder"):
         raise ModelError(f"{name} is an encoder-decoder; only decoders are supported")
     layers = config.get("layer_types") or ()
+    if not isinstance(layers, list | tuple) or not all(isinstance(kind, str) for kind in layers):
+        raise ModelError(f"{path} has layer_types that are no list of names; fetch the model again")
     odd = [kind for kind in layers if kind not in _LAYER_TYPES]
     if odd:
         raise ModelError(
@@ -105,15 +98,20 @@ def check_config(folder: Path) -> Mapping[str, Any]:
 
 
 def check_heads(config: Mapping[str, Any], size: int) -> None:
-    """Every one of `size` ranks has whole heads, queries and their keys together. A file that does not give the number
-    of heads is left to whoever knows the architecture's own names."""
-    heads = int(config.get("num_attention_heads") or 0)
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    if heads % size or kv_heads % size:
-        fits = [str(count) for count in range(1, kv_heads + 1) if heads % count == 0 and kv_heads % count == 0]
+    """Every one of `size` ranks has whole heads, queries and their keys together; several may have the same head of
+    keys. A file that does not give the number of heads is left to whoever knows the architecture's own names."""
+    told = config.get("num_attention_heads"), config.get("num_key_value_heads")
+    heads = told[0] if isinstance(told[0], int) else 0
+    kv_heads = told[1] if isinstance(told[1], int) and told[1] else heads
+
+    def fits_evenly(count: int) -> bool:
+        return heads % count == 0 and (kv_heads % count == 0 or count % kv_heads == 0)
+
+    if heads and not fits_evenly(size):
+        fits = [str(count) for count in range(1, heads + 1) if fits_evenly(count)]
         raise ConfigError(
             f"tensor_parallel_size is {size}, and {config['model_type']} has {heads} query heads and {kv_heads} KV "
-            f"heads, which {size} ranks can't share evenly; give {' or '.join(fits)}"
+            f"heads, which {size} ranks can't share evenly; give {' or '.join(fits[-3:])}"
         )
 
 
@@ -121,8 +119,7 @@ def check_weights(folder: Path) -> tuple[Path, ...]:
     """The weight files, all there and whole as far as their headers tell."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
-        files = tuple(folder / name for name in names)
+        files = tuple(folder / name for name in weight_files(index))
         lacking = [file.name for file in files if not file.is_file()]
         if lacking or not files:
             raise ModelError(
@@ -156,6 +153,7 @@ def generation_defaults(folder: Path, *configs: Any) -> dict[str, Any]:
     """The model's generation settings; end tokens fall back to those of the first configuration that has any."""
     path = folder / "generation_config.json"
     defaults = read_json(path) if path.is_file() else {}
+    check_ends(path, defaults.get("eos_token_id"))
     for config in configs:
         if defaults.get("eos_token_id") is None and getattr(config, "eos_token_id", None) is not None:
             defaults["eos_token_id"] = config.eos_token_id

@@ -21,6 +21,7 @@ from kernels.device.seam import device_of, find_device
 from worker.model import attention, checkpoint
 from worker.model.digest import ModelDigest
 from worker.model.side_by_side import lay_out
+from worker.model.slices import slice_model
 from worker.ranks.team import Team
 
 DTYPES = {
@@ -54,14 +55,8 @@ class Loaded:
     @property
     def weights_bytes(self) -> int:
         """Bytes of all weights in this process, tied ones once."""
-        tensors = [_own(tensor) for tensor in (*self.module.parameters(), *self.module.buffers())]
+        tensors = (*self.module.parameters(), *self.module.buffers())
         return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
-
-
-def _own(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's slice of a tensor that ranks share; any other tensor as it is."""
-    slice_ = getattr(tensor, "to_local", None)
-    return tensor if slice_ is None else slice_()
 
 
 def pick_device(name: str) -> torch.device:
@@ -95,18 +90,21 @@ def load(settings: WorkerSettings, device: torch.device, team: Team | None = Non
     # What can be wrong without the weights is looked at first.
     defaults = checkpoint.generation_defaults(folder, config, decoder)
     max_model_len = _max_model_len(decoder, settings.max_model_len)
-    placing = {} if team is None else _slicing(config, team, device)
+    if team is not None:
+        _check_slices(config, team.size)
     # Whichever slice a rank loads, its blocks are those of the whole model; only rank 0 tells.
     with ModelDigest(files if team is None or team.leads else (), raw, str(chosen)) as digest:
-        module = _module(folder, config, chosen, placing, settings.show_progress)
-        module = _on_device(module, device, folder, in_slices=team is not None)
+        module = _module(folder, config, chosen, settings.show_progress)
+        if team is not None:
+            slice_model(module, decoder, team, device)
+        module = _on_device(module, device, folder)
         return Loaded(folder, module, decoder, chosen, max_model_len, defaults, digest.result())
 
 
-def _on_device(module: torch.nn.Module, device: torch.device, folder: Path, *, in_slices: bool) -> torch.nn.Module:
+def _on_device(module: torch.nn.Module, device: torch.device, folder: Path) -> torch.nn.Module:
     """From the file's pages to where weights stay, each once."""
     try:
-        if device_of(device).is_apart and not in_slices:
+        if device_of(device).is_apart:
             lay_out(module, device)
         return module.to(device)
     except torch.OutOfMemoryError as error:
@@ -126,20 +124,8 @@ def _check_slices(config: Any, size: int) -> None:
             "another model"
         )
     names = ("model_type", "num_attention_heads", "num_key_value_heads")
-    checkpoint.check_heads({name: getattr(config, name, None) for name in names}, size)
-
-
-def _slicing(config: Any, team: Team, device: torch.device) -> dict[str, Any]:
-    """Each rank loads its slice of every weight, by the plan that transformers carries for the architecture."""
-    from transformers.distributed import DistributedConfig
-
-    _check_slices(config, team.size)
-    if not device_of(device).is_apart and device_of(find_device("auto")).is_apart:
-        raise ConfigError(
-            'transformers shares models among this machine\'s GPUs only; hide them (CUDA_VISIBLE_DEVICES="") to use '
-            "tensor_parallel_size on the CPU"
-        )
-    return {"distributed_config": DistributedConfig(tp_size=team.size)}
+    decoder = config.get_text_config(decoder=True)
+    checkpoint.check_heads({name: getattr(decoder, name, None) for name in names}, size)
 
 
 def _config(folder: Path, raw: Mapping[str, Any]) -> Any:
@@ -174,9 +160,7 @@ def _config(folder: Path, raw: Mapping[str, Any]) -> Any:
     return config
 
 
-def _module(
-    folder: Path, config: Any, dtype: torch.dtype, placing: Mapping[str, Any], show_progress: bool
-) -> torch.nn.Module:
+def _module(folder: Path, config: Any, dtype: torch.dtype, show_progress: bool) -> torch.nn.Module:
     from transformers import AutoModelForCausalLM
 
     attention.register()
@@ -192,11 +176,11 @@ def _module(
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
-                **placing,
             )
     except torch.OutOfMemoryError as error:
         raise ModelError(f"the weights of {folder} do not fit on the device: {error}") from error
-    except (RuntimeError, ValueError, TypeError, OSError, AttributeError, KeyError) as error:
+    except Exception as error:
+        # Whatever an architecture stumbles over in a configuration that does not fit it.
         raise ModelError(f"{folder} can't be loaded: {' '.join(str(error).split())}") from error
     wrong = sorted(info["mismatched_keys"])
     if wrong:

@@ -8,6 +8,7 @@ one. It samples nothing and knows no sequences.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -50,28 +51,33 @@ class Model:
         # Other parts of a model (an encoder of images) have layers that no text comes to.
         self._layers = {index: self._layers[index] for index in calls}
         for index, call in calls.items():
-            self._layers[index].window = call.window
+            self._layers[index].call, self._layers[index].window = call, call.window
         self.calls = list(calls.values())
         self._keys = [(call.num_heads, call.shape) for call in self.calls]
         self._distinct = list(dict.fromkeys(self._keys))
 
-    def fuse(self, max_tokens: int) -> str:
+    def fuse(self, max_tokens: int, *, in_slices: bool = False) -> str:
         """Puts one call in place of a recognised decoder's modules, before a pool is attached; or packs the products of
-        its modules, on a GPU replaces some of them, and says why not."""
-        made = fuse(self.loaded, self.calls, self.backend, max_tokens)
+        its modules, and says why not. A model in slices keeps its modules, which add
+        up over the ranks."""
+        made = "its ranks add up" if in_slices else fuse(self.loaded, self.calls, self.backend, max_tokens)
         if isinstance(made, str):
-            self.num_packed = pack_linears(self.loaded.module, self.loaded.dtype, self.backend)
-            if self.backend.name == "triton":
-                # Triton is loaded only where it is used.
-                from worker.model.replaced import Replaced
-
-                self._replaced = Replaced(self.loaded.module)
+            if not in_slices:
+                self.num_packed = pack_linears(self.loaded.module, self.loaded.dtype, self.backend)
             return made
         # The modules go, and with them the weights that were packed.
         self.loaded.module.to("meta")
         self._layers = {}
         self._fused = made
         return ""
+
+    def replace(self, run: Callable[[], object]) -> None:
+        """On a GPU, of a model that is not fused: modules get faster ways. `run` computes some tokens with it."""
+        if self.backend.name == "triton":
+            # Triton is loaded only where it is used.
+            from worker.model.replaced import Replaced
+
+            self._replaced = Replaced(self.loaded.module, run)
 
     @property
     def num_replaced(self) -> int:

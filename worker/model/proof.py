@@ -36,8 +36,7 @@ MOST_ROUNDING, UNMEASURED = 0.1, 0.05
 
 def prove(model: Model, layout: BlockLayout) -> None:
     """Raises ModelError for a model whose logits differ; the model is left without a pool."""
-    lengths = [min(length, model.loaded.max_model_len) for length in LENGTHS]
-    tokens = [(np.arange(length) * (13 + row) + 7) % min(model.vocab_size, 997) for row, length in enumerate(lengths)]
+    tokens = _sequences(model)
     name = type(model.loaded.module).__name__
     try:
         found = _paged(model, layout, tokens)
@@ -57,6 +56,16 @@ def prove(model: Model, layout: BlockLayout) -> None:
                 f"{name} says other things through paged attention than through transformers' own (logits differ by "
                 f"{differs:.1%}, and {allowed:.1%} is rounding), so that it can't be run exactly; give another model"
             )
+
+
+def try_out(model: Model, layout: BlockLayout) -> None:
+    """Runs both sequences and looks at nothing; the model is left without a pool."""
+    _paged(model, layout, _sequences(model))
+
+
+def _sequences(model: Model) -> list[NDArray[np.int64]]:
+    lengths = [min(length, model.loaded.max_model_len) for length in LENGTHS]
+    return [(np.arange(length) * (13 + row) + 7) % min(model.vocab_size, 997) for row, length in enumerate(lengths)]
 
 
 def _rounding(model: Model, ids: torch.Tensor, wanted: torch.Tensor) -> float:

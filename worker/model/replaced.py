@@ -1,111 +1,103 @@
-"""Recognised modules of a decoder replaced in place on a GPU: merged products, norms, rotation and cache write in one
-launch each.
+"""Modules of a decoder replaced in place on a GPU: norms, gated MLPs, attention around its products, sums, experts.
 
-`worker/model/model.py` asks for it, `worker/model/proof.py` then compares logits, and where they differ everything is
-taken back. Only attention, MLP and norm modules of the Llama kind are taken; what is around them stays transformers'
-own. A merged weight is one that the modules' weights are views of (`side_by_side.py`).
+`worker/model/startup.py` asks for it. A module is recognised by what it has, and taken only if it then says the same on
+what it is given in a first run; so any decoder profits, whatever its classes are called. `worker/model/proof.py`
+compares logits afterwards, and where they differ everything is taken back. A merged weight is one that the modules'
+weights are views of (`side_by_side.py`), the ways themselves are in `faster.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.nn.functional import linear
 
-from kernels.gpu.backend import TritonBackend
-from kernels.gpu.rows import rms_norm, silu_gate
-from worker.model.attention import layer_of
-from worker.model.side_by_side import KINDS, PARTS, merged_weight
+from worker.model import replaced_experts
+from worker.model.faster import Forward, attention_ways, gated_ways, layer_ways, norm_ways
 
-# Biases and norms of heads, in which they differ, are read from the modules.
-_NAMES = {f"{kind}{part}": part for kind in KINDS for part in (*PARTS, "RMSNorm")}
-
-Forward = Callable[..., Any]
+# How far what a module says may be off, of its length: more than rounding, less than any other function.
+ALLOWED = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 
 class Replaced:
     """What was recognised in one model; `on` puts it to work, `off` gives the modules their own way again."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        make: dict[str, Callable[[Any], Forward | None]] = {"Attention": _attention, "MLP": _mlp, "RMSNorm": _norm}
-        self._forwards: list[tuple[torch.nn.Module, Forward]] = []
-        for module in model.modules():
-            part = _NAMES.get(type(module).__name__)
-            forward = make[part](module) if part is not None else None
-            if forward is not None:
-                self._forwards.append((module, forward))
+    def __init__(self, model: torch.nn.Module, run: Callable[[], object]) -> None:
+        """`run` computes a few tokens with `model`, over a pool of its own."""
+        self._forwards: dict[torch.nn.Module, Forward] = {}
+        self._seen: set[torch.nn.Module] = set()
+        self._experts = replaced_experts.Experts(model)
+        hooks = [
+            module.register_forward_hook(self._try, with_kwargs=True)
+            for module in model.modules()
+            # What has a forward of its own adds up over ranks.
+            if "forward" not in vars(module) or self._experts.has(module)
+        ]
+        try:
+            run()
+        finally:
+            for hook in hooks:
+                hook.remove()
         self.on()
 
     def __len__(self) -> int:
-        return len(self._forwards)
+        return len(self._forwards) + len(self._experts)
 
     def on(self) -> None:
-        for module, forward in self._forwards:
+        for module, forward in self._forwards.items():
             module.forward = forward
+        self._experts.on()
 
     def off(self) -> None:
-        for module, _ in self._forwards:
-            del module.forward
+        for module in self._forwards:
+            if "forward" in vars(module):
+                del module.forward
+        self._experts.off()
+
+    def _try(self, module: torch.nn.Module, args: Any, kwargs: Any, said: Any) -> None:
+        """Behind the first call of a module: whether one of the ways says the same, and which is nearest."""
+        if module in self._seen:
+            return
+        self._seen.add(module)
+        if self._experts.has(module):
+            if not _is_off(self._experts.way(module), args, kwargs, said):
+                self._experts.take(module)
+            return
+        best = None
+        for way in self._ways(module):
+            off = _distance(way, args, kwargs, said)
+            if off is not None and (best is None or off < best):
+                best, self._forwards[module] = off, way
+
+    def _ways(self, module: Any) -> Iterator[Forward]:
+        yield from norm_ways(module)
+        yield from gated_ways(module)
+        yield from attention_ways(module, self._forwards)
+        yield from layer_ways(module, self._forwards)
 
 
-def _norm(module: Any) -> Forward:
-    weight, epsilon = module.weight.detach(), float(module.variance_epsilon)
-
-    def forward(hidden_states: torch.Tensor) -> torch.Tensor:
-        rows = hidden_states.reshape(-1, 1, hidden_states.shape[-1])
-        return rms_norm(rows, weight, epsilon).view(hidden_states.shape)
-
-    return forward
+def _is_off(way: Forward, args: Any, kwargs: Any, said: Any) -> bool:
+    return _distance(way, args, kwargs, said) is None
 
 
-def _mlp(module: Any) -> Forward | None:
-    if module.config.hidden_act != "silu":
+def _distance(way: Forward, args: Any, kwargs: Any, said: Any) -> float | None:
+    """How far this way is off what the module said; None: too far, or it does not run."""
+    try:
+        found = way(*args, **kwargs)
+    except (AttributeError, TypeError, RuntimeError, ValueError, KeyError, IndexError):
         return None
-    weight, bias = _merged([module.gate_proj, module.up_proj])
-    down = module.down_proj
-
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        opened = silu_gate(linear(x.reshape(-1, x.shape[-1]), weight, bias))
-        return linear(opened, down.weight, down.bias).view(*x.shape[:-1], -1)
-
-    return forward
-
-
-def _attention(module: Any) -> Forward:
-    weight, bias = _merged([module.q_proj, module.k_proj, module.v_proj])
-    out_proj, dim, scale = module.o_proj, int(module.head_dim), float(module.scaling)
-    sizes = [one.out_features for one in (module.q_proj, module.k_proj, module.v_proj)]
-    query_norm, key_norm = getattr(module, "q_norm", None), getattr(module, "k_norm", None)
-    layer = layer_of(module)
-
-    def forward(
-        hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, None]:
-        assert layer.cache is not None and layer.batch_key is not None, "the pool is not attached"
-        context = layer.context
-        assert isinstance(context.backend, TritonBackend)
-        batch, half = context.batches[layer.batch_key], dim // 2
-        tokens = hidden_states.shape[1]
-        parts = linear(hidden_states[0], weight, bias).split_with_sizes(sizes, dim=1)
-        q, k, v = (part.view(tokens, -1, dim) for part in parts)
-        if query_norm is not None and key_norm is not None:
-            # Read where the merged product left them; the modules would have them copied together first.
-            q, k = (rms_norm(x, one.weight, one.variance_epsilon) for x, one in ((q, query_norm), (k, key_norm)))
-        cos, sin = (angles[0, :, :half] for angles in position_embeddings)
-        context.backend.rotary_write_kv(q, k, v, cos, sin, layer.cache, batch.slots)
-        out = context.backend.attention(q, layer.cache, batch, scale=scale, window=layer.window)
-        return linear(out.view(1, tokens, -1), out_proj.weight, out_proj.bias), None
-
-    return forward
+    if isinstance(found, tuple) != isinstance(said, tuple):
+        return None
+    one, other = (part[0] if isinstance(part, tuple) else part for part in (found, said))
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return None
+    one, other = one.float(), other.float()
+    off, whole = float((one - other).norm()), float(other.norm())
+    # A norm that is no number is never small enough.
+    return off if whole > 0.0 and off <= ALLOWED[found_dtype(said)] * whole else None
 
 
-def _merged(modules: list[Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """One weight and bias for several products of the same rows."""
-    weight, sizes = merged_weight(modules), [module.out_features for module in modules]
-    biases = [module.bias for module in modules]
-    if all(bias is None for bias in biases):
-        return weight, None
-    zeros = [weight.new_zeros(size) for size in sizes]
-    return weight, torch.cat([zero if bias is None else bias for bias, zero in zip(biases, zeros, strict=True)])
+def found_dtype(said: Any) -> torch.dtype:
+    tensor: torch.Tensor = said[0] if isinstance(said, tuple) else said
+    return tensor.dtype

@@ -12,18 +12,27 @@ from typing import Any
 import torch
 
 _ATTRIBUTE = "quire_merged"
-# Their modules differ in biases and norms of heads only.
-KINDS = ("Llama", "Mistral", "Qwen2", "Qwen3")
-PARTS = {"Attention": ("q_proj", "k_proj", "v_proj"), "MLP": ("gate_proj", "up_proj")}
-_NAMES = {f"{kind}{part}": names for kind in KINDS for part, names in PARTS.items()}
+# Children of one module that are given the same rows, in the order of the merged product.
+PARTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 def lay_out(model: torch.nn.Module, device: torch.device) -> None:
     """Moves the parts of every merged product to the device, where they become views of one weight."""
     for module in model.modules():
-        names = _NAMES.get(type(module).__name__)
-        if names is not None:
+        names = parts_of(module)
+        if names:
             _merge([getattr(module, name) for name in names], device)
+
+
+def parts_of(module: torch.nn.Module) -> tuple[str, ...]:
+    """The children of this module whose products may be one; none if it has none such."""
+    for names in PARTS:
+        found: list[Any] = [module._modules.get(name) for name in names]
+        if all(isinstance(part, torch.nn.Linear) for part in found):
+            # Ranks hold whole rows of these; what gathers them has a forward of its own.
+            kinds = {(part.weight.shape[1], part.weight.dtype) for part in found}
+            return names if len(kinds) == 1 and not any("forward" in vars(part) for part in found) else ()
+    return ()
 
 
 def merged_weight(parts: list[Any]) -> torch.Tensor:

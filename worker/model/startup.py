@@ -9,26 +9,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
 import torch
 
-from cluster.desk.batcher import Batch
-from cluster.desk.rows import Rows
 from cluster.errors import ConfigError, ModelError
 from cluster.generation_config import not_honoured
 from cluster.settings import WorkerSettings
+from cluster.sizes import format_bytes
 from kernels.device.seam import Device, device_of
 from kernels.dispatch import Backend, backend
 from kernels.layout import BlockLayout
-from worker.batch import StepBuilder
 from worker.model import budget, loading
 from worker.model.budget import Budget
 from worker.model.model import Model
-from worker.model.proof import prove
+from worker.model.proof import prove, try_out
+from worker.model.trial import Trial
 from worker.pool import DevicePool
 from worker.ranks.team import CLEAR, COPY, Place, Team
-from worker.state import BatchState
 
 Say = Callable[[str], None]
 CPU_TOKEN_BUDGET = 512
@@ -96,7 +94,9 @@ def _start(settings: WorkerSettings, say: Say, place: Place | None, device: torc
     softcap, sinks = any(call.softcap for call in model.calls), any(call.has_sinks for call in model.calls)
     kernels.warm_up(layout, model.num_heads, softcap=softcap, sinks=sinks)
     token_budget = settings.token_budget or (GPU_TOKEN_BUDGET if seam.is_apart else CPU_TOKEN_BUDGET)
-    reason = "fuse is off" if not settings.fuse else "its ranks add up" if team else model.fuse(token_budget)
+    reason = "fuse is off" if not settings.fuse else model.fuse(token_budget, in_slices=team is not None)
+    if reason:
+        model.replace(partial(try_out, model, layout))
     fused = "decoder fused" if not reason else f"decoder not fused: {reason}"
     if model.num_packed:
         fused += f" ({model.num_packed} products packed)"
@@ -108,18 +108,31 @@ def _start(settings: WorkerSettings, say: Say, place: Place | None, device: torc
         _prove(model, layout, say)
         say(f"proof: the same logits as by transformers' attention, {time.perf_counter() - began:.1f} s")
     began = time.perf_counter()
-    trial = _Trial(model, layout, device, min(token_budget, loaded.max_model_len), settings)
-    working_bytes = seam.peak_bytes(trial.run) + seam.slack_bytes
+    num_tokens = min(token_budget, loaded.max_model_len)
+    try:
+        trial = Trial(model, layout, device, num_tokens, settings)
+        working_bytes = seam.peak_bytes(trial.run)
+        if seam.is_apart and (team is None or team.leads):
+            # Nothing is computed while tokens are chosen.
+            most, held = trial.sampling_bytes()
+            working_bytes = max(working_bytes + held, most)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"no room for a step of {num_tokens:,} tokens and for choosing those of {settings.max_batch:,} rows beside "
+            f"{format_bytes(model.weights_bytes)} of weights; set a lower token_budget or max_batch"
+        ) from error
+    working_bytes += seam.slack_bytes
     if team is not None:
-        working_bytes = -team.least(-working_bytes)
+        working_bytes = team.most(working_bytes)
     # The first start on a machine compiles what later ones find in a cache.
     say(f"first step: with what had to be compiled for it, {time.perf_counter() - began:.1f} s")
     seconds = trial.time()
     say(f"profile: a step of {trial.num_tokens:,} tokens takes {seconds:.3f} s")
-    graph_bytes = trial.graph_bytes() if seam.has_graphs and team is None else 0
+    graph_bytes = trial.graph_bytes() if seam.has_graphs else 0
     del trial
     free_bytes = _free_bytes(settings, seam)
     if team is not None:
+        graph_bytes = team.most(graph_bytes)
         # Ranks on one CPU take from the same memory; all have the same blocks.
         free_bytes = team.least(free_bytes if seam.is_apart else free_bytes // team.size)
     sizes = budget.decide(
@@ -171,55 +184,3 @@ def _prove(model: Model, layout: BlockLayout, say: Say) -> None:
         say(f"modules are transformers' own: {error}")
         model.put_back()
         prove(model, layout)
-
-
-class _Trial:
-    """One step as large as steps get, over a pool of its own that is thrown away."""
-
-    def __init__(
-        self, model: Model, layout: BlockLayout, device: torch.device, num_tokens: int, settings: WorkerSettings
-    ) -> None:
-        self.num_tokens = num_tokens
-        num_blocks = -(-num_tokens // layout.block_size)
-        self._model = model
-        self._device = device
-        self._pool = DevicePool(layout, num_blocks, device)
-        # As many rows as a step of decodes has.
-        self._num_rows = min(settings.max_batch, num_tokens)
-        held = Rows(self._num_rows, num_tokens, layout.block_size)
-        state = BatchState(held, device)
-        # As tables come to be, so that the device has it too: every block is read.
-        held.extend(0, 0, np.arange(num_blocks, dtype=np.int32))
-        self._builder = StepBuilder(state, num_tokens)
-        counts = np.array([num_tokens], np.int32)
-        none = np.zeros(1, np.int32)
-        self._batch = Batch(none, none, counts, 0, num_tokens, 0)
-        self._lengths = np.full(self._num_rows, num_tokens, np.int32)
-        self._logit_rows = torch.arange(self._num_rows, device=device)
-
-    def run(self) -> None:
-        self._model.attach_pool(self._pool)
-        self._step(self._batch)
-
-    def graph_bytes(self) -> int:
-        """What graphs of decodes take: memory of their own for the largest step, and a place for its logits."""
-        num, seam = self._num_rows, device_of(self._device)
-        rows, ones = np.arange(num, dtype=np.int32), np.ones(num, np.int32)
-        logits: list[torch.Tensor] = []
-
-        def decode() -> None:
-            logits.append(self._step(Batch(rows, 0 * rows, ones, num, num, 0)))
-
-        return seam.peak_bytes(decode) + logits[0].nbytes + seam.slack_bytes
-
-    def _step(self, batch: Batch) -> torch.Tensor:
-        step = self._builder.build(batch, self._lengths)
-        self._model.prepare(step.attention)
-        logits = self._model.forward(step.ids, step.positions, self._logit_rows)
-        device_of(self._device).wait()
-        return logits
-
-    def time(self) -> float:
-        began = time.perf_counter()
-        self.run()
-        return time.perf_counter() - began

@@ -6,13 +6,13 @@ structure.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import ModelError
 from worker.model.checkpoint import eos_token_ids
+from worker.model.config_check import read_json
 from worker.sampling.guide import tokenizer_of
 
 PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")  # all of them is in tokenizer.json
@@ -51,5 +51,4 @@ def _settings(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
     if not path.is_file():
         return {}
-    found = json.loads(path.read_text())
-    return found if isinstance(found, dict) else {}
+    return read_json(path)

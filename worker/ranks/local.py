@@ -39,10 +39,13 @@ class Ranks:
         self._folder = ""
         self._end: Callable[[], object] = lambda: None
 
-    def start(self, say: Say) -> Worker:
+    def start(
+        self, say: Say = lambda line: None, *, replica: str = "local", incarnation: int = 1, node: str = ""
+    ) -> Worker:
         """The worker, which is rank 0; returns when all ranks have loaded their part."""
+        make = partial(Worker, replica=replica, incarnation=incarnation, node=node, say=say)
         if self._size == 1:
-            return Worker(self._settings, say=say)
+            return make(self._settings)
         loading.check_slices(self._settings.model, self._size)
         self._folder = tempfile.mkdtemp(prefix="quire-ranks-")
         meeting = f"file://{self._folder}/meeting"
@@ -50,7 +53,7 @@ class Ranks:
             self.children.append(member.spawn(self._on_rank(rank), Place(rank, self._size, meeting)))
         try:
             self._await_children(meeting)
-            worker = Worker(self._on_rank(0), say=say, place=Place(0, self._size, meeting))
+            worker = make(self._on_rank(0), place=Place(0, self._size, meeting))
         except RuntimeError as error:
             _end(None, self.children, self._folder)
             raise lost(error) from error
@@ -72,8 +75,10 @@ class Ranks:
     def _on_rank(self, rank: int) -> WorkerSettings:
         """Each rank has a GPU of its own, or its part of the CPU."""
         device = loading.pick_device(self._settings.device)
-        apart = device_of(device).is_apart
-        return replace(self._settings, device=f"{device.type}:{rank}") if apart else self._settings
+        if not device_of(device).is_apart:
+            return self._settings
+        _, at, seed = self._settings.device.partition("@")
+        return replace(self._settings, device=f"{device.type}:{rank}{at}{seed}")
 
     def close(self) -> None:
         """Ends all other ranks; doing so again changes nothing."""

@@ -8,13 +8,14 @@ machine). All get the same `WorkerSettings` and a `Place(rank, K, meeting)` with
 start of the replica, such as file:///tmp/quire-REPLICA-INCARNATION. Rank 0 makes
 `Worker(settings, place=place)` and serves it as ever; every other rank calls `member.run(settings, place)` on a thread
 and ends its process when that returns or raises. All K must start within ten minutes of each other, and when one of
-them has died all others must be started again too: rank 0 raises at its next step. A tensor-parallel replica has no
-transfers (`WorkerServer` makes no `Swap` for one) and needs no host pool: what it preempts is computed again.
+them has died all others must be started again too: rank 0 raises at its next step. Its slices of
+blocks go where rank 0 wants them (`blocks.py`).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -23,11 +24,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cluster.desk.rows import Rows
 from cluster.settings import WorkerSettings
-from kernels.batch import AttentionBatch
 from kernels.device.seam import device_of
+from worker.batch import StepBuilder
+from worker.graphs import capture
 from worker.model.startup import Started, start
-from worker.ranks.team import CLEAR, COPY, END, STEP, Place, Words
+from worker.ranks.blocks import MemberSlices
+from worker.ranks.team import CLEAR, COPY, END, MOVE, STEP, Place, Words
+from worker.state import BatchState
 
 
 def run(settings: WorkerSettings, place: Place) -> None:
@@ -35,69 +40,60 @@ def run(settings: WorkerSettings, place: Place) -> None:
     parts = start(settings, lambda line: None, place)
     team = parts.team
     assert team is not None and not team.leads
-    tables = Tables(settings, parts)
-    # The tokens that rank 0 sampled last, where it issues steps before it knows them.
-    shared = torch.zeros(0, dtype=torch.int64, device=parts.device)
+    member, mover = Member(settings, parts), MemberSlices(parts.pool.bytes, team)
     while True:
         kind, words = team.hear()
         if kind == END:
             break
         if kind == STEP:
-            tables.extend(words[0], words[1])
-            shared = _step(parts, tables.tensor, words[2:], shared)
+            member.step(words)
         elif kind == COPY:
             parts.backend.copy_blocks(parts.pool.bytes, words[0].tolist(), words[1].tolist())
         elif kind == CLEAR:
             parts.pool.clear(words[0].tolist())
+        elif kind == MOVE:
+            mover.join(words)
+        mover.obeyed()
+    member.close()
     team.close()
 
 
-class Tables:
-    """The block tables of all batch rows, as rank 0 has them."""
+class Member:
+    """This rank's tensors of a step, laid out as rank 0 has laid out its own."""
 
     def __init__(self, settings: WorkerSettings, parts: Started) -> None:
-        shape = settings.max_batch, -(-parts.max_model_len // settings.block_size)
+        self._parts = parts
         self._seam = device_of(parts.device)
-        self.tensor = torch.zeros(shape, dtype=torch.int32, device=parts.device)
+        self._state = BatchState(Rows(settings.max_batch, parts.max_model_len, settings.block_size), parts.device)
+        self._builder = StepBuilder(self._state, parts.token_budget)
+        self._graphs, _ = capture(parts, self._state, self._builder, chooses=False)
 
-    def extend(self, places: Words, blocks: Words) -> None:
-        """Places in the flat tables, and the blocks that stand there from now on."""
+    def step(self, words: list[Words]) -> None:
+        """One forward pass. The words are those of `worker.ranks.lead.Lead.step`."""
+        (padded, num_shared), places, blocks, more_logits = words[0].tolist(), *words[1:4]
+        parts, builder, send = self._parts, self._builder, self._seam.send
         if len(places):
-            new = self._seam.send(blocks.astype(np.int32))
-            self.tensor.view(-1).index_copy_(0, self._seam.send(places.copy()), new)
+            tables = self._state.device_tables.view(-1)
+            tables.index_copy_(0, send(places.copy()), send(blocks.astype(np.int32)))
+        step = builder.follow(words[4:])
+        if padded:
+            assert self._graphs is not None, "rank 0 has graphs, and this rank has none"
+            self._graphs.replay(padded, len(step.sampled))
+        else:
+            if step.num_taken:
+                parts.backend.take_ids(step.ids, step.taken, builder.last)
+            parts.model.prepare(step.attention)
+            logit_rows = step.logit_rows
+            if len(more_logits):
+                logit_rows = torch.cat([logit_rows, send(more_logits.copy())])
+            parts.model.forward(step.ids, step.positions, logit_rows)
+        if num_shared:
+            assert parts.team is not None
+            parts.team.share(builder.last[:num_shared])
 
-
-def _step(parts: Started, tables: torch.Tensor, words: list[Words], shared: torch.Tensor) -> torch.Tensor:
-    """One forward pass. The words are those of `worker.ranks.lead.Lead.step`, behind the tables. Returns the
-    tokens that rank 0 samples in it, if it shares them."""
-    ids, positions, slots, logit_rows, context_len, query_start, rows, more_logits, targets, sources, sizes = words
-    team = parts.team
-    assert team is not None
-
-    def tensor(part: Words, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-        return device_of(parts.device).send(part.astype(str(dtype).removeprefix("torch.")))
-
-    where = tensor(positions)
-    batch = AttentionBatch(
-        query_start=tensor(query_start, torch.int32),
-        context_len=tensor(context_len, torch.int32),
-        tables=tables,
-        rows=tensor(rows, torch.int32),
-        slots=tensor(slots),
-        positions=where,
-        max_query_len=int(sizes[0]),
-        max_context_len=int(sizes[1]),
-        num_decodes=int(sizes[2]),
-    )
-    parts.model.prepare(batch)
-    known = tensor(ids)
-    if len(targets):
-        known.index_copy_(0, tensor(targets), shared.index_select(0, tensor(sources)))
-    parts.model.forward(known, where, tensor(np.concatenate([logit_rows, more_logits])))
-    if sizes[3]:
-        shared = torch.empty(int(sizes[3]), dtype=torch.int64, device=parts.device)
-        team.share(shared)
-    return shared
+    def close(self) -> None:
+        """Lets go of what the team must not outlive."""
+        self._graphs = None
 
 
 def spawn(settings: WorkerSettings, place: Place) -> subprocess.Popen[bytes]:
@@ -105,6 +101,8 @@ def spawn(settings: WorkerSettings, place: Place) -> subprocess.Popen[bytes]:
     child = subprocess.Popen(
         [sys.executable, "-m", "worker.ranks.member", str(place.rank), str(place.size), place.meeting],
         stdin=subprocess.PIPE,
+        # Whoever reads what this process says waits for nobody else.
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     assert child.stdin is not None
@@ -122,6 +120,8 @@ def main() -> None:
     rank, size, meeting = sys.argv[1:4]
     came_file(meeting, int(rank)).touch()
     run(WorkerSettings(**fields), Place(int(rank), int(size), meeting))
+    # All is said and done. What torch lets go of as an interpreter ends may wait for a rank that has gone before.
+    os._exit(0)
 
 
 def came_file(meeting: str, rank: int) -> Path:

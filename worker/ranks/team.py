@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,7 +28,10 @@ from kernels.device.seam import device_of
 Words = NDArray[np.int64]
 
 # What rank 0 says. Each is followed by arrays whose meaning the two ends know.
-END, STEP, COPY, CLEAR = range(4)
+END, STEP, COPY, CLEAR, MOVE = range(5)
+
+# Torch has given it a name that older ones do not know.
+_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 # A word of up to this many integers goes out in one piece: a step of 256 decodes has about 2,000.
 _HEAD = 4096
@@ -65,8 +69,6 @@ class Team:
         seam = device_of(device)
         if seam.is_apart:
             seam.bind()
-            # Where transformers puts this rank's slice.
-            os.environ["LOCAL_RANK"] = str(device.index or 0)
         try:
             dist.init_process_group(
                 seam.sums_by,
@@ -77,8 +79,15 @@ class Team:
             )
         except (RuntimeError, ValueError) as error:
             raise ConfigError(f"rank {place.rank} of {place.size} met nobody at {place.meeting}: {error}") from error
+        self._seam = seam
         self._words: Any = dist.new_group(backend="gloo", timeout=_IDLE_LIMIT)
         self._head = torch.zeros(_HEAD, dtype=torch.int64)
+        # Words that rank 0 has begun to say.
+        self.num_said = 0
+        # Ranks that meet in a file see the same memory.
+        self.shares_memory = place.meeting.startswith("file:")
+        # Graphs with sums in them. A communicator of NCCL's that is to end waits for them, for ever.
+        self.recorded: weakref.WeakSet[object] = weakref.WeakSet()
 
     @property
     def leads(self) -> bool:
@@ -87,6 +96,7 @@ class Team:
     def say(self, kind: int, *parts: Sequence[int] | NDArray[Any]) -> None:
         """Rank 0 tells all others. WorkFailed when one of them is gone."""
         assert self.leads
+        self.num_said += 1
         arrays = [np.asarray(part, np.int64).reshape(-1) for part in parts]
         flat = np.concatenate([np.array([kind, len(arrays), *map(len, arrays)], np.int64), *arrays])
         rest = max(0, len(flat) + 1 - _HEAD)
@@ -94,25 +104,43 @@ class Team:
         head[0] = rest
         head[1 : 1 + len(flat) - rest] = flat[: len(flat) - rest]
         try:
-            dist.broadcast(self._head, 0, group=self._words)
+            self._broadcast(self._head)
             if rest:
-                dist.broadcast(torch.from_numpy(flat[len(flat) - rest :].copy()), 0, group=self._words)
+                self._broadcast(torch.from_numpy(flat[len(flat) - rest :].copy()))
         except RuntimeError as error:
             raise lost(error) from error
 
     def hear(self) -> tuple[int, list[Words]]:
         """Any other rank waits for the next word. RuntimeError when rank 0 is gone (`is_broken`)."""
         assert not self.leads
-        dist.broadcast(self._head, 0, group=self._words)
+        self._broadcast(self._head)
         flat = self._head.numpy()[1:].copy()
         rest = int(self._head[0])
         if rest:
             more = torch.zeros(rest, dtype=torch.int64)
-            dist.broadcast(more, 0, group=self._words)
+            self._broadcast(more)
             flat = np.concatenate([flat, more.numpy()])
         kind, count = int(flat[0]), int(flat[1])
         ends = 2 + count + np.cumsum(flat[2 : 2 + count])
         return kind, np.split(flat[: int(ends[-1]) if count else 2], [2 + count, *ends[:-1]])[1:] if count else []
+
+    def _broadcast(self, words: torch.Tensor) -> None:
+        under_way: Any = dist.broadcast(words, 0, group=self._words, async_op=True)
+        self._seam.goes_on(under_way.is_completed)
+        under_way.wait()
+
+    def sum(self, tensor: torch.Tensor) -> None:
+        """Each rank's tensor becomes the sum of all, in the order of the device's work."""
+        device_of(tensor.device).call(dist.all_reduce, tensor)
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The last dimensions of all ranks' tensors, which look alike, one behind the other."""
+        rows = tensor.flatten(0, -2)
+        found = rows.new_empty(self.size * rows.shape[0], rows.shape[1])
+        if rows.shape[0]:
+            device_of(tensor.device).call(_gather, found, rows)
+        joined = found.view(self.size, *rows.shape).transpose(0, 1)
+        return joined.reshape(*tensor.shape[:-1], self.size * rows.shape[1])
 
     def share(self, tensor: torch.Tensor) -> None:
         """Rank 0's tensor comes into that of every other rank, in the order of the device's work."""
@@ -121,17 +149,25 @@ class Team:
     def least(self, number: int) -> int:
         """The smallest of all ranks' numbers; every rank asks at the same point."""
         found = torch.tensor([number], dtype=torch.int64)
-        dist.all_reduce(found, op=dist.ReduceOp.MIN, group=self._words)
+        under_way: Any = dist.all_reduce(found, op=dist.ReduceOp.MIN, group=self._words, async_op=True)
+        self._seam.goes_on(under_way.is_completed)
+        under_way.wait()
         return int(found)
+
+    def most(self, number: int) -> int:
+        return -self.least(-number)
 
     def close(self) -> None:
         """Leaves the world; rank 0 first tells the others to go."""
         if not dist.is_initialized():
             return
+        assert not self.recorded, "graphs that add up over the ranks are to go before the ranks part"
         if self.leads:
             try:
+                # What they have begun they end together.
+                self._seam.wait()
                 self.say(END)
-            except WorkFailed:
+            except (RuntimeError, WorkFailed):
                 # They are gone already.
                 pass
         dist.destroy_process_group()

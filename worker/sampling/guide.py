@@ -6,14 +6,15 @@ be obeyed. llguidance is imported only when a structure is asked for; no torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
+from importlib.util import find_spec
 from typing import Any
 
 from cluster.errors import InvalidRequest, Unsupported
-from cluster.structure import StructuredOutputsParams
+from cluster.structure import BLANKS, StructuredOutputsParams
 
 _FIELD = "structured_outputs"
-_BLANKS = r"[\x20\x0A\x0D\x09]{0,12}"
 
 
 def matcher_of(structure: StructuredOutputsParams, tokenizer: Any) -> Any:
@@ -22,8 +23,7 @@ def matcher_of(structure: StructuredOutputsParams, tokenizer: Any) -> Any:
 
     kind: Any = structure.kind
     if kind == "json_schema":
-        # Room for indents, and no endless blanks between two words.
-        grammar = LLMatcher.grammar_from_json_schema(structure.text, defaults={"whitespace_pattern": _BLANKS})
+        grammar = LLMatcher.grammar_from_json_schema(structure.text, defaults={"whitespace_pattern": BLANKS})
     else:
         grammar = grammar_from(kind, structure.text)
     limits = LLParserLimits(
@@ -43,19 +43,29 @@ def matcher_of(structure: StructuredOutputsParams, tokenizer: Any) -> Any:
 
 def tokenizer_of(tokenizer: Any, vocab_size: int, eos_token_ids: Sequence[int]) -> Any:
     """llguidance's view of a model's tokenizer; takes about a second. Raises `Unsupported` where there is none."""
-    try:
-        from llguidance.hf import from_tokenizer
-    except ImportError as error:
-        raise Unsupported(
-            _FIELD, "is asked for, and llguidance is not installed here", "pip install llguidance"
-        ) from error
+    return tokenizer_from(words_of(tokenizer, vocab_size, eos_token_ids))
+
+
+def words_of(tokenizer: Any, vocab_size: int, eos_token_ids: Sequence[int]) -> dict[str, Any]:
+    """What `tokenizer_from` needs, as JSON can say it. Raises `Unsupported`."""
+    if find_spec("llguidance") is None:
+        raise Unsupported(_FIELD, "is asked for, and llguidance is not installed here", "pip install llguidance")
     if tokenizer is None or not getattr(tokenizer, "is_fast", False):
         raise Unsupported(
             _FIELD, "is asked for, and this model has no tokenizer that it can be done with", "leave it out"
         )
     if not eos_token_ids:
         raise Unsupported(_FIELD, "is asked for, and this model has no end token", "leave it out")
-    return from_tokenizer(tokenizer, n_vocab=vocab_size, eos_token=list(eos_token_ids))
+    backend = copy(tokenizer.backend_tokenizer)
+    backend.no_padding()
+    backend.no_truncation()
+    return {"tokenizer": backend.to_str(), "n_vocab": vocab_size, "eos_token": list(eos_token_ids)}
+
+
+def tokenizer_from(words: Mapping[str, Any]) -> Any:
+    from llguidance import LLTokenizer
+
+    return LLTokenizer(**words)
 
 
 def check_structure(structure: StructuredOutputsParams, tokenizer: Any) -> None:

@@ -15,6 +15,9 @@ import torch
 from cluster.messages import Logprobs
 from kernels.device.seam import device_of
 
+# So many rows are looked at together.
+_ROWS = 128
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
@@ -46,6 +49,15 @@ def token_logprobs(logits: torch.Tensor, ids: torch.Tensor, num_top: int) -> Tok
 
     For a block of prompt tokens, `ids` are the tokens that follow: the logits of position i judge token i + 1.
     """
+    if len(logits) <= _ROWS:
+        return _token_logprobs(logits, ids, num_top)
+    # What it takes beside them is several times as large as the logits themselves.
+    firsts = range(0, len(logits), _ROWS)
+    parts = [_token_logprobs(logits[at : at + _ROWS], ids[at : at + _ROWS], num_top) for at in firsts]
+    return TokenLogprobs(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(TokenLogprobs)))
+
+
+def _token_logprobs(logits: torch.Tensor, ids: torch.Tensor, num_top: int) -> TokenLogprobs:
     values = logits.float()
     norm = values.logsumexp(-1, keepdim=True)
     own = values.gather(1, ids[:, None])

@@ -45,8 +45,17 @@ _STRUCTURE: Final = 128
 _EDITS: Final = _BIAS | _PENALTIES | _RUNS | _EARLY | _STRUCTURE
 # All but a draw from the logits as they come.
 _SPECIAL: Final = _EDITS | _FORCED | _LOGPROBS
+# Logits that are edited at once.
+_EDITED: Final = 1 << 23
 
 Draw = Callable[[torch.Tensor, DrawSettings], tuple[torch.Tensor, torch.Tensor]]
+
+
+def likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids int64 [rows] of the best tokens, and bool [rows]: whether the logits were no numbers."""
+    top, ids = logits.max(-1)
+    broken = ~top.isfinite()
+    return ids.masked_fill(broken, 0), broken
 
 
 class Sampled:
@@ -60,14 +69,18 @@ class Sampled:
         logprob_rows: Ints | None = None,
         num_top: Ints | None = None,
         heard: Callable[[NDArray[np.int64]], None] | None = None,
+        both: torch.Tensor | None = None,
     ) -> None:
-        """`heard` is called once, when the host first asks for the tokens."""
+        """`heard` is called once, when the host first asks for the tokens. `both`: int64 [2, rows or more], where ids
+        and broken lie in one piece."""
         self.device_ids = ids  # int64 [rows]: what the next step can take without the host
-        self._ids, self._broken = ids, broken
         self._logprobs = None if logprobs is None else logprobs.leaving()
         # On their way at once: whoever asks later must not wait for the steps that were issued meanwhile.
         seam = device_of(ids.device)
-        self._ids, self._broken = seam.fetch(ids), seam.fetch(broken)
+        if both is None:
+            self._ids, self._broken = seam.fetch(ids), seam.fetch(broken)
+        else:
+            self._ids, self._broken = seam.fetch(both)[:, : len(ids)]
         self._done = seam.event()
         self._done.record()
         self._logprob_rows = logprob_rows
@@ -89,7 +102,7 @@ class Sampled:
     def broken(self) -> NDArray[np.bool_]:
         """True where the logits were NaN or infinite: the token means nothing. Waits for the device."""
         self._wait()
-        broken: NDArray[np.bool_] = self._broken.numpy()
+        broken: NDArray[np.bool_] = self._broken.numpy() != 0
         return broken
 
     def logprobs(self) -> list[tuple[int, Logprobs]]:
@@ -144,26 +157,27 @@ class Sampler:
         self._runs = BannedRuns(max_batch, device)
         self._early = EarlyStops(max_batch)
         self._forced = ForcedTokens(max_batch)
-        self._structures = Structures(max_batch, vocab_size, device)
+        self.structures = Structures(vocab_size, device, fused=self._cpu is not None)
 
     def guide_by(self, tokenizer: Callable[[], Any]) -> None:
         """`tokenizer` makes llguidance's tokenizer of the model when the first structure is asked for."""
-        self._structures.tokenizer = tokenizer
+        self.structures.tokenizer = tokenizer
 
     @property
     def is_guided(self) -> bool:
         """Whether any row must know a step's tokens before the next one can be issued."""
-        return self._structures.num_rows > 0
+        return self.structures.num_rows > 0
 
     def _guide(self, rows: Ints, which: Ints) -> Callable[[NDArray[np.int64]], None]:
         """What goes on with the structures of some rows once the host knows their tokens."""
-        return lambda ids: self._structures.heard(rows[which], ids[which])
+        return lambda ids: self.structures.heard(rows[which], ids[which])
 
     def warm_up(self, dtype: torch.dtype) -> None:
         """Compiles what logits of this type need, so that no request waits for it."""
         if self._cpu:
             self._cpu.warm_up(dtype)
             self._penalties.warm_up()
+            self.structures.warm_up()
             return
         keys = noise_keys(np.zeros(1, np.uint64), np.zeros(1, np.int64))
         one = np.ones(1, np.float32)
@@ -203,8 +217,8 @@ class Sampler:
         if self._forced.asked(params):
             self._forced.enter(row, params)
             asks |= _FORCED
-        if self._structures.asked(params):
-            self._structures.enter(row, params, tokens[num_prompt:])
+        if self.structures.asked(params):
+            self.structures.enter(row, params, tokens[num_prompt:])
             asks |= _STRUCTURE
         self._asks[row] = asks
 
@@ -216,11 +230,21 @@ class Sampler:
         self._penalties.leave(row)
         self._runs.leave(row)
         self._forced.leave(row)
-        self._structures.leave(row)
+        self.structures.leave(row)
 
     def is_plain(self, rows: Ints) -> bool:
         """Whether these rows ask for nothing but their likeliest token, or a draw from the logits as they come."""
         return not (self._asks[rows] & _SPECIAL).any()
+
+    def is_greedy(self, rows: Ints) -> bool:
+        """Whether these rows ask for nothing but their likeliest token."""
+        return not self._asks[rows].any()
+
+    @property
+    def held_bytes(self) -> int:
+        """What it holds on the device between two steps."""
+        held = [*vars(self._biases).values(), *vars(self._penalties).values(), *vars(self._runs).values()]
+        return sum(part.nbytes for part in held if isinstance(part, torch.Tensor))
 
     def draws(self, rows: Ints, num_steps: int) -> DrawSettings | None:
         """How plain rows are drawn elsewhere, with the keys of so many steps; None where all want the likeliest."""
@@ -233,15 +257,21 @@ class Sampler:
         """They got so many tokens, chosen elsewhere."""
         self._length[rows] += num_steps
 
-    def sample(self, logits: torch.Tensor, rows: Ints) -> Sampled:
-        """The next token of each row from its `logits` [rows, vocabulary], which are not changed."""
+    def sample(self, logits: torch.Tensor, rows: Ints, *, in_place: bool = False) -> Sampled:
+        """The next token of each row from its `logits` [rows, vocabulary]. `in_place`: they may be changed."""
         asks = self._asks[rows]
         asked = int(np.bitwise_or.reduce(asks)) if asks.size else 0
         if not asked:
             self._length[rows] += 1
             return Sampled(*self._best(logits))
         settings = self._settings(rows, noise_keys(self._seed[rows], self._length[rows]))
-        ids, broken = self._draw(self.edited(logits, rows) if asked & _EDITS else logits, settings)
+        edited = logits
+        if asked & _EDITS:
+            edited = self.edited(logits, rows, in_place=in_place and not asked & _LOGPROBS)
+        if asked & _DRAWN or not self._cpu:
+            ids, broken = self._draw(edited, settings)
+        else:
+            ids, broken = self._cpu.best(edited)
         if asked & _FORCED:
             which, tokens = self._forced.due(rows, self._length[rows] - self._num_prompt[rows])
             if which.size:
@@ -290,9 +320,7 @@ class Sampler:
         """Where nobody asks for anything but the likeliest token."""
         if self._cpu:
             return self._cpu.best(logits)
-        top, ids = logits.max(-1)
-        broken = ~top.isfinite()
-        return ids.masked_fill(broken, 0), broken
+        return likeliest(logits)
 
     def _settings(self, rows: Ints, keys: NDArray[np.uint64]) -> DrawSettings:
         return DrawSettings(
@@ -303,23 +331,28 @@ class Sampler:
             keys=keys,
         )
 
-    def edited(self, logits: torch.Tensor, rows: Ints) -> torch.Tensor:
-        """fp32 logits as the temperature finds them: after bias, penalties and bans, for the rows that ask for any."""
-        values = logits.to(torch.float32, copy=True)
+    def edited(self, logits: torch.Tensor, rows: Ints, in_place: bool = False) -> torch.Tensor:
+        """fp32 logits as the temperature finds them: after bias, penalties and bans, for the rows that ask for any.
+        `in_place`: the logits themselves may be changed; on a CPU a copy costs more than the edits."""
+        is_ready = in_place and self._cpu is not None and logits.dtype == torch.float32 and logits.is_contiguous()
+        values = logits if is_ready else logits.to(torch.float32, copy=True)
         asks = self._asks[rows]
+        # Some rows at a time: an edit takes several times the memory of what it changes.
+        most = max(1, _EDITED // self._vocab_size)
         # Runs come late, because they give way where nothing else would be left; all else gives way to a structure.
         edits = (
             (_BIAS, self._biases),
             (_PENALTIES, self._penalties),
             (_EARLY, self._early),
             (_RUNS, self._runs),
-            (_STRUCTURE, self._structures),
+            (_STRUCTURE, self.structures),
         )
         for ask, edit in edits:
             which = np.flatnonzero(asks & ask)
             if ask == _EARLY:
                 due = self._early.due(rows[which], self._length[rows[which]] - self._num_prompt[rows[which]])
                 which = which[due]
-            if which.size:
-                edit.apply(values, which, rows[which])
+            for first in range(0, which.size, most):
+                part = which[first : first + most]
+                edit.apply(values, part, rows[part])
         return values

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import numpy as np
+
 from cluster.register.states import Blocks, PoolLayout, Sums
 from worker.transfer.checksum import Addresses
 from worker.transfer.copy import Copier, block_rows, chunk_pieces
@@ -94,3 +96,17 @@ class HostRows:
 
     def finish(self) -> None:
         pass
+
+
+class Staged:
+    """Rows in memory of their own, in the order of `blocks`: they come into the pool when all of them are here."""
+
+    def __init__(self, pool: PoolBytes, blocks: Blocks, base: int, keep: object) -> None:
+        """The memory begins at `base`, and `keep` owns it."""
+        self._pool = pool
+        self._blocks = blocks
+        self._keep = keep
+        self.addresses = base + np.arange(len(blocks), dtype=np.int64) * pool.layout.block_bytes
+
+    def finish(self) -> None:
+        self._pool.copy_in(self._blocks, self.addresses, None)

@@ -1,24 +1,29 @@
 """The pool of a GPU as transfers see it: copies on streams of their own, beside the steps.
 
 Blocks go straight between the device and memory that is pinned for CUDA (a host pool that is mapped here, or staging
-memory for carriers that go chunk by chunk). A copy is handed to its stream a piece at a time; while the device moves
-one piece the agent's thread sums another. Whoever calls waits for events here, on the agent's thread, so that the step
-loop never does; a block counts as restored only after its event. What may be copied is decided by the pool's register.
+memory for carriers that go chunk by chunk). A copy is handed to its stream a piece at a time, and what lies in the pool
+is summed by the device on a stream beside: what goes out before it goes, what comes in once it is there. Whoever calls
+waits for events here, on the agent's thread, so that the step loop never does; a block counts as restored only after
+its event. What may be copied is decided by the pool's register.
 """
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections import deque
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from cluster.register.states import Blocks, PoolLayout, Sums
+from kernels.checksums import Checksums
 from kernels.device.seam import Event, Stream, device_of
-from worker.transfer.bytes import HostBytes, PoolBytes, Rows, Stop
+from worker.transfer.bytes import HostBytes, PoolBytes, Rows, Staged, Stop
 from worker.transfer.checksum import Addresses, memory_at
-from worker.transfer.copy import Copier, Stopped, chunk_pieces
+from worker.transfer.copy import Copier, Stopped
 from worker.transfer.memory import SharedMemory, mapping_at
 
 # What is handed to a stream at once, and how many such pieces may be on their way.
@@ -33,14 +38,21 @@ Run = tuple[int, int, int]
 def pool_bytes(layout: PoolLayout, pool: torch.Tensor, copier: Copier, shared: SharedMemory | None = None) -> PoolBytes:
     """The bytes of a worker's pool, uint8 [num_blocks, block_bytes], wherever they are."""
     if device_of(pool.device).is_apart:
-        return DeviceBytes(layout, pool, copier)
+        return DeviceBytes(layout, pool)
     return HostBytes(layout, len(pool), pool.data_ptr(), copier, shared=shared, keep=pool)
+
+
+class _Piece(NamedTuple):
+    """Blocks that are on their way."""
+
+    done: Event
+    sums: torch.Tensor  # on the host once it is done
 
 
 class DeviceBytes:
     """A pool on a device with memory of its own."""
 
-    def __init__(self, layout: PoolLayout, pool: torch.Tensor, copier: Copier) -> None:
+    def __init__(self, layout: PoolLayout, pool: torch.Tensor) -> None:
         assert pool.dtype == torch.uint8 and pool.is_contiguous(), pool.dtype
         assert tuple(pool.shape) == (len(pool), layout.block_bytes), (tuple(pool.shape), layout.block_bytes)
         self.layout = layout
@@ -48,86 +60,85 @@ class DeviceBytes:
         self.shared: SharedMemory | None = None
         self.pins = True
         self._pool = pool
-        self._copier = copier
-        # Both ways at once: a GPU has an engine for each.
         self.seam = device_of(pool.device)
-        self._out = self.seam.stream()
-        self._in = self.seam.stream()
+        self._sums = Checksums(pool.device, layout.block_bytes, layout.chunk_bytes)
+        # Both ways at once: a GPU has an engine for each. Sums are the work of its multiprocessors.
+        self._out, self._in, self._beside = (self.seam.stream() for _ in range(3))
 
     def copy_out(self, blocks: Blocks, rows: Addresses, stop: Stop | None) -> Sums:
-        """The device writes a piece while the one before it is summed."""
-        sums = np.empty(len(blocks) * self.layout.chunks_per_block, np.uint32)
-        # A peer that reads has ordered nothing here: copies of blocks that steps have issued come first.
-        self._out.wait_for(self.seam.steps())
-        moving: deque[tuple[int, int, Event]] = deque()
-        try:
-            for first, end in self._pieces(len(blocks)):
-                if stop is not None and stop():
-                    raise Stopped
-                moving.append((first, end, self._issue(self._out, blocks[first:end], rows[first:end], out=True)))
-                if len(moving) >= _AHEAD:
-                    self._sum_one(moving, rows, sums)
-            while moving:
-                self._sum_one(moving, rows, sums)
-        except BaseException:
-            # Nothing may still write to the rows once this is out of here.
-            self._out.wait()
-            raise
-        return sums
+        return self._copy(self._out, blocks, rows, stop)
 
     def copy_in(self, blocks: Blocks, rows: Addresses, stop: Stop | None) -> Sums:
-        """A piece is summed and then read by the device, while the next one is summed."""
-        sums = np.empty(len(blocks) * self.layout.chunks_per_block, np.uint32)
-        per_block = self.layout.chunks_per_block
-        # What steps have issued of these blocks comes first here too.
-        self._in.wait_for(self.seam.steps())
-        moving: deque[Event] = deque()
-        try:
-            for first, end in self._pieces(len(blocks)):
-                if stop is not None and stop():
-                    raise Stopped
-                sums[first * per_block : end * per_block] = self._sums_at(rows[first:end])
-                moving.append(self._issue(self._in, blocks[first:end], rows[first:end], out=False))
-                if len(moving) >= _AHEAD:
-                    moving.popleft().wait()
-            while moving:
-                moving.popleft().wait()
-        except BaseException:
-            self._in.wait()
-            raise
-        return sums
+        return self._copy(self._in, blocks, rows, stop)
 
     def checksums(self, blocks: Blocks) -> Sums:
-        staging = _Staging(self, blocks)
-        return self.copy_out(blocks, staging.addresses, None)
+        return self._copy(self._out, blocks, None, None)
 
     def rows(self, blocks: Blocks, write: bool) -> Rows:
-        staging = _Staging(self, blocks)
+        memory = self.seam.pinned(len(blocks) * self.layout.block_bytes, torch.uint8)
+        staged = Staged(self, blocks, memory.data_ptr(), memory)
         if not write:
-            self.copy_out(blocks, staging.addresses, None)
-        return staging
+            self.copy_out(blocks, staged.addresses, None)
+        return staged
 
     # -- inside
 
-    def _pieces(self, count: int) -> Iterator[tuple[int, int]]:
+    def _copy(self, stream: Stream, blocks: Blocks, rows: Addresses | None, stop: Stop | None) -> Sums:
+        """Between these blocks and `rows`, the way that `stream` goes; None: they are only summed."""
+        found: list[Sums] = []
+        moving: deque[_Piece] = deque()
+        # Kernels go to the current device of a thread.
+        self.seam.bind()
+        # What steps have issued of these blocks comes first, also where a peer reads that has ordered nothing here.
+        stream.wait_for(self.seam.steps())
+        self._beside.wait_for(self.seam.steps())
         step = max(1, _PIECE_BYTES // self.layout.block_bytes)
-        return ((first, min(first + step, count)) for first in range(0, count, step))
+        try:
+            for first in range(0, len(blocks), step):
+                if stop is not None and stop():
+                    raise Stopped
+                piece = blocks[first : first + step]
+                moving.append(self._issue(stream, piece, None if rows is None else rows[first : first + step]))
+                if len(moving) >= _AHEAD:
+                    found.append(self._finish(moving.popleft()))
+            while moving:
+                found.append(self._finish(moving.popleft()))
+        except BaseException:
+            # Nothing may still be copied once this is out of here.
+            stream.wait()
+            self._beside.wait()
+            raise
+        return np.concatenate(found)
 
-    def _issue(self, stream: Stream, blocks: Blocks, rows: Addresses, *, out: bool) -> Event:
-        """Hands the copies of a piece to `stream`; the event is over when they are."""
+    def _issue(self, stream: Stream, blocks: Blocks, rows: Addresses | None) -> _Piece:
+        """Hands the copies of a piece to `stream` and has it summed beside."""
+        is_in, event = stream is self._in, self.seam.event()
+        if rows is not None and is_in:
+            self._hand_over(stream, blocks, rows)
+            self._beside.wait_for(stream)
+        with self.seam.on(self._beside):
+            sums = self.seam.fetch(self._sums(self._pool, blocks))
+        if rows is not None and not is_in:
+            self._hand_over(stream, blocks, rows)
+            self._beside.wait_for(stream)
+        event.record(self._beside)
+        return _Piece(event, sums)
+
+    def _hand_over(self, stream: Stream, blocks: Blocks, rows: Addresses) -> None:
         size = self.layout.block_bytes
-        event = self.seam.event()
         with self.seam.on(stream):
             parts = [part for run in runs(blocks, rows, size) for part in self._pinned(*run)]
             for block, address, count in parts:
                 there = self._pool[block : block + count].view(-1)
                 here = torch.from_numpy(memory_at(address, count * size))
-                if out:
-                    here.copy_(there, non_blocking=True)
-                else:
+                if stream is self._in:
                     there.copy_(here, non_blocking=True)
-            event.record(stream)
-        return event
+                else:
+                    here.copy_(there, non_blocking=True)
+
+    def _finish(self, piece: _Piece) -> Sums:
+        piece.done.wait()
+        return self._sums.finished(piece.sums.numpy())
 
     def _pinned(self, block: int, address: int, count: int) -> Iterator[Run]:
         """This run in parts, each of which lies in memory that was pinned at once."""
@@ -136,7 +147,9 @@ class DeviceBytes:
             # Staging memory, which is pinned as a whole.
             yield block, address, count
             return
-        step = max(1, _PINNED_BYTES // size) * size
+        # On borders of pages as well as of blocks: the system pins a page once.
+        border = math.lcm(size, mmap.PAGESIZE)
+        step = max(1, _PINNED_BYTES // border) * border
         end = address + count * size
         while address < end:
             first = (address - memory.address) // step * step
@@ -145,31 +158,6 @@ class DeviceBytes:
             part = min(end, memory.address + last) - address
             yield block, address, part // size
             block, address = block + part // size, address + part
-
-    def _sum_one(self, moving: deque[tuple[int, int, Event]], rows: Addresses, sums: Sums) -> None:
-        first, end, event = moving[0]
-        event.wait()
-        moving.popleft()
-        per_block = self.layout.chunks_per_block
-        sums[first * per_block : end * per_block] = self._sums_at(rows[first:end])
-
-    def _sums_at(self, rows: Addresses) -> Sums:
-        addresses, lengths = chunk_pieces(self.layout, rows)
-        return self._copier.copy(None, addresses, lengths)
-
-
-class _Staging:
-    """Pinned memory for the blocks of one transfer, in their order."""
-
-    def __init__(self, device: DeviceBytes, blocks: Blocks) -> None:
-        size = device.layout.block_bytes
-        self._device = device
-        self._blocks = blocks
-        self._memory = device.seam.pinned(len(blocks) * size, torch.uint8)
-        self.addresses = self._memory.data_ptr() + np.arange(len(blocks), dtype=np.int64) * size
-
-    def finish(self) -> None:
-        self._device.copy_in(self._blocks, self.addresses, None)
 
 
 def runs(blocks: Blocks, rows: Addresses, block_bytes: int) -> list[Run]:

@@ -94,6 +94,9 @@ class PoolEnd:
         self._forget_chunks()
         return moving
 
+    def session_began(self, session: int, caller: str, caller_incarnation: int, *, write: bool) -> None:
+        self._decide(lambda now: self.register.session_began(session, caller, caller_incarnation, write=write))
+
     def session_died(self, session: int) -> None:
         self._decide(lambda now: self.register.session_died(session, now))
 

@@ -18,8 +18,8 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from cluster.errors import ProtocolError, QuireError, TransferError
 from cluster.links import handshake
@@ -52,9 +52,6 @@ def boot_id() -> str:
 @dataclass(slots=True)
 class _Session:
     number: int
-    caller: str
-    caller_incarnation: int
-    write: bool
     pid: int
     process: int  # a pidfd
 
@@ -105,20 +102,27 @@ def _welcome(secret: bytes) -> handshake.Steps[pb.HandoverRequest]:
     return hello
 
 
-class HandoverServer:
-    """Gives `memory` to peers. `died(session)` is called on its thread once a peer's process is dead."""
+class Sessions(Protocol):
+    """Who is told of each process that has the memory; called on the server's thread."""
 
-    def __init__(
-        self, memory: SharedMemory, incarnation: int, security: ClusterSecurity, died: Callable[[int], object]
-    ) -> None:
+    def session_began(self, session: int, caller: str, caller_incarnation: int, *, write: bool) -> None:
+        """Before it gets it."""
+
+    def session_died(self, session: int) -> None:
+        """It is proven dead."""
+
+
+class HandoverServer:
+    """Gives `memory` to peers, and proves them dead."""
+
+    def __init__(self, memory: SharedMemory, incarnation: int, security: ClusterSecurity, sessions: Sessions) -> None:
         self.name = f"quire-{secrets.token_hex(12)}"
         self._memory = memory
         self._incarnation = incarnation
         self._security = security
-        self._died = died
+        self._told = sessions
         self._sessions: dict[int, _Session] = {}
         self._next = 1
-        self._lock = threading.Lock()
         self._greetings: dict[int, _Greeting] = {}
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._socket.bind(f"\0{self.name}")
@@ -132,14 +136,6 @@ class HandoverServer:
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="quire-handover", daemon=True)
         self._thread.start()
-
-    def allows(self, session: int, caller: str, caller_incarnation: int, write: bool) -> bool:
-        """Whether this session was given to this caller, with leave to write if that is asked, and it lives."""
-        with self._lock:
-            held = self._sessions.get(session)
-        if held is None or (held.caller, held.caller_incarnation) != (caller, caller_incarnation):
-            return False
-        return held.write or not write
 
     def close(self) -> None:
         self._closing = True
@@ -187,10 +183,9 @@ class HandoverServer:
         """The process of a session is dead."""
         number = self._by_process.pop(process)
         self._poll.unregister(process)
-        with self._lock:
-            del self._sessions[number]
+        del self._sessions[number]
         os.close(process)
-        self._died(number)
+        self._told.session_died(number)
 
     def _accept(self) -> None:
         try:
@@ -224,15 +219,14 @@ class HandoverServer:
             _send(peer, pb.HandoverResponse(detail=refused))
             return
         process = _process_of(peer)
-        with self._lock:
-            session = _Session(self._next, hello.caller, hello.caller_incarnation, hello.write, greeting.pid, process)
-            self._next += 1
-            self._sessions[session.number] = session
-        self._by_process[process] = session.number
+        number, self._next = self._next, self._next + 1
+        self._told.session_began(number, hello.caller, hello.caller_incarnation, write=hello.write)
+        self._sessions[number] = _Session(number, greeting.pid, process)
+        self._by_process[process] = number
         self._poll.register(process, select.POLLIN)
         descriptor = self._memory.descriptor if hello.write else self._memory.read_only()
         try:
-            _send(peer, pb.HandoverResponse(session=session.number, size_bytes=self._memory.size), descriptor)
+            _send(peer, pb.HandoverResponse(session=number, size_bytes=self._memory.size), descriptor)
         finally:
             if not hello.write:
                 os.close(descriptor)

@@ -85,7 +85,7 @@ class TransferServer:
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         shared = end.pool.shared
-        self._handover = HandoverServer(shared, end.incarnation, security, end.session_died) if shared else None
+        self._handover = HandoverServer(shared, end.incarnation, security, end) if shared else None
         self._listener: socket.socket | None = None
         if listening.data_port is not None:
             self._listener = _listen(listening.host, listening.data_port)

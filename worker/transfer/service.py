@@ -109,12 +109,6 @@ class TransferService:
 
     def Reserve(self, request: pb.ReserveRequest) -> pb.ReserveResponse:
         asked = reservation_from(request)
-        if asked.carrier is Carrier.SHARED_MEMORY:
-            name, handover = asked.name, self._handover
-            if not (
-                handover and handover.allows(asked.session, name.key.caller, name.caller_incarnation, write=asked.write)
-            ):
-                raise self._end.refuse(Refusal.STALE, f"{name.key}: session {asked.session} does not hold")
         moving = self._end.reserve(asked)
         answer = pb.ReserveResponse(phase=_phase(moving), token=moving.token)
         if not asked.write and asked.carrier is Carrier.SHARED_MEMORY:

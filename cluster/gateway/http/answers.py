@@ -1,15 +1,18 @@
 """From the wire's responses to OpenAI's objects: whole ones, and the chunks of a stream.
 
-Both kinds are made by one Writer per HTTP request, which is fed what a cursor filled. It knows no gateway and no HTTP.
+Both kinds are made by one Writer per HTTP request, which is fed what a cursor filled. Where a model calls tools or
+reasons, its text goes through a parser of `cluster/speech`. It knows no gateway and no HTTP.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
-from cluster.gateway.http.asks import Asked
+from cluster.gateway.http.look import Look
+from cluster.speech.parts import Kind, Parser, Part, joined
 from protos.quire.v1 import common_pb2
 from protos.quire.v1 import inference_pb2 as pb
 
@@ -26,46 +29,77 @@ class Choice:
     """One sequence on its way: what has come of it, and how far that was told."""
 
     index: int
-    text: list[str] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     finish: str | None = None
     stop_reason: str | int | None = None
     num_chars: int = 0
-    has_begun: bool = False
+    num_tokens: int = 0
+    num_calls: int = 0
+    parser: Parser | None = None
+    # How far it was taken: its tokens; behind a parser the characters of its parts, and one for each call.
+    position: int = 0
+    # So much of a stream that broke was told already.
+    skip: int = 0
+
+
+KEPT_TOKEN_BYTES = 40
+KEPT_LOGPROB_BYTES = 700
+"""What a token, and a logprob of one, take in an answer that is put together here, about."""
 
 
 class Writer:
     """`choices` are by prompt and sequence; `usage` is complete when every request has said Done. `spells` gives a
-    token's text."""
+    token's text; `num_bytes` is about what was taken."""
 
-    def __init__(self, asked: Asked, request_id: str, model: str, created: int, spells: Callable[[int], str]) -> None:
-        self._asked = asked
+    def __init__(
+        self, look: Look, per_prompt: int, num_prompts: int, request_id: str, model: str, spells: Callable[[int], str]
+    ) -> None:
+        self._look = look
         self._spells = spells
-        self._per_prompt = max(1, asked.requests[0].sampling.n)
-        self.choices = [Choice(at) for at in range(self._per_prompt * len(asked.requests))]
+        self._per_prompt = per_prompt
+        self.choices = [Choice(at) for at in range(per_prompt * num_prompts)]
+        # Of each prompt, once it is known.
+        self.prompt_tokens = [0] * num_prompts
         self._usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-        self._cached = 0
-        name = "chat.completion" if asked.kind == "chat" else "text_completion"
-        self._is_chat = asked.kind == "chat"
-        self._head = {"id": request_id, "object": name, "created": created, "model": model}
+        self._cached = self.num_bytes = 0
+        self._is_chat = look.kind == "chat"
+        name = "chat.completion" if self._is_chat else "text_completion"
+        self._head = {"id": request_id, "object": name, "created": look.created, "model": model}
         self._chunk_head = {**self._head, "object": "chat.completion.chunk"} if self._is_chat else self._head
+
+    def parse(self, make: Callable[[], Parser | None], told: Sequence[int]) -> None:
+        """What the sequences say is more than text. `told`: their positions in a stream that broke."""
+        for choice in self.choices:
+            choice.parser = make()
+            choice.skip = told[choice.index] if told else 0
 
     def take(self, response: pb.GenerateResponse) -> Choice | None:
         """Notes what is new; returns the choice that has something to tell."""
         event = response.WhichOneof("event")
         if event == "tokens":
-            choice = self._choice(response.tag, response.tokens.sequence)
-            choice.text.append(response.tokens.text)
-            choice.ids.extend(response.tokens.ids)
-            if self._asked.num_top is not None:
-                choice.logprobs.extend(self._entry(logprob) for logprob in response.tokens.logprobs)
+            tokens = response.tokens
+            choice = self._choice(response.tag, tokens.sequence)
+            self._say(choice, tokens.text)
+            if choice.parser is None:
+                choice.position = tokens.position + len(tokens.ids)
+            choice.num_tokens = tokens.position + len(tokens.ids)
+            choice.ids.extend(tokens.ids)
+            self.num_bytes += KEPT_TOKEN_BYTES * len(tokens.ids) + len(tokens.text)
+            if self._look.num_top is not None:
+                choice.logprobs.extend(self._entry(logprob) for logprob in tokens.logprobs)
+                self.num_bytes += KEPT_LOGPROB_BYTES * len(tokens.logprobs) * (1 + self._look.num_top)
             return choice
         if event == "finished":
             finished = response.finished
             choice = self._choice(response.tag, finished.sequence)
-            choice.text.append(finished.text)
+            self._say(choice, finished.text)
+            if choice.parser is not None:
+                self._note(choice, choice.parser.end())
             choice.finish = _FINISH.get(finished.reason, "stop")
+            if choice.num_calls and choice.finish == "stop":
+                choice.finish = "tool_calls"
             stopped_by = finished.WhichOneof("stopped_by")
             choice.stop_reason = getattr(finished, stopped_by) if stopped_by else None
             return choice
@@ -76,6 +110,23 @@ class Writer:
             self._usage["total_tokens"] += done.prompt_tokens + done.completion_tokens
             self._cached += done.cached_tokens
         return None
+
+    def _say(self, choice: Choice, text: str) -> None:
+        if choice.parser is not None:
+            self._note(choice, choice.parser.feed(text))
+        elif text:
+            choice.parts.append(Part(Kind.TEXT, text))
+
+    def _note(self, choice: Choice, parts: Sequence[Part]) -> None:
+        for part in parts:
+            size = 1 if part.kind is Kind.CALL else len(part.text)
+            choice.position += size
+            told = min(size, choice.skip)
+            choice.skip -= told
+            if part.kind is Kind.CALL:
+                choice.num_calls += 1
+            if told < size:
+                choice.parts.append(part if part.kind is Kind.CALL else Part(part.kind, part.text[told:]))
 
     def _choice(self, tag: int, sequence: int) -> Choice:
         return self.choices[tag * self._per_prompt + sequence]
@@ -89,12 +140,14 @@ class Writer:
         return {**self._head, "choices": [self._whole(choice) for choice in self.choices], "usage": self.usage()}
 
     def _whole(self, choice: Choice) -> dict[str, Any]:
-        said = "".join(choice.text)
         found: dict[str, Any] = {"index": choice.index}
         if self._is_chat:
-            found["message"] = {"role": "assistant", "content": said}
+            message = self._spoken(choice, choice.parts)
+            for call in message.get("tool_calls", ()):
+                del call["index"]
+            found["message"] = {"role": "assistant", "content": None if choice.num_calls else "", **message}
         else:
-            found["text"] = said
+            found["text"] = _text(choice.parts)
         found["logprobs"] = self._logprobs(choice, choice.logprobs)
         return self._ended(found, choice, choice.ids)
 
@@ -102,7 +155,7 @@ class Writer:
         found["finish_reason"] = choice.finish
         if choice.finish is not None:
             found["stop_reason"] = choice.stop_reason
-        if self._asked.returns_ids:
+        if self._look.returns_ids:
             found["token_ids"] = list(ids)
         return found
 
@@ -120,31 +173,61 @@ class Writer:
 
     def chunk(self, choice: Choice) -> dict[str, Any] | None:
         """What of a choice was not told yet; None if that is nothing that a reader could see."""
-        said, ids, logprobs = "".join(choice.text), choice.ids, choice.logprobs
-        if not said and choice.finish is None and not logprobs and not self._asked.returns_ids:
+        parts, ids, logprobs = choice.parts, choice.ids, choice.logprobs
+        if not parts and choice.finish is None and not logprobs and not self._look.returns_ids:
             return None
-        choice.text, choice.ids, choice.logprobs = [], [], []
+        choice.parts, choice.ids, choice.logprobs = [], [], []
         found: dict[str, Any] = {"index": choice.index}
         if self._is_chat:
-            found["delta"] = {"content": said} if said or choice.finish is None else {}
+            found["delta"] = self._spoken(choice, parts) or ({} if choice.finish is not None else {"content": ""})
         else:
-            found["text"] = said
+            found["text"] = _text(parts)
         found["logprobs"] = self._logprobs(choice, logprobs)
-        return self._chunk([self._ended(found, choice, ids)])
+        chunk = self._chunk([self._ended(found, choice, ids)])
+        if self._look.counts_on:
+            prompt, written = self.prompt_tokens[choice.index // self._per_prompt], choice.num_tokens
+            counts = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+            chunk["usage"] = counts
+        return chunk
 
     def last(self) -> list[dict[str, Any]]:
         """The chunk of the usage, if it was asked for."""
-        return [{**self._chunk([]), "usage": self.usage()}] if self._asked.includes_usage else []
+        return [{**self._chunk([]), "usage": self.usage()}] if self._look.includes_usage else []
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self._chunk_head, "choices": choices}
+
+    def _spoken(self, choice: Choice, parts: Sequence[Part]) -> dict[str, Any]:
+        """Parts as a message, or as the delta of one."""
+        found: dict[str, Any] = {}
+        calls: list[dict[str, Any]] = []
+        at = choice.num_calls - sum(part.kind is Kind.CALL for part in parts) - 1
+        for part in joined(parts):
+            if part.kind is Kind.TEXT:
+                found["content"] = found.get("content", "") + part.text
+            elif part.kind is Kind.REASONING:
+                found["reasoning_content"] = found.get("reasoning_content", "") + part.text
+            elif part.kind is Kind.CALL:
+                at += 1
+                call = {"index": at, "id": self._call_id(choice, at), "type": "function"}
+                calls.append({**call, "function": {"name": part.text, "arguments": ""}})
+            else:
+                if not calls:
+                    calls.append({"index": at, "function": {"arguments": ""}})
+                calls[-1]["function"]["arguments"] += part.text
+        return {**found, "tool_calls": calls} if calls else found
+
+    def _call_id(self, choice: Choice, at: int) -> str:
+        """The same wherever the client comes back."""
+        name = f"{self._head['id']}/{choice.index}/{at}"
+        return "call_" + blake2b(name.encode(), digest_size=12).hexdigest()
 
     # -- logprobs
 
     def _entry(self, logprob: common_pb2.Logprob) -> dict[str, Any]:
         entry = self._token(logprob.token, logprob.logprob)
         top = [self._token(one.token, one.logprob) for one in logprob.top]
-        entry["top_logprobs"] = top[: self._asked.num_top]
+        entry["top_logprobs"] = top[: self._look.num_top]
         return entry
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
@@ -152,7 +235,7 @@ class Writer:
         return {"token": spelt, "logprob": max(logprob, -9999.0), "bytes": list(spelt.encode())}
 
     def _logprobs(self, choice: Choice, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-        if self._asked.num_top is None:
+        if self._look.num_top is None:
             return None
         if self._is_chat:
             return {"content": list(entries)}
@@ -166,3 +249,7 @@ class Writer:
             "top_logprobs": [{one["token"]: one["logprob"] for one in entry["top_logprobs"]} for entry in entries],
             "text_offset": offsets,
         }
+
+
+def _text(parts: Sequence[Part]) -> str:
+    return "".join(part.text for part in parts)

@@ -1,8 +1,7 @@
 """The paths of the HTTP door: who may ask, what is asked, and how the answer is written.
 
 Every request passes `_guarded`: host and credentials before the body, the body bounded in size, time and depth, each
-error in OpenAI's shape. A generation whose client goes away is left to the gateway at once. The server around it is
-`server.py`; nothing here opens a port.
+error in OpenAI's shape. Generations are `generation.py`'s; the server around it is `server.py`, and opens the port.
 """
 
 from __future__ import annotations
@@ -10,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import re
 import secrets
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 from starlette.applications import Starlette
@@ -22,25 +22,28 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from cluster import __version__
 from cluster.errors import Aborted, AccessDenied, InvalidRequest, NotFound, QuireError
 from cluster.gateway.gateway import Gateway
-from cluster.gateway.http import asks, fields
+from cluster.gateway.http import asks
 from cluster.gateway.http.answers import Writer
-from cluster.gateway.http.errors import body_of, headers_of, status_of
-from cluster.gateway.http.reader import Reader
-from cluster.gateway.intake import Question, read_generate, read_prompt, read_text
+from cluster.gateway.http.errors import body_of
+from cluster.gateway.http.generation import Generation, Held, Speech, failed
+from cluster.gateway.http.look import Look
+from cluster.gateway.http.openapi import document
+from cluster.gateway.http.reader import Again, Reader
+from cluster.gateway.intake import read_generate
 from cluster.gateway.models import TextModel
 from cluster.gateway.settings import MAX_REQUEST_ID_CHARS
 from cluster.serving.auth import Caller
-from protos.quire.v1 import inference_pb2 as pb
+from cluster.serving.refused import refused
+from cluster.wire import values
 
 BODY_S = 20.0
 """A body that has not come whole by then is not waited for."""
-STUCK_S = 60.0
-"""A client that takes nothing for so long is cut off."""
-KEEP_ALIVE_S = 15.0
-"""A stream that has nothing to say says a comment this often, so that what lies between keeps it open."""
 MAX_DEPTH = 32
+MAX_HEAD_BYTES = 64 << 10
+_HOST = re.compile(r"(\[(?P<v6>[^\]]+)\]|(?P<name>[^:]*))(:[0-9]*)?")
 
 Handler = Callable[["HttpDoor", Request, Caller], Awaitable[Response]]
 
@@ -51,19 +54,33 @@ class HttpDoor:
     def __init__(self, gateway: Gateway, *, is_public: bool = False) -> None:
         self.gateway = gateway
         self._is_public = is_public
-        self.app = Starlette(
+        self._document: bytes | None = None
+        self._held = Held(gateway.settings.unread)
+        self._paths = Starlette(
             routes=[
                 self._route("/v1/chat/completions", "POST", HttpDoor.chat),
                 self._route("/v1/completions", "POST", HttpDoor.completions),
                 self._route("/v1/models", "GET", HttpDoor.models),
                 self._route("/v1/models/{name:path}", "GET", HttpDoor.model),
                 self._route("/v1/requests/{request_id}", "DELETE", HttpDoor.cancel),
+                self._route("/v1/requests/{request_id}/stream", "GET", HttpDoor.go_on),
                 self._route("/tokenize", "POST", HttpDoor.tokenize),
                 self._route("/detokenize", "POST", HttpDoor.detokenize),
+                self._route("/openapi.json", "GET", HttpDoor.describe),
                 Route("/health", self.health, methods=["GET"]),
             ],
             exception_handlers={HTTPException: _other},
         )
+
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The application. A head that came whole is bounded here; one that comes in parts, in `server.py`."""
+        size = len(scope.get("raw_path", b"")) + len(scope.get("query_string", b""))
+        size += sum(len(name) + len(value) for name, value in scope.get("headers", ()))
+        if size > MAX_HEAD_BYTES:
+            error = InvalidRequest("head", f"has {size:,} bytes", f"send at most {MAX_HEAD_BYTES:,}")
+            await JSONResponse(body_of(error), 431)(scope, receive, send)
+        else:
+            await self._paths(scope, receive, send)
 
     def _route(self, path: str, method: str, handler: Handler) -> Route:
         async def endpoint(request: Request) -> Response:
@@ -74,26 +91,34 @@ class HttpDoor:
     async def _guarded(self, handler: Handler, request: Request) -> Response:
         try:
             self._check_host(request)
-            caller = self.gateway.settings.tokens.caller(request.headers.get("authorization"))
-            caller.require("inference")
-            return await handler(self, request, caller)
+            return await handler(self, request, self._caller(request))
         except QuireError as error:
             return failed(error)
         except ClientDisconnect:
             return failed(Aborted("the client went away"))
 
+    def _caller(self, request: Request) -> Caller:
+        try:
+            caller = self.gateway.settings.tokens.caller(request.headers.get("authorization"))
+            caller.require("inference")
+        except AccessDenied as error:
+            refused.note("HTTP", request.client.host if request.client else "", str(error))
+            raise
+        return caller
+
     def _check_host(self, request: Request) -> None:
         """A page of somebody else's in a browser of this machine must not speak for its user."""
         if self._is_public or self.gateway.settings.tokens:
             return
-        host = request.headers.get("host", "").rpartition(":")[0] or request.headers.get("host", "")
-        name = host.strip("[]")
+        host = request.headers.get("host", "")
+        named = _HOST.fullmatch(host.lower())
+        name = (named["v6"] or named["name"]) if named else "?"
         try:
             is_local = ipaddress.ip_address(name).is_loopback
         except ValueError:
             is_local = name in ("localhost", "") or name.endswith(".localhost")
         if not is_local:
-            raise AccessDenied(f"this door is for this machine alone, and was called {name[:80]!r}; use 127.0.0.1")
+            raise AccessDenied(f"this door is for this machine alone, and was called {host[:80]!r}; use 127.0.0.1")
 
     async def health(self, request: Request) -> Response:
         ready = self._ready()
@@ -102,6 +127,11 @@ class HttpDoor:
     def _ready(self) -> bool:
         served = self.gateway.catalogue.served.values()
         return self.gateway.is_connected and not self.gateway.is_stopping and any(one.is_ready for one in served)
+
+    async def describe(self, request: Request, caller: Caller) -> Response:
+        if self._document is None:
+            self._document = json.dumps(document(__version__)).encode()
+        return Response(self._document, media_type="application/json")
 
     # -- generating
 
@@ -112,24 +142,53 @@ class HttpDoor:
         return await self._generate("completion", request, caller)
 
     async def _generate(self, kind: str, request: Request, caller: Caller) -> Response:
-        request_id = request.headers.get("x-request-id") or f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{_new_id()}"
-        _check_id(request_id)
+        named = request.headers.get("x-request-id", "")
+        _check_id(named)
         body = await read_body(request, self.gateway.max_body_bytes)
+        request_id = named or asks.read_id(body) or f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{_new_id()}"
+        _check_id(request_id)
         asked = asks.read(kind, body, request_id)
-        positions = _positions(request, asked)
+        if "last-event-id" in request.headers and not (asked.streams and len(asked.requests) == 1):
+            raise InvalidRequest("Last-Event-ID", "is given without a stream of one prompt", "leave it out")
+        positions = _positions(request)
         served, model = self.gateway.catalogue.find(asked.requests[0].model)
+        look = asked.look
+        speech = Speech.of(look, model, positions)
         questions = []
         for one in asked.requests:
+            if speech is not None:
+                one.sampling.skip_special_tokens = one.sampling.skip_special_tokens and not model.form.shows_special
             if positions is not None:
-                one.resume.positions.extend(positions)
-            trace = request.headers.get("traceparent", "")
-            questions.append(read_generate(one, asked.timeout_s, trace))
-        writer = Writer(asked, request_id, served.name, int(time.time()), _speller(model))
-        reader = Reader(self.gateway, caller.tenant)
-        generation = Generation(reader, writer, questions, request_id)
+                one.resume.positions.extend(positions if speech is None else [0] * len(positions))
+            question = read_generate(one, asked.timeout_s, request.headers.get("traceparent", ""))
+            questions.append(replace(question, look=look.to_text()))
+        per_prompt = max(1, asked.requests[0].sampling.n)
+        writer = Writer(look, per_prompt, len(questions), request_id, served.name, _speller(model))
+        generation = Generation(Reader(self.gateway, caller.tenant), writer, questions, request_id, speech)
         if asked.streams:
             return await generation.stream(positions)
-        return await generation.whole(request)
+        return await generation.whole(request, self._held)
+
+    async def go_on(self, request: Request, caller: Caller) -> Response:
+        """The stream of a request that is under way, or was a moment ago, at whichever gateway it began."""
+        if request.method != "GET":
+            # Starlette takes HEAD for GET: it would take the stream from whoever reads it, and say nothing.
+            raise HTTPException(405, headers={"allow": "GET"})
+        request_id = request.path_params["request_id"]
+        _check_id(request_id)
+        positions = _positions(request)
+        submit = await self.gateway.find(caller.tenant, request_id)
+        num_sequences = submit.sampling.n
+        if positions is not None and len(positions) != num_sequences:
+            problem = f"has {len(positions):,} parts, and the request {num_sequences} sequences"
+            raise InvalidRequest("Last-Event-ID", problem, "send the id of the last event that came")
+        look = Look.of_text(submit.look)
+        _, model = self.gateway.catalogue.find(submit.model)
+        speech = Speech.of(look, model, positions)
+        writer = Writer(look, num_sequences, 1, request_id, submit.model, _speller(model))
+        told = (0,) * num_sequences if positions is None or speech is not None else positions
+        reader = Reader(self.gateway, caller.tenant)
+        return await Generation(reader, writer, [Again(submit, told)], request_id, speech).stream(positions)
 
     async def cancel(self, request: Request, caller: Caller) -> Response:
         request_id = request.path_params["request_id"]
@@ -167,145 +226,18 @@ class HttpDoor:
         """vLLM's: `prompt`, or `messages` as in a chat."""
         body = await read_body(request, self.gateway.max_body_bytes)
         _only(body, "model", "prompt", "messages", "add_generation_prompt")
-        catalogue = self.gateway.catalogue
-        served, model = catalogue.find(fields.text("model", body.get("model") or ""))
-        kind = "chat" if "messages" in body else "completion"
+        kind, model_name = "chat" if "messages" in body else "completion", values.text("model", body.get("model") or "")
         prompt = asks.read(kind, body, "tokenize").requests[0].prompt
-        tokens = list(await read_prompt(prompt, model, catalogue.work))
-        longest = served.max_model_len or model.max_model_len
-        return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": longest})
+        tokens, longest = await self.gateway.tokenize(caller.tenant, model_name, prompt)
+        return JSONResponse({"tokens": list(tokens), "count": len(tokens), "max_model_len": longest})
 
     async def detokenize(self, request: Request, caller: Caller) -> Response:
         body = await read_body(request, self.gateway.max_body_bytes)
         _only(body, "model", "tokens")
-        catalogue = self.gateway.catalogue
-        _, model = catalogue.find(fields.text("model", body.get("model") or ""))
-        given = fields.listed("tokens", body.get("tokens"))
-        tokens = [fields.whole(f"tokens[{at}]", token) for at, token in enumerate(given)]
-        return JSONResponse({"prompt": await read_text(tokens, True, model, catalogue.work)})
-
-
-class Generation:
-    """One generation over HTTP, as one body or as a stream of events."""
-
-    def __init__(self, reader: Reader, writer: Writer, questions: list[Question], request_id: str) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._questions = questions
-        self._headers = {"x-request-id": request_id}
-
-    async def whole(self, request: Request) -> Response:
-        """The request ends with its client's connection."""
-        gone = asyncio.create_task(_until_gone(request))
-        work = asyncio.create_task(self._gather())
-        try:
-            await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                raise ClientDisconnect
-            work.result()
-            return JSONResponse(self._writer.whole(), headers=self._headers)
-        except QuireError as error:
-            return failed(error, self._headers)
-        finally:
-            gone.cancel()
-            work.cancel()
-            await asyncio.gather(gone, work, return_exceptions=True)
-            self._reader.leave(is_final=False)
-
-    async def _gather(self) -> None:
-        await self._reader.begin(self._questions)
-        async for batch in self._reader.batches():
-            for response in batch:
-                self._writer.take(response)
-
-    async def stream(self, positions: tuple[int, ...] | None) -> Response:
-        """Headers go out once the request is accepted or refused: a refusal has its own status."""
-        try:
-            await self._reader.begin(self._questions)
-            batches = aiter(self._reader.batches())
-            first: list[pb.GenerateResponse] = await anext(batches, [])
-        except BaseException as error:
-            self._reader.leave(is_final=False)
-            if isinstance(error, QuireError):
-                return failed(error, self._headers)
-            raise
-        return EventStream(self._events(first, batches, positions), self._reader, self._headers)
-
-    async def _events(
-        self,
-        first: list[pb.GenerateResponse],
-        batches: AsyncIterator[list[pb.GenerateResponse]],
-        positions: tuple[int, ...] | None,
-    ) -> AsyncIterator[bytes]:
-        """`id:` of an event is how many tokens of each sequence came with it and before it: that is enough to go on."""
-        writer = self._writer
-        told = list(positions or [0] * len(writer.choices))
-        can_resume = len(self._questions) == 1
-        for chunk in writer.begin() if positions is None else ():
-            yield _event(chunk, told if can_resume else None)
-        try:
-            batch: list[pb.GenerateResponse] | None = first
-            while batch is not None:
-                news = {}
-                for response in batch:
-                    choice = writer.take(response)
-                    if choice is not None:
-                        news[choice.index] = choice
-                        if response.HasField("tokens"):
-                            told[choice.index] = response.tokens.position + len(response.tokens.ids)
-                for choice in news.values():
-                    chunk_or_none = writer.chunk(choice)
-                    if chunk_or_none is not None:
-                        yield _event(chunk_or_none, told if can_resume else None)
-                batch = await anext(batches, None)
-            for chunk in writer.last():
-                yield _event(chunk, told if can_resume else None)
-        except QuireError as error:
-            yield _event(body_of(error), None)
-        yield b"data: [DONE]\n\n"
-
-
-class EventStream(Response):
-    """Writes events until they end or the client is gone. One that takes nothing for long is cut off."""
-
-    def __init__(self, events: AsyncIterator[bytes], reader: Reader, headers: dict[str, str]) -> None:
-        super().__init__(media_type="text/event-stream", headers={**headers, "cache-control": "no-cache"})
-        del self.headers["content-length"]
-        self._events = events
-        self._reader = reader
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        gone = asyncio.create_task(_gone(receive))
-        work = asyncio.create_task(self._write(send))
-        try:
-            await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                work.result()
-        except (TimeoutError, OSError):
-            pass  # it takes nothing, or is gone: there is nobody to tell
-        finally:
-            gone.cancel()
-            work.cancel()
-            await asyncio.gather(gone, work, return_exceptions=True)
-            self._reader.leave(is_final=False)
-
-    async def _write(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        events = aiter(self._events)
-        following = asyncio.ensure_future(anext(events, None))
-        try:
-            while True:
-                done, _ = await asyncio.wait({following}, timeout=KEEP_ALIVE_S)
-                event = following.result() if done else b": alive\n\n"
-                async with asyncio.timeout(STUCK_S):
-                    await send({"type": "http.response.body", "body": event or b"", "more_body": event is not None})
-                if event is None:
-                    return
-                if done:
-                    following = asyncio.ensure_future(anext(events, None))
-        finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+        model_name = values.text("model", body.get("model") or "")
+        given = values.listed("tokens", body.get("tokens"))
+        tokens = [values.whole(f"tokens[{at}]", token) for at, token in enumerate(given)]
+        return JSONResponse({"prompt": await self.gateway.detokenize(caller.tenant, model_name, tokens, True)})
 
 
 # -- what all paths share
@@ -354,14 +286,11 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def failed(error: QuireError, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(body_of(error), status_of(error), headers={**(headers or {}), **headers_of(error)})
-
-
 async def _other(request: Request, error: Exception) -> Response:
     """What the router itself refuses."""
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path[:200]}: {error.detail}"
+    # Not the URL: it is made with the host that the client named, which may be none.
+    message = f"{request.method} {request.scope['path'][:200]}: {error.detail}"
     kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
     body = {"error": {"message": message, "type": kind, "param": None, "code": None}}
     return JSONResponse(body, error.status_code, headers=error.headers)
@@ -382,26 +311,15 @@ def _check_id(request_id: str) -> None:
         raise InvalidRequest("X-Request-Id", "is too long or cannot be printed", "give at most 120 letters and digits")
 
 
-def _positions(request: Request, asked: asks.Asked) -> tuple[int, ...] | None:
+def _positions(request: Request) -> tuple[int, ...] | None:
     """Of `Last-Event-ID`: the client goes on with a stream that broke."""
     given = request.headers.get("last-event-id")
     if given is None:
         return None
     parts = given.split(".")
-    if not asked.streams or len(asked.requests) != 1:
-        raise InvalidRequest("Last-Event-ID", "is given without a stream of one prompt", "leave it out")
     if len(parts) > 4096 or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
         raise InvalidRequest("Last-Event-ID", f"is {given[:60]!r}", "send the id of the last event that came")
     return tuple(int(part) for part in parts)
-
-
-def _event(content: dict[str, Any], told: list[int] | None) -> bytes:
-    data = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
-    return data.join((b"data: ", b"\n\n")) if told is None else b"id: %s\ndata: %s\n\n" % (_id(told), data)
-
-
-def _id(told: list[int]) -> bytes:
-    return ".".join(map(str, told)).encode()
 
 
 def _speller(model: TextModel) -> Callable[[int], str]:
@@ -415,12 +333,3 @@ def _speller(model: TextModel) -> Callable[[int], str]:
         return known[token]
 
     return spell
-
-
-async def _until_gone(request: Request) -> None:
-    await _gone(request.receive)
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import InvalidRequest
 from cluster.gateway.http import fields
+from cluster.gateway.http.look import Look
+from cluster.speech.tools import read_tools
+from cluster.wire import values
+from cluster.wire.chat import fill_message, fill_tools
 from protos.quire.v1 import inference_pb2 as pb
 
 MAX_PROMPTS = 512
@@ -23,51 +28,57 @@ _STREAM_OPTIONS = ("include_usage", "continuous_usage_stats", "include_obfuscati
 class Asked:
     """What one HTTP request asks for: a wire request for each prompt, and how the answer is to look."""
 
-    kind: str  # "chat" or "completion"
     requests: tuple[pb.GenerateRequest, ...]
+    look: Look
     streams: bool
-    includes_usage: bool
-    num_top: int | None  # top logprobs of each token; None: no logprobs
-    returns_ids: bool
     timeout_s: float | None
 
 
 def read(kind: str, body: Mapping[str, Any], request_id: str) -> Asked:
-    """Raises `InvalidRequest` with the field's name. `request_id` is the header's, or made up."""
+    """Raises `InvalidRequest` with the field's name. `request_id` is what the answer will say, whatever the body's."""
     given = {name: value for name, value in body.items() if value is not None}
     for name, value in given.items():
         if name not in fields.SAMPLING and name not in fields.READ_ELSEWHERE[kind]:
             fields.check_without_effect(name, value)
-    first = pb.GenerateRequest(request_id=fields.text("request_id", given.get("request_id", request_id)))
-    first.model = fields.text("model", given.get("model", ""))
+    first = pb.GenerateRequest(request_id=request_id)
+    first.model = values.text("model", given.get("model", ""))
     for name, value in given.items():
         if name in fields.SAMPLING:
             fields.SAMPLING[name](first.sampling, name, value)
     if "priority" in given:
-        first.priority = fields.whole("priority", given["priority"])
+        first.priority = values.whole("priority", given["priority"])
     if "resume_grace_s" in given:
-        first.resume_grace_s = fields.number("resume_grace_s", given["resume_grace_s"])
+        first.resume_grace_s = values.number("resume_grace_s", given["resume_grace_s"])
     _read_lengths(kind, given, first)
     _read_structure(given, first)
     num_top = _read_logprobs(kind, given)
     if num_top is not None:
         first.sampling.logprobs = num_top
-    streams = fields.truth("stream", given.get("stream", False))
-    return Asked(
+    streams = values.truth("stream", given.get("stream", False))
+    requests = _with_prompts(kind, given, first)
+    options = _stream_options(given, streams)
+    look = Look(
         kind=kind,
-        requests=_with_prompts(kind, given, first),
-        streams=streams,
-        includes_usage=_includes_usage(given, streams),
         num_top=num_top,
-        returns_ids=fields.truth("return_token_ids", given.get("return_token_ids", False)),
-        timeout_s=_timeout(given),
+        includes_usage=options.get("include_usage", not streams),
+        counts_on=options.get("continuous_usage_stats", False),
+        returns_ids=values.truth("return_token_ids", given.get("return_token_ids", False)),
+        tools=read_tools(requests[0].prompt.chat).names if kind == "chat" else (),
+        created=int(time.time()),
     )
+    return Asked(requests, look, streams, _timeout(given))
+
+
+def read_id(body: Mapping[str, Any]) -> str:
+    """Of the body alone; empty: it names none."""
+    given = body.get("request_id")
+    return "" if given is None else values.text("request_id", given)
 
 
 def _read_lengths(kind: str, given: Mapping[str, Any], request: pb.GenerateRequest) -> None:
     name = "max_completion_tokens" if "max_completion_tokens" in given else "max_tokens"
     if name in given:
-        request.sampling.max_tokens = fields.whole(name, given[name], 1, 1 << 31)
+        request.sampling.max_tokens = values.whole(name, given[name], 1, 1 << 31)
     elif kind == "chat":
         # As long as the model likes, or can.
         request.sampling.unlimited_tokens = True
@@ -75,12 +86,15 @@ def _read_lengths(kind: str, given: Mapping[str, Any], request: pb.GenerateReque
 
 def _read_structure(given: Mapping[str, Any], request: pb.GenerateRequest) -> None:
     """OpenAI's `response_format`, or vLLM's `structured_outputs`."""
-    form = fields.mapping("response_format", given.get("response_format", {"type": "text"}))
+    form = values.mapping("response_format", given.get("response_format", {"type": "text"}))
     kind = form.get("type")
+    _only("response_format", form, ("type", "json_schema") if kind == "json_schema" else ("type",))
     if kind == "json_object":
         request.json_schema = json.dumps({"type": "object"})
     elif kind == "json_schema":
-        schema = fields.mapping("response_format.json_schema", form.get("json_schema"))
+        schema = values.mapping("response_format.json_schema", form.get("json_schema"))
+        # Every schema is obeyed, `strict` or not.
+        _only("response_format.json_schema", schema, ("name", "description", "schema", "strict"))
         request.json_schema = _schema("response_format.json_schema.schema", schema.get("schema"))
     elif kind != "text":
         raise InvalidRequest("response_format.type", f"is {str(kind)[:60]!r}", "give text, json_object or json_schema")
@@ -89,18 +103,18 @@ def _read_structure(given: Mapping[str, Any], request: pb.GenerateRequest) -> No
     where = "structured_outputs"
     if kind != "text":
         raise InvalidRequest(where, "is given beside response_format", "give one of the two")
-    for name, value in fields.mapping(where, given[where]).items():
+    for name, value in values.mapping(where, given[where]).items():
         if value is None:
             continue
         if name == "json":
             request.json_schema = _schema(f"{where}.json", value)
         elif name in ("regex", "grammar"):
-            setattr(request, name, fields.text(f"{where}.{name}", value))
+            setattr(request, name, values.text(f"{where}.{name}", value))
         elif name == "choice":
-            listed = fields.listed(f"{where}.choice", value)
-            request.choice.extend([fields.text(f"{where}.choice[{at}]", one) for at, one in enumerate(listed)])
+            listed = values.listed(f"{where}.choice", value)
+            request.choice.extend([values.text(f"{where}.choice[{at}]", one) for at, one in enumerate(listed)])
         elif name == "json_object":
-            if fields.truth(f"{where}.json_object", value):
+            if values.truth(f"{where}.json_object", value):
                 request.json_schema = json.dumps({"type": "object"})
         else:
             raise InvalidRequest(f"{where}.{name}", "is not a field that is honoured here", "leave it out")
@@ -108,41 +122,43 @@ def _read_structure(given: Mapping[str, Any], request: pb.GenerateRequest) -> No
         raise InvalidRequest(where, "asks for nothing", "give json, regex, choice, grammar or json_object")
 
 
+def _only(where: str, given: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    for name, value in given.items():
+        if name not in names and value is not None:
+            raise InvalidRequest(f"{where}.{name}", "is not a field that is honoured here", "leave it out")
+
+
 def _schema(where: str, value: Any) -> str:
     if isinstance(value, str):
-        return fields.text(where, value)
-    return json.dumps(fields.mapping(where, value))
+        return values.text(where, value)
+    return json.dumps(values.mapping(where, value))
 
 
 def _read_logprobs(kind: str, given: Mapping[str, Any]) -> int | None:
     """Chat has a switch and a number beside it, completions have the number alone."""
     if kind == "completion":
-        return fields.whole("logprobs", given["logprobs"], 0, 1000) if "logprobs" in given else None
-    wants = fields.truth("logprobs", given.get("logprobs", False))
-    num_top = fields.whole("top_logprobs", given.get("top_logprobs", 0), 0, 1000)
+        return values.whole("logprobs", given["logprobs"], 0, 1000) if "logprobs" in given else None
+    wants = values.truth("logprobs", given.get("logprobs", False))
+    num_top = values.whole("top_logprobs", given.get("top_logprobs", 0), 0, 1000)
     if num_top and not wants:
         raise InvalidRequest("top_logprobs", f"is {num_top}, and logprobs is false", "set logprobs to true")
     return num_top if wants else None
 
 
-def _includes_usage(given: Mapping[str, Any], streams: bool) -> bool:
+def _stream_options(given: Mapping[str, Any], streams: bool) -> dict[str, bool]:
     if "stream_options" not in given:
-        return not streams
+        return {}
     if not streams:
         raise InvalidRequest("stream_options", "is set, and stream is false", "set stream to true")
-    options = fields.mapping("stream_options", given["stream_options"])
-    for name, value in options.items():
-        if name not in _STREAM_OPTIONS:
-            raise InvalidRequest(f"stream_options.{name}", "is not a field that is honoured here", "leave it out")
-        if fields.truth(f"stream_options.{name}", value) and name == "continuous_usage_stats":
-            raise InvalidRequest(f"stream_options.{name}", "is not honoured here", "leave it out")
-    return bool(options.get("include_usage", False))
+    options = values.mapping("stream_options", given["stream_options"])
+    _only("stream_options", options, _STREAM_OPTIONS)
+    return {name: values.truth(f"stream_options.{name}", value) for name, value in options.items() if value is not None}
 
 
 def _timeout(given: Mapping[str, Any]) -> float | None:
     if "timeout" not in given:
         return None
-    seconds = fields.number("timeout", given["timeout"])
+    seconds = values.number("timeout", given["timeout"])
     if not (math.isfinite(seconds) and seconds > 0):
         raise InvalidRequest("timeout", f"is {seconds}", "give more than 0 seconds")
     return seconds
@@ -173,35 +189,19 @@ def _chat(given: Mapping[str, Any]) -> pb.Chat:
     if "messages" not in given:
         raise InvalidRequest("messages", "is missing", 'give a list of {"role": ..., "content": ...}')
     chat = pb.Chat()
-    for at, message in enumerate(fields.listed("messages", given["messages"])):
-        where = f"messages[{at}]"
-        said = {name: value for name, value in fields.mapping(where, message).items() if value is not None}
-        for name in said:
-            if name not in ("role", "content", "name"):
-                raise InvalidRequest(f"{where}.{name}", "is not a field that is honoured here", "leave it out")
-        if "role" not in said:
-            raise InvalidRequest(f"{where}.role", "is missing", 'give "user", "system" or "assistant"')
-        if "content" not in said:
-            raise InvalidRequest(f"{where}.content", "is missing", "give a string")
-        chat.messages.add(
-            role=fields.text(f"{where}.role", said["role"]), content=_content(f"{where}.content", said["content"])
-        )
+    for at, message in enumerate(values.listed("messages", given["messages"])):
+        fill_message(chat.messages.add(), f"messages[{at}]", message)
     if "add_generation_prompt" in given:
-        chat.add_generation_prompt = fields.truth("add_generation_prompt", given["add_generation_prompt"])
+        chat.add_generation_prompt = values.truth("add_generation_prompt", given["add_generation_prompt"])
+    fill_tools(chat, given.get("tools", []), given.get("tool_choice", ""))
+    if "parallel_tool_calls" in given:
+        chat.parallel_tool_calls = values.truth("parallel_tool_calls", given["parallel_tool_calls"])
+    words = dict(values.mapping("chat_template_kwargs", given.get("chat_template_kwargs", {})))
+    if "reasoning_effort" in given:
+        words["reasoning_effort"] = values.text("reasoning_effort", given["reasoning_effort"])
+    if words:
+        chat.template_args = json.dumps(words)
     return chat
-
-
-def _content(where: str, content: Any) -> str:
-    """A string, or a list of parts that are all text."""
-    if isinstance(content, str):
-        return fields.text(where, content)
-    parts = []
-    for at, part in enumerate(fields.listed(where, content)):
-        kind = fields.mapping(f"{where}[{at}]", part).get("type")
-        if kind != "text":
-            raise InvalidRequest(f"{where}[{at}].type", f"is {kind!r}", 'only "text" is honoured here')
-        parts.append(fields.text(f"{where}[{at}].text", part.get("text")))
-    return "".join(parts)
 
 
 def _prompts(given: Mapping[str, Any]) -> list[pb.Prompt]:
@@ -210,7 +210,7 @@ def _prompts(given: Mapping[str, Any]) -> list[pb.Prompt]:
         raise InvalidRequest("prompt", "is missing", "give a text or a list of token ids")
     prompt = given["prompt"]
     if isinstance(prompt, str):
-        return [pb.Prompt(text=fields.text("prompt", prompt))]
+        return [pb.Prompt(text=values.text("prompt", prompt))]
     if not isinstance(prompt, list) or not prompt:
         raise InvalidRequest("prompt", "is empty or no prompt", "give a text, a list of token ids, or a list of these")
     if isinstance(prompt[0], int):
@@ -220,7 +220,7 @@ def _prompts(given: Mapping[str, Any]) -> list[pb.Prompt]:
     return [
         _token_prompt(f"prompt[{at}]", one)
         if isinstance(one, list)
-        else pb.Prompt(text=fields.text(f"prompt[{at}]", one))
+        else pb.Prompt(text=values.text(f"prompt[{at}]", one))
         for at, one in enumerate(prompt)
     ]
 

@@ -25,7 +25,7 @@ _STATUS: tuple[tuple[type[QuireError], int, str], ...] = (
     (InvalidRequest, 400, "invalid_request_error"),
     (QueueFull, 429, "rate_limit_error"),
     (Unavailable, 503, "service_unavailable_error"),
-    (DeadlineExceeded, 504, "timeout_error"),
+    (DeadlineExceeded, 408, "timeout_error"),
     (NotAuthenticated, 401, "authentication_error"),
     (AccessDenied, 403, "permission_error"),
     (NotFound, 404, "not_found_error"),
@@ -43,7 +43,10 @@ def body_of(error: QuireError) -> dict[str, Any]:
     code = (
         "context_length_exceeded" if isinstance(error, NeverFits) and error.unit == "tokens" else error.reason().lower()
     )
-    return {"error": {"message": str(error)[:2_000], "type": kind, "param": param, "code": code}}
+    # Names of fields are the client's own, and may hold half of a surrogate pair.
+    message = str(error)[:2_000].encode(errors="replace").decode()
+    param = param and param.encode(errors="replace").decode()
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def headers_of(error: QuireError) -> dict[str, str]:

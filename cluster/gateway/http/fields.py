@@ -10,64 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from cluster.errors import InvalidRequest
+from cluster.wire.values import listed, mapping, number, shown, text, truth, whole
 from protos.quire.v1 import common_pb2
 
 Set = Callable[[common_pb2.Sampling, str, Any], None]
-
-MAX_ENTRIES = 20_000
-"""Of a list or mapping in a body: what the wire's own bounds would refuse later is refused before it is copied."""
-
-
-def number(field: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidRequest(field, f"is {_shown(value)}", "give a number")
-    return value
-
-
-def whole(field: str, value: Any, low: int = -(1 << 31), high: int = (1 << 31) - 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequest(field, f"is {_shown(value)}", "give a whole number")
-    if not low <= value <= high:
-        raise InvalidRequest(field, f"is {value:,}", f"give {low:,} to {high:,}")
-    return value
-
-
-def truth(field: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise InvalidRequest(field, f"is {_shown(value)}", "give true or false")
-    return value
-
-
-def text(field: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise InvalidRequest(field, f"is {_shown(value)}", "give a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(field, "holds half of a surrogate pair", "give whole characters") from error
-    return value
-
-
-def listed(field: str, value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise InvalidRequest(field, f"is {_shown(value)}", "give a list")
-    if len(value) > MAX_ENTRIES:
-        raise InvalidRequest(field, f"has {len(value):,} entries", f"give at most {MAX_ENTRIES:,}")
-    return value
-
-
-def mapping(field: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise InvalidRequest(field, f"is {_shown(value)}", "give an object")
-    if len(value) > MAX_ENTRIES:
-        raise InvalidRequest(field, f"has {len(value):,} entries", f"give at most {MAX_ENTRIES:,}")
-    return value
-
-
-def _shown(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:60]}..."
-
 
 # -- what sets a field of Sampling
 
@@ -110,7 +56,7 @@ def _bias(sampling: common_pb2.Sampling, field: str, value: Any) -> None:
     for token, added in mapping(field, value).items():
         digits = token.removeprefix("-")
         if not (digits.isascii() and digits.isdigit() and len(digits) < 11):
-            raise InvalidRequest(field, f"names token {_shown(token)}", "token ids are whole numbers")
+            raise InvalidRequest(field, f"names token {shown(token)}", "token ids are whole numbers")
         sampling.logit_bias[whole(field, int(token))] = number(f"{field}.{token}", added)
 
 
@@ -137,12 +83,27 @@ SAMPLING: dict[str, Set] = {
 }
 """Honoured in every body, under the names that OpenAI and vLLM have for them."""
 
+SCHEMAS: dict[Set, dict[str, Any]] = {
+    _float: {"type": "number"},
+    _int: {"type": "integer"},
+    _bool: {"type": "boolean"},
+    _seed: {"type": "integer", "minimum": -(1 << 63), "maximum": (1 << 64) - 1},
+    _stop: {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
+    _ids: {"type": "array", "items": {"type": "integer", "minimum": 0}},
+    _words: {"type": "array", "items": {"type": "string"}},
+    _bias: {"type": "object", "additionalProperties": {"type": "number"}},
+    _early: {"enum": [True, False, "never"]},
+}
+"""What each of these reads, as the door's own description says it (`openapi.py`)."""
+
 _BOTH = {
     "model", "stream", "stream_options", "max_tokens", "logprobs", "priority", "structured_outputs", "response_format",
     "request_id", "resume_grace_s", "return_token_ids", "timeout",
 }  # fmt: skip
 READ_ELSEWHERE = {
-    "chat": _BOTH | {"messages", "max_completion_tokens", "top_logprobs", "add_generation_prompt"},
+    "chat": _BOTH
+    | {"messages", "max_completion_tokens", "top_logprobs", "add_generation_prompt"}
+    | {"tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs", "reasoning_effort"},
     "completion": _BOTH | {"prompt"},
 }
 """Honoured by `asks.py` itself."""
@@ -159,9 +120,6 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...] | None] = {
     "use_beam_search": (False,),
     "service_tier": ("auto", "default"),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "spaces_between_special_tokens": (True,),
@@ -175,5 +133,5 @@ def check_without_effect(field: str, value: Any) -> None:
         raise InvalidRequest(field, "is not a field that is honoured here", "leave it out")
     taken = WITHOUT_EFFECT[field]
     if taken is not None and not any(value == one and type(value) is type(one) for one in taken):
-        shown = " or ".join(_shown(one) for one in taken)
-        raise InvalidRequest(field, f"is {_shown(value)}, which is not honoured here", f"leave it out, or give {shown}")
+        takes = " or ".join(shown(one) for one in taken)
+        raise InvalidRequest(field, f"is {shown(value)}, which is not honoured here", f"leave it out, or give {takes}")

@@ -6,14 +6,28 @@ the gateway, which aborts them, or keeps them for their grace.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from cluster.errors import QuireError
 from cluster.gateway.answer import Answer, Cursor, Outlet
 from cluster.gateway.errors import resumed_elsewhere
 from cluster.gateway.gateway import Gateway
 from cluster.gateway.intake import Question
+from cluster.messages import Ids, Submit
 from protos.quire.v1 import inference_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """A request that was found, and how far its client has come with each sequence."""
+
+    submit: Submit
+    positions: tuple[int, ...]
+
+
+Asking: TypeAlias = Question | Again
 
 
 class Reader:
@@ -25,18 +39,35 @@ class Reader:
         self._outlet = Outlet()
         self._open: dict[int, tuple[Answer, Cursor]] = {}
 
-    async def begin(self, questions: list[Question]) -> None:
+    async def begin(self, asked: Sequence[Asking]) -> None:
         """Asks or resumes each. Raises `QuireError`; what was asked before it is left."""
-        gateway = self._gateway
-        for tag, question in enumerate(questions):
-            ask = gateway.ask if question.positions is None else gateway.resume
-            try:
-                answer = await ask(self._tenant, question, self._outlet, tag)
-            except QuireError as error:
-                gateway.watch.refused(question, question.model in gateway.catalogue.served, error)
-                raise
+        for tag, one in enumerate(asked):
+            if isinstance(one, Again):
+                submit = one.submit
+                answer = self._gateway.go_on(submit, one.positions, submit.grace_s, self._outlet, tag)
+            else:
+                answer = await self._ask(one, tag)
             assert answer.cursor is not None
             self._open[tag] = (answer, answer.cursor)
+
+    async def _ask(self, question: Question, tag: int) -> Answer:
+        gateway = self._gateway
+        ask = gateway.ask if question.positions is None else gateway.resume
+        try:
+            return await ask(self._tenant, question, self._outlet, tag)
+        except QuireError as error:
+            gateway.watch.refused(question, question.model in gateway.catalogue.served, error)
+            raise
+
+    @property
+    def prompt(self) -> Ids:
+        """Of the first question."""
+        return self._open[0][0].submit.prompt
+
+    @property
+    def prompt_tokens(self) -> list[int]:
+        """Of each question, once all are asked."""
+        return [len(answer.submit.prompt) for answer, _ in self._open.values()]
 
     async def batches(self) -> AsyncIterator[list[pb.GenerateResponse]]:
         """Until all have ended. Raises the first failure."""

@@ -1,7 +1,8 @@
 """The HTTP server of a gateway: uvicorn in the gateway's own loop, with the bounds that it leaves to others.
 
-A connection that has not sent a whole request head within `HEAD_S` is closed; so is one that was idle for long. TLS and
-exposure are those of the gRPC door. Signals stay with the process.
+A connection that has not sent a whole request head within `HEAD_S` is closed; so is one that was idle for long, and one
+that takes nothing of what it asked for; so is one too many. TLS and exposure are those of the gRPC door. Signals stay
+with the process.
 """
 
 from __future__ import annotations
@@ -10,22 +11,26 @@ import asyncio
 import contextlib
 import logging
 import socket
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cluster.errors import ConfigError
 from cluster.gateway.gateway import Gateway
-from cluster.gateway.http.app import HttpDoor
+from cluster.gateway.http.app import MAX_HEAD_BYTES, HttpDoor
 from cluster.serving.auth import is_loopback
 
 log = logging.getLogger(__name__)
 
 HEAD_S = 10.0
 IDLE_S = 30.0
-MAX_HEAD_BYTES = 64 << 10
+STUCK_S = 60.0
+"""A client that has so much unread that nothing more can be written, and takes nothing for so long, is cut off."""
 BACKLOG = 512
 PORTS_TO_TRY = 20
 
@@ -47,12 +52,18 @@ class HttpServer:
         door = replace(settings.door, port=self.port)
         door.check()
         listening = self._bind(settings.host)
+        # Connections inherit it. Else a body that is written behind its head waits for its acknowledgement, which
+        # clients hold back for 40 ms.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.port = listening.getsockname()[1]
         files = settings.tls
         config = uvicorn.Config(
             HttpDoor(self._gateway, is_public=not is_loopback(settings.host)).app,
-            http=_Connection,
+            http=H11Protocol,
             ws="none",
+            interface="asgi3",
+            # Who asks is who is connected, whatever a head says.
+            proxy_headers=False,
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -65,6 +76,12 @@ class HttpServer:
             ssl_ca_certs=str(files.client_authority) if files is not None and files.client_authority else None,
             ssl_cert_reqs=2 if files is not None and files.client_authority else 0,
         )
+        config.load()
+        share = _Share(settings.max_connections, settings.max_connections_per_machine)
+        config.http_protocol_class = partial(_Connection, share)  # type: ignore[assignment]
+        if files is not None:
+            # Certificates that are renewed count from the next connection on.
+            config.ssl = files.context()
         self._server = _Server(config)
         self._task = asyncio.get_running_loop().create_task(self._server.serve([listening]))
         while not self._server.started:
@@ -72,6 +89,8 @@ class HttpServer:
                 self._task.result()
                 raise ConfigError(f"the HTTP door on {settings.host}:{self.port} did not start")
             await asyncio.sleep(0.01)
+        # One line for each request that is none would be a way to fill a disk.
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         log.info("gateway %s serves HTTP on %s:%d", settings.name, settings.host, self.port)
 
     def _bind(self, host: str) -> socket.socket:
@@ -99,14 +118,59 @@ class _Server(uvicorn.Server):
         yield
 
 
-class _Connection(H11Protocol):
-    """Closes a connection on which the head of a request has begun and does not end, or never begins."""
+@dataclass(slots=True)
+class _Share:
+    """Connections that are there, in all and of each machine, and how many may be."""
 
-    _too_late: asyncio.TimerHandle | None = None
+    most: int
+    most_of_one: int
+    num: int = 0
+    by_machine: Counter[str] = field(default_factory=Counter)
+
+    def enter(self, machine: str) -> bool:
+        """False: it is one too many. Counted in either case, until it leaves."""
+        self.num += 1
+        self.by_machine[machine] += 1
+        return self.num <= self.most and self.by_machine[machine] <= self.most_of_one
+
+    def leave(self, machine: str) -> None:
+        self.num -= 1
+        self.by_machine[machine] -= 1
+        if not self.by_machine[machine]:
+            del self.by_machine[machine]
+
+
+class _Connection(H11Protocol):
+    """Closes a connection on which the head of a request has begun and does not end, or never begins; one that takes
+    nothing; and one too many."""
+
+    def __init__(self, share: _Share, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._share = share
+        self._machine = ""
+        self._too_late: asyncio.TimerHandle | None = None
+        self._stuck: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._expect_head()
+        self._machine = self.client[0] if self.client else ""
+        if self._share.enter(self._machine):
+            self._expect_head()
+        else:
+            transport.abort()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stuck = asyncio.get_running_loop().call_later(STUCK_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._flows()
+
+    def _flows(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
 
     def data_received(self, data: bytes) -> None:
         before = self.cycle
@@ -117,7 +181,9 @@ class _Connection(H11Protocol):
             self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._share.leave(self._machine)
         self._stop_waiting()
+        self._flows()
         super().connection_lost(exc)
 
     def _expect_head(self) -> None:

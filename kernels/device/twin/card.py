@@ -36,6 +36,8 @@ class Card:
         self.heap = Heap()
         self.steps = TwinStream(ORDER, index)
         self._chosen = _ChosenStream()
+        # Where memory lies that is asked for in a capture.
+        self._captured: GraphMemory | None = None
 
     @property
     def stream(self) -> TwinStream:
@@ -60,7 +62,8 @@ class Card:
         with ORDER.lock:
             self.tidy()
             stream = self.stream
-            memory = Memory(self.heap, stream, (last + 1) * dtype.itemsize, stream.pool)
+            pool = self._captured if ORDER.capturing is stream else None
+            memory = Memory(self.heap, stream, (last + 1) * dtype.itemsize, pool)
         return memory.base.view(dtype).as_strided(shape, stride), memory
 
     def issue(self, work: Callable[[], object]) -> None:
@@ -101,11 +104,11 @@ class Card:
             self.steps.wait()
             pool.num_captures += 1
             tape: list[Callable[[], object]] = []
-            stream.tape, stream.pool, ORDER.capturing = tape, pool, stream
+            stream.tape, self._captured, ORDER.capturing = tape, pool, stream
             try:
                 with self.on(stream):
                     work()
                 self.tidy()
             finally:
-                stream.tape = stream.pool = ORDER.capturing = None
+                stream.tape = self._captured = ORDER.capturing = None
             return tape

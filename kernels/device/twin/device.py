@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ParamSpec, TypeVar
@@ -12,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kernels.device.contract import Event, Facts, Graph, GraphPool, Stream
 from kernels.device.host_memory import available_bytes
-from kernels.device.seam import Event, Facts, Graph, GraphPool, Stream
 from kernels.device.twin import tensors
 from kernels.device.twin.card import CHOSEN, ORDER, PINNED, Card
 from kernels.device.twin.memory import MIDDLE_SEGMENT, SMALL_SEGMENT, GraphMemory, pinned_array, poison
@@ -24,6 +25,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 __all__ = ["NAME", "ORDER", "Fault", "TwinDevice", "card", "open_twin"]
+
+# What a driver keeps of a graph, and of each launch in it.
+GRAPH_BYTES, NODE_BYTES = 64 << 10, 2 << 10
 
 _libraries: list[Any] = []
 
@@ -81,13 +85,16 @@ class _Module:
 
 
 class TwinGraph:
-    """See `seam.Graph`: a tape of calls, with the memory and the numbers that they were issued with."""
+    """See `contract.Graph`: a tape of calls, with the memory and the numbers that they were issued with."""
 
     def __init__(self, card: Card, pool: GraphMemory, tape: list[Callable[[], object]]) -> None:
         self._card = card
         self._pool = pool
         self._number = pool.num_captures
         self._tape = tape
+        kept = GRAPH_BYTES + NODE_BYTES * len(tape)
+        card.heap.hold(kept)
+        weakref.finalize(self, card.heap.hold, -kept)
 
     def replay(self) -> None:
         with ORDER.lock:
@@ -107,7 +114,7 @@ def _spoiling(base: torch.Tensor) -> Callable[[], None]:
 
 
 class TwinGraphPool:
-    """See `seam.GraphPool`."""
+    """See `contract.GraphPool`."""
 
     def __init__(self, card: Card) -> None:
         self._card = card
@@ -121,7 +128,7 @@ class TwinGraphPool:
 
 
 class TwinDevice:
-    """See `seam.Device`."""
+    """See `contract.Device`."""
 
     is_apart = True
     has_graphs = True
@@ -150,6 +157,8 @@ class TwinDevice:
             return memory.view(dtype)[:count].view(shape)
 
     def pin(self, address: int, size: int) -> Callable[[], None] | None:
+        if PINNED.shares_a_page(address, size):
+            return None
         PINNED.add(address, size)
         return lambda: PINNED.remove(address)
 
@@ -205,6 +214,13 @@ class TwinDevice:
             self._card.steps.host_waits()
             ORDER.finish(self._card.index)
 
+    def seconds_of(self, work: Callable[[], object]) -> float:
+        self.wait()
+        began = time.perf_counter()
+        work()
+        self.wait()
+        return time.perf_counter() - began
+
     @contextmanager
     def may_wait(self) -> Iterator[None]:
         CHOSEN.may_wait += 1
@@ -213,10 +229,14 @@ class TwinDevice:
         finally:
             CHOSEN.may_wait -= 1
 
-    def sleeps(self) -> AbstractContextManager[object]:
-        with ORDER.lock:
-            ORDER.finish()
-        return contextlib.nullcontext()
+    def goes_on(self, is_over: Callable[[], bool]) -> None:
+        while not is_over():
+            with ORDER.lock:
+                if ORDER.busy:
+                    stream = ORDER.busy[0]
+                    stream.reach(stream.num_done + 1)
+                    continue
+            time.sleep(0.0002)
 
     def graphs(self) -> GraphPool:
         return TwinGraphPool(self._card)

@@ -12,7 +12,8 @@ import bisect
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from kernels.device.twin.order import TwinStream
 
 POISON = 0x7FFF
 _GRAIN = 64
+_PAGE = 4096
 # torch's allocator: small blocks share a segment, middling ones a larger one, each of the others has its own.
 SMALL_BYTES, SMALL_SEGMENT = 1 << 20, 2 << 20
 MIDDLE_BYTES, MIDDLE_SEGMENT = 10 << 20, 20 << 20
@@ -161,6 +163,14 @@ class Heap:
                 merged.append((first, last))
         segment.free = merged
 
+    def hold(self, size: int) -> None:
+        """The driver takes some for itself, or gives it back where `size` is negative."""
+        if size > self.num_free:
+            self.trim()
+        if size > self.num_free:
+            raise OutOfMemory(f"the twin's card of {self.total:,} bytes has no {size:,} for its driver")
+        self.num_reserved += size
+
     def trim(self) -> None:
         """Segments in which nothing lies go back to the driver."""
         idle = [segment for segment in self._segments if segment.is_idle]
@@ -175,18 +185,42 @@ class PinnedMemory:
         self._lock = threading.Lock()
         self._starts: list[int] = []
         self._ends: list[int] = []
+        # What is pinned no more. A finaliser says so, whatever thread this is, and in the middle of whatever.
+        self._let_go: deque[int] = deque()
+
+    @contextmanager
+    def _account(self) -> Iterator[None]:
+        with self._lock:
+            self._tidy()
+            yield
+
+    def _tidy(self) -> None:
+        while self._let_go:
+            address = self._let_go.popleft()
+            at = bisect.bisect_left(self._starts, address)
+            assert self._starts[at] == address, "this memory is not pinned"
+            del self._starts[at], self._ends[at]
 
     def add(self, address: int, size: int) -> None:
-        with self._lock:
+        with self._account():
             at = bisect.bisect(self._starts, address)
             self._starts.insert(at, address)
             self._ends.insert(at, address + size)
 
+    def shares_a_page(self, address: int, size: int) -> bool:
+        """Whether any page of these bytes is pinned already: the system pins whole pages, each once."""
+        first, end = address // _PAGE * _PAGE, -(-(address + size) // _PAGE) * _PAGE
+        with self._account():
+            at = bisect.bisect_left(self._starts, end)
+            return at > 0 and self._ends[at - 1] > first
+
     def remove(self, address: int) -> None:
-        with self._lock:
-            at = bisect.bisect_left(self._starts, address)
-            assert self._starts[at] == address, "this memory is not pinned"
-            del self._starts[at], self._ends[at]
+        self._let_go.append(address)
+
+    @property
+    def num_bytes(self) -> int:
+        with self._account():
+            return sum(self._ends) - sum(self._starts)
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether all of a host tensor is pinned."""
@@ -195,7 +229,7 @@ class PinnedMemory:
         first = tensor.data_ptr()
         # Dense in what the caller copies.
         last = first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        with self._lock:
+        with self._account():
             at = bisect.bisect(self._starts, first) - 1
             return at >= 0 and last < self._ends[at]
 

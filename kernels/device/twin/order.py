@@ -12,10 +12,6 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from kernels.device.twin.memory import GraphMemory
 
 # So much may be issued and not done; a real device makes the host wait then too.
 MOST_PENDING = 20_000
@@ -58,15 +54,13 @@ class Order:
 
     def come_on(self) -> None:
         """The device may have done some of its work meanwhile."""
-        while self.haste and self.dice.random() < self.haste:
-            if not self.busy:
-                return
+        while self.haste and self.busy and self.dice.random() < self.haste:
             stream = self.dice.choice(self.busy)
             stream.reach(stream.num_done + 1)
 
 
 class TwinStream:
-    """See `seam.Stream`."""
+    """See `contract.Stream`."""
 
     def __init__(self, order: Order, index: int) -> None:
         self.index = index  # of the device
@@ -75,7 +69,6 @@ class TwinStream:
         self.num_issued = self.num_done = 0
         # Where work goes instead while it is captured.
         self.tape: list[Callable[[], object]] | None = None
-        self.pool: GraphMemory | None = None
 
     def issue(self, work: Callable[[], object], *, is_taped: bool = True) -> None:
         """Work that is done some time after what was issued before; or, in a capture, whenever the graph runs."""
@@ -130,7 +123,7 @@ class TwinStream:
 
 
 class TwinEvent:
-    """See `seam.Event`."""
+    """See `contract.Event`."""
 
     def __init__(self, current: Callable[[], TwinStream]) -> None:
         self._current = current

@@ -45,6 +45,14 @@ def _histc(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
 # What a GPU has and torch's CPU has not.
 _INSTEAD: dict[Any, Callable[..., Any]] = {aten.histc.default: _histc}
 
+
+def _grouped(rows: torch.Tensor, weights: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    return rows.new_empty(rows.shape[0], weights.shape[-1])
+
+
+# What they make, where torch says it for some dtypes only.
+_MAKES: dict[Any, Callable[..., Any]] = {aten._grouped_mm.default: _grouped}
+
 _cards: dict[int, Card] = {}
 
 
@@ -249,7 +257,7 @@ def _kinds(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[An
     key = func, _looks(args), _looks(tuple(kwargs.items()))
     found = _made_of.get(key)
     if found is None:
-        made = func(*_meta(args), **{name: _meta(value) for name, value in kwargs.items()})
+        made = _MAKES.get(func, func)(*_meta(args), **{name: _meta(value) for name, value in kwargs.items()})
         whole = torch.Tensor if isinstance(made, torch.Tensor) else type(made)
         parts = [made] if whole is torch.Tensor else list(made)
         found = (

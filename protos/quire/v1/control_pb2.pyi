@@ -125,7 +125,7 @@ class Extends(_message.Message):
     def __init__(self, seqs: _Optional[bytes] = ..., lease_ends: _Optional[bytes] = ..., firsts: _Optional[bytes] = ..., counts: _Optional[bytes] = ..., blocks: _Optional[bytes] = ...) -> None: ...
 
 class Start(_message.Message):
-    __slots__ = ("seq", "request_id", "index", "attempt", "gateway", "route", "tokens", "num_prompt", "position", "table", "lease_end", "precedence", "sampling", "salt", "chain", "forks", "beams", "trace", "after")
+    __slots__ = ("seq", "request_id", "index", "attempt", "gateway", "route", "tokens", "num_prompt", "position", "table", "lease_end", "precedence", "sampling", "salt", "chain", "forks", "beams", "trace", "after", "grace_s")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -145,6 +145,7 @@ class Start(_message.Message):
     BEAMS_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
+    GRACE_S_FIELD_NUMBER: _ClassVar[int]
     seq: int
     request_id: str
     index: int
@@ -164,7 +165,8 @@ class Start(_message.Message):
     beams: Beams
     trace: str
     after: int
-    def __init__(self, seq: _Optional[int] = ..., request_id: _Optional[str] = ..., index: _Optional[int] = ..., attempt: _Optional[int] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ..., tokens: _Optional[bytes] = ..., num_prompt: _Optional[int] = ..., position: _Optional[int] = ..., table: _Optional[bytes] = ..., lease_end: _Optional[int] = ..., precedence: _Optional[int] = ..., sampling: _Optional[_Union[ResolvedSampling, _Mapping[str, object]]] = ..., salt: _Optional[bytes] = ..., chain: _Optional[bytes] = ..., forks: _Optional[_Iterable[_Union[Fork, _Mapping[str, object]]]] = ..., beams: _Optional[_Union[Beams, _Mapping[str, object]]] = ..., trace: _Optional[str] = ..., after: _Optional[int] = ...) -> None: ...
+    grace_s: float
+    def __init__(self, seq: _Optional[int] = ..., request_id: _Optional[str] = ..., index: _Optional[int] = ..., attempt: _Optional[int] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ..., tokens: _Optional[bytes] = ..., num_prompt: _Optional[int] = ..., position: _Optional[int] = ..., table: _Optional[bytes] = ..., lease_end: _Optional[int] = ..., precedence: _Optional[int] = ..., sampling: _Optional[_Union[ResolvedSampling, _Mapping[str, object]]] = ..., salt: _Optional[bytes] = ..., chain: _Optional[bytes] = ..., forks: _Optional[_Iterable[_Union[Fork, _Mapping[str, object]]]] = ..., beams: _Optional[_Union[Beams, _Mapping[str, object]]] = ..., trace: _Optional[str] = ..., after: _Optional[int] = ..., grace_s: _Optional[float] = ...) -> None: ...
 
 class ResolvedSampling(_message.Message):
     __slots__ = ("sampling", "eos_token_ids", "structure")
@@ -257,7 +259,7 @@ class Transfer(_message.Message):
     def __init__(self, transfer: _Optional[int] = ..., road: _Optional[_Union[Road, str]] = ..., peer: _Optional[str] = ..., peer_incarnation: _Optional[int] = ..., mine: _Optional[bytes] = ..., theirs: _Optional[bytes] = ..., timeout_s: _Optional[float] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("replica", "incarnation", "epoch", "number", "plan", "step", "advances", "stopped", "revoked", "groups", "transferred", "dry", "prefill_waiting", "step_seconds", "prefill_tokens_per_s")
+    __slots__ = ("replica", "incarnation", "epoch", "number", "plan", "step", "advances", "stopped", "revoked", "groups", "transferred", "dry", "prefill_waiting", "step_seconds", "prefill_tokens_per_s", "unreached")
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -273,6 +275,7 @@ class Result(_message.Message):
     PREFILL_WAITING_FIELD_NUMBER: _ClassVar[int]
     STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    UNREACHED_FIELD_NUMBER: _ClassVar[int]
     replica: str
     incarnation: int
     epoch: int
@@ -288,7 +291,8 @@ class Result(_message.Message):
     prefill_waiting: int
     step_seconds: float
     prefill_tokens_per_s: float
-    def __init__(self, replica: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., number: _Optional[int] = ..., plan: _Optional[int] = ..., step: _Optional[int] = ..., advances: _Optional[_Union[Advances, _Mapping[str, object]]] = ..., stopped: _Optional[_Iterable[_Union[Stopped, _Mapping[str, object]]]] = ..., revoked: _Optional[_Iterable[_Union[Revoked, _Mapping[str, object]]]] = ..., groups: _Optional[_Iterable[_Union[GroupTables, _Mapping[str, object]]]] = ..., transferred: _Optional[_Iterable[_Union[Transferred, _Mapping[str, object]]]] = ..., dry: _Optional[int] = ..., prefill_waiting: _Optional[int] = ..., step_seconds: _Optional[float] = ..., prefill_tokens_per_s: _Optional[float] = ...) -> None: ...
+    unreached: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, replica: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., number: _Optional[int] = ..., plan: _Optional[int] = ..., step: _Optional[int] = ..., advances: _Optional[_Union[Advances, _Mapping[str, object]]] = ..., stopped: _Optional[_Iterable[_Union[Stopped, _Mapping[str, object]]]] = ..., revoked: _Optional[_Iterable[_Union[Revoked, _Mapping[str, object]]]] = ..., groups: _Optional[_Iterable[_Union[GroupTables, _Mapping[str, object]]]] = ..., transferred: _Optional[_Iterable[_Union[Transferred, _Mapping[str, object]]]] = ..., dry: _Optional[int] = ..., prefill_waiting: _Optional[int] = ..., step_seconds: _Optional[float] = ..., prefill_tokens_per_s: _Optional[float] = ..., unreached: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Advances(_message.Message):
     __slots__ = ("seqs", "positions", "num_ids", "ids", "num_hashes", "hashes")
@@ -431,16 +435,30 @@ class HostPoolSettled(_message.Message):
     def __init__(self, pool: _Optional[str] = ..., incarnation: _Optional[int] = ..., transfer: _Optional[int] = ...) -> None: ...
 
 class ReplicaState(_message.Message):
-    __slots__ = ("joined", "residents", "cached", "transfers")
+    __slots__ = ("joined", "residents", "cached", "transfers", "departed")
     JOINED_FIELD_NUMBER: _ClassVar[int]
     RESIDENTS_FIELD_NUMBER: _ClassVar[int]
     CACHED_FIELD_NUMBER: _ClassVar[int]
     TRANSFERS_FIELD_NUMBER: _ClassVar[int]
+    DEPARTED_FIELD_NUMBER: _ClassVar[int]
     joined: ReplicaJoined
     residents: _containers.RepeatedCompositeFieldContainer[Resident]
     cached: _containers.RepeatedCompositeFieldContainer[CachedBlock]
     transfers: _containers.RepeatedCompositeFieldContainer[Transfer]
-    def __init__(self, joined: _Optional[_Union[ReplicaJoined, _Mapping[str, object]]] = ..., residents: _Optional[_Iterable[_Union[Resident, _Mapping[str, object]]]] = ..., cached: _Optional[_Iterable[_Union[CachedBlock, _Mapping[str, object]]]] = ..., transfers: _Optional[_Iterable[_Union[Transfer, _Mapping[str, object]]]] = ...) -> None: ...
+    departed: _containers.RepeatedCompositeFieldContainer[Departed]
+    def __init__(self, joined: _Optional[_Union[ReplicaJoined, _Mapping[str, object]]] = ..., residents: _Optional[_Iterable[_Union[Resident, _Mapping[str, object]]]] = ..., cached: _Optional[_Iterable[_Union[CachedBlock, _Mapping[str, object]]]] = ..., transfers: _Optional[_Iterable[_Union[Transfer, _Mapping[str, object]]]] = ..., departed: _Optional[_Iterable[_Union[Departed, _Mapping[str, object]]]] = ...) -> None: ...
+
+class Departed(_message.Message):
+    __slots__ = ("start", "seq", "index", "reason")
+    START_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    start: Start
+    seq: int
+    index: int
+    reason: StopReason
+    def __init__(self, start: _Optional[_Union[Start, _Mapping[str, object]]] = ..., seq: _Optional[int] = ..., index: _Optional[int] = ..., reason: _Optional[_Union[StopReason, str]] = ...) -> None: ...
 
 class Resident(_message.Message):
     __slots__ = ("start", "tokens", "position", "table", "lease_end", "seq", "index")

@@ -8,15 +8,41 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class GetFiguresRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+class GatewayCard(_message.Message):
+    __slots__ = ("token_address",)
+    TOKEN_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    token_address: str
+    def __init__(self, token_address: _Optional[str] = ...) -> None: ...
 
-class GetFiguresResponse(_message.Message):
-    __slots__ = ("families",)
+class FromGateway(_message.Message):
+    __slots__ = ("event", "figures", "leaves", "state_goes_on")
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    FIGURES_FIELD_NUMBER: _ClassVar[int]
+    LEAVES_FIELD_NUMBER: _ClassVar[int]
+    STATE_GOES_ON_FIELD_NUMBER: _ClassVar[int]
+    event: FrontEvent
+    figures: Figures
+    leaves: bool
+    state_goes_on: bool
+    def __init__(self, event: _Optional[_Union[FrontEvent, _Mapping[str, object]]] = ..., figures: _Optional[_Union[Figures, _Mapping[str, object]]] = ..., leaves: _Optional[bool] = ..., state_goes_on: _Optional[bool] = ...) -> None: ...
+
+class ToGateway(_message.Message):
+    __slots__ = ("notice", "models", "figures")
+    NOTICE_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    FIGURES_FIELD_NUMBER: _ClassVar[int]
+    notice: Notice
+    models: ServedModels
+    figures: int
+    def __init__(self, notice: _Optional[_Union[Notice, _Mapping[str, object]]] = ..., models: _Optional[_Union[ServedModels, _Mapping[str, object]]] = ..., figures: _Optional[int] = ...) -> None: ...
+
+class Figures(_message.Message):
+    __slots__ = ("number", "families")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     FAMILIES_FIELD_NUMBER: _ClassVar[int]
+    number: int
     families: _containers.RepeatedCompositeFieldContainer[MetricFamily]
-    def __init__(self, families: _Optional[_Iterable[_Union[MetricFamily, _Mapping[str, object]]]] = ...) -> None: ...
+    def __init__(self, number: _Optional[int] = ..., families: _Optional[_Iterable[_Union[MetricFamily, _Mapping[str, object]]]] = ...) -> None: ...
 
 class MetricFamily(_message.Message):
     __slots__ = ("name", "kind", "help", "samples")
@@ -40,38 +66,8 @@ class MetricSample(_message.Message):
     value: float
     def __init__(self, suffix: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., value: _Optional[float] = ...) -> None: ...
 
-class AttachRequest(_message.Message):
-    __slots__ = ("number", "taken", "hello", "events")
-    NUMBER_FIELD_NUMBER: _ClassVar[int]
-    TAKEN_FIELD_NUMBER: _ClassVar[int]
-    HELLO_FIELD_NUMBER: _ClassVar[int]
-    EVENTS_FIELD_NUMBER: _ClassVar[int]
-    number: int
-    taken: int
-    hello: GatewayHello
-    events: _containers.RepeatedCompositeFieldContainer[FrontEvent]
-    def __init__(self, number: _Optional[int] = ..., taken: _Optional[int] = ..., hello: _Optional[_Union[GatewayHello, _Mapping[str, object]]] = ..., events: _Optional[_Iterable[_Union[FrontEvent, _Mapping[str, object]]]] = ...) -> None: ...
-
-class GatewayHello(_message.Message):
-    __slots__ = ("gateway", "incarnation", "token_address", "epoch", "oldest_protocol", "newest_protocol", "figures_address")
-    GATEWAY_FIELD_NUMBER: _ClassVar[int]
-    INCARNATION_FIELD_NUMBER: _ClassVar[int]
-    TOKEN_ADDRESS_FIELD_NUMBER: _ClassVar[int]
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
-    OLDEST_PROTOCOL_FIELD_NUMBER: _ClassVar[int]
-    NEWEST_PROTOCOL_FIELD_NUMBER: _ClassVar[int]
-    FIGURES_ADDRESS_FIELD_NUMBER: _ClassVar[int]
-    gateway: str
-    incarnation: int
-    token_address: str
-    epoch: int
-    oldest_protocol: int
-    newest_protocol: int
-    figures_address: str
-    def __init__(self, gateway: _Optional[str] = ..., incarnation: _Optional[int] = ..., token_address: _Optional[str] = ..., epoch: _Optional[int] = ..., oldest_protocol: _Optional[int] = ..., newest_protocol: _Optional[int] = ..., figures_address: _Optional[str] = ...) -> None: ...
-
 class FrontEvent(_message.Message):
-    __slots__ = ("submit", "cancel", "stop_at", "sealed", "closed", "adopt", "pin", "state", "claim")
+    __slots__ = ("submit", "cancel", "stop_at", "sealed", "closed", "adopt", "pin", "state", "claim", "find")
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     STOP_AT_FIELD_NUMBER: _ClassVar[int]
@@ -81,6 +77,7 @@ class FrontEvent(_message.Message):
     PIN_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     CLAIM_FIELD_NUMBER: _ClassVar[int]
+    FIND_FIELD_NUMBER: _ClassVar[int]
     submit: Submit
     cancel: CancelEvent
     stop_at: StopAtEvent
@@ -90,37 +87,8 @@ class FrontEvent(_message.Message):
     pin: Pin
     state: GatewayState
     claim: ClaimEvent
-    def __init__(self, submit: _Optional[_Union[Submit, _Mapping[str, object]]] = ..., cancel: _Optional[_Union[CancelEvent, _Mapping[str, object]]] = ..., stop_at: _Optional[_Union[StopAtEvent, _Mapping[str, object]]] = ..., sealed: _Optional[_Union[SealedEvent, _Mapping[str, object]]] = ..., closed: _Optional[_Union[ClosedEvent, _Mapping[str, object]]] = ..., adopt: _Optional[_Union[AdoptEvent, _Mapping[str, object]]] = ..., pin: _Optional[_Union[Pin, _Mapping[str, object]]] = ..., state: _Optional[_Union[GatewayState, _Mapping[str, object]]] = ..., claim: _Optional[_Union[ClaimEvent, _Mapping[str, object]]] = ...) -> None: ...
-
-class AttachResponse(_message.Message):
-    __slots__ = ("number", "taken", "welcome", "notices", "models")
-    NUMBER_FIELD_NUMBER: _ClassVar[int]
-    TAKEN_FIELD_NUMBER: _ClassVar[int]
-    WELCOME_FIELD_NUMBER: _ClassVar[int]
-    NOTICES_FIELD_NUMBER: _ClassVar[int]
-    MODELS_FIELD_NUMBER: _ClassVar[int]
-    number: int
-    taken: int
-    welcome: FrontWelcome
-    notices: _containers.RepeatedCompositeFieldContainer[Notice]
-    models: ServedModels
-    def __init__(self, number: _Optional[int] = ..., taken: _Optional[int] = ..., welcome: _Optional[_Union[FrontWelcome, _Mapping[str, object]]] = ..., notices: _Optional[_Iterable[_Union[Notice, _Mapping[str, object]]]] = ..., models: _Optional[_Union[ServedModels, _Mapping[str, object]]] = ...) -> None: ...
-
-class FrontWelcome(_message.Message):
-    __slots__ = ("epoch", "wants_state", "protocol", "hash_key", "silence_s", "was_lost")
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
-    WANTS_STATE_FIELD_NUMBER: _ClassVar[int]
-    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
-    HASH_KEY_FIELD_NUMBER: _ClassVar[int]
-    SILENCE_S_FIELD_NUMBER: _ClassVar[int]
-    WAS_LOST_FIELD_NUMBER: _ClassVar[int]
-    epoch: int
-    wants_state: bool
-    protocol: int
-    hash_key: bytes
-    silence_s: float
-    was_lost: bool
-    def __init__(self, epoch: _Optional[int] = ..., wants_state: _Optional[bool] = ..., protocol: _Optional[int] = ..., hash_key: _Optional[bytes] = ..., silence_s: _Optional[float] = ..., was_lost: _Optional[bool] = ...) -> None: ...
+    find: FindEvent
+    def __init__(self, submit: _Optional[_Union[Submit, _Mapping[str, object]]] = ..., cancel: _Optional[_Union[CancelEvent, _Mapping[str, object]]] = ..., stop_at: _Optional[_Union[StopAtEvent, _Mapping[str, object]]] = ..., sealed: _Optional[_Union[SealedEvent, _Mapping[str, object]]] = ..., closed: _Optional[_Union[ClosedEvent, _Mapping[str, object]]] = ..., adopt: _Optional[_Union[AdoptEvent, _Mapping[str, object]]] = ..., pin: _Optional[_Union[Pin, _Mapping[str, object]]] = ..., state: _Optional[_Union[GatewayState, _Mapping[str, object]]] = ..., claim: _Optional[_Union[ClaimEvent, _Mapping[str, object]]] = ..., find: _Optional[_Union[FindEvent, _Mapping[str, object]]] = ...) -> None: ...
 
 class ServedModels(_message.Message):
     __slots__ = ("models",)
@@ -147,7 +115,7 @@ class ServedModel(_message.Message):
     def __init__(self, name: _Optional[str] = ..., ready: _Optional[bool] = ..., detail: _Optional[str] = ..., num_replicas: _Optional[int] = ..., block_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("request_id", "gateway", "route", "model", "tenant", "prompt", "hashes", "sampling", "priority", "salt", "timeout_s", "trace", "digest", "grace_s")
+    __slots__ = ("request_id", "gateway", "route", "model", "tenant", "prompt", "hashes", "sampling", "priority", "salt", "timeout_s", "trace", "digest", "grace_s", "look")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
@@ -162,6 +130,7 @@ class Submit(_message.Message):
     TRACE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     GRACE_S_FIELD_NUMBER: _ClassVar[int]
+    LOOK_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     gateway: str
     route: int
@@ -176,17 +145,22 @@ class Submit(_message.Message):
     trace: str
     digest: bytes
     grace_s: float
-    def __init__(self, request_id: _Optional[str] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ..., model: _Optional[str] = ..., tenant: _Optional[str] = ..., prompt: _Optional[bytes] = ..., hashes: _Optional[bytes] = ..., sampling: _Optional[_Union[_control_pb2.ResolvedSampling, _Mapping[str, object]]] = ..., priority: _Optional[int] = ..., salt: _Optional[bytes] = ..., timeout_s: _Optional[float] = ..., trace: _Optional[str] = ..., digest: _Optional[bytes] = ..., grace_s: _Optional[float] = ...) -> None: ...
+    look: str
+    def __init__(self, request_id: _Optional[str] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ..., model: _Optional[str] = ..., tenant: _Optional[str] = ..., prompt: _Optional[bytes] = ..., hashes: _Optional[bytes] = ..., sampling: _Optional[_Union[_control_pb2.ResolvedSampling, _Mapping[str, object]]] = ..., priority: _Optional[int] = ..., salt: _Optional[bytes] = ..., timeout_s: _Optional[float] = ..., trace: _Optional[str] = ..., digest: _Optional[bytes] = ..., grace_s: _Optional[float] = ..., look: _Optional[str] = ...) -> None: ...
 
 class CancelEvent(_message.Message):
-    __slots__ = ("request_id", "gateway", "route")
+    __slots__ = ("request_id", "gateway", "route", "code", "detail")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     gateway: str
     route: int
-    def __init__(self, request_id: _Optional[str] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ...) -> None: ...
+    code: str
+    detail: str
+    def __init__(self, request_id: _Optional[str] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ..., code: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class StopAtEvent(_message.Message):
     __slots__ = ("request_id", "index", "num_outputs")
@@ -230,7 +204,7 @@ class AdoptEvent(_message.Message):
     submit: Submit
     def __init__(self, submit: _Optional[_Union[Submit, _Mapping[str, object]]] = ...) -> None: ...
 
-class ClaimEvent(_message.Message):
+class FindEvent(_message.Message):
     __slots__ = ("request_id", "gateway", "route")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
@@ -239,6 +213,18 @@ class ClaimEvent(_message.Message):
     gateway: str
     route: int
     def __init__(self, request_id: _Optional[str] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ...) -> None: ...
+
+class ClaimEvent(_message.Message):
+    __slots__ = ("request_id", "gateway", "route", "number")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    gateway: str
+    route: int
+    number: int
+    def __init__(self, request_id: _Optional[str] = ..., gateway: _Optional[str] = ..., route: _Optional[int] = ..., number: _Optional[int] = ...) -> None: ...
 
 class Pin(_message.Message):
     __slots__ = ("request_id", "gateway", "route", "model", "tenant", "prompt", "hashes", "ttl_s", "salt", "digest")
@@ -287,7 +273,7 @@ class OpenRequest(_message.Message):
     def __init__(self, submit: _Optional[_Union[Submit, _Mapping[str, object]]] = ..., outputs: _Optional[_Iterable[bytes]] = ..., finished: _Optional[_Iterable[_Union[_control_pb2.StopReason, str]]] = ..., attempt: _Optional[int] = ..., turn: _Optional[int] = ...) -> None: ...
 
 class Notice(_message.Message):
-    __slots__ = ("accepted", "started", "refused", "seal", "replay", "done", "hand_over")
+    __slots__ = ("accepted", "started", "refused", "seal", "replay", "done", "hand_over", "found")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     STARTED_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
@@ -295,6 +281,7 @@ class Notice(_message.Message):
     REPLAY_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     HAND_OVER_FIELD_NUMBER: _ClassVar[int]
+    FOUND_FIELD_NUMBER: _ClassVar[int]
     accepted: AcceptedNotice
     started: StartedNotice
     refused: RefusedNotice
@@ -302,23 +289,26 @@ class Notice(_message.Message):
     replay: ReplayNotice
     done: DoneNotice
     hand_over: HandOverNotice
-    def __init__(self, accepted: _Optional[_Union[AcceptedNotice, _Mapping[str, object]]] = ..., started: _Optional[_Union[StartedNotice, _Mapping[str, object]]] = ..., refused: _Optional[_Union[RefusedNotice, _Mapping[str, object]]] = ..., seal: _Optional[_Union[SealNotice, _Mapping[str, object]]] = ..., replay: _Optional[_Union[ReplayNotice, _Mapping[str, object]]] = ..., done: _Optional[_Union[DoneNotice, _Mapping[str, object]]] = ..., hand_over: _Optional[_Union[HandOverNotice, _Mapping[str, object]]] = ...) -> None: ...
+    found: FoundNotice
+    def __init__(self, accepted: _Optional[_Union[AcceptedNotice, _Mapping[str, object]]] = ..., started: _Optional[_Union[StartedNotice, _Mapping[str, object]]] = ..., refused: _Optional[_Union[RefusedNotice, _Mapping[str, object]]] = ..., seal: _Optional[_Union[SealNotice, _Mapping[str, object]]] = ..., replay: _Optional[_Union[ReplayNotice, _Mapping[str, object]]] = ..., done: _Optional[_Union[DoneNotice, _Mapping[str, object]]] = ..., hand_over: _Optional[_Union[HandOverNotice, _Mapping[str, object]]] = ..., found: _Optional[_Union[FoundNotice, _Mapping[str, object]]] = ...) -> None: ...
 
 class AcceptedNotice(_message.Message):
-    __slots__ = ("gateway", "route", "request_id", "place", "reason", "turn")
+    __slots__ = ("gateway", "route", "request_id", "place", "reason", "turn", "claim")
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PLACE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     TURN_FIELD_NUMBER: _ClassVar[int]
+    CLAIM_FIELD_NUMBER: _ClassVar[int]
     gateway: str
     route: int
     request_id: str
     place: int
     reason: str
     turn: int
-    def __init__(self, gateway: _Optional[str] = ..., route: _Optional[int] = ..., request_id: _Optional[str] = ..., place: _Optional[int] = ..., reason: _Optional[str] = ..., turn: _Optional[int] = ...) -> None: ...
+    claim: int
+    def __init__(self, gateway: _Optional[str] = ..., route: _Optional[int] = ..., request_id: _Optional[str] = ..., place: _Optional[int] = ..., reason: _Optional[str] = ..., turn: _Optional[int] = ..., claim: _Optional[int] = ...) -> None: ...
 
 class StartedNotice(_message.Message):
     __slots__ = ("gateway", "route", "request_id", "cached_tokens", "replica")
@@ -374,6 +364,18 @@ class HandOverNotice(_message.Message):
     request_id: str
     def __init__(self, gateway: _Optional[str] = ..., route: _Optional[int] = ..., request_id: _Optional[str] = ...) -> None: ...
 
+class FoundNotice(_message.Message):
+    __slots__ = ("gateway", "route", "submit", "rest_s")
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    SUBMIT_FIELD_NUMBER: _ClassVar[int]
+    REST_S_FIELD_NUMBER: _ClassVar[int]
+    gateway: str
+    route: int
+    submit: Submit
+    rest_s: float
+    def __init__(self, gateway: _Optional[str] = ..., route: _Optional[int] = ..., submit: _Optional[_Union[Submit, _Mapping[str, object]]] = ..., rest_s: _Optional[float] = ...) -> None: ...
+
 class ReplayNotice(_message.Message):
     __slots__ = ("gateway", "tokens")
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
@@ -401,32 +403,6 @@ class DoneNotice(_message.Message):
     device_block_seconds: float
     host_block_seconds: float
     def __init__(self, gateway: _Optional[str] = ..., route: _Optional[int] = ..., request_id: _Optional[str] = ..., cached_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., device_block_seconds: _Optional[float] = ..., host_block_seconds: _Optional[float] = ...) -> None: ...
-
-class ToGateway(_message.Message):
-    __slots__ = ("hello", "number", "batch")
-    HELLO_FIELD_NUMBER: _ClassVar[int]
-    NUMBER_FIELD_NUMBER: _ClassVar[int]
-    BATCH_FIELD_NUMBER: _ClassVar[int]
-    hello: TokenHello
-    number: int
-    batch: TokenBatch
-    def __init__(self, hello: _Optional[_Union[TokenHello, _Mapping[str, object]]] = ..., number: _Optional[int] = ..., batch: _Optional[_Union[TokenBatch, _Mapping[str, object]]] = ...) -> None: ...
-
-class TokenHello(_message.Message):
-    __slots__ = ("replica", "incarnation")
-    REPLICA_FIELD_NUMBER: _ClassVar[int]
-    INCARNATION_FIELD_NUMBER: _ClassVar[int]
-    replica: str
-    incarnation: int
-    def __init__(self, replica: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
-
-class FromGateway(_message.Message):
-    __slots__ = ("taken", "refusal")
-    TAKEN_FIELD_NUMBER: _ClassVar[int]
-    REFUSAL_FIELD_NUMBER: _ClassVar[int]
-    taken: int
-    refusal: str
-    def __init__(self, taken: _Optional[int] = ..., refusal: _Optional[str] = ...) -> None: ...
 
 class TokenBatch(_message.Message):
     __slots__ = ("routes", "indexes", "attempts", "positions", "counts", "ids", "reasons", "extras")
