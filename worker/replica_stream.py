@@ -67,6 +67,9 @@ class ReplicaStream:
             words.append(Unreached(unreached))
         return words
 
+    def fileno(self) -> int:
+        return self.end.fileno()
+
     def wait(self, timeout_s: float) -> None:
         self.end.wait(timeout_s)
 

@@ -29,6 +29,9 @@ PROOF_S = 5.0
 HANG_S = 60.0
 # Plans and ends of transfers end the wait at once.
 IDLE_S = 0.25
+# Steps of a small model cost less in one go, which ends once there is something to read. For so long tokens wait for
+# each other, which no reader sees.
+AT_ONCE_S = 0.025
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,9 @@ class Link(Protocol):
     def read(self) -> Sequence[Inbound]:
         """What has come, without waiting."""
 
+    def fileno(self) -> int:
+        """Can be read from whenever `wait` would return at once."""
+
     def wait(self, timeout_s: float) -> None:
         """Until there is something to read, somebody wakes it, or the time is over."""
 
@@ -81,13 +87,16 @@ class Served(Protocol):
     def wake_by(self, wake: Callable[[], None]) -> None:
         """`wake` is to be called, from any thread, when a step that could not run can run now, and no plan says so."""
 
+    def watch(self, descriptor: int) -> None:
+        """Of several steps in one go the next one is not run once this can be read."""
+
     def begin_epoch(self, epoch: int) -> None: ...
 
     def hold_for(self, epoch: int) -> ReplicaState: ...
 
     def obey(self, plan: Plan) -> None: ...
 
-    def step(self) -> int: ...
+    def step_within(self, seconds: float) -> int: ...
 
     def prove(self) -> bool: ...
 
@@ -117,6 +126,7 @@ class StepLoop:
             # A transfer has ended.
             swap.wake = link.wake
         worker.wake_by(link.wake)
+        worker.watch(link.fileno())
         self.retired_at = self.stepped_at = time.monotonic()
         self.is_busy = False
         self._hang_s = hang_s
@@ -143,6 +153,8 @@ class StepLoop:
         link, worker = self._link, self.worker
         try:
             while not self._closing.is_set():
+                # Whoever has woken us is heard: nothing is left that would cut the steps ahead short.
+                link.wait(0.0)
                 for word in link.read():
                     self._obey(word)
                 if self._swap is not None:
@@ -150,7 +162,7 @@ class StepLoop:
                 # What the last step gave, and that these plans are obeyed: neither waits for another step.
                 self._report()
                 self.is_busy = True
-                progressed = worker.step() or self._prove()
+                progressed = worker.step_within(AT_ONCE_S) or self._prove()
                 self.retired_at, self.is_busy = time.monotonic(), False
                 if progressed:
                     self.stepped_at = self.retired_at

@@ -157,6 +157,10 @@ class Worker:
         """See `Served`."""
         self.sampler.structures.wake = wake
 
+    def watch(self, descriptor: int) -> None:
+        """See `Served`."""
+        self.parts.model.watch(descriptor)
+
     # -- schedulers and plans
 
     def begin_epoch(self, epoch: int) -> None:
@@ -262,6 +266,11 @@ class Worker:
         seconds = (time.perf_counter() - began) / num_steps
         self._step_seconds = seconds if not self._step_seconds else 0.9 * self._step_seconds + 0.1 * seconds
         return num_steps
+
+    def step_within(self, seconds: float) -> int:
+        """`step`, and several at once where they take no longer than this and leave time to renew their leases."""
+        fitting = int(seconds / self._step_seconds) if self._step_seconds else 1
+        return self.step(min(max(1, fitting), self.desk.most_at_once))
 
     def settle(self) -> bool:
         """Retires what is under way; False if there is nothing."""

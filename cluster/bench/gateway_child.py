@@ -41,7 +41,7 @@ async def serve(scheduler: str) -> None:
     token_address = await intake.listen(Inside("127.0.0.1", SECURITY))
     link = FrontLink(LinkSettings("gateway-0", 1, token_address, find, SECURITY))
     folder = Path(worker.demo.__file__).parent
-    gateway = Gateway(GatewaySettings(port=0), link, {MODEL: TextModel.load(MODEL, folder)})
+    gateway = Gateway(GatewaySettings(port=0, max_messages_per_s=10_000), link, {MODEL: TextModel.load(MODEL, folder)})
     server = GatewayServer(gateway)
     await server.start()
     http = HttpServer(gateway, 0, must_be=True)

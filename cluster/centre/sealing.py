@@ -183,10 +183,11 @@ class Sealing:
                 # Its client may have read them at the gateway before this one.
                 for index, (outputs, reason) in enumerate(heard):
                     self._replay(request, index, outputs, reason)
-        elif group.is_ended and not request.is_cancelled and request.state is State.ENDED:
+        elif group.is_ended and not request.is_cancelled:
             group.reason = Reason.NONE
             group.outputs = ids()
-            self._endings.revive(request)
+            if request.state is State.ENDED:
+                self._endings.revive(request)
 
     def replay(self, request: Request, sequence: Sequence) -> None:
         """Its gateway is told all of this sequence again."""

@@ -303,6 +303,11 @@ class Desk:
         """The next step, with a row for each beam. Empty: nobody lives here, or every lease is dry."""
         return self.steps.next()
 
+    @property
+    def most_at_once(self) -> int:
+        """So many steps may run in one go and leave time to renew the leases that they near the end of."""
+        return max(1, self.reporter.ahead - 1)
+
     def most_steps(self, batch: Batch, allowed: int, part_keys: int) -> int:
         """See `Steps.most_steps`."""
         return self.steps.most_steps(batch, allowed, part_keys)

@@ -25,6 +25,7 @@ from cluster.gateway.door.entry import Reader
 from cluster.gateway.front import Connected, Disconnected, Order, SchedulerLink
 from cluster.gateway.intake import Question, read_text
 from cluster.gateway.models import TextModel
+from cluster.gateway.pace import Pace
 from cluster.gateway.settings import GatewaySettings
 from cluster.gateway.texts import Texts
 from cluster.gateway.watch import Watch
@@ -53,6 +54,7 @@ class Gateway:
         """`load` reads the tokenizer of a model that is loaded while the cluster serves."""
         self.settings = settings
         self.catalogue = Catalogue(models, load, default=settings.default_model)
+        self.pace = Pace(settings.max_messages_per_s)
         self.door = Door(_door_settings(settings))
         self.is_connected = False
         self.is_stopping = False

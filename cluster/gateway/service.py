@@ -21,34 +21,10 @@ from cluster.gateway.gateways import lister
 from cluster.gateway.intake import Question, check_request_id, read_generate, read_ttl
 from protos.quire.v1 import inference_pb2 as pb
 
-MAX_GAP_S = 0.025
-
 MAX_REFUSALS = 256
 """Of one message of GenerateMany: each has its details."""
 MAX_RESPONSES = 1_024
 """Responses in one message of GenerateMany; more are written in the next."""
-
-
-class Pace:
-    """How soon a stream may write again, so that all streams together write no more than `rate` messages a second.
-
-    What arrives before that is merged into the next message. The wait is never longer than `MAX_GAP_S`, however many
-    streams there are, and a lone stream does not notice it.
-    """
-
-    def __init__(self, rate: int) -> None:
-        self._rate = rate
-        self.num_streams = 0
-
-    @property
-    def gap_s(self) -> float:
-        """The least time between two messages of one stream."""
-        return min(MAX_GAP_S, self.num_streams / self._rate)
-
-    async def wait(self, wrote_at: float) -> None:
-        left_s = wrote_at + self.gap_s - time.monotonic()
-        if left_s > 0:
-            await asyncio.sleep(left_s)
 
 
 class InferenceService:
@@ -56,7 +32,7 @@ class InferenceService:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._pace = Pace(gateway.settings.max_messages_per_s)
+        self._pace = gateway.pace
 
     @property
     def methods(self) -> dict[str, Method]:
@@ -95,7 +71,8 @@ class InferenceService:
                     outlet.take()
                 if answer.cursor is not cursor:
                     raise resumed_elsewhere()
-                if cursor.fill(add):
+                # Its first token waits for nothing.
+                if cursor.fill(add) and answer.first_token is not None:
                     wrote_at = time.monotonic()
                 for message in messages:
                     await call.write(message)
@@ -113,7 +90,7 @@ class InferenceService:
     async def generate_many(self, requests: AsyncIterator[pb.GenerateManyRequest], call: Call) -> None:
         self._pace.num_streams += 1
         try:
-            await ManyStream(self._gateway, call, self._pace).run(requests)
+            await ManyStream(self._gateway, call).run(requests)
         finally:
             self._pace.num_streams -= 1
 
@@ -160,10 +137,10 @@ class InferenceService:
 class ManyStream:
     """One GenerateMany stream: a task that reads questions, and a loop that writes what is new of all of them."""
 
-    def __init__(self, gateway: Gateway, call: Call, pace: Pace) -> None:
+    def __init__(self, gateway: Gateway, call: Call) -> None:
         self._gateway = gateway
         self._call = call
-        self._pace = pace
+        self._pace = gateway.pace
         self._outlet = Outlet()
         self._answers: dict[int, tuple[Answer, Cursor]] = {}
         self._refused: list[tuple[int, QuireError]] = []

@@ -6,6 +6,7 @@ certificate files, when a server is built.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 from cluster.errors import ConfigError
@@ -16,6 +17,11 @@ from cluster.serving.public_port import PortTls, PublicPort
 MAX_RESUME_GRACE_S = 60.0
 MAX_REQUEST_ID_CHARS = 128
 MAX_PIN_S = 86_400.0
+
+
+def _few_messages() -> int:
+    """What takes about a twentieth of this machine at a gateway, and as much again at its clients."""
+    return min(10_000, 500 * len(os.sched_getaffinity(0)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +56,9 @@ class GatewaySettings:
     max_open_per_stream: int = 4_096
     # What clients have not read of their answers; where it is more, what has most unread ends.
     unread: UnreadBounds = field(default_factory=UnreadBounds)
-    # Messages that all streams together may write in a second; beyond it tokens merge, by at most 25 ms each.
-    max_messages_per_s: int = 10_000
+    # Messages that all streams together may write in a second; beyond it tokens merge, by at most 25 ms each. Where
+    # workers compute on the same cores, each message takes time from their steps.
+    max_messages_per_s: int = field(default_factory=_few_messages)
     # A request that the scheduler has not taken by then is answered UNAVAILABLE.
     accept_timeout_s: float = 30.0
     # Seconds between pings on a silent connection: a dead peer is found out in twice that, a silent one lives.

@@ -48,6 +48,7 @@ WANTED = (
     "logprobs go on",
     "rank lost",
     "model unloaded",
+    "steps at once",
 )
 """Each must be met by at least 5 % of the histories of a run."""
 
@@ -141,6 +142,7 @@ class Coverage:
         counts["write behind"] = scheduler.counters["blocks written behind"]
         counts["wait on a prefix"] = scheduler.counters["parked on a prefix"]
         counts["stale tokens"] = sum(gateway.door.num_stale for gateway in world.gateways.values())
+        counts["steps at once"] = sum(worker.steps.num_ahead for worker in world.workers.values())
         counts["beam swap of parents"] = sum(worker.steps.num_beam_swaps for worker in world.workers.values())
         counts["broken streams"] = world.network.num_breaks
         return counts

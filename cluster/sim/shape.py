@@ -16,6 +16,7 @@ class WorkerShape:
     max_model_len: int
     token_budget: int
     depth: int = 2  # steps that are issued before the first of them has retired
+    at_once: int = 1  # more: its host waits for its steps, and takes up to so many in one go; `depth` means nothing
     step_base_s: float = 0.008
     per_token_s: float = 0.0002
     end_one_in: int = 40

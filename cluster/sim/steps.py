@@ -1,19 +1,22 @@
 """The device of a simulated replica: what a desk orders is done to made-up blocks, and its steps draw made-up tokens.
 
 Up to `depth` steps are issued at once. A step has the tables that it was issued with, writes its slots and draws its
-tokens when its time is over, in the order in which all of the device's work was issued. It decides nothing.
+tokens when its time is over, in the order in which all of the device's work was issued. Where the host waits for its
+device (`at_once`), steps happen at the end of their time, several in one go: what came meanwhile was there before. It
+decides nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 from typing import Any
 
 import numpy as np
 
+from cluster.desk.batcher import Batch
 from cluster.desk.desk import Desk
 from cluster.desk.words import (
     Abort,
@@ -36,13 +39,19 @@ from cluster.sim.model import draw, logprob
 from cluster.sim.shape import WorkerShape
 from cluster.sim.transfers import Transfers
 
+Ints = list[int]
+
+KEYS_PER_CUT = 16
+"""At contexts that are multiples of it no step follows another without the host."""
+
 
 @dataclass(slots=True)
 class Issued:
-    """A flight with the tables of its rows as they were when it was issued."""
+    """A flight with the tables of its rows as they were when it was issued; tokens of all steps but its last."""
 
     flight: Flight
-    tables: dict[int, list[int]]
+    tables: dict[int, Ints]
+    earlier: list[Ints] = field(default_factory=list)
 
 
 class Steps:
@@ -58,7 +67,9 @@ class Steps:
             Blocks(shape.num_blocks, shape.block_size, random, shape.model) for _ in range(shape.num_ranks - 1)
         ]
         self.stream = Stream(owner)
+        self._owner = owner
         self.step_seconds = 0.0
+        self.num_ahead = 0
         self.num_beam_swaps = 0
         self._desk = desk
         self._random = random
@@ -107,6 +118,9 @@ class Steps:
     # -- steps
 
     def issue(self) -> None:
+        if self.shape.at_once > 1:
+            self._issue_at_once()
+            return
         desk = self._desk
         while self._num_issued < self.shape.depth:
             batch = desk.next()
@@ -120,15 +134,56 @@ class Steps:
             self.stream.issue(seconds, partial(self._retire, issued, seconds))
             self.carry_out()
 
+    def _issue_at_once(self) -> None:
+        if not self._num_issued:
+            self._num_issued = 1
+            seconds = self.shape.step_base_s * self._random.uniform(0.9, 0.5 + self.shape.at_once)
+            self._owner.after(seconds, self._issue_run, seconds)
+
+    def _issue_run(self, seconds: float) -> None:
+        batch = self._desk.next()
+        self.carry_out()
+        if batch.num_tokens:
+            self.stream.issue(0.0, partial(self._run, batch, seconds))
+        else:
+            self._num_issued = 0
+
+    def _run(self, batch: Batch, seconds: float) -> None:
+        """All of it at one moment; how many steps it takes depends on what they draw, and on what came for the host."""
+        desk = self._desk
+        tables = {row: desk.rows.table(row) for row in batch.rows.tolist()}
+        earlier = self._run_ahead(batch, tables)
+        self.num_ahead += len(earlier)
+        issued = Issued(desk.launched(batch, len(earlier) + 1), tables, earlier)
+        self.carry_out()
+        self._retire(issued, seconds / (len(earlier) + 1))
+
+    def _run_ahead(self, batch: Batch, tables: dict[int, Ints]) -> list[Ints]:
+        """Of steps in one go the tokens of all but the last, which is computed as every step is."""
+        desk, rows = self._desk, batch.rows.tolist()
+        allowed = self._random.randint(1, min(self.shape.at_once, desk.most_at_once))
+        most = desk.most_steps(batch, allowed, KEYS_PER_CUT)
+        if most > 1 and any(desk.rows.at(row).logprobs is not None for row in rows):
+            return []
+        earlier: list[Ints] = []
+        while len(earlier) + 1 < most:
+            ends = self._write(batch, tables, earlier)
+            drawn = [self._draw(row, tables[row], ends[row]) for row in rows]
+            if any(token in desk.rows.stops[row] for row, token in zip(rows, drawn, strict=True)):
+                break
+            earlier.append(drawn)
+        return earlier
+
     def _retire(self, issued: Issued, seconds: float) -> None:
         """The step is over: its slots are written, its tokens drawn."""
         desk, flight = self._desk, issued.flight
         self._num_issued -= 1
         self.step_seconds += 0.1 * (seconds - self.step_seconds)
-        ends = self._write(issued)
+        ends = self._write(flight.batch, issued.tables, issued.earlier)
         rows = flight.rows.tolist()
         drawn = np.array([self._draw(row, issued.tables[row], ends[row]) for row in rows], np.int64)
-        broken, earlier = np.zeros(len(drawn), np.bool_), np.zeros((0, len(drawn)), np.int64)
+        broken, earlier = np.zeros(len(drawn), np.bool_), np.array(issued.earlier, np.int64)
+        earlier = earlier.reshape(len(issued.earlier), len(drawn))
         groups: list[GroupStep] = []
         if self._searches:
             groups = [self._search(row, issued, ends[row]) for row in flight.sampled.tolist() if row in self._searches]
@@ -143,15 +198,18 @@ class Steps:
         self.issue()
         self._on_retire()
 
-    def _write(self, issued: Issued) -> dict[int, int]:
-        """Writes the slots of all rows but those that others hold; returns where each row ends."""
-        batch, rows, ends = issued.flight.batch, self._desk.rows, {}
-        for row, start, count in zip(batch.rows.tolist(), batch.starts.tolist(), batch.counts.tolist(), strict=True):
-            end = ends[row] = start + count
-            first = max(start, int(rows.write_from[row]))
+    def _write(self, batch: Batch, tables: dict[int, Ints], earlier: Sequence[Ints]) -> dict[int, int]:
+        """Writes the slots of all rows but those that others hold; behind `earlier` steps those of the last one's
+        tokens. Returns where each row ends."""
+        rows, ends = self._desk.rows, {}
+        spans = zip(batch.rows.tolist(), batch.starts.tolist(), batch.counts.tolist(), strict=True)
+        for at, (row, start, count) in enumerate(spans):
+            end = ends[row] = start + count + len(earlier)
+            first = max(end - 1 if earlier else start, int(rows.write_from[row]))
             if first < end:
+                tokens = [earlier[-1][at]] if earlier else rows.tokens[row, first:end].tolist()
                 for rank in (self.blocks, *self.others):
-                    rank.write(issued.tables[row], first, rows.tokens[row, first:end].tolist())
+                    rank.write(tables[row], first, tokens)
         return ends
 
     def _logprob(self, table: list[int], length: int, token: int) -> Logprobs:

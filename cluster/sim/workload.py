@@ -41,7 +41,7 @@ class Scenario:
 def draw_scenario(seed: int, with_faults: bool, *, always_moves: bool = False) -> Scenario:
     """`always_moves`: whatever the seed, some clients change gateways."""
     random = Random(f"scenario/{seed}")
-    world = _draw_world(random, with_faults)
+    world = _draw_world(random, with_faults, Random(f"at once/{seed}").choice((1, 1, 3)))
     asks = _draw_asks(random, world)
     world, asks = _share_among_models(Random(f"models/{seed}"), world, asks)
     if always_moves or seed % MOVES_ONE_IN == 0:
@@ -53,7 +53,7 @@ def draw_scenario(seed: int, with_faults: bool, *, always_moves: bool = False) -
     return Scenario(seed, world, asks, faults, seed % 10 == 0, warms)
 
 
-def _draw_world(random: Random, with_faults: bool) -> WorldShape:
+def _draw_world(random: Random, with_faults: bool, at_once: int) -> WorldShape:
     num_nodes = random.randint(1, 3)
     num_workers = random.randint(2, 6)
     block_size = random.choice((2, 4, 4, 8))
@@ -66,6 +66,7 @@ def _draw_world(random: Random, with_faults: bool) -> WorldShape:
         max_model_len=random.choice((96, 160)),
         token_budget=random.choice((8, 16, 32, 64)),
         depth=random.choice((1, 2, 2)),
+        at_once=at_once,
         end_one_in=random.choice((25, 60, 1000)),
         num_noises=random.choice((1, 1, 3)),
     )

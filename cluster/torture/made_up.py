@@ -58,6 +58,9 @@ class MadeUpWorker:
     def wake_by(self, wake: Callable[[], None]) -> None:
         """Whether a step can run, plans alone say here."""
 
+    def watch(self, descriptor: int) -> None:
+        """It runs one step at a time."""
+
     def begin_epoch(self, epoch: int) -> None:
         self._desk.begin_epoch(epoch)
 
@@ -69,7 +72,7 @@ class MadeUpWorker:
         # There are no bytes: nothing is to be done for the desk.
         self._desk.take_orders()
 
-    def step(self) -> int:
+    def step_within(self, seconds: float) -> int:
         desk = self._desk
         batch = desk.next()
         desk.take_orders()

@@ -1,27 +1,30 @@
 """From one step of decodes to the next without the host: the likeliest tokens, and what the next step reads of them.
 
 `program` calls these for its last op and between two steps. A run of steps ends after the step in which a sequence
-gets one of its stop ids, or logits that are no numbers; lengths, leases and cuts of the attention plan bound a run
-beforehand (`worker/run_ahead.py`), so that nothing else can end inside it.
+gets one of its stop ids, or logits that are no numbers, or something comes for the host; lengths, leases and cuts of
+the attention plan bound a run beforehand (`Steps.most_steps`), so that nothing else can end inside it.
 """
 
 from __future__ import annotations
 
+import select
+import struct
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels.cpu.attention import ITEM_POSITION, ITEM_TO, ITEM_WIDTH
-from kernels.cpu.ir import I32, I64, Code, Pointer, Value
+from kernels.cpu.ir import I32, I32T, I64, Code, Pointer, Value
 from kernels.cpu.shapes import LANES
 
 # What lies where an `Advance` has its words.
 _WORDS = (
     "best", "broken", "written", "ids", "positions", "slots", "rows", "tables", "table_stride", "block_size", "stops",
-    "num_stops", "items", "num_items", "done", "halted",
+    "num_stops", "items", "num_items", "watched", "done", "halted",
 )  # fmt: skip
 _AT = {name: number for number, name in enumerate(_WORDS)}
+_POLLED = struct.Struct("ihh")
 
 
 class Advance:
@@ -30,6 +33,13 @@ class Advance:
     def __init__(self) -> None:
         self._words: NDArray[np.int64] = np.zeros(len(_WORDS), np.int64)
         self.address = int(self._words.ctypes.data)
+        # What `poll` wants to know of a descriptor.
+        self._watched: NDArray[np.uint8] = np.zeros(_POLLED.size, np.uint8)
+
+    def watch(self, descriptor: int) -> None:
+        """A run ends before its next step once this can be read."""
+        _POLLED.pack_into(self._watched.data, 0, descriptor, select.POLLIN, 0)
+        self.set(watched=self._watched.ctypes.data)
 
     def set(self, **values: int) -> None:
         for name, value in values.items():
@@ -64,10 +74,18 @@ def emit_advance(code: Code, words: Pointer, step: Value, num_rows: Value, last:
         with code.range(0, integer("num_stops")) as number:
             stop = stops.load(rows.load(row) * integer("num_stops") + number)
             ends.set(stop.equals(token).choose(code.integer(1), ends.get()))
+    watched = code.pointer(integer("watched"), I32)
+    with code.when(watched.is_null().equals(0)):
+        ends.set(ends.get() | _can_be_read(code, watched))
     words.store(_AT["done"], step + 1)
     words.store(_AT["halted"], ends.get())
     with code.when(last.choose(code.integer(0), code.integer(1)).equals(1)):
         _next_inputs(code, integer, num_rows)
+
+
+def _can_be_read(code: Code, watched: Pointer) -> Value:
+    num_ready = code.call("poll", I32T, [Value(code, watched.ir), code.integer(1), code.integer(0).narrow()])
+    return num_ready.equals(1).choose(code.integer(1), code.integer(0))
 
 
 def _next_inputs(code: Code, integer: Callable[[str], Value], num_rows: Value) -> None:

@@ -319,6 +319,10 @@ class CpuDecoder:
             logits, places = self._logits, (self._best.ctypes.data, self._broken.ctypes.data)
             self._draw.set(draws, torch.get_num_threads(), logits.data_ptr(), logits.shape[1], *places)
 
+    def watch(self, descriptor: int) -> None:
+        """`run_ahead` ends before its next step once this can be read."""
+        self._advance.watch(descriptor)
+
     @property
     def keys_per_cut(self) -> int:
         """At contexts that are multiples of this a sequence's attention is cut anew: a run of steps must end before."""

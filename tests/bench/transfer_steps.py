@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import queue
 import secrets
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -72,21 +73,24 @@ class QueueLink:
     def __init__(self, say: Callable[[Outbound], None]) -> None:
         self.say = say
         self._words: queue.SimpleQueue[Inbound] = queue.SimpleQueue()
-        self._news = threading.Event()
+        self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def put(self, word: Inbound) -> None:
         self._words.put(word)
-        self._news.set()
+        self.wake()
 
     def read(self) -> list[Inbound]:
-        self._news.clear()
         return [self._words.get_nowait() for _ in range(self._words.qsize())]
 
+    def fileno(self) -> int:
+        return self._news
+
     def wait(self, timeout_s: float) -> None:
-        self._news.wait(timeout_s)
+        if select.select([self._news], [], [], timeout_s)[0]:
+            os.eventfd_read(self._news)
 
     def wake(self) -> None:
-        self._news.set()
+        os.eventfd_write(self._news, 1)
 
 
 class Loaded:

@@ -9,7 +9,7 @@ import pytest
 from cluster.client.errors import error_from_call
 from cluster.errors import AlreadyExists, InvalidRequest, NeverFits, NotFound, Unavailable, Unsupported
 from cluster.gateway.catalogue import Catalogue
-from cluster.gateway.service import Pace
+from cluster.gateway.pace import Pace
 from cluster.gateway.settings import GatewaySettings
 from cluster.messages import Logprobs, Reason, Seal, Tokens, ids
 from cluster.sampling import SamplingParams

@@ -1,5 +1,6 @@
 """The worker under plans written by hand: order, numbers, epochs, leases, drops, copies, what it tells back."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,27 @@ def test_reports_prefill_ahead_of_need_and_standing_still(worker: Worker, greedy
     assert list(result_of(worker).advances.positions) == [12]
     assert not worker.step()
     assert worker.take_result() is None
+
+
+def test_steps_in_one_go_end_once_something_has_come(folder: Path, greedy: list[int]) -> None:
+    settings = WorkerSettings(
+        model=str(folder), dtype="float32", block_size=SIZE, kv_blocks=40, max_batch=4, hash_key=KEY,
+        show_progress=False,
+    )  # fmt: skip
+    worker = Worker(settings, replica="r0", incarnation=3)
+    ear, mouth = os.pipe()
+    worker.watch(ear)
+    worker.obey(replace(plan(1, starts=(start(table=ids(range(12)), lease_end=40),)), ahead=4))
+    assert worker.step_within(0.0) == 1
+    # Three, for the lease has to be renewed while one slot of it is left; none of these takes a second.
+    assert worker.step_within(100.0) == 3
+    os.write(mouth, b"!")
+    assert [worker.step_within(100.0) for _ in range(3)] == [1, 1, 1]
+    os.read(ear, 1)
+    assert worker.step_within(100.0) == 3
+    assert tokens_of(worker.take_tokens()["g"]) == greedy[:10]
+    os.close(ear)
+    os.close(mouth)
 
 
 def test_names_of_generated_blocks(worker: Worker, greedy: list[int]) -> None:

@@ -107,7 +107,7 @@ def storm(pools: str, block_bytes: str, caller: str, life: str, first: str, coun
     threading.Thread(target=lambda: (sys.stdin.read(), closed.set()), daemon=True).start()
     print("ready", flush=True)
     done = {"written": 0, "read": 0, "failed": 0}
-    # One that is told to end while it begins still writes once: the bound of whoever waits for it says that it could not.
+    # Told to end while it begins, it still writes once; whoever waits for it has a bound.
     while not (closed.is_set() and done["written"]):
         theirs = draw.sample(range(int(first), int(first) + int(count)), draw.randrange(1, int(count)))
         mine = list(range(len(theirs)))

@@ -169,6 +169,12 @@ class Model:
             return self._fused.run_ahead(ids, positions, batch, num_steps, stops, draws)
         return self._fused.pick(ids, positions, batch, logit_rows, draws)
 
+    def watch(self, descriptor: int) -> None:
+        """`pick` runs no further step once this can be read."""
+        if self.runs_ahead:
+            assert self._fused is not None
+            self._fused.watch(descriptor)
+
     @torch.inference_mode()
     def _run_module(self, ids: torch.Tensor, positions: torch.Tensor, logit_rows: torch.Tensor) -> torch.Tensor:
         out = self.loaded.module(
