@@ -9,6 +9,7 @@ from typing import Any
 import openai
 import pytest
 
+from cluster.gateway.settings import GatewaySettings
 from tests.http.scripted import HARMONY, HERMES, LLAMA, MISTRAL, PLAIN, QWEN, Stage, on_stage, told
 
 WEATHER: dict[str, Any] = {
@@ -75,9 +76,10 @@ def test_calls_whole_and_streamed(form: str) -> None:
             for call in one.delta.tool_calls or []
             if one.index == 0 and call.index == 0
         ]
-        assert len(pieces) > 1, "arguments should come while they are written"
+        assert len(pieces) > 5, "arguments should come while they are written"
 
-    on_stage(template, story)
+    # Where cores are few, what is made this fast would be merged.
+    on_stage(template, story, settings=GatewaySettings(port=0, max_messages_per_s=10_000))
 
 
 def test_channels_are_reasoning_text_and_calls() -> None:
