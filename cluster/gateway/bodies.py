@@ -46,9 +46,12 @@ class Bodies:
 
     async def of_tenant(self, read: ReadRaw, kind: type[Request], max_bytes: int, tenant: str) -> Request:
         """The one message of a call."""
-        mine = self._reading.setdefault(tenant, asyncio.Semaphore(self._most))
-        async with _in_time(BODY_S), mine:
+        async with _in_time(BODY_S), self.share(tenant):
             return checked(await read(), kind, max_bytes)
+
+    def share(self, tenant: str) -> asyncio.Semaphore:
+        """Of this tenant: held while a body of any size is read."""
+        return self._reading.setdefault(tenant, asyncio.Semaphore(self._most))
 
     async def of_stranger(self, read: ReadRaw, kind: type[Request], max_bytes: int, machine: str) -> Request:
         """The one message of a call that needs no token."""

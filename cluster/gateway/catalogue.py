@@ -119,7 +119,7 @@ class Catalogue:
         check_length(prompt, longest)
         size = len(prompt) // served.block_size + len(question.params.allowed_token_ids or ())
         question = _with_structure(question, model, prompt)
-        hashes, sampling = await self.work.run(size, self._prepare, tenant, client_id, prompt, question)
+        hashes, sampling = await self.work.run(tenant, size, self._prepare, tenant, client_id, prompt, question)
         if sampling.structured_outputs is not None:
             await self.work.structures.check(tenant, model, sampling.structured_outputs)
         return Submit(
@@ -174,7 +174,7 @@ class Catalogue:
         tokens = await read_prompt(prompt, model, self.work, tenant)
         check_length(tokens, _longest(served, model))
         hasher = self._hasher(served, tenant)
-        hashes = await self.work.run(len(tokens) // served.block_size, hasher.prompt, tokens)
+        hashes = await self.work.run(tenant, len(tokens) // served.block_size, hasher.prompt, tokens)
         if not hashes:
             problem = f"has {len(tokens)} tokens, and only full blocks of {served.block_size} can be kept"
             raise InvalidRequest("prompt", problem, "give a longer prefix")

@@ -22,7 +22,7 @@ from cluster.errors import QueueFull
 
 START_S = 60.0
 """For a child to start, or to read a subject."""
-MAX_WAITING = 256
+MAX_WAITING, MAX_WAITING_OF_TENANT = 1_024, 64
 _SIZE = Struct("<I")
 
 Words: TypeAlias = dict[str, Any]
@@ -56,8 +56,11 @@ class Confined:
     async def ask(self, tenant: str, subject: object, words: Callable[[], Words], question: Words) -> Words:
         """The child's answer; `words` say what the subject is. Raises `QueueFull`; `TimeoutError` when it takes too
         long; `EOFError` when the child ended, for want of memory or stack."""
+        turn = self._turns.get(tenant)
+        if turn is not None and turn.num >= MAX_WAITING_OF_TENANT:
+            raise QueueFull(f"{MAX_WAITING_OF_TENANT} {self._what} of this tenant wait here", 1.0)
         if self._num_waiting >= MAX_WAITING:
-            raise QueueFull(f"{MAX_WAITING} {self._what} wait here", 1.0)
+            raise QueueFull(f"{MAX_WAITING:,} {self._what} wait here", 1.0)
         self._num_waiting += 1
         try:
             async with self._turn_of(tenant), self._turn:

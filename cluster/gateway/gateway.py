@@ -205,7 +205,7 @@ class Gateway:
         """The text of token ids. Raises `QuireError`."""
         self._check_read(tenant, len(tokens))
         _, model = self.catalogue.find(model_name)
-        return await read_text(tokens, skips_special_tokens, model, self.catalogue.work)
+        return await read_text(tokens, skips_special_tokens, model, self.catalogue.work, tenant)
 
     def _check_read(self, tenant: str, num_bytes: int) -> None:
         limits = self.settings.tokens.limits(tenant)

@@ -132,10 +132,10 @@ async def read_prompt(prompt: pb.Prompt, model: TextModel, work: Work, tenant: s
     """The token ids of a tenant's prompt. Raises `InvalidRequest`."""
     kind = prompt.WhichOneof("prompt")
     if kind == "token_ids":
-        tokens = await _read_ids("prompt.token_ids", "prompt", prompt.token_ids.ids, model, work)
+        tokens = await _read_ids("prompt.token_ids", "prompt", prompt.token_ids.ids, model, work, tenant)
     elif kind == "text":
         text = prompt.text
-        tokens = await work.run(len(text), model.encode, text)
+        tokens = await work.run(tenant, len(text), model.encode, text)
     elif kind == "chat":
         tokens = await _read_chat(prompt.chat, model, work, tenant)
     else:
@@ -145,10 +145,10 @@ async def read_prompt(prompt: pb.Prompt, model: TextModel, work: Work, tenant: s
     return tokens
 
 
-async def _read_ids(field: str, what: str, given: Sequence[int], model: TextModel, work: Work) -> Ids:
+async def _read_ids(field: str, what: str, given: Sequence[int], model: TextModel, work: Work, tenant: str) -> Ids:
     if len(given) > model.max_model_len:
         raise NeverFits(what, len(given), model.max_model_len, "tokens", "send fewer")
-    return await work.run(len(given), _copy_ids, field, given, model)
+    return await work.run(tenant, len(given), _copy_ids, field, given, model)
 
 
 def _copy_ids(field: str, given: Sequence[int], model: TextModel) -> Ids:
@@ -160,10 +160,10 @@ def _copy_ids(field: str, given: Sequence[int], model: TextModel) -> Ids:
     return tokens
 
 
-async def read_text(given: Sequence[int], skips_special_tokens: bool, model: TextModel, work: Work) -> str:
+async def read_text(given: Sequence[int], skips_special_tokens: bool, model: TextModel, work: Work, tenant: str) -> str:
     """The text of token ids, as many as the model could ever hold. Raises `InvalidRequest`."""
-    tokens = await _read_ids("ids", "ids", given, model, work)
-    return await work.run(len(tokens), model.decode, tokens, skips_special_tokens)
+    tokens = await _read_ids("ids", "ids", given, model, work, tenant)
+    return await work.run(tenant, len(tokens), model.decode, tokens, skips_special_tokens)
 
 
 async def _read_chat(chat: pb.Chat, model: TextModel, work: Work, tenant: str) -> Ids:
@@ -178,7 +178,7 @@ async def _read_chat(chat: pb.Chat, model: TextModel, work: Work, tenant: str) -
             raise InvalidRequest(f"prompt.chat.messages[{at}].role", problem, remedy)
     template, conversation = model.conversation(chat)
     text = await work.templates.render(tenant, template, conversation, model.max_chars)
-    return await work.run(len(text), model.encode_rendered, text)
+    return await work.run(tenant, len(text), model.encode_rendered, text)
 
 
 def check_length(tokens: Sequence[int], max_model_len: int) -> None:

@@ -8,7 +8,7 @@ the embedded engine, whose caller brought the model, calls it directly.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from cluster.errors import InvalidRequest
@@ -46,6 +46,10 @@ class Conversation:
     tools: Sequence[Mapping[str, Any]] = ()
     words: Mapping[str, Any] = field(default_factory=dict)
 
+    def plain(self) -> Words:
+        """As JSON has it. `asdict` would copy what the client sent, to its depths."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
 
 def render(template: Template, conversation: Conversation) -> str:
     """The conversation as the model's text, as transformers makes it. Raises InvalidRequest."""
@@ -79,7 +83,7 @@ class Templates:
 
     async def render(self, tenant: str, template: Template, conversation: Conversation, max_chars: int) -> str:
         """As `render` above. Raises InvalidRequest, or QueueFull."""
-        question = {"conversation": asdict(conversation), "max_chars": max_chars}
+        question = {"conversation": conversation.plain(), "max_chars": max_chars}
         try:
             answer = await self.child.ask(tenant, template, lambda: asdict(template), question)
         except TimeoutError:

@@ -5,7 +5,6 @@ Doors read it from the wire's `Chat` once per request. Everything that a client 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from cluster.errors import InvalidRequest
 from cluster.limits import MAX_TOOL_CHARS, MAX_TOOLS
+from cluster.wire.values import MAX_PARTS, count_parts, parsed
 from protos.quire.v1 import inference_pb2 as pb
 
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
@@ -92,10 +92,7 @@ def _tool(where: str, text: str) -> Tool:
 
 def object_of(where: str, text: str) -> dict[str, Any]:
     """The JSON object of a text. Raises `InvalidRequest`."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(where, f"is no JSON: {str(error)[:200]}", "give an object") from error
+    found = parsed(where, text.encode())
     if not isinstance(found, dict):
         raise InvalidRequest(where, f"is {text[:60]!r}", "give a JSON object")
     return found
@@ -103,6 +100,10 @@ def object_of(where: str, text: str) -> dict[str, Any]:
 
 def messages_of(chat: pb.Chat) -> list[dict[str, Any]]:
     """The messages as chat templates have them. Raises `InvalidRequest`."""
+    left = MAX_PARTS
+    for at, message in enumerate(chat.messages):
+        for call in message.tool_calls:
+            left -= count_parts(f"{_FIELD}.messages[{at}].tool_calls", call.arguments.encode(), left)
     return [_message(f"{_FIELD}.messages[{at}]", message) for at, message in enumerate(chat.messages)]
 
 

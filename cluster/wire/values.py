@@ -5,12 +5,55 @@ The HTTP door reads bodies with it, client and embedded engine conversations.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from cluster.errors import InvalidRequest
 
 MAX_ENTRIES = 20_000
 """Of a list or mapping in a body: what the wire's own bounds would refuse later is refused before it is copied."""
+MAX_PARTS = 100_000
+"""Strings, lists and objects of one JSON text. Python makes an object of each, and nothing else runs meanwhile."""
+MAX_DEPTH = 256
+
+_BESIDE_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def parsed(field: str, raw: bytes, max_numbers: int = MAX_PARTS) -> Any:
+    """The value of a JSON text that somebody else wrote, counted before it is made. Raises `InvalidRequest`."""
+    count_parts(field, raw, max_numbers=max_numbers)
+    try:
+        # In no other code than UTF-8, which is what was counted.
+        return json.loads(raw.decode(), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(field, f"is no JSON: {str(error)[:200]}", "send an object") from error
+
+
+def count_parts(field: str, raw: bytes, max_parts: int = MAX_PARTS, max_numbers: int = MAX_PARTS) -> int:
+    """Strings, lists and objects in a JSON text. Raises `InvalidRequest` for too many of them, or too deep ones."""
+    bare = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
+    num_strings = bare.count(b'"') // 2
+    # What stands between the quotes is what a model is told, brackets and all.
+    outside = bare if num_strings > max_parts else b"".join(bare.split(b'"')[::2])
+    brackets = outside.translate(None, _BESIDE_BRACKETS)
+    num_parts = num_strings + len(brackets) // 2
+    if num_parts > max_parts:
+        problem = f"has {num_parts:,} strings, lists and objects"
+        raise InvalidRequest(field, problem, f"give at most {max_parts:,}")
+    num_values = outside.count(b",")
+    if num_values > max_numbers:
+        raise InvalidRequest(field, f"has {num_values:,} values", f"give at most {max_numbers:,}")
+    depth = deepest = 0
+    for byte in brackets:
+        depth += 1 if byte in b"[{" else -1
+        deepest = max(deepest, depth)
+    if deepest > MAX_DEPTH:
+        raise InvalidRequest(field, f"is nested {deepest:,} deep", f"nest at most {MAX_DEPTH} lists and objects")
+    return num_parts
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def number(field: str, value: Any) -> float:

@@ -13,7 +13,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -24,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 
 from cluster import __version__
 from cluster.errors import Aborted, AccessDenied, InvalidRequest, NotFound, QuireError
+from cluster.gateway.bodies import SMALL_BYTES, Bodies
 from cluster.gateway.gateway import Gateway
 from cluster.gateway.http import asks
 from cluster.gateway.http.answers import Writer
@@ -35,16 +36,18 @@ from cluster.gateway.http.reader import Again, Reader
 from cluster.gateway.intake import read_generate
 from cluster.gateway.models import TextModel
 from cluster.gateway.settings import MAX_REQUEST_ID_CHARS
+from cluster.gateway.work import INLINE_SIZE
 from cluster.serving.auth import Caller
 from cluster.serving.refused import refused
 from cluster.wire import values
 
 BODY_S = 20.0
 """A body that has not come whole by then is not waited for."""
-MAX_DEPTH = 32
 MAX_HEAD_BYTES = 64 << 10
 _HOST = re.compile(r"(\[(?P<v6>[^\]]+)\]|(?P<name>[^:]*))(:[0-9]*)?")
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Handler = Callable[["HttpDoor", Request, Caller], Awaitable[Response]]
 
 
@@ -56,6 +59,7 @@ class HttpDoor:
         self._is_public = is_public
         self._document: bytes | None = None
         self._held = Held(gateway.settings.unread)
+        self._bodies = Bodies(gateway.settings.max_message_bytes)
         self._paths = Starlette(
             routes=[
                 self._route("/v1/chat/completions", "POST", HttpDoor.chat),
@@ -133,6 +137,32 @@ class HttpDoor:
             self._document = json.dumps(document(__version__)).encode()
         return Response(self._document, media_type="application/json")
 
+    # -- bodies
+
+    async def _read_body(self, request: Request, tenant: str) -> tuple[dict[str, Any], int]:
+        """The JSON object of a body, bounded before it is read, and how many bytes that was. Raises `QuireError`."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise InvalidRequest("content-type", f"is {kind[:80]!r}", "send application/json")
+        max_bytes, announced = self.gateway.max_body_bytes, request.headers.get("content-length", "")
+        size = int(announced) if announced.isascii() and announced.isdigit() else max_bytes
+        if size > max_bytes:
+            raise InvalidRequest("body", f"has {size:,} bytes", f"send at most {max_bytes:,}")
+        if size > SMALL_BYTES:
+            async with self._bodies.share(tenant):
+                raw = await _whole(request, max_bytes)
+        else:
+            raw = await _whole(request, max_bytes)
+        # Of numbers there can be as many as there is room for: token ids.
+        body = await self._run(tenant, len(raw), values.parsed, "body", raw, len(raw))
+        if not isinstance(body, dict):
+            raise InvalidRequest("body", "is no JSON object", "send an object with the fields of the API")
+        return body, len(raw)
+
+    async def _run(self, tenant: str, size: int, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Work on a body of so many bytes, of which a small one is not worth a thread."""
+        return await self.gateway.catalogue.work.run(tenant, size * INLINE_SIZE // SMALL_BYTES, do, *args, **kwargs)
+
     # -- generating
 
     async def chat(self, request: Request, caller: Caller) -> Response:
@@ -144,10 +174,10 @@ class HttpDoor:
     async def _generate(self, kind: str, request: Request, caller: Caller) -> Response:
         named = request.headers.get("x-request-id", "")
         _check_id(named)
-        body = await read_body(request, self.gateway.max_body_bytes)
+        body, size = await self._read_body(request, caller.tenant)
         request_id = named or asks.read_id(body) or f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{_new_id()}"
         _check_id(request_id)
-        asked = asks.read(kind, body, request_id)
+        asked = await self._run(caller.tenant, size, asks.read, kind, body, request_id)
         if "last-event-id" in request.headers and not (asked.streams and len(asked.requests) == 1):
             raise InvalidRequest("Last-Event-ID", "is given without a stream of one prompt", "leave it out")
         positions = _positions(request)
@@ -224,15 +254,16 @@ class HttpDoor:
 
     async def tokenize(self, request: Request, caller: Caller) -> Response:
         """vLLM's: `prompt`, or `messages` as in a chat."""
-        body = await read_body(request, self.gateway.max_body_bytes)
+        body, size = await self._read_body(request, caller.tenant)
         _only(body, "model", "prompt", "messages", "add_generation_prompt")
         kind, model_name = "chat" if "messages" in body else "completion", values.text("model", body.get("model") or "")
-        prompt = asks.read(kind, body, "tokenize").requests[0].prompt
+        asked = await self._run(caller.tenant, size, asks.read, kind, body, "tokenize")
+        prompt = asked.requests[0].prompt
         tokens, longest = await self.gateway.tokenize(caller.tenant, model_name, prompt)
         return JSONResponse({"tokens": list(tokens), "count": len(tokens), "max_model_len": longest})
 
     async def detokenize(self, request: Request, caller: Caller) -> Response:
-        body = await read_body(request, self.gateway.max_body_bytes)
+        body, _ = await self._read_body(request, caller.tenant)
         _only(body, "model", "tokens")
         model_name = values.text("model", body.get("model") or "")
         given = values.listed("tokens", body.get("tokens"))
@@ -243,14 +274,8 @@ class HttpDoor:
 # -- what all paths share
 
 
-async def read_body(request: Request, max_bytes: int) -> dict[str, Any]:
-    """The JSON object of a body, bounded before it is read. Raises `InvalidRequest`."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise InvalidRequest("content-type", f"is {kind[:80]!r}", "send application/json")
-    announced = request.headers.get("content-length", "0")
-    if announced.isascii() and announced.isdigit() and int(announced) > max_bytes:
-        raise InvalidRequest("body", f"has {int(announced):,} bytes", f"send at most {max_bytes:,}")
+async def _whole(request: Request, max_bytes: int) -> bytes:
+    """A body, bounded while it comes. Raises `InvalidRequest`."""
     parts, size = [], 0
     try:
         async with asyncio.timeout(BODY_S):
@@ -261,29 +286,7 @@ async def read_body(request: Request, max_bytes: int) -> dict[str, Any]:
                 parts.append(part)
     except TimeoutError as error:
         raise InvalidRequest("body", f"did not come whole within {BODY_S:g} s", "send it at once") from error
-    raw = b"".join(parts)
-    body = await asyncio.to_thread(_parsed, raw) if size > 1 << 16 else _parsed(raw)
-    if not isinstance(body, dict):
-        raise InvalidRequest("body", "is no JSON object", "send an object with the fields of the API")
-    return body
-
-
-def _parsed(raw: bytes) -> Any:
-    depth = deepest = 0
-    # Brackets inside of strings count too: a body that has so many of those in a row is none that we need.
-    for byte in raw.translate(None, delete=bytes(set(range(256)) - set(b"[]{}"))):
-        depth += 1 if byte in b"[{" else -1
-        deepest = max(deepest, depth)
-    if deepest > MAX_DEPTH * 8:
-        raise InvalidRequest("body", f"is nested {deepest:,} deep", f"nest at most {MAX_DEPTH} objects")
-    try:
-        return json.loads(raw, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest("body", f"is no JSON: {str(error)[:200]}", "send an object") from error
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
+    return b"".join(parts)
 
 
 async def _other(request: Request, error: Exception) -> Response:

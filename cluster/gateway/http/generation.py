@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,15 +59,18 @@ class Held:
 
     def __init__(self, bounds: UnreadBounds) -> None:
         self._bounds = bounds
-        self._total = 0
+        self._by_tenant: Counter[str] = Counter()
 
-    def change(self, before: int, after: int) -> int:
-        """Returns `after`. Raises QueueFull where one answer, or all, would be too large."""
-        if after > self._bounds.tenant:
-            raise QueueFull(f"{after:,} bytes of this answer are kept; ask with stream, or for less", 1.0)
-        if after > before and self._total + after - before > self._bounds.total:
-            raise QueueFull(f"{self._total:,} bytes of answers are kept here, which is the bound; ask with stream", 1.0)
-        self._total += after - before
+    def change(self, tenant: str, before: int, after: int) -> int:
+        """Returns `after`. Raises QueueFull where the answers of this tenant, or of all, would be too large."""
+        of_it, total = self._by_tenant[tenant] + after - before, self._by_tenant.total() + after - before
+        if after > before and of_it > self._bounds.tenant:
+            raise QueueFull(f"{of_it:,} bytes of this tenant's answers are kept; ask with stream, or for less", 1.0)
+        if after > before and total > self._bounds.total:
+            raise QueueFull(f"{total:,} bytes of answers are kept here, which is the bound; ask with stream", 1.0)
+        self._by_tenant[tenant] = of_it
+        if not of_it:
+            del self._by_tenant[tenant]
         return after
 
 
@@ -115,9 +119,9 @@ class Generation:
             async for batch in self._reader.batches():
                 for response in batch:
                     self._writer.take(response)
-                size = held.change(size, self._writer.num_bytes)
+                size = held.change(self._reader.tenant, size, self._writer.num_bytes)
         finally:
-            held.change(size, 0)
+            held.change(self._reader.tenant, size, 0)
 
     async def stream(self, positions: tuple[int, ...] | None) -> Response:
         """Headers go out once the request is accepted or refused: a refusal has its own status."""

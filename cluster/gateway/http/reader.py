@@ -36,7 +36,7 @@ class Reader:
 
     def __init__(self, gateway: Gateway, tenant: str) -> None:
         self._gateway = gateway
-        self._tenant = tenant
+        self.tenant = tenant
         self._outlet = Outlet()
         self._open: dict[int, tuple[Answer, Cursor]] = {}
         self._has_begun = False
@@ -58,7 +58,7 @@ class Reader:
         gateway = self._gateway
         ask = gateway.ask if question.positions is None else gateway.resume
         try:
-            return await ask(self._tenant, question, self._outlet, tag)
+            return await ask(self.tenant, question, self._outlet, tag)
         except QuireError as error:
             gateway.watch.refused(question, question.model in gateway.catalogue.served, error)
             raise
