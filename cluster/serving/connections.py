@@ -1,8 +1,8 @@
 """Connections of one machine at a public port: past its share, those that came last are closed.
 
-gRPC bounds the connections of a server in all and not by where they come from, so that one machine could take every
-place. A watcher looks at this process's own sockets about once a second and shuts down what is too much; whatever runs
-on such a connection ends as if its client had gone.
+No server bounds connections by where they come from, from before TLS on, so that one machine could take every place and
+every descriptor. A watcher looks at this process's own sockets about once a second and shuts down what is too much;
+whatever runs on such a connection ends as if its client had gone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 EVERY_S = 1.0
+LOOKS_EVERY = 30
 
 
 class ConnectionBound:
@@ -25,17 +26,21 @@ class ConnectionBound:
         self._most = most
         # Both ends of the connections that were there at the last look.
         self._known: set[tuple[str, int]] = set()
+        # Descriptors of this process that were something else at the last look, and how often there was no need of one.
+        self._num_others = self._num_passed = 0
         self.num_closed = 0
 
     async def watch(self) -> None:
         """Until cancelled."""
         while True:
             await asyncio.sleep(EVERY_S)
-            # A process with few descriptors can't have too many connections.
-            if len(os.listdir("/proc/self/fd")) > self._most:
+            # A process with few descriptors more than it had can't have too many connections.
+            self._num_passed += 1
+            if len(os.listdir("/proc/self/fd")) > self._num_others + self._most or self._num_passed >= LOOKS_EVERY:
                 await asyncio.to_thread(self.look)
 
     def look(self) -> None:
+        num_descriptors = len(os.listdir("/proc/self/fd"))
         there: set[tuple[str, int]] = set()
         counts: Counter[str] = Counter()
         late: list[tuple[str, int]] = []
@@ -47,6 +52,7 @@ class ConnectionBound:
             else:
                 late.append(peer)
         self._known = there
+        self._num_others, self._num_passed = max(0, num_descriptors - len(there)), 0
         too_many = set()
         for peer in late:
             counts[peer[0]] += 1

@@ -21,6 +21,7 @@ from cluster.centre.journal import JournalWriter
 from cluster.gateway.bodies import Bodies
 from cluster.gateway.calls import Guard, list_services, register
 from cluster.serving.admin import AdminServer, Wanted
+from cluster.serving.connections import ConnectionBound
 from cluster.serving.control_server import ControlServer, Peer
 from cluster.serving.front_server import FrontServer
 from cluster.serving.inside import Inside
@@ -42,8 +43,8 @@ KEEPALIVE: list[tuple[str, int]] = [
     ("grpc.keepalive_permit_without_calls", 1),
 ]
 MAX_ADMIN_BYTES = 1 << 20
-MAX_OPERATORS = 1_024
-"""Connections at the admin door."""
+MAX_OPERATORS, MAX_OPERATORS_OF_MACHINE, MAX_SCRAPERS_OF_MACHINE = 1_024, 256, 64
+"""Connections at the admin door, and there and at that of the figures those of one machine."""
 
 
 STEP_S = 20.0
@@ -127,7 +128,11 @@ async def serve_scheduler(
     on_address(Addresses(control_address, front_address, admin_address))
     try:
         async with asyncio.TaskGroup() as tasks:
-            for forever in (shell.run(), control.watch(), front.watch()):
+            bounds = (
+                ConnectionBound(bound_port, MAX_OPERATORS_OF_MACHINE),
+                ConnectionBound(metrics.sockets[0].getsockname()[1], MAX_SCRAPERS_OF_MACHINE),
+            )
+            for forever in (shell.run(), control.watch(), front.watch(), *(bound.watch() for bound in bounds)):
                 tasks.create_task(forever)
             if mirror is not None:
                 tasks.create_task(mirror(figures.collect))

@@ -76,7 +76,10 @@ async def serve_metrics(door: PublicPort, collect: Collect) -> asyncio.Server:
     door.check()
     try:
         tls = None if door.tls is None else door.tls.context()
-        return await asyncio.start_server(answer, door.host, door.port, limit=MAX_HEAD, ssl=tls)
+        wait_s = None if tls is None else REQUEST_S
+        return await asyncio.start_server(
+            answer, door.host, door.port, limit=MAX_HEAD, ssl=tls, ssl_handshake_timeout=wait_s
+        )
     except OSError as error:
         detail = f"metrics port {door.port} on {door.host} is taken; free it, or give another with --metrics-port"
         raise ConfigError(detail) from error

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import socket
 import ssl
+import time
 from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from cluster.errors import ConfigError
+from cluster.serving import connections, scheduler_server
 from cluster.serving.auth import load_tokens, make_tokens
 from cluster.serving.auth_certificates import make_certificates
 from cluster.serving.public_port import PortTls, PublicPort
 from cluster.watching.metrics import PREFIX, Described, Families, Family, Histogram, merged, render, table_of
 from cluster.watching.metrics_names import ALL, GATEWAY, SCHEDULER
 from cluster.watching.metrics_serve import serve_metrics
+from tests.cluster.doors import serving
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 NAMES = {PREFIX + one.name: one for one in ALL}
@@ -174,3 +180,45 @@ def test_where_doors_have_tokens_figures_are_for_operators_over_tls(tmp_path: Pa
     assert [line.split()[1] for line in told] == [b"401", b"401", b"401", b"200"]
     with pytest.raises(ConfigError, match="lets other machines in"):
         asyncio.run(serve_metrics(PublicPort("0.0.0.0", 0), collect))
+
+
+def test_connections_at_the_ports_of_the_schedulers_process_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opens them without end gets its share of its descriptors, and says nothing."""
+    monkeypatch.setattr(connections, "EVERY_S", 0.1)
+    monkeypatch.setattr(scheduler_server, "MAX_OPERATORS_OF_MACHINE", 8)
+    monkeypatch.setattr(scheduler_server, "MAX_SCRAPERS_OF_MACHINE", 8)
+    before = listening()
+    with serving(PublicPort("127.0.0.1", 0)), ExitStack() as stack:
+        ports = listening() - before
+        assert len(ports) == 2
+        for port in ports:
+            held = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(40)]
+            until = time.monotonic() + 3
+            while (num := sum(is_closed(one) for one in held)) < 32:
+                assert time.monotonic() < until, f"{num} of 40 are closed"
+                time.sleep(0.05)
+            assert num < 40
+
+
+def listening() -> set[int]:
+    """TCP ports of this process."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as one:
+            if one.family in (socket.AF_INET, socket.AF_INET6) and one.getsockopt(
+                socket.SOL_SOCKET, socket.SO_ACCEPTCONN
+            ):
+                found.add(one.getsockname()[1])
+    return found
+
+
+def is_closed(connection: socket.socket) -> bool:
+    connection.setblocking(False)
+    try:
+        while connection.recv(4096):
+            pass
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

@@ -10,6 +10,7 @@ import json
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -19,6 +20,9 @@ from cluster.errors import QueueFull
 from cluster.gateway.door.unread import UnreadBounds
 from cluster.gateway.http.server import HttpServer
 from cluster.gateway.settings import GatewaySettings
+from cluster.serving import connections
+from cluster.serving.auth_certificates import make_certificates
+from cluster.serving.public_port import PortTls
 from cluster.settings import SchedulerSettings
 from tests.cluster.front_door import PROMPT, Door, long_seed, slow
 from tests.cluster.test_gateway import raised, request
@@ -305,6 +309,23 @@ def test_one_connection_too_many_is_closed() -> None:
             writer.close()
 
     over_http(story, settings=GatewaySettings(port=0, max_connections_per_machine=4))
+
+
+def test_connections_that_agree_on_no_tls_are_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(connections, "EVERY_S", 0.1)
+    files = make_certificates(tmp_path, ["127.0.0.1"])
+    tls = PortTls(files.server_certificate, files.server_key)
+
+    async def story(stage: Stage, client: openai.AsyncOpenAI) -> None:
+        port = int(client.base_url.port or 0)
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(40)]
+        await asyncio.sleep(0.5)
+        ended = [reader.at_eof() for reader, _ in silent]
+        assert sum(ended) >= 32 and not all(ended), sum(ended)
+        for _, writer in silent:
+            writer.close()
+
+    on_stage(PLAIN, story, settings=GatewaySettings(port=0, tls=tls, max_connections_per_machine=8))
 
 
 def test_pipelined_requests_are_answered_in_their_order() -> None:

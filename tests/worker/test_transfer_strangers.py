@@ -5,6 +5,7 @@ on a dead pool's port, words passed on, and fields that no honest peer would sen
 """
 
 import os
+import resource
 import signal
 import socket
 import struct
@@ -464,3 +465,36 @@ def test_another_secret_opens_nothing(pool: PoolProcess) -> None:
     with pytest.raises(Lost, match="does not know the secret"):
         calls.unary("Join", _join(), pb.JoinResponse, CALL_S)
     calls.close()
+
+
+# -- a process that has no descriptor left
+
+
+def test_a_pool_without_descriptors_takes_who_waits_once_it_has_some(tmp_path: Path, numbers: Iterator[int]) -> None:
+    """Its ports are there again by themselves, and meanwhile it does not run in circles."""
+    with host_pool(tmp_path, NUM_BLOCKS, BLOCK_BYTES) as pool, ExitStack() as stack:
+        worker = WorkerPool(4, BLOCK_BYTES, seed=5)
+        agent = worker.agent({pool.name: pool.address}, Carrier.SOCKET)
+        stack.callback(agent.close)
+        assert run(agent, order(next(numbers), Road.WRITE, pool, [0], [0])).ok
+        joined = pool.calls.unary("Join", _join(), pb.JoinResponse, CALL_S)
+        before = resource.prlimit(pool.pid, resource.RLIMIT_NOFILE)
+        # From here on it can open nothing more.
+        resource.prlimit(pool.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+        held = [stack.enter_context(socket.create_connection(("127.0.0.1", joined.data_port))) for _ in range(3)]
+        name = socket.socket(socket.AF_UNIX)
+        stack.callback(name.close)
+        name.connect(f"\0{joined.handover}")
+        began = processor_s(pool.pid)
+        time.sleep(1.5)
+        assert processor_s(pool.pid) - began < 0.5
+        resource.prlimit(pool.pid, resource.RLIMIT_NOFILE, before)
+        for one in held:
+            one.close()
+        assert run(agent, order(next(numbers), Road.WRITE, pool, [1], [1])).ok
+
+
+def processor_s(pid: int) -> float:
+    """Processor time of a process so far."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")

@@ -36,6 +36,7 @@ MAX_SESSIONS_OF_PROCESS = 32
 # Peers that have yet to say what they want, together and of one process. One more takes the place of the oldest.
 MAX_GREETINGS, MAX_GREETINGS_OF_PROCESS = 64, 4
 _HELLO_S = 2.0
+_NO_DESCRIPTOR_S = 0.1
 _SO_PEERPIDFD = 77  # Linux 6.5; the pid alone could have been given to another process meanwhile
 _MAX_HELLO_BYTES = 1024
 _LENGTH = struct.Struct("<H")
@@ -190,8 +191,13 @@ class HandoverServer:
     def _accept(self) -> None:
         try:
             peer, _ = self._socket.accept()
-        except OSError:
+        except BlockingIOError:
             return  # it has gone
+        except OSError as error:
+            # Out of descriptors, most likely: who waits is still there afterwards.
+            log.warning("a peer of %s cannot be taken: %s", self.name, error)
+            time.sleep(_NO_DESCRIPTOR_S)
+            return
         pid, user = credentials_of(peer)
         if user != os.geteuid():
             log.warning("process %d of user %d wants the memory of %s", pid, user, self.name)

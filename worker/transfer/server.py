@@ -7,6 +7,7 @@ A host pool process and every worker run one. Peers come in through `worker/tran
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 import threading
@@ -51,6 +52,9 @@ _OPTIONS = {
     "grpc.max_connection_idle_ms": 60_000,
 }
 _TICK_S = 0.1
+_NO_DESCRIPTOR_S = 0.2
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +145,11 @@ class TransferServer:
                 connection, _ = self._listener.accept()
             except TimeoutError:
                 continue
-            except OSError:
-                return
+            except OSError as error:
+                # Out of descriptors, most likely: who waits is still there afterwards.
+                if not self._closing.wait(_NO_DESCRIPTOR_S):
+                    log.warning("a data connection of %s cannot be taken: %s", self._end.name, error)
+                continue
             with self._lock:
                 unproven = [held for held, caller in self._connections.items() if not caller]
                 if len(unproven) >= MAX_GREETINGS:

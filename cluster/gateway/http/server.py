@@ -24,6 +24,7 @@ from cluster.errors import ConfigError
 from cluster.gateway.gateway import Gateway
 from cluster.gateway.http.app import MAX_HEAD_BYTES, HttpDoor
 from cluster.serving.auth import is_loopback
+from cluster.serving.connections import ConnectionBound
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class HttpServer:
         self._must_be = must_be
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Listens. Raises `ConfigError` for a port that is taken, or an unsafe exposure."""
@@ -89,6 +91,9 @@ class HttpServer:
                 self._task.result()
                 raise ConfigError(f"the HTTP door on {settings.host}:{self.port} did not start")
             await asyncio.sleep(0.01)
+        # The protocol counts connections too, and sees none before its TLS is agreed on.
+        bound = ConnectionBound(self.port, settings.max_connections_per_machine)
+        self._watch = asyncio.get_running_loop().create_task(bound.watch())
         # One line for each request that is none would be a way to fill a disk.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         log.info("gateway %s serves HTTP on %s:%d", settings.name, settings.host, self.port)
@@ -106,6 +111,8 @@ class HttpServer:
 
     async def stop(self) -> None:
         """Takes nothing new; what still runs is cut off. The gateway has drained before."""
+        if self._watch is not None:
+            self._watch.cancel()
         if self._server is not None and self._task is not None:
             self._server.should_exit = self._server.force_exit = True
             await asyncio.gather(self._task, return_exceptions=True)
