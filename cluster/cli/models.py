@@ -12,10 +12,11 @@ import typer
 from cluster.bench.report import Row, render
 from cluster.cli.connecting import GatewayOption, TokenOption, open_client
 from cluster.client.blocking import Client
-from cluster.errors import QuireError, Unavailable
+from cluster.errors import AccessDenied, DeadlineExceeded, QuireError, Unavailable
 
 # A gateway reads the tokenizer of a new model; a large one takes seconds.
 LISTED_S = 60.0
+ASKED_S = 10.0
 NONE_SERVED = "no model is served now; `quire status` shows which workers are missing, `quire load` brings a model"
 
 
@@ -76,22 +77,34 @@ def load(
     from cluster.lifecycle.served import Model
 
     named = Model.read(model)
-    bring(named, workers, print)
-    until = time.monotonic() + LISTED_S
     with open_client(None, token_file) as client:
-        while _may_be_missing(client, named.name):
+        may_ask = _may_ask(client)
+        bring(named, workers, print)
+        until = time.monotonic() + LISTED_S
+        while may_ask and _is_missing(client, named.name):
             if time.monotonic() > until:
                 raise Unavailable(f"the gateway does not list {named.name} after {LISTED_S:g} s; `quire logs --causes`")
             time.sleep(0.1)
     print(f'try: quire generate --model {named.name} "Once upon a time"')
 
 
-def _may_be_missing(client: Client, model: str) -> bool:
-    """Whether the gateway does not list it yet. Who has no token or certificate for that door does not wait for it."""
+def _may_ask(client: Client) -> bool:
+    """Whether this operator has a token and a certificate for the gateway's door. Who has none does not wait for it."""
     try:
-        return model not in [card.name for card in client.models(timeout_s=LISTED_S)]
+        client.models(timeout_s=ASKED_S)
     except QuireError:
         return False
+    return True
+
+
+def _is_missing(client: Client, model: str) -> bool:
+    """Whether the gateway does not list it yet. One that does not answer just now lists nothing."""
+    try:
+        return model not in [card.name for card in client.models(timeout_s=ASKED_S)]
+    except AccessDenied:
+        return False
+    except (Unavailable, DeadlineExceeded):
+        return True
 
 
 def unload(

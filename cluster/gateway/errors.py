@@ -17,8 +17,8 @@ from cluster.errors import Aborted, InvalidRequest, NeverFits, QueueFull, QuireE
 
 DOMAIN = "quire"
 DETAILS_KEY = "grpc-status-details-bin"
-MAX_DETAIL_CHARS = 1_500
-"""Details travel as metadata, of which a peer takes 8 KiB by default."""
+MAX_DETAIL_BYTES = 1_500
+"""Details travel as metadata, of which a peer takes 8 KiB by default, and whatever is no plain ASCII as %XX."""
 
 Metadata = tuple[tuple[str, bytes], ...]
 
@@ -74,7 +74,12 @@ def _figures(error: QuireError) -> Mapping[str, str]:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= MAX_DETAIL_CHARS else f"{text[:MAX_DETAIL_CHARS]}..."
+    size = 0
+    for at, letter in enumerate(text):
+        size += 1 if " " <= letter <= "~" and letter != "%" else 3 * len(letter.encode(errors="replace"))
+        if size > MAX_DETAIL_BYTES:
+            return f"{text[:at]}..."
+    return text
 
 
 def resumed_elsewhere() -> Aborted:

@@ -1,5 +1,6 @@
 """The command line as its users meet it: exit codes, one line per error, plain text in a pipe."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -10,7 +11,11 @@ from pathlib import Path
 import pytest
 
 from cluster import errors
-from cluster.cli import exits, main
+from cluster.cli import exits, main, models
+from cluster.client.blocking import Client
+from cluster.gateway.settings import GatewaySettings
+from cluster.serving.auth import Caller, Entry, TokenBook, digest_of
+from tests.cluster.front_door import Door, at_the_door
 
 ROOT = Path(__file__).parents[2]
 QUIRE = [sys.executable, "-m", "cluster.cli"]
@@ -197,3 +202,21 @@ def test_a_note_that_others_could_have_written_is_not_believed(
     (tmp_path / "cluster.json").chmod(0o666)
     assert main(["status"]) == exits.WRONG_INPUT
     assert "can be written by others (mode 666)" in capsys.readouterr().err
+
+
+def test_a_gateway_that_does_not_answer_lists_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`quire load` waits for it; only who has no right to ask does not wait."""
+    monkeypatch.setattr(models, "ASKED_S", 0.5)
+    book = TokenBook([Entry(digest_of("t" * 20), Caller("a", frozenset(["inference"])))])
+
+    async def story(door: Door) -> None:
+        with Client(door.address, token="t" * 20) as client, Client(door.address, token="x" * 20) as stranger:
+            ask = asyncio.to_thread
+            assert await ask(models._may_ask, client) and not await ask(models._may_ask, stranger)
+            assert not await ask(models._is_missing, client, "m") and await ask(models._is_missing, client, "n")
+            assert not await ask(models._is_missing, stranger, "m")
+            await door.server.stop(0.1)
+            assert await ask(models._is_missing, client, "m")
+            assert not await ask(models._may_ask, client)
+
+    at_the_door(story, settings=GatewaySettings(port=0, tokens=book))

@@ -58,6 +58,10 @@ def test_health_follows_workers_and_scheduler():
         assert (await watch.read()).status == NOT_SERVING
         error = await status_of(stub.Check(health_pb2.HealthCheckRequest(service="nobody")))
         assert error.code() is grpc.StatusCode.NOT_FOUND
+        for name in ("x" * 60_000, "€" * 20_000, "%" * 60_000, "\n" * 60_000):
+            # Whatever is said back fits into what peers take of it.
+            error = await status_of(stub.Check(health_pb2.HealthCheckRequest(service=name)))
+            assert error.code() is grpc.StatusCode.NOT_FOUND, (name[:1], error.details())
         listed = (await stub.List(health_pb2.HealthListRequest())).statuses
         assert set(listed) == {"", "quire.v1.InferenceService", "model/m"}
         watch.cancel()

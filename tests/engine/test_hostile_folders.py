@@ -16,6 +16,7 @@ from cluster.cli.size import read_config
 from cluster.errors import QuireError
 from cluster.gateway.models import TextModel
 from cluster.sizing import kv_shape
+from worker.demo import PATH as DEMO
 from worker.model import checkpoint
 from worker.model.config_check import MAX_JSON_BYTES, weight_files
 from worker.model.tokenizer import load_tokenizer
@@ -91,6 +92,29 @@ def test_files_that_are_no_json(tiny_llama: Path, tmp_path: Path, name: str, con
         with pytest.raises(ModelError) as caught:
             load_tokenizer(folder)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["single", "pair"])
+def test_a_tokenizer_that_falls_over_in_use_is_refused_when_it_is_loaded(tmp_path: Path, where: str) -> None:
+    """Rust's panics are no exceptions of Python's, and go past whoever expects some."""
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copy(DEMO / name, tmp_path / name)
+    told = json.loads((tmp_path / "tokenizer.json").read_text())
+    told["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {},
+    }
+    told["post_processor"][where].append({"SpecialToken": {"id": "nobody", "type_id": 0}})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(told))
+    if where == "pair":
+        # Nothing here is ever a pair.
+        assert TextModel.load("m", tmp_path).encode("a b")
+        return
+    with pytest.raises(ModelError, match="tokenizer") as caught:
+        TextModel.load("m", tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_file_without_end_is_not_read(tiny_llama: Path, tmp_path: Path) -> None:

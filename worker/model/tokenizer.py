@@ -32,12 +32,18 @@ def load_tokenizer(folder: Path) -> Any:
         if named in PLAIN_CLASSES and (folder / "tokenizer.json").is_file():
             from transformers import PreTrainedTokenizerFast
 
-            return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        from transformers import AutoTokenizer
+            found = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        else:
+            from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        # Tokenizers raise whatever their own parsers do.
+            found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        # Some are only found to be broken when they are used.
+        found.decode(found.encode("a b"))
+        return found
+    except BaseException as error:
+        # Tokenizers raise whatever their own parsers do, and Rust's panics are no exceptions of Python's.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         why = " ".join(str(error).split())
         raise ModelError(f"the tokenizer of {folder} can't be loaded: {why}; fetch it again") from error
 
