@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-MAX_GAP_S = 0.025
+MAX_GAP_S = 0.040
 
 
 class Pace:

@@ -56,7 +56,7 @@ class GatewaySettings:
     max_open_per_stream: int = 4_096
     # What clients have not read of their answers; where it is more, what has most unread ends.
     unread: UnreadBounds = field(default_factory=UnreadBounds)
-    # Messages that all streams together may write in a second; beyond it tokens merge, by at most 25 ms each. Where
+    # Messages that all streams together may write in a second; beyond it tokens merge, by at most 40 ms each. Where
     # workers compute on the same cores, each message takes time from their steps.
     max_messages_per_s: int = field(default_factory=_few_messages)
     # A request that the scheduler has not taken by then is answered UNAVAILABLE.

@@ -386,7 +386,7 @@ def test_the_pace_is_shared_by_all_streams_and_bounded():
     gaps = []
     for pace.num_streams in (1, 64, 250, 20_000):
         gaps.append(pace.gap_s)
-    assert gaps == [0.0001, 0.0064, 0.025, 0.025]
+    assert gaps == [0.0001, 0.0064, 0.025, 0.04]
 
 
 @pytest.mark.parametrize("is_many", [False, True])
