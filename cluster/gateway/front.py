@@ -46,9 +46,13 @@ Order: TypeAlias = Notice | ServedModels | Connected | Disconnected
 class SchedulerLink(Protocol):
     """A gateway's way to the scheduler."""
 
+    def check_open(self) -> None:
+        """Asked before new work is (Submit, Adopt, Find, Pin). Raises `Unavailable` when too much waits for a scheduler
+        that is away."""
+        ...
+
     def send(self, event: FrontEvent) -> None:
-        """Hands an event over, in order. Raises `Unavailable` for new work (Submit, Adopt, Find, Pin) when too much
-        waits for a scheduler that is away; what belongs to work under way is always taken."""
+        """Hands an event over, in order. It is always taken."""
         ...
 
     def orders(self) -> AsyncIterator[Sequence[Order]]:
@@ -63,6 +67,9 @@ class LocalLink:
         self._deliver = deliver
         self._arrived: asyncio.Queue[Order | None] = asyncio.Queue(MAX_EVENTS)
         self._arrived.put_nowait(Connected(1, wants_state=False, hash_key=hash_key))
+
+    def check_open(self) -> None:
+        pass
 
     def send(self, event: FrontEvent) -> None:
         self._deliver(event)

@@ -19,7 +19,7 @@ from cluster.links import terms as link
 from cluster.links.dialer import Dialer
 from cluster.links.dialing import DialingEnd, attend
 from cluster.links.security import ClusterSecurity
-from cluster.messages import Adopt, Find, GatewayState, Pin, Submit
+from cluster.messages import GatewayState
 from cluster.watching.metrics import Family
 from cluster.wire import gateways as wire
 from cluster.wire.control import SCHEDULER
@@ -58,13 +58,14 @@ class FrontLink:
         self._news = asyncio.Event()
         self._is_there = False
 
-    def send(self, event: FrontEvent) -> None:
-        numbers, now = self.end.dialer.numbers, time.monotonic()
-        if isinstance(event, Submit | Adopt | Find | Pin) and (
-            numbers.num_kept >= MAX_EVENTS or numbers.kept_bytes >= wire.MAX_WAITING_BYTES
-        ):
+    def check_open(self) -> None:
+        numbers = self.end.dialer.numbers
+        if numbers.num_kept >= MAX_EVENTS or numbers.kept_bytes >= wire.MAX_WAITING_BYTES:
             waits = f"{numbers.num_kept:,} events of {numbers.kept_bytes:,} bytes"
             raise Unavailable(f"the scheduler is away, and {waits} wait for it", 1.0)
+
+    def send(self, event: FrontEvent) -> None:
+        now = time.monotonic()
         if isinstance(event, GatewayState):
             if not self.end.dialer.owes_state:
                 # Told already: it was asked for twice before the gateway came to it.

@@ -103,6 +103,7 @@ class Gateway:
         client_id = question.client_id or secrets.token_hex(8)
         submit = await self.catalogue.submit(tenant, client_id, question)
         self._check_open()
+        self._link.check_open()
         submit, span = self.watch.begin(submit, question)
         try:
             return self._show(self.door.ask(submit, question.grace_s, time.monotonic(), tag, limits), outlet, span)
@@ -126,6 +127,8 @@ class Gateway:
     def go_on(self, asked: Submit, positions: Sequence[int], grace_s: float, outlet: Outlet, tag: int = 0) -> Answer:
         """Goes on with a request as it was asked. Raises `QuireError`."""
         most_open = self._most_open(self.settings.tokens.limits(asked.tenant))
+        if asked.request_id not in self.door.by_id:
+            self._link.check_open()
         reader = self.door.resume(asked, positions, grace_s, time.monotonic(), tag, most_open)
         return self._show(reader, outlet, None)
 
@@ -136,6 +139,7 @@ class Gateway:
         entry = self.door.by_id.get(request_id)
         if entry is not None and not entry.is_asking:
             return entry.submit
+        self._link.check_open()
         route = self.door.find(request_id)
         waiting: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
         self._finds[route] = waiting
@@ -155,7 +159,7 @@ class Gateway:
         return replace(found.submit, deadline=deadline)
 
     def _show(self, reader: Reader, outlet: Outlet, span: Span | None) -> Answer:
-        """The answer at this outlet from now on. Raises `Unavailable` where too much waits for the scheduler."""
+        """The answer at this outlet from now on."""
         entry = reader.entry
         answer = self._answers.get(entry.route)
         if answer is None:
@@ -169,12 +173,7 @@ class Gateway:
         if old is not None:
             # The client is back before the death of its old connection was noticed; the old stream ends.
             old.wake(answer)
-        try:
-            self._obey()
-        except QuireError:
-            self.door.forget(entry)
-            self._obey()
-            raise
+        self._obey()
         return answer
 
     def _check_open(self) -> None:
@@ -218,6 +217,7 @@ class Gateway:
         limits = self.settings.tokens.limits(tenant)
         limits.check_bytes(prompt.ByteSize())
         pin, num_kept = await self.catalogue.pin(tenant, model_name, prompt, ttl_s)
+        self._link.check_open()
         route = self.door.pin(pin, time.monotonic(), limits)
         warm = self._pins[route] = asyncio.get_running_loop().create_future()
         try:
@@ -274,13 +274,10 @@ class Gateway:
         self._obey()
 
     def _obey(self) -> None:
-        """Does what the door orders. Raises `Unavailable` for new work where too much waits for the scheduler."""
-        orders, refused = self.door.take_orders(), None
+        """Does what the door orders."""
+        orders = self.door.take_orders()
         for event in orders.events:
-            try:
-                self._link.send(event)
-            except Unavailable as error:
-                refused = error
+            self._link.send(event)
         for entry in orders.news.values():
             answer = self._answers.get(entry.route)
             if answer is not None:
@@ -290,11 +287,6 @@ class Gateway:
         for route, found in orders.found:
             _answer(self._finds.get(route), found)
         self._set_alarm()
-        if refused is not None:
-            try:
-                raise refused
-            finally:
-                del refused
 
     def _tell(self, answer: Answer) -> None:
         entry = answer.entry
