@@ -54,8 +54,8 @@ class GatewayStream:
         self._task = asyncio.get_running_loop().create_task(attending)
 
     def move(self, address: str) -> None:
-        """The gateway is at this address from now on; what an earlier one of its name did not take is sent again. A
-        scheduler that has not met it yet knows of none: until it does, tokens go where they went."""
+        """The gateway is at this address from now on; what an earlier one of its name did not take is sent again.
+        Empty: nobody knows where it is."""
         if address and address != self._address:
             self._address = address
             self._moved.set()
@@ -91,6 +91,8 @@ class TokenPusher:
         self._loop = loop
         self._streams: dict[str, GatewayStream] = {}
         self._directory: dict[str, str] = {}
+        # Where each was last: a scheduler that is new does not name those that it has not met yet.
+        self._addresses: dict[str, str] = {}
         self._unreached: tuple[str, ...] = ()
         self._looked_at = 0.0
 
@@ -113,11 +115,12 @@ class TokenPusher:
     def direct(self, directory: dict[str, str]) -> None:
         """Where everybody is now."""
         self._directory = directory
+        self._addresses |= directory
         for gateway, stream in self._streams.items():
             self._move(stream, gateway)
 
     def _move(self, stream: GatewayStream, gateway: str) -> None:
-        self._loop.call_soon_threadsafe(stream.move, self._directory.get(gateway, ""))
+        self._loop.call_soon_threadsafe(stream.move, self._addresses.get(gateway, ""))
 
     async def close(self) -> None:
         for stream in self._streams.values():

@@ -196,8 +196,10 @@ def test_the_stream_of_tokens_breaks_again_and_again():
     over_the_wire(story, num_workers=2)
 
 
-def test_tokens_flow_while_a_new_scheduler_has_not_met_the_gateway():
-    """Its directory lacks the gateway then; the streams that run must not stop for that."""
+@pytest.mark.parametrize("is_early", [False, True])
+def test_tokens_flow_while_a_new_scheduler_has_not_met_the_gateway(is_early: bool):
+    """Its directory lacks the gateway then; the streams that run must not stop for that, nor those (`is_early`) that
+    had not said a token before."""
 
     async def story(one: Wired) -> None:
         async def disturb() -> None:
@@ -206,6 +208,8 @@ def test_tokens_flow_while_a_new_scheduler_has_not_met_the_gateway():
             output = await one.client.generate(PROMPT, seed=1, max_tokens=4, ignore_eos=True)
             assert output.outputs[0].token_ids == expected(PROMPT, 1, 4, ends=False)
 
+        if is_early:
+            await disturb()
         await check_streams(one, disturb)
         assert one.token_proxy.num_cut == 0
         await settled(one)
@@ -228,6 +232,28 @@ def test_a_new_scheduler_takes_over(monkeypatch: pytest.MonkeyPatch, part_bytes:
 
         await check_streams(one, disturb)
         assert one.cluster.host.scheduler.epoch == 2
+        await settled(one)
+
+    over_the_wire(story, num_workers=2)
+
+
+def test_what_was_asked_before_is_asked_of_a_new_scheduler_however_much_it_is_told(monkeypatch: pytest.MonkeyPatch):
+    """All that is under way may be more than may wait before new work is refused: that ends nothing but new work."""
+
+    async def story(one: Wired) -> None:
+        async def disturb() -> None:
+            one.scheduler_proxy.flows.clear()
+            pinned = asyncio.ensure_future(one.client.cache_prefix(list(range(1, 40)), 5.0))
+            async with asyncio.timeout(5):
+                while not one.gateway.door.pins:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            monkeypatch.setattr(gateways, "MAX_WAITING_BYTES", 1)
+            await one.cluster.replace_scheduler()
+            await one.meet_scheduler()
+            one.scheduler_proxy.flows.set()
+            assert await pinned == 32
+
+        await check_streams(one, disturb)
         await settled(one)
 
     over_the_wire(story, num_workers=2)
@@ -336,10 +362,10 @@ def test_new_work_is_refused_when_too_much_waits():
 
         link = FrontLink(LinkSettings("gateway-0", 1, "", find, SECURITY))
         for number in range(MAX_EVENTS):
+            link.check_open()
             link.send(Cancel(str(number)))
-        submit = Submit("a/b", "gateway-0", 1, "m", "a", ids([1]), (), SamplingParams())
         with pytest.raises(Unavailable, match=r"20,000 events of .* bytes wait"):
-            link.send(submit)
+            link.check_open()
         # What belongs to work under way is taken all the same.
         link.send(Cancel("one more"))
 
@@ -354,9 +380,10 @@ def test_new_work_is_refused_when_too_many_bytes_wait():
         link = FrontLink(LinkSettings("gateway-0", 1, "", find, SECURITY))
         submit = Submit("a/b", "gateway-0", 1, "m", "a", ids([1] * 131_072), (), SamplingParams())
         for _ in range(128):
+            link.check_open()
             link.send(submit)
         with pytest.raises(Unavailable, match=r"128 events of .* bytes wait"):
-            link.send(submit)
+            link.check_open()
         link.send(Cancel("one more"))
         assert link.end.dialer.numbers.kept_bytes < gateways.MAX_WAITING_BYTES + (1 << 20)
 
