@@ -85,9 +85,12 @@ class GatewayServer:
         await self.gateway.catalogue.work.close()
 
     async def wait(self) -> None:
-        """Returns when the server has stopped."""
+        """Returns when the server has stopped, or raises what ended one of its loops: without them it serves nobody."""
         if self._server is not None:
-            await self._server.wait_for_termination()
+            stopped = asyncio.ensure_future(self._server.wait_for_termination())
+            done, _ = await asyncio.wait((stopped, *self._tasks), return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
 
 
 def server_options(settings: GatewaySettings) -> list[tuple[str, int]]:

@@ -335,6 +335,18 @@ def test_a_port_that_is_taken_is_named():
     at_the_door(story)
 
 
+def test_a_loop_that_ends_by_a_mistake_ends_the_server():
+    """Its process then ends and is started again: who is not there is better than who answers nobody."""
+
+    async def story(door: Door) -> None:
+        waiting = asyncio.ensure_future(door.server.wait())
+        door.gateway._link.push("no word of a scheduler")
+        with pytest.raises(KeyError):
+            await asyncio.wait_for(waiting, 5.0)
+
+    at_the_door(story)
+
+
 def test_a_silent_connection_lives_and_is_pinged():
     """Pings of both ends keep a silent stream up; with keepalive at a tenth of a second many of them pass."""
 
