@@ -89,6 +89,18 @@ def test_a_grace_ends_and_a_client_that_is_back_ends_it():
     assert at.wait(5.0) == [Cancel("t/q", "a", reader.entry.route)]
 
 
+def test_a_grace_ends_though_the_link_to_the_scheduler_breaks_again_and_again():
+    at = At()
+    reader = at.ask(grace_s=5.0)
+    at.take(accepted(reader.entry))
+    at.leave(reader)
+    left_at = at.now
+    while not at.said or not isinstance(at.said[-1], Cancel):
+        assert at.now - left_at < 15.0, "whose client has left is kept for ever"
+        at.wait(0.25)
+        at.meet(wants_state=False)
+
+
 def test_no_grace_ends_while_the_scheduler_is_away():
     """The client may be at another gateway, and nobody could hear it; it has a whole grace once somebody can."""
     at = At()

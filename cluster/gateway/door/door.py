@@ -241,6 +241,7 @@ class Door:
             _part(entry)
             return
         if entry.grace_s > 0 and not is_final and entry.failure is None:
+            entry.grace_met_s = entry.grace_s
             self._set_grace(entry, now + (min(entry.grace_s, LINGER_S) if reader.is_told else entry.grace_s))
         else:
             self._abandon(entry, now)
@@ -355,11 +356,15 @@ class Door:
         self._obey[type(notice)](notice, now)
 
     def meet(self, now: float, *, wants_state: bool) -> None:
-        """The scheduler is there, again perhaps: whose client is away has a whole grace from now on, because what it
-        told another gateway meanwhile nobody could hear. `wants_state`: it is new, or had given this gateway up."""
+        """The scheduler is there, again perhaps: whose client is away has a grace from now on, because what it told
+        another gateway meanwhile nobody could hear. `wants_state`: it is new, or had given this gateway up. Where the
+        same one is met again and again, that grace is half as long each time: a link that flaps keeps nobody."""
         for entry in self.entries.values():
             if entry.grace_until is not None and entry.ended is None:
-                self._set_grace(entry, now + entry.grace_s)
+                if wants_state:
+                    entry.grace_met_s = entry.grace_s
+                self._set_grace(entry, max(entry.grace_until, now + entry.grace_met_s))
+                entry.grace_met_s /= 2
         if wants_state:
             self._tell_state()
 

@@ -189,6 +189,7 @@ class Entry:
         "failure",
         "grace_s",
         "grace_until",
+        "grace_met_s",
         "is_adopted",
         "is_cancelled",
         "is_gone",
@@ -231,8 +232,9 @@ class Entry:
         self.turn = 0
         # Until then the scheduler must have taken it, or, behind its Done, its last tokens must have come.
         self.waits_until: float | None = None
-        # Until then its client must be back.
+        # Until then its client must be back; and so long at least it has when the scheduler is met.
         self.grace_until: float | None = None
+        self.grace_met_s = 0.0
         # The last stream that showed it, and the bytes that it had not taken (see `Reader.unread_bytes`).
         self.reader = Reader(self)
         self.unread = 0
