@@ -18,6 +18,7 @@ integral of 1/h up to `_paid_at`; a holder remembers it when it comes and pays t
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -66,7 +67,8 @@ class Ledger:
         self.watched: set[int] = set()
         self._unheld = make_allocator(allocator, num_blocks)
         self._holders = [0] * num_blocks
-        self._moving = bytearray(num_blocks)
+        # By how many transfers: as many may read one block.
+        self._moving = array("i", bytes(4 * num_blocks))
         self._quarantined = bytearray(num_blocks)
         self._names: list[bytes] = [b""] * num_blocks
         self._paid = [0.0] * num_blocks
@@ -115,7 +117,7 @@ class Ledger:
         holders = np.fromiter(self._holders, np.int32, self.num_blocks)
         is_named = np.fromiter(map(len, self._names), np.int32, self.num_blocks) > 0
         found = np.where(is_named, codes["cached"], codes["free"])
-        found[np.frombuffer(self._moving, np.uint8) > 0] = codes["moving"]
+        found[np.frombuffer(self._moving, np.intc) > 0] = codes["moving"]
         found[holders == 1] = codes["held"]
         found[holders > 1] = codes["shared"]
         found[np.frombuffer(self._quarantined, np.uint8) > 0] = codes["quarantined"]

@@ -225,6 +225,18 @@ def test_a_prefix_that_another_replica_has_is_fetched_where_that_is_cheaper() ->
     assert two.scheduler.requests["other"].state is State.RUNNING
 
 
+def test_as_many_as_a_batch_holds_fetch_one_prefix_at_once() -> None:
+    two = Two(num_blocks=4096, max_batch=300)
+    begun = two.start(max_tokens=8)
+    two.tell("r0", stopped=(Stopped(begun.seq, Reason.STOP, len(PROMPT) + 2, ids([7]), b""),))
+    two.turn(Drain("r0"), Drain("r1", on=False))
+    found = two.turn(*[submit(f"other{number}", [*PROMPT, 9, number], 4) for number in range(300)])
+    assert len(found["r1"].transfers) == 300
+    two.tell("r1", tuple([Transferred(one.transfer, True, "", 4096, 0.001) for one in found["r1"].transfers]))
+    assert two.scheduler.replicas["r0"].ledger.counts().moving == 0
+    assert two.scheduler.requests["other299"].state is State.RUNNING
+
+
 def cached_and_written() -> tuple[Two, Transfer]:
     """Two replicas of 6 blocks; a prompt of five has ended on the first, and its cache is being written behind."""
     two = Two(num_blocks=6)
