@@ -41,13 +41,13 @@ class Leaving:
         """The attempt is over: blocks are released, and who waited for its prefix looks again."""
         request = sequence.request
         self._books.computing.end(sequence)
-        waiters, sequence.waiters = sequence.waiters, ()
+        waiters, sequence.waiters = sequence.waiters or {}, None
         if request.pin_until is not None and sequence.reason in (Reason.LENGTH, Reason.STOP):
             self._pins.hold(replica, sequence)
         if request.forked_from is sequence and not request.has_forks_waiting:
             request.forked_from = None
         leave(replica, sequence)
-        for _, waiter in waiters:
+        for _, waiter in waiters.values():
             self._waiting.unpark(waiter)
 
     def detach_all(self, replica: Replica, request: Request) -> None:

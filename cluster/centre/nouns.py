@@ -71,8 +71,9 @@ class Sequence:
     # A beam group that stopped to go on elsewhere: how far it was, the tables of its beams (while it is in host memory,
     # in numbers of that), and its search.
     group: tuple[int, tuple[Ids, ...], bytes] | None = None
-    # Requests that wait until this sequence has filled a prefix, and up to which position.
-    waiters: list[tuple[int, Request]] | tuple[()] = ()
+    # Requests that wait until this sequence has filled a prefix, by arrival, and up to which position. None: there were
+    # none.
+    waiters: dict[int, tuple[int, Request]] | None = None
 
     @property
     def length(self) -> int:

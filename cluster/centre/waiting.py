@@ -6,6 +6,8 @@ yet to a new scheduler waits as well. Nothing starts here: `cluster/centre/admis
 
 from __future__ import annotations
 
+from collections import Counter
+
 from cluster.centre.boards import Boards
 from cluster.centre.books import Books
 from cluster.centre.fairness import WaitingQueue
@@ -28,6 +30,8 @@ class Waiting:
         # they are looked at again.
         self._aside: dict[int, Request] = {}
         self._look_at = float("inf")
+        # Those that are parked, by model.
+        self._num_parked: Counter[str] = Counter()
 
     # -- who is refused, and what is told of those that are not
 
@@ -70,8 +74,8 @@ class Waiting:
 
     def num_waiting(self, model: str) -> int:
         queue = self.queues.get(model)
-        num_queued = len(queue) if queue is not None else 0
-        return num_queued + (sum(one.model == model for one in self._aside.values()) if self._aside else 0)
+        num_waiting = self._num_parked[model] + (len(queue) if queue is not None else 0)
+        return num_waiting + (sum(one.model == model for one in self._aside.values()) if self._aside else 0)
 
     def all(self) -> list[Request]:
         return [*self._aside.values(), *(request for queue in self.queues.values() for request in queue)]
@@ -138,28 +142,34 @@ class Waiting:
         """It waits until the owner has filled what both need."""
         request.state = State.PARKED
         request.parked_on = owner
-        owner.waiters = [*owner.waiters, (until, request)]
+        if owner.waiters is None:
+            owner.waiters = {}
+        owner.waiters[request.arrival] = until, request
+        self._num_parked[request.model] += 1
         assert owner.request.replica is not None
         owner.request.replica.awaited[owner.seq] = owner
         self._books.counters["parked on a prefix"] += 1
 
     def _leave_parking(self, request: Request) -> None:
         owner = request.parked_on
-        assert owner is not None
-        owner.waiters = [waiter for waiter in owner.waiters if waiter[1] is not request]
+        assert owner is not None and owner.waiters is not None
+        del owner.waiters[request.arrival]
+        self._num_parked[request.model] -= 1
         request.parked_on = None
 
     def unpark(self, request: Request) -> None:
         """What it waited for is filled, or never will be: it takes its old place in the queue."""
         request.parked_on = None
+        self._num_parked[request.model] -= 1
         request.state = State.QUEUED
         self.queues[request.model].push(request, returns=True)
 
     def wake_waiters(self, replica: Replica) -> None:
         for sequence in list(replica.awaited.values()):
-            ready = [waiter for until, waiter in sequence.waiters if until <= sequence.position]
-            sequence.waiters = [waiter for waiter in sequence.waiters if waiter[0] > sequence.position]
-            if not sequence.waiters:
-                del replica.awaited[sequence.seq]
+            waiters = sequence.waiters or {}
+            ready = [request for until, request in waiters.values() if until <= sequence.position]
             for request in ready:
+                del waiters[request.arrival]
                 self.unpark(request)
+            if not waiters:
+                del replica.awaited[sequence.seq]

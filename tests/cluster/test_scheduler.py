@@ -134,6 +134,19 @@ def test_a_full_queue_refuses_with_a_time_to_try_again() -> None:
     assert isinstance(refused, Refused) and refused.code == "RESOURCE_EXHAUSTED" and refused.retry_after_s > 0
 
 
+def test_who_waits_for_a_prefix_takes_a_place_of_the_queue() -> None:
+    driver = Driver(SchedulerSettings(max_queue=2))
+    owner = starts(driver.turn(submit("owner", range(40), 4)))["owner"]
+    for name in ("waits", "waits too"):
+        driver.turn(submit(name, range(41), 4))
+    (refused,) = driver.turn(submit("late", range(41), 4))
+    assert isinstance(refused, Refused) and "2 requests wait" in refused.detail
+    driver.turn(Cancel("waits"))
+    driver.turn(submit("late", range(41), 4))
+    assert starts(driver.result([(owner, 32, 0)])).keys() == {"waits too", "late"}
+    assert driver.scheduler.waiting.num_waiting("m") == 0
+
+
 def test_who_waits_is_told_its_place_and_the_reason() -> None:
     driver = Driver(num_blocks=8, max_batch=3)
     prompt = range(48)
@@ -144,8 +157,8 @@ def test_who_waits_is_told_its_place_and_the_reason() -> None:
         "first": (0, ""),
         "same": (1, "first computes its prefix"),
         "large": (2, "needs 7 blocks on r0, 4 are free beside the reserve"),
-        "small": (1, "requests that go before it wait for room"),
-        "urgent": (2, ""),
+        "small": (2, "requests that go before it wait for room"),
+        "urgent": (3, ""),
     }
     assert "urgent" in starts(told)
 
