@@ -57,7 +57,7 @@ class HostCache:
         ledger = replica.ledger
         is_busy = replica.wanting or replica.is_emptying or replica.is_draining
         # Of two at once the first would take what the second one watches for its own.
-        is_writing = any(write.replica is replica for _, write in self._transfers.all(WriteBehind))
+        is_writing = bool(self._transfers.of(replica, WriteBehind))
         if is_busy or is_writing or ledger.counts().free > PLENTY * ledger.num_blocks:
             return
         host = self._host_of(replica)
@@ -122,7 +122,7 @@ class HostCache:
         """Blocks of this replica that writes under way hold."""
         if not self._settings.clear_tenants:
             return []
-        return [list(write.names) for _, write in self._transfers.all(WriteBehind) if write.replica is replica]
+        return [list(write.names) for _, write in self._transfers.of(replica, WriteBehind)]
 
     def held(self, host: HostPool) -> list[list[int]]:
         """Blocks of this host pool that writes under way hold."""

@@ -122,8 +122,8 @@ class Moves:
             self.stop(move)
 
     def _num_standing(self, target: Replica) -> int:
-        under_way = [*self._movable.by_request.values(), *(move for _, move in self._transfers.all(Move))]
-        return sum(move.target is target and move.phase is not Phase.COPYING for move in under_way)
+        under_way = [*self._movable.incoming(target), *(move for _, move in self._transfers.of(target, Move))]
+        return sum(move.phase is not Phase.COPYING for move in under_way)
 
     def _stop_next(self, target: Replica) -> None:
         """One pause ended: the next one may begin."""

@@ -48,6 +48,8 @@ class Transfers:
         self._settings = books.settings
         self._counters = books.counters
         self._under_way: dict[tuple[str, int], Purpose] = {}
+        # The same of each replica, by number.
+        self._of: dict[str, dict[int, Purpose]] = {}
         self._num_transfers = books.epoch << EPOCH_BITS
         self.rates = Rates(books.settings.network_bytes_per_s)
 
@@ -64,18 +66,30 @@ class Transfers:
         number, replica, timeout_s = self._num_transfers, purpose.replica, self._settings.transfer_timeout_s
         transfer = Transfer(number, road, peer.name, peer.incarnation, ids(mine), ids(theirs), timeout_s)
         replica.write().transfers.append(transfer)
-        self._under_way[replica.name, number] = purpose
+        self._begin(number, purpose)
         return number
+
+    def _begin(self, number: int, purpose: Purpose) -> None:
+        name = purpose.replica.name
+        self._under_way[name, number] = self._of.setdefault(name, {})[number] = purpose
+
+    def _remove(self, name: str, number: int) -> Purpose | None:
+        purpose = self._under_way.pop((name, number), None)
+        if purpose is not None:
+            del self._of[name][number]
+            if not self._of[name]:
+                del self._of[name]
+        return purpose
 
     def take_over(self, replica: Replica, transfer: Transfer) -> None:
         """One of a scheduler before this one: it is given up."""
         purpose = Inherited(replica, list(dict.fromkeys(transfer.mine)))
-        self._under_way[replica.name, transfer.transfer] = purpose
+        self._begin(transfer.transfer, purpose)
         replica.write().aborts.append(transfer.transfer)
 
     def end(self, replica: Replica, number: int) -> Purpose | None:
         """It has ended. None: nobody waits for it any more."""
-        purpose = self._under_way.pop((replica.name, number), None)
+        purpose = self._remove(replica.name, number)
         if purpose is None:
             self._counters["stale transfers"] += 1
         return purpose
@@ -89,7 +103,8 @@ class Transfers:
 
     def abort(self, request: Request) -> None:
         """Nobody needs what this request waits for any more; the transfer still ends with Transferred."""
-        for (_, number), purpose in self._under_way.items():
+        assert request.replica is not None
+        for number, purpose in self._of.get(request.replica.name, {}).items():
             if purpose.held_up is request:
                 purpose.replica.write().aborts.append(number)
 
@@ -97,11 +112,16 @@ class Transfers:
         """Those of one kind, by number."""
         return [(number, purpose) for (_, number), purpose in self._under_way.items() if isinstance(purpose, kind)]
 
+    def of(self, replica: Replica, kind: type[E]) -> list[tuple[int, E]]:
+        """Those of one kind that this replica was ordered, by number."""
+        under_way = self._of.get(replica.name, {}).items()
+        return [(number, one) for number, one in under_way if isinstance(one, kind) and one.replica is replica]
+
     def lose(self, replica: Replica, kind: type[E]) -> list[tuple[int, E]]:
         """This replica is gone, and tells nothing any more: those of one kind that it was ordered."""
-        lost = [(number, purpose) for number, purpose in self.all(kind) if purpose.replica is replica]
+        lost = self.of(replica, kind)
         for number, _ in lost:
-            del self._under_way[replica.name, number]
+            self._remove(replica.name, number)
         return lost
 
     def __len__(self) -> int:
