@@ -1,9 +1,10 @@
 """Bodies of calls: read only once it is known who calls, few large ones at a time, in bounded time and size.
 
 gRPC puts a whole message together before it hands it over, so what counts is how many are being read at once: each
-tenant has its own share, and strangers (health, reflection) have a small one for each machine they come from. A message
-whose head announces more than the server's bound is refused before its bytes come; the bound of a method, which may be
-much smaller, is held against what came.
+tenant has its own share, and strangers (health, reflection) have few places, for each machine and in all. Who comes
+when all are taken gets that of the oldest: what is honest has come whole in a moment. A message whose head announces
+more than the server's bound is refused before its bytes come; the bound of a method, which may be much smaller, is held
+against what came.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from google.protobuf.message import Message
 
 from cluster.errors import DeadlineExceeded, InvalidRequest, NeverFits, QueueFull
 from cluster.gateway.intake import parse
+from cluster.links.strangers import Strangers
 
 Request = TypeVar("Request", bound=Message)
 ReadRaw: TypeAlias = Callable[[], Awaitable[bytes | None]]
@@ -27,8 +29,8 @@ SMALL_BYTES = 64 << 10
 READING_BYTES = 256 << 20
 """Of one tenant, being read at once."""
 STRANGERS = 4
-"""Calls of one machine that shows no token, whose bodies are being read at once; of all such machines four times as
-many."""
+"""Messages of one machine that shows no token, that are being read or waited for at once; of all such machines four
+times as many."""
 BYTES_PER_NUMBER = 8
 """A message may hold as many numbers in lists as its bound in bytes by this: ids as they come take less than one."""
 BODY_S = 20.0
@@ -42,7 +44,7 @@ class Bodies:
         """`max_bytes`: of any message, as the server was told."""
         self._most = max(STRANGERS, READING_BYTES // max_bytes)
         self._reading: dict[str, asyncio.Semaphore] = {}
-        self._strangers: dict[str, int] = {}
+        self._strangers: Strangers[asyncio.Timeout] = Strangers(4 * STRANGERS, STRANGERS)
 
     async def of_tenant(self, read: ReadRaw, kind: type[Request], max_bytes: int, tenant: str) -> Request:
         """The one message of a call."""
@@ -53,19 +55,20 @@ class Bodies:
         """Of this tenant: held while a body of any size is read."""
         return self._reading.setdefault(tenant, asyncio.Semaphore(self._most))
 
-    async def of_stranger(self, read: ReadRaw, kind: type[Request], max_bytes: int, machine: str) -> Request:
-        """The one message of a call that needs no token."""
-        strangers = self._strangers
-        if strangers.get(machine, 0) >= STRANGERS or sum(strangers.values()) >= 4 * STRANGERS:
-            raise QueueFull(f"{sum(strangers.values())} calls without a token are being read here", 1.0)
-        strangers[machine] = strangers.get(machine, 0) + 1
+    async def of_stranger(self, read: ReadRaw, machine: str) -> bytes | None:
+        """What `read` gives to a call that needs no token. Raises DeadlineExceeded, and QueueFull for one whose place
+        another has got."""
+        place = asyncio.timeout(None)
         try:
-            async with _in_time(STRANGERS_BODY_S):
-                return checked(await read(), kind, max_bytes)
+            async with place, _in_time(STRANGERS_BODY_S):
+                evicted = self._strangers.come(place, machine)
+                if evicted is not None and not evicted.expired():
+                    evicted.reschedule(asyncio.get_running_loop().time())
+                return await read()
+        except TimeoutError:
+            raise QueueFull("many calls without a token are being read here, and this was the oldest", 1.0) from None
         finally:
-            strangers[machine] -= 1
-            if not strangers[machine]:
-                del strangers[machine]
+            self._strangers.gone(place)
 
 
 def checked(raw: bytes | None, kind: type[Request], max_bytes: int) -> Request:

@@ -92,8 +92,13 @@ class Guard:
         """The one message of a call."""
         most = self.max_bytes(method)
         if self._takes_strangers:
-            return await self._bodies.of_stranger(call.read, kind, most, call.machine)
+            return checked(await self._bodies.of_stranger(call.read, call.machine), kind, most)
         return await self._bodies.of_tenant(call.read, kind, most, call.caller.tenant)
+
+    async def following(self, call: Call, kind: type[Message], method: str) -> Message | None:
+        """The next one of a call that has many; None behind the last. A tenant may be silent between them."""
+        raw = await (self._bodies.of_stranger(call.read, call.machine) if self._takes_strangers else call.read())
+        return None if raw is None else checked(raw, kind, self.max_bytes(method))
 
 
 def register(server: grpc.aio.Server, service: ServiceDescriptor, methods: Mapping[str, Method], guard: Guard) -> None:
@@ -140,8 +145,7 @@ def _handler(descriptor: MethodDescriptor, method: Method, guard: Guard) -> grpc
 
     async def both_ways(raws: AsyncIterator[bytes], context: Context) -> None:
         async def messages(call: Call) -> AsyncIterator[Message]:
-            while (raw := await call.read()) is not None:
-                message, raw = checked(raw, kind, guard.max_bytes(name)), None
+            while (message := await guard.following(call, kind, name)) is not None:
                 yield message
                 del message
 

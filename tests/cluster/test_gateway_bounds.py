@@ -15,6 +15,8 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from cluster import SamplingParams
 from cluster.client.asynchronous import AsyncClient
@@ -29,6 +31,7 @@ from tests.cluster.raw_http2 import HEADERS, RawClient
 
 HERE = Path(__file__).parent
 SERVICE = "/quire.v1.InferenceService"
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 MIB = 1 << 20
 NUM_TOKENS = 200
 
@@ -239,6 +242,7 @@ def test_a_call_whose_message_does_not_come_ends(monkeypatch: pytest.MonkeyPatch
             client.call(f"{SERVICE}/Generate"): b"",
             client.call("/grpc.health.v1.Health/Check"): b"",
             client.call(f"{SERVICE}/Tokenize"): b"half",
+            client.call(REFLECTION): b"half",
         }
         for stream, raw in calls.items():
             if raw:
@@ -249,6 +253,37 @@ def test_a_call_whose_message_does_not_come_ends(monkeypatch: pytest.MonkeyPatch
             if kind == HEADERS:
                 ended.add(stream)
         await client.close()
+
+    at_the_door(story)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("path", [REFLECTION, "/grpc.health.v1.Health/Check"])
+def test_strangers_whose_messages_do_not_come_take_no_place_from_others(
+    monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Each could be sent 16 MiB in parts, for as long as it lasts."""
+    monkeypatch.setattr(bodies, "STRANGERS_BODY_S", 30.0)
+
+    async def story(door: Door) -> None:
+        clients = [await RawClient.connect(door.address, local=f"127.0.0.{at}") for at in range(2, 10)]
+        calls = {(client, client.call(path)) for client in clients for _ in range(20)}
+        ended = set()
+
+        async def read(client: RawClient) -> None:
+            while True:
+                kind, _, stream, _ = await client.read()
+                if kind == HEADERS:
+                    ended.add((client, stream))
+
+        reading = [asyncio.create_task(read(client)) for client in clients]
+        await door.until(lambda: len(ended) >= len(calls) - 4 * bodies.STRANGERS)
+        await HealthStub(door.channel).Check(health_pb2.HealthCheckRequest())
+        assert len(ended) < len(calls)
+        for task in reading:
+            task.cancel()
+        for client in clients:
+            await client.close()
 
     at_the_door(story)
 
