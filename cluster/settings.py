@@ -6,7 +6,7 @@ The command line and the environment are read elsewhere (cluster/cli); nothing h
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from cluster.errors import ConfigError
@@ -71,6 +71,10 @@ class SchedulerSettings:
     tokens_per_block_second: float = 4.0
 
     def __post_init__(self) -> None:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, int | float) and not 0 <= value <= 1e15:
+                raise ConfigError(f"{one.name} is {value}; give a number from 0 on")
         if self.reserve != "none" and (self.allocator != "buddy" or self.prefix_caching):
             raise ConfigError(
                 f"reserve is {self.reserve!r}, which takes whole runs of blocks: set allocator to 'buddy' and "

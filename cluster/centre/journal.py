@@ -19,10 +19,12 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import cache
 from hashlib import blake2b
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
-from typing import Any, TextIO
+from types import UnionType
+from typing import Any, Literal, TextIO, Union, get_args, get_origin, get_type_hints
 
 from cluster import messages
 from cluster.errors import ConfigError
@@ -81,8 +83,46 @@ def from_plain(plain: Any) -> Any:
     if "map" in plain:
         return {from_plain(key): from_plain(item) for key, item in plain["map"]}
     kind = _CLASSES[plain["new"]]
-    names = [field.name for field in dataclasses.fields(kind)]
-    return kind(**dict(zip(names, map(from_plain, plain["is"]), strict=True)))
+    hints = _hints(kind.__name__)
+    values = dict(zip(hints, map(from_plain, plain["is"]), strict=True))
+    for name, hint in hints.items():
+        if not _fits(values[name], hint):
+            raise TypeError(f"{kind.__name__}.{name} is {str(values[name])[:60]!r}")
+    return kind(**values)
+
+
+@cache
+def _hints(name: str) -> Mapping[str, Any]:
+    """The types of a class's fields, in their order."""
+    kind = _CLASSES[name]
+    # `array` takes no parameters before Python 3.12.
+    hints = get_type_hints(kind, localns={"array": list})
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type that a field of the messages has."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is float:
+        return type(value) in (int, float)
+    if origin is None:
+        # True is no number, and a number is no member of an enumeration.
+        return hint is Any or (isinstance(value, hint) and (hint is not int or not isinstance(value, bool)))
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is Literal:
+        return value in inner
+    if origin is list:
+        return isinstance(value, array) and value.typecode in "bBhHiIlLqQ"
+    if origin is tuple and inner[-1] is not Ellipsis:
+        return isinstance(value, tuple) and len(value) == len(inner) and all(map(_fits, value, inner))
+    if issubclass(origin, Mapping):
+        return (
+            isinstance(value, dict)
+            and all(map(_fits, value, repeat(inner[0])))
+            and all(map(_fits, value.values(), repeat(inner[1])))
+        )
+    return isinstance(value, tuple) and all(map(_fits, value, repeat(inner[0])))
 
 
 def digest(orders: Sequence[Order]) -> str:
@@ -247,8 +287,15 @@ def _turns(path: Path, head: int) -> tuple[tuple[Turn, ...], bool]:
             elif told["turn"] != len(turns) + 1 or (turns and not turns[-1].digest):
                 break
             else:
-                turns.append(Turn(told["turn"], float(told["now"]), from_plain(told["events"]), ""))
+                turns.append(Turn(told["turn"], float(told["now"]), _events(told["events"]), ""))
     return tuple(turns), False
+
+
+def _events(plain: Any) -> tuple[Event, ...]:
+    events = from_plain(plain)
+    if not _fits(events, tuple[Event, ...]):
+        raise TypeError(f"a turn was told {str(plain)[:60]!r}")
+    return events  # type: ignore[no-any-return]
 
 
 def _lines(file: TextIO) -> Iterator[str]:
