@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from struct import Struct
 from typing import Any, BinaryIO, TypeAlias
 
-from cluster.errors import QueueFull
+from cluster.errors import QueueFull, Unavailable
 
 START_S = 60.0
 """For a child to start, or to read a subject."""
@@ -82,11 +82,16 @@ class Confined:
                 del self._turns[tenant]
 
     async def _ask(self, subject: object, words: Callable[[], Words], question: Words) -> Words:
-        child, done = await self._started(), False
-        known = self._known.get(id(subject))
+        known = self._known.get(id(subject)) if self._child is not None else None
         new = await asyncio.to_thread(words) if known is None else None
+        done = False
         try:
-            number = await self._introduce(child, subject, new) if known is None else known[1]
+            try:
+                child = await self._started()
+                number = await self._introduce(child, subject, new) if known is None else known[1]
+            except (OSError, EOFError) as error:
+                # What was asked has nothing to do with it.
+                raise Unavailable(f"the process for {self._what} did not begin: {error}"[:300], 1.0) from error
             async with asyncio.timeout(self._answer_s):
                 answer = await self._exchange(child, {"subject": number, "question": question})
             done = True

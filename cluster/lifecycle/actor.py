@@ -81,8 +81,10 @@ class Observed:
     """What every actor does for whoever watches it: logs, and a tracer where spans are wanted."""
 
     def __init__(self, settings: ClusterSettings, state: RayState, process: str) -> None:
+        from cluster.serving.connections import take_descriptors
         from cluster.watching.logs import begin_logs
 
+        take_descriptors()
         self._settings, self._process, self._run = settings, process, state.key("run").hex()[:8]
         begin_logs(process, Path(settings.log_dir), settings.log_level, self._run)
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
 from typing import Any
 
 from cluster import __version__
@@ -21,6 +22,7 @@ from cluster.sizes import format_bytes, parse_bytes
 from protos import NEWEST_PROTOCOL, OLDEST_PROTOCOL
 
 NODE_S = 60.0
+MIN_DESCRIPTORS = 256
 _FEWER = {"CPU": "fewer --workers or a lower --cpus-per-worker", "GPU": "fewer --workers, or --device cpu"}
 # Files that say which model a folder holds; the weights themselves are too large to be read here.
 NAMES = (
@@ -100,6 +102,10 @@ def check_model(path: str, tp: int) -> None:
 
 
 def _check_this_machine(settings: ClusterSettings) -> None:
+    _, most = getrlimit(RLIMIT_NOFILE)
+    if most != RLIM_INFINITY and most < MIN_DESCRIPTORS:
+        told = f"a process may open {most:,} files here, and {MIN_DESCRIPTORS:,} are needed"
+        raise ConfigError(f"{told}; raise that bound (`ulimit -Hn`)")
     gpus = num_gpus()
     if settings.device == "cuda" and not gpus:
         raise ConfigError("device is cuda, and this machine shows no NVIDIA device; give --device cpu, or auto")

@@ -9,12 +9,32 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 EVERY_S = 1.0
 LOOKS_EVERY = 30
+MAX_DESCRIPTORS = 1 << 16
+
+
+def take_descriptors() -> None:
+    """Has the system let this process open as many files as it may, up to `MAX_DESCRIPTORS`; it begins with 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def share_of_descriptors(most: int) -> int:
+    """So many connections, or a quarter of what this process can open, if that is less."""
+    return min(most, _num_descriptors() // 4)
+
+
+def _num_descriptors() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
 
 
 class ConnectionBound:
@@ -23,7 +43,7 @@ class ConnectionBound:
     def __init__(self, port: int, most: int) -> None:
         """`most`: connections of one machine."""
         self._port = port
-        self._most = most
+        self._most = share_of_descriptors(most)
         # Both ends of the connections that were there at the last look.
         self._known: set[tuple[str, int]] = set()
         # Descriptors of this process that were something else at the last look, and how often there was no need of one.
@@ -36,48 +56,64 @@ class ConnectionBound:
             await asyncio.sleep(EVERY_S)
             # A process with few descriptors more than it had can't have too many connections.
             self._num_passed += 1
-            if len(os.listdir("/proc/self/fd")) > self._num_others + self._most or self._num_passed >= LOOKS_EVERY:
+            if len(_open_descriptors()) > self._num_others + self._most or self._num_passed >= LOOKS_EVERY:
                 await asyncio.to_thread(self.look)
 
     def look(self) -> None:
-        num_descriptors = len(os.listdir("/proc/self/fd"))
+        num_open = len(_open_descriptors())
         there: set[tuple[str, int]] = set()
         counts: Counter[str] = Counter()
-        late: list[tuple[str, int]] = []
-        for connection, peer in self._connections():
-            connection.close()
+        late: list[tuple[int, tuple[str, int]]] = []
+        for descriptor, peer in self._connections(_open_descriptors()):
             there.add(peer)
             if peer in self._known:
                 counts[peer[0]] += 1
             else:
-                late.append(peer)
+                late.append((descriptor, peer))
         self._known = there
-        self._num_others, self._num_passed = max(0, num_descriptors - len(there)), 0
-        too_many = set()
-        for peer in late:
+        self._num_others, self._num_passed = max(0, num_open - len(there)), 0
+        for descriptor, peer in late:
             counts[peer[0]] += 1
-            if counts[peer[0]] > self._most:
-                too_many.add(peer)
-        for connection, peer in self._connections() if too_many else ():
-            with connection:
-                if peer in too_many:
-                    connection.shutdown(socket.SHUT_RDWR)
-                    self.num_closed += 1
+            # It may have become another one since.
+            if counts[peer[0]] > self._most and (descriptor, peer) in self._connections([descriptor]):
+                _shut(descriptor)
+                self.num_closed += 1
 
-    def _connections(self) -> Iterator[tuple[socket.socket, tuple[str, int]]]:
-        """Copies of this port's connections, for the caller to close, and where they come from."""
-        for name in os.listdir("/proc/self/fd"):
+    def _connections(self, descriptors: Iterable[int]) -> Iterator[tuple[int, tuple[str, int]]]:
+        """This port's connections among them, and where they come from. Nothing is opened for it: there may be no
+        descriptor left."""
+        for descriptor in descriptors:
             try:
-                if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                one = socket.socket(fileno=descriptor)
+            except OSError:
+                continue  # no socket, or closed meanwhile
+            try:
+                if one.family not in (socket.AF_INET, socket.AF_INET6) or one.getsockname()[1] != self._port:
                     continue
-                copy = socket.socket(fileno=os.dup(int(name)))
+                host, port = one.getpeername()[:2]
             except OSError:
-                continue  # closed meanwhile
-            try:
-                if copy.family not in (socket.AF_INET, socket.AF_INET6) or copy.getsockname()[1] != self._port:
-                    raise OSError
-                host, port = copy.getpeername()[:2]
-            except OSError:
-                copy.close()
                 continue
-            yield copy, (host.removeprefix("::ffff:"), port)
+            finally:
+                one.detach()
+            yield descriptor, (host.removeprefix("::ffff:"), port)
+
+
+def _shut(descriptor: int) -> None:
+    try:
+        one = socket.socket(fileno=descriptor)
+    except OSError:
+        return
+    try:
+        one.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
+    finally:
+        one.detach()
+
+
+def _open_descriptors() -> Sequence[int]:
+    """Those of this process, as far as one can see. To see them takes one more: where there is none, all are taken."""
+    try:
+        return [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:
+        return range(_num_descriptors())

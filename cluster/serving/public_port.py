@@ -18,6 +18,7 @@ import grpc.aio
 
 from cluster.errors import ConfigError
 from cluster.serving.auth import TokenBook, check_exposure
+from cluster.serving.connections import share_of_descriptors
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ def public_options(max_message_bytes: int, max_connections: int) -> list[tuple[s
         ("grpc.max_concurrent_streams", MAX_STREAMS),
         # What nobody reads yet lies in windows of the least size; grpc would let them grow to megabytes each.
         ("grpc.http2.bdp_probe", 0),
-        ("grpc.max_allowed_incoming_connections", max_connections),
+        ("grpc.max_allowed_incoming_connections", share_of_descriptors(max_connections)),
         # Calls that we have not taken up yet: past these bounds grpc cancels some, anybody's, and a client that resets
         # its calls as fast as it can would have that done to others.
         ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
 
-from cluster.errors import InvalidRequest
+from cluster.errors import InvalidRequest, Unavailable
 from cluster.gateway.templates import Conversation, Template, Templates
 from worker.demo import PATH
 
@@ -127,5 +128,23 @@ def test_who_stops_waiting_leaves_no_answer_to_the_next() -> None:
         await asyncio.sleep(0.05)
         slow.cancel()
         assert await next_one == "user"
+
+    with_templates(story)
+
+
+@pytest.mark.timeout(60)
+def test_where_no_process_can_be_started_it_is_nobodys_mistake() -> None:
+    """This process can open nothing more; it is served again once it can."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def story(templates: Templates) -> None:
+        good = Template("{{ messages[0].role }}", {})
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+        try:
+            with pytest.raises(Unavailable, match="did not begin"):
+                await templates.render("t", good, Conversation(USER), 100)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        assert await templates.render("t", good, Conversation(USER), 100) == "user"
 
     with_templates(story)

@@ -220,3 +220,18 @@ def test_a_gateway_that_does_not_answer_lists_nothing(monkeypatch: pytest.Monkey
             assert not await ask(models._may_ask, client)
 
     at_the_door(story, settings=GatewaySettings(port=0, tokens=book))
+
+
+def test_a_machine_that_opens_too_few_files_is_named_before_anything_starts(tmp_path: Path) -> None:
+    few = "import resource, os, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100)); os.execv(sys.executable, "
+    done = subprocess.run(
+        [sys.executable, "-c", f"{few}{[*QUIRE, 'up', '--port', '0']!r})"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "QUIRE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == exits.WRONG_INPUT, done.stderr
+    assert "may open 100 files here, and 256 are needed" in done.stderr and len(done.stderr.splitlines()) == 1

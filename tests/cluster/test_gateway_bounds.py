@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
+import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from cluster.serving import connections
 from cluster.serving.auth import Caller, Entry, TokenBook, digest_of
 from cluster.sim import model as sim_model
 from tests.cluster.front_door import PROMPT, Door, at_the_door, expected, long_seed, tokenizer
-from tests.cluster.raw_http2 import HEADERS, RawClient
+from tests.cluster.raw_http2 import HEADERS, SETTINGS, RawClient
 
 HERE = Path(__file__).parent
 SERVICE = "/quire.v1.InferenceService"
@@ -359,6 +361,75 @@ def test_a_machine_has_its_share_of_connections(monkeypatch: pytest.MonkeyPatch)
             await client.close()
 
     at_the_door(story, settings=GatewaySettings(port=0, max_connections_per_machine=8))
+
+
+def others() -> Iterator[int]:
+    """Descriptors, until there is none."""
+    with suppress(OSError):
+        while True:
+            yield os.open("/dev/null", os.O_RDONLY)
+
+
+HOLD = """
+import socket, sys, time
+host, port = sys.argv[1].split(":")
+sys.stdin.readline()
+held = []
+for _ in range(200):
+    try:
+        held.append(socket.create_connection((host, int(port)), timeout=1))
+    except OSError:
+        break
+print(len(held), flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.timeout(60)
+def test_a_gateway_whose_descriptors_are_all_taken_gets_them_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks for connections that are too many needs none to do so: its loop ended, and the gateway with it."""
+    monkeypatch.setattr(connections, "EVERY_S", 0.3)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def story(door: Door) -> None:
+        await door.client.wait_ready(5.0)
+        pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
+        stranger = await asyncio.create_subprocess_exec(sys.executable, "-c", HOLD, door.address, **pipes)
+        assert stranger.stdin is not None and stranger.stdout is not None
+        most = max(int(name) for name in os.listdir("/proc/self/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most + 20, before[1]))
+        stranger.stdin.write(b"\n")
+        assert int(await stranger.stdout.readline()) > 100
+        going = asyncio.create_task(stream_of(door.client, seed := long_seed(PROMPT, NUM_TOKENS)))
+        await asyncio.sleep(2.0)
+        assert await going == expected(PROMPT, seed, NUM_TOKENS)
+        # And if every single one is taken, by whomever.
+        taken = list(others())
+        await asyncio.sleep(1.0)
+        for one in taken:
+            os.close(one)
+        # Another machine gets in.
+        elsewhere = await RawClient.connect(door.address, local="127.0.0.2")
+        kind, _, _, _ = await asyncio.wait_for(elsewhere.read(), 10.0)
+        assert kind == SETTINGS
+        assert not any(task.done() for task in door.server._tasks)
+        stranger.kill()
+        await stranger.wait()
+        await elsewhere.close()
+
+    try:
+        at_the_door(story, settings=GatewaySettings(port=0, max_connections_per_machine=8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_process_may_open_what_the_system_lets_it() -> None:
+    code = (
+        "import resource as r; from cluster.serving import connections as c; r.setrlimit(r.RLIMIT_NOFILE, (99, 999));"
+        "assert c.share_of_descriptors(5000) == 24; c.take_descriptors(); print(r.getrlimit(r.RLIMIT_NOFILE));"
+        "assert c.share_of_descriptors(5000) == 249 and c.share_of_descriptors(7) == 7"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"(999, 999)\n"
 
 
 @pytest.mark.timeout(60)

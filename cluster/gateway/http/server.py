@@ -24,7 +24,7 @@ from cluster.errors import ConfigError
 from cluster.gateway.gateway import Gateway
 from cluster.gateway.http.app import MAX_HEAD_BYTES, HttpDoor
 from cluster.serving.auth import is_loopback
-from cluster.serving.connections import ConnectionBound
+from cluster.serving.connections import ConnectionBound, share_of_descriptors
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,8 @@ class HttpServer:
             ssl_cert_reqs=2 if files is not None and files.client_authority else 0,
         )
         config.load()
-        share = _Share(settings.max_connections, settings.max_connections_per_machine)
+        most, most_of_one = settings.max_connections, settings.max_connections_per_machine
+        share = _Share(share_of_descriptors(most), share_of_descriptors(most_of_one))
         config.http_protocol_class = partial(_Connection, share)  # type: ignore[assignment]
         if files is not None:
             # Certificates that are renewed count from the next connection on.
