@@ -134,13 +134,13 @@ class Gateway:
 
     async def find(self, tenant: str, client_id: str) -> Submit:
         """The request of this name, wherever it began, as its client asked it. Raises `QuireError`."""
-        self._check_back(tenant)
+        limits = self._check_back(tenant)
         request_id = cluster_id(tenant, client_id)
         entry = self.door.by_id.get(request_id)
         if entry is not None and not entry.is_asking:
             return entry.submit
         self._link.check_open()
-        route = self.door.find(request_id)
+        route = self.door.find(request_id, self._most_open(limits))
         waiting: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
         self._finds[route] = waiting
         patience_s = self.settings.accept_timeout_s

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
@@ -20,6 +21,8 @@ from typing import Any
 from cluster.errors import ConfigError
 
 LEVELS = ("debug", "info", "warning", "error")
+ROOMS = ("cluster", "worker")
+EVERY_S, MAX_TOLD = 60.0, 256
 MAX_BYTES, NUM_OLD = 16 << 20, 2
 SILENT_END = "the life before this one ended without a word: killed from outside, or out of memory (see dmesg)"
 
@@ -51,6 +54,28 @@ class JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
+class Seldom(logging.Filter):
+    """Of what libraries say again and again, so often as whoever makes them do it, a line a minute: no stranger fills
+    the files, or washes out what else is in them. Our own lines all pass."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._told: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.partition(".")[0] in ROOMS:
+            return True
+        # Whatever figures it has behind its beginning.
+        key, now = (record.name, str(record.msg)[:40]), self._clock()
+        if now - self._told.get(key, -EVERY_S) < EVERY_S:
+            return False
+        if len(self._told) >= MAX_TOLD:
+            self._told.clear()
+        self._told[key] = now
+        return True
+
+
 class PrivateFile(RotatingFileHandler):
     """Log lines name tenants and requests, so only their owner can read them."""
 
@@ -71,8 +96,9 @@ def begin_logs(process: str, folder: Path, level: str, run: str) -> None:
         log.warning("log folder %s cannot be written, so logs go to stderr: %s; give another --log-dir", folder, error)
         return
     handler.setFormatter(JsonLines(process, run))
+    handler.addFilter(Seldom())
     logging.getLogger().addHandler(handler)
-    for room in ("cluster", "worker"):
+    for room in ROOMS:
         logging.getLogger(room).setLevel(level.upper())
     if last.get("run") == run and last.get("level") not in ("error", "critical") and not last.get("is_end"):
         log.error("%s (process %s, last heard of at %s)", SILENT_END, last.get("pid"), last.get("time"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from cluster.lifecycle.cluster_settings import ClusterSettings
 from cluster.lifecycle.running import Running
 from cluster.serving.auth_certificates import make_certificates
 from cluster.watching.doctor import examine, write_bundle
-from cluster.watching.logs import read_lines, shown
+from cluster.watching.logs import MAX_TOLD, Seldom, read_lines, shown
 
 LIFE = """
 import logging, os, sys
@@ -123,3 +124,20 @@ def test_the_bundle_has_everything_but_secrets(tmp_path: Path, monkeypatch: pyte
     assert all("the-ray-token" not in text and "my-own-token" not in text for text in texts.values())
     assert json.loads(texts["quire-bundle/cluster.json"])["ray_pids"] == [dead.pid]
     assert os.environ["QUIRE_TOKEN"] == "my-own-token"
+
+
+def test_what_libraries_say_again_and_again_is_told_once_a_minute() -> None:
+    """Each connection that cannot be taken was a line, hundreds a second."""
+    now = 0.0
+    seldom = Seldom(lambda: now)
+
+    def told(name: str, message: str) -> bool:
+        return seldom.filter(logging.LogRecord(name, logging.ERROR, "", 0, message, (), None))
+
+    line = "socket.accept() out of system resource\nsocket: <asyncio.TransportSocket fd=%d>"
+    assert [told("asyncio", line % at) for at in range(500)] == [True] + [False] * 499
+    assert told("asyncio", "something else") and told("grpc", line)
+    assert all(told("cluster.gateway", "the same") for _ in range(10))
+    now = 61.0
+    assert told("asyncio", line % 1) and not told("asyncio", line % 2)
+    assert all(told("other", f"{at} of them") for at in range(10_000)) and len(seldom._told) <= MAX_TOLD

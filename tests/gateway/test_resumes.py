@@ -185,6 +185,22 @@ def test_no_more_are_looked_for_than_may_be_open():
             more()
 
 
+def test_a_tenant_looks_for_no_more_than_it_may_have_and_others_look_on():
+    at = At(max_open=10)
+    for name in ("a", "b"):
+        at.door.find(f"t/{name}", 2)
+    with pytest.raises(QueueFull, match="2 requests are looked for"):
+        at.door.find("t/c", 2)
+    at.door.find("tt/c", 2)
+    at.door.leave_find(next(iter(at.door.finds)))
+    at.door.find("t/c", 2)
+    # Prefixes that are being warmed take places as well.
+    for number in range(7):
+        at.door.pin(Pin(f"t/p{number}", "", 0, "m", "t", ids([1]), (), at.now + 60.0), at.now)
+    with pytest.raises(QueueFull):
+        at.ask()
+
+
 def test_a_new_scheduler_is_told_why_the_one_before_ended_a_request():
     """A client that resumed it elsewhere was told that it had been cancelled, which nobody had done."""
     at = At()

@@ -163,13 +163,16 @@ class Door:
 
     def check_open(self) -> None:
         """Raises QueueFull where nothing new is taken."""
-        if len(self.entries) + len(self.finds) >= self.settings.max_open:
+        if len(self.entries) + len(self.finds) + len(self.pins) >= self.settings.max_open:
             raise QueueFull(f"{self.settings.max_open:,} requests are under way here, which is the bound", 1.0)
 
-    def find(self, request_id: str) -> int:
+    def find(self, request_id: str, most_open: int = 0) -> int:
         """Looks for a request that a client names; returns the route by which `Orders.found` answers. What is found can
-        be resumed here. Raises QueueFull."""
+        be resumed here. Its tenant looks for no more than `most_open` at once (0: any number). Raises QueueFull."""
         self.check_open()
+        of_it = request_id.partition("/")[0] + "/"
+        if most_open and sum(find.request_id.startswith(of_it) for find in self.finds.values()) >= most_open:
+            raise QueueFull(f"{most_open:,} requests are looked for, which is the bound of this tenant", 1.0)
         route = self._next_route()
         self.finds[route] = Find(request_id, self.settings.gateway, route)
         self._tell(self.finds[route])
