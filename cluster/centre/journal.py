@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import fcntl
 import json
 import os
 import zlib
@@ -144,6 +145,8 @@ class JournalWriter:
             # What clients ask is in it: nobody else reads it.
             self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "a+", encoding="ascii")
             check_private(path, os.fstat(self._file.fileno()), "the journal")
+            # For as long as this process lives; a scheduler that stands still keeps none out that follows it.
+            fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             if not _ends_a_line(path):
                 self._file.write("\n")  # a life before this one stopped within a line
         except (OSError, ConfigError) as error:
@@ -256,6 +259,16 @@ def read(path: Path, *, life: int = -1) -> Journal:
     if not isinstance(settings, SchedulerSettings) or not isinstance(epoch, int):
         raise ConfigError(f"{path} is no journal that a scheduler has written: its head has no settings")
     return Journal(settings, epoch, turns, is_closed, epochs)
+
+
+def is_written(path: Path) -> bool:
+    """Whether a scheduler that lives writes it."""
+    with path.open(encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _heads(path: Path) -> list[tuple[int, dict[str, Any]]]:

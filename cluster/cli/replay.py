@@ -27,17 +27,16 @@ def replay(
     Every decision is proven to be the one that was written.
     """
     from cluster.centre import replay as player
-    from cluster.centre.journal import read
+    from cluster.centre.journal import is_written, read
 
     recorded = read(journal, life=life)
     whole, total = recorded.num_whole, len(recorded.turns)
     if at is not None and not 0 <= at <= total:
         raise ConfigError(f"--at is {at}, and {journal} has turns 0 to {total}")
     last = len(recorded.epochs) - 1
-    number = life % len(recorded.epochs)
-    is_over = number < last
+    number_of_life = life % len(recorded.epochs)
     if last:
-        print(f"life {number} of 0 to {last}: the scheduler of epoch {recorded.epoch}")
+        print(f"life {number_of_life} of 0 to {last}: the scheduler of epoch {recorded.epoch}")
     scheduler = player.replay(recorded, at)
     scheduler.check()
     number = whole if at is None else at
@@ -45,7 +44,8 @@ def replay(
     if whole < total:
         print(f"turn {total} was begun and not ended: the scheduler stopped in it (--at {total} decides it again)")
     elif not recorded.is_closed:
-        print(f"the scheduler was ended after turn {total}{'' if is_over else ', or is still at work'}")
+        is_at_work = number_of_life == last and is_written(journal)
+        print(f"the scheduler {'is at work' if is_at_work else 'was ended'} after turn {total}")
     if events and number:
         for event in recorded.turns[number - 1].events:
             print(f"  told: {event}")

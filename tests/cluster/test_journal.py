@@ -15,7 +15,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from cluster.centre.journal import _CLASSES, _ENUMS, VERSION, JournalWriter, read
+from cluster.centre.journal import _CLASSES, _ENUMS, VERSION, JournalWriter, is_written, read
 from cluster.centre.replay import describe, replay
 from cluster.centre.scheduler import Scheduler
 from cluster.cli import main
@@ -102,7 +102,7 @@ def test_the_turn_in_which_a_scheduler_stops_is_written_before_it_is_decided(
     assert "was begun and not ended: the scheduler stopped in it" in said, said
 
 
-def test_a_cancelled_host_closes_its_journal(tmp_path: Path) -> None:
+def test_a_cancelled_host_closes_its_journal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "journal"
 
     async def run() -> None:
@@ -110,11 +110,14 @@ def test_a_cancelled_host_closes_its_journal(tmp_path: Path) -> None:
         running = asyncio.create_task(host.run())
         host.post(joined())
         await asyncio.sleep(0.05)
+        assert is_written(path)
+        assert main(["replay", str(path)]) == 0
+        assert "the scheduler is at work after turn 1" in capsys.readouterr().out
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 
     asyncio.run(run())
-    assert read(path).is_closed and read(path).num_whole == 1
+    assert read(path).is_closed and read(path).num_whole == 1 and not is_written(path)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
