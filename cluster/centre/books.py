@@ -14,7 +14,7 @@ from cluster.centre.notes import Notes
 from cluster.centre.nouns import HostPool, Replica, Request
 from cluster.centre.prefix import PrefixIndex
 from cluster.centre.tenants import Tenants
-from cluster.messages import EPOCH_BITS, Find, Order, Pin, Refused, Submit
+from cluster.messages import EPOCH_BITS, Departed, Find, Order, Pin, Refused, ReplicaJoined, Submit
 from cluster.settings import SchedulerSettings
 
 
@@ -64,6 +64,9 @@ class Books(Clock):
         self.unclosed: dict[str, Request] = {}
         # Whose pool each number in the prefix index is.
         self.owners: dict[int, Replica | HostPool] = {}
+        # What has left replicas, as a new scheduler was told: the last attempts of requests of which nobody else has
+        # told, by sequence (see `Recall`).
+        self.departed: dict[str, dict[int, tuple[Departed, ReplicaJoined]]] = {}
         # What pins keep warm, by their requests.
         self.pinned: dict[str, Request] = {}
         self.tenants = Tenants(settings.tenant_weights, settings.clear_tenants)

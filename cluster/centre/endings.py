@@ -38,6 +38,8 @@ class Endings:
         request.is_cacheable = books.settings.prefix_caching and names_fit and not request.tenant.is_cleared
         books.tenants.enter(request.tenant)
         books.requests[request.request_id] = request
+        # What a replica remembers of it is of an attempt before.
+        books.departed.pop(request.request_id, None)
         return request
 
     # -- it leaves its replica, or ends before its time

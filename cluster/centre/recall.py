@@ -2,7 +2,8 @@
 
 A gateway and the scheduler may die at once. What ran then, its replica tells. What had just ended, or waited to start
 again, left its replica a moment before, which remembers it for a while (`cluster/desk/departures.py`). It is looked at
-only when everybody had time to tell, and only for who asks: most of it is over and told.
+only when everybody had time to tell, and only for who asks: most of it is over and told. What is known from others goes
+on as they say, and is forgotten here: once that has ended, nothing older may come back in its place.
 """
 
 from __future__ import annotations
@@ -22,27 +23,26 @@ class Recall:
     def __init__(self, books: Books, deadlines: Deadlines) -> None:
         self._books = books
         self._deadlines = deadlines
-        self._told: dict[str, dict[int, tuple[Departed, ReplicaJoined]]] = {}
-        # From when on nobody can come back for what is told here.
-        self._until = 0.0
+        # When the last was told; and when they are looked through next.
+        self._told_at = self._look_at = 0.0
 
     def hear(self, departed: tuple[Departed, ...], joined: ReplicaJoined) -> None:
         """What a replica remembers. Of a request the last attempt counts."""
+        self._told_at = self._look_at = self._books.now
         for one in departed:
-            known = self._told.setdefault(one.start.request_id, {})
+            known = self._books.departed.setdefault(one.start.request_id, {})
             newest = max((other.seq for other, _ in known.values()), default=0)
             if not all(_is_one_attempt(one.start, other.start) for other, _ in known.values()):
                 if one.seq < newest:
                     continue
                 known.clear()
             known[one.index] = one, joined
-            self._until = max(self._until, self._books.now + self._books.settings.rebuild_s + self._grace_s(one.start))
 
     def fill(self, request: Request, start: Start, pool: int) -> list[Sequence]:
         """Of an attempt that a replica runs: those of its sequences that have left there already."""
         filled = []
         for sequence in request.sequences:
-            one, _ = self._told.get(request.request_id, _NOTHING).get(sequence.index, (None, None))
+            one, _ = self._books.departed.get(request.request_id, _NOTHING).get(sequence.index, (None, None))
             if one is not None and not sequence.seq and not sequence.is_ended and _is_one_attempt(one.start, start):
                 _take(sequence, one)
                 # Its last tokens may be on their way from there.
@@ -54,7 +54,7 @@ class Recall:
         """A request of which nobody has told, as far as it is known here; its client asks for it, as `asked` says if
         that says it whole. None: there is none, or everybody has not had time to tell yet."""
         books = self._books
-        told = self._told.get(request_id)
+        told = books.departed.get(request_id)
         if told is None or books.hearing.ends_at is not None:
             return None
         newest, joined = max(told.values(), key=lambda one: one[0].seq)
@@ -64,7 +64,7 @@ class Recall:
         if asked is not None and difference(asked, "", request.prompt, request.sampling, request.priority)[0]:
             # Its name was used before.
             return None
-        del self._told[request_id]
+        del books.departed[request_id]
         self._enter(request, told)
         request.attempt = max(start.attempt, (books.epoch - 1) << ATTEMPT_BITS)
         request.orphaned_until = books.now + self._grace_s(start)
@@ -73,9 +73,17 @@ class Recall:
         return request
 
     def expire(self) -> None:
-        """Called in every turn, before its events: what nobody can come back for any more is forgotten."""
-        if self._told and self._books.now > self._until:
-            self._told.clear()
+        """Called in every turn, before its events: once everybody had time to tell, what somebody has told of is
+        forgotten, and later what nobody can come back for any more."""
+        books, wait_s = self._books, self._books.settings.rebuild_s
+        if not books.departed or books.hearing.ends_at is not None or books.now < self._look_at:
+            return
+        begins = self._told_at + wait_s
+        until = {request_id: begins + self._longest_grace_s(request_id) for request_id in books.departed}
+        for request_id, when in until.items():
+            if when < books.now or books.find(request_id) is not None:
+                del books.departed[request_id]
+        self._look_at = max(books.now + wait_s, min(until.values()))
 
     def _enter(self, request: Request, told: Mapping[int, tuple[Departed, ReplicaJoined]]) -> None:
         """What has ended is told; all else waits, sealed, for the gateway that its client comes back through."""
@@ -91,6 +99,9 @@ class Recall:
         else:
             request.state = State.ENDED
             books.unclosed[request.request_id] = request
+
+    def _longest_grace_s(self, request_id: str) -> float:
+        return max(self._grace_s(one.start) for one, _ in self._books.departed[request_id].values())
 
     def _grace_s(self, start: Start) -> float:
         return max(self._books.settings.orphan_grace_s, start.grace_s)

@@ -10,6 +10,7 @@ from cluster.centre.scheduler import Scheduler
 from cluster.messages import (
     Accepted,
     Adopt,
+    Closed,
     Departed,
     Done,
     Event,
@@ -154,6 +155,25 @@ def test_nothing_is_recalled_before_everybody_had_time_to_tell_nor_for_ever_nor_
     new = new_scheduler(left(start, Reason.LENGTH, 30))
     (refused,) = of(Refused, turn(new, 10.0 + 2.0 + 30.0 + 0.1, Adopt(at("b", 2, asked))))
     assert isinstance(refused, Refused) and refused.code == "NOT_FOUND"
+
+
+@pytest.mark.parametrize("first", ["replica", "gateway"])
+def test_what_a_gateway_has_told_of_is_not_recalled_once_it_has_ended(first: str) -> None:
+    """An attempt before, of another replica, may have had other tokens."""
+    asked, start = running(Driver())
+    outputs, ends = (ids([7] * 30),), (Reason.LENGTH,)
+    of_gateway = GatewayState("a", (OpenRequest(asked, start.attempt + 1, outputs, ends),))
+    of_replica = ReplicaState(joined("r0"), (), (), (), (left(start, Reason.DROPPED, 12),))
+    new = Scheduler(SETTINGS, epoch=2)
+    turn(new, 10.0, of_gateway if first == "gateway" else of_replica)
+    turn(new, 10.1, of_replica if first == "gateway" else of_gateway)
+    (seal,) = of(Seal, turn(new, 12.1))
+    assert isinstance(seal, Seal)
+    turn(new, 12.2, Sealed("t/q", "a", 1, seal.attempt, outputs, ends), Closed("t/q", "a", 1))
+    assert not new.requests and not new.unclosed
+    orders = turn(new, 12.3, Adopt(at("b", 1, asked)))
+    orders += turn(new, 30.0)
+    assert not of(Accepted, orders) and of(Refused, orders) and not new.books.departed
 
 
 def test_by_its_name_alone_it_is_not_found_and_is_kept_for_its_client_who_says_it_whole() -> None:
