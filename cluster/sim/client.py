@@ -13,6 +13,9 @@ from cluster.messages import Logprobs, Reason
 from cluster.sim.beams import best, search
 from cluster.sim.model import END_TOKEN, follow, logprobs
 
+GRACE_S = 3.0
+"""So long a gateway keeps the request of a client whose connection broke: longer than words that are late."""
+
 
 class Violation(AssertionError):
     """The cluster broke a promise that this project makes."""
@@ -42,6 +45,8 @@ class Ask:
     errs_after_s: float | None = None  # it tries once to resume with other parameters
     logprobs: bool = False
     prompt_logprobs: bool = False
+    leaves_after_s: float | None = None  # its connection breaks and it never comes back
+    grace_s: float = GRACE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +65,8 @@ class Warm:
 
 @dataclass(slots=True)
 class Client:
-    """`outcome`: "" while it goes on, "done", "cancelled", "refused CODE", "broken" when its gateway died and it does
-    not come back, or "lost" when it did and nobody knew its request any more."""
+    """`outcome`: "" while it goes on, "done", "cancelled", "refused CODE", "left", "broken" when its gateway died and
+    it does not come back, or "lost" when it did and nobody knew its request any more."""
 
     ask: Ask
     end_one_in: int

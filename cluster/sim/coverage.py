@@ -6,6 +6,7 @@ from collections import Counter
 
 from cluster.messages import (
     Adopt,
+    Cancel,
     Event,
     Find,
     GatewayLost,
@@ -80,6 +81,10 @@ class Coverage:
                 counts["pin"] += 1
             elif kind is Find:
                 counts["named"] += 1
+            elif kind is Cancel:
+                assert isinstance(event, Cancel)
+                counts["too much unread"] += event.code == "RESOURCE_EXHAUSTED"
+                counts["given up"] += not event.code and bool(event.gateway)
         for order in orders:
             if isinstance(order, Plan):
                 self._plan(order)

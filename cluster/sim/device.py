@@ -68,6 +68,23 @@ class Blocks:
         self.content[target][:size] = self.content[source][:size]
 
 
+class WholeBlocks:
+    """The blocks of a pool as transfers see them: the slices of all its ranks, one behind the other."""
+
+    def __init__(self, ranks: Sequence[Blocks]) -> None:
+        self._ranks = ranks
+        self.num_bytes = sum(rank.num_bytes for rank in ranks)
+
+    def read(self, block: int) -> bytes:
+        return b"".join([rank.content[block] for rank in self._ranks])
+
+    def write(self, block: int, content: bytes) -> None:
+        first = 0
+        for rank in self._ranks:
+            rank.content[block][:] = content[first : first + rank.num_bytes]
+            first += rank.num_bytes
+
+
 class Stream:
     """Work of one device, done in order: each piece takes its seconds, then its effect happens."""
 
@@ -75,6 +92,10 @@ class Stream:
         self._process = process
         self._queue: deque[tuple[float, Callable[[], None]]] = deque()
         self._busy = self._hangs = False
+
+    @property
+    def hangs(self) -> bool:
+        return self._hangs
 
     def hang(self) -> None:
         """Nothing that is under way or comes ever ends: a rank that all others wait for is gone."""

@@ -22,15 +22,13 @@ from cluster.errors import (
 from cluster.gateway.door.check import check
 from cluster.gateway.door.door import Door, DoorSettings, Notice
 from cluster.gateway.door.entry import Begun, Chunk, Entry, Finished, Part, PromptChunk, Reader
+from cluster.gateway.door.unread import UnreadBounds
 from cluster.hashing import BlockHasher
 from cluster.messages import Event, Found, Ids, Pin, Replay, Submit, Tokens, ids
 from cluster.sampling import SamplingParams
-from cluster.sim.client import Ask, Client, Violation, Warm
+from cluster.sim.client import GRACE_S, Ask, Client, Violation, Warm
 from cluster.sim.clock import Clock, Process
 from cluster.sim.model import END_TOKEN, digest_of
-
-GRACE_S = 3.0
-"""So long a gateway keeps the request of a client whose connection broke: longer than words that are late."""
 
 AGAIN_S = 0.1
 """A client that was sent away comes back after this."""
@@ -45,12 +43,19 @@ class SimGateway(Process):
     """One front door. `tell` is its stream to the scheduler."""
 
     def __init__(
-        self, name: str, life: int, clock: Clock, tell: Callable[[Event], None], block_size: int, key: bytes
+        self,
+        name: str,
+        life: int,
+        clock: Clock,
+        tell: Callable[[Event], None],
+        names: tuple[int, bytes],
+        unread: UnreadBounds,
     ) -> None:
+        """`names`: how blocks are named, their size and the key."""
         super().__init__(name, clock)
         self.life = life
         self.tell = tell
-        self.door = Door(DoorSettings(name, life))
+        self.door = Door(DoorSettings(name, life, unread=unread))
         # Whose request each route is; and routes under which a client asked for what it never began.
         self._clients: dict[int, Client] = {}
         self._wrong: set[int] = set()
@@ -67,8 +72,7 @@ class SimGateway(Process):
         self.at_a_stop: Callable[[], None] = lambda: None
         # Whether the scheduler is there; who makes its stream to it says how that is known.
         self.hears_scheduler: Callable[[], bool] = lambda: False
-        self._block_size = block_size
-        self._key = key
+        self._block_size, self._key = names
         self._rings_at = float("inf")
         self._num_events = 0
 
@@ -81,7 +85,7 @@ class SimGateway(Process):
             self._answer(client, Unavailable(f"no worker of model {client.ask.model} is here yet", 1.0))
             return
         try:
-            reader = self.door.ask(self._submit_of(client.ask), GRACE_S, self.clock.now)
+            reader = self.door.ask(self._submit_of(client.ask), client.ask.grace_s, self.clock.now)
         except AlreadyExists as error:
             self._answer(client, error)
             return
@@ -104,7 +108,7 @@ class SimGateway(Process):
 
     def _go_on(self, client: Client, asked: Submit) -> None:
         positions = [len(mine) for mine in client.received]
-        self._connect(client, self.door.resume(asked, positions, GRACE_S, self.clock.now))
+        self._connect(client, self.door.resume(asked, positions, client.ask.grace_s, self.clock.now))
 
     def _take_found(self, route: int, found: Found | QuireError) -> None:
         client, num_sent = self._looking.pop(route)
@@ -169,7 +173,7 @@ class SimGateway(Process):
             salt=ask.salt,
             deadline=None if ask.deadline_s is None else self.clock.now + ask.deadline_s,
             digest=digest_of(ask.model),
-            grace_s=GRACE_S,
+            grace_s=ask.grace_s,
             look=f"look of {ask.request_id}",
         )
 
@@ -314,7 +318,7 @@ class SimGateway(Process):
         if isinstance(error, Unavailable):
             is_known = client.accepted or any(client.received)
             self._try_again(client, self.resume if is_known else self.submit)
-        elif isinstance(error, QueueFull) and not client.is_resuming:
+        elif isinstance(error, QueueFull) and not client.is_resuming and "unread" not in str(error):
             # It is patient: asked again for as long as the queue is full. What was accepted is never refused so.
             if error.retry_after_s <= 0.0 or "requests wait" not in str(error):
                 raise Violation(f"{client.ask.request_id} is not told why it is refused, or when to ask again: {error}")

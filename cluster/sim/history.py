@@ -134,6 +134,8 @@ class History:
         gateway = self.world.gateways[gateways[client.ask.gateway % len(gateways)]]
         client.gateway = gateway.name
         gateway.run(gateway.submit, client)
+        if client.ask.leaves_after_s is not None:
+            self.world.clock.after(client.ask.leaves_after_s, self._leave, client)
         for after_s, number in client.ask.moves:
             self.world.clock.after(after_s, self._move, client, number)
         if client.ask.errs_after_s is not None:
@@ -150,13 +152,22 @@ class History:
         gateways = self._gateways()
         if client.outcome or not client.gateway or not client.accepted or not gateways:
             return
-        before, stream = self.world.gateways[client.gateway], client.stream
-        # Until its old connection is noticed to be broken, what is written there is lost.
-        noticed_s = NOTICED_S[(client.ask.seed + client.num_sent) % len(NOTICED_S)]
-        before.after(noticed_s, before.leave, stream)
+        self._let_go(client)
         gateway = self.world.gateways[gateways[number % len(gateways)]]
         client.gateway, client.stream = gateway.name, None
         gateway.run(gateway.resume, client)
+
+    def _leave(self, client: Client) -> None:
+        """The connection of a client broke for good."""
+        if not client.outcome and client.gateway:
+            client.outcome = "left"
+            self._let_go(client)
+
+    def _let_go(self, client: Client) -> None:
+        """Until a connection is noticed to be broken, what is written there is lost."""
+        gateway = self.world.gateways[client.gateway]
+        noticed_s = NOTICED_S[(client.ask.seed + client.num_sent) % len(NOTICED_S)]
+        gateway.after(noticed_s, gateway.leave, client.stream)
 
     def _err(self, client: Client) -> None:
         gateways = self._gateways()

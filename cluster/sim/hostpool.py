@@ -9,8 +9,10 @@ from collections.abc import Callable
 from random import Random
 
 from cluster.messages import HostPoolJoined, HostPoolSettled
+from cluster.register.states import layout_of
 from cluster.sim.clock import Clock, Process
-from cluster.sim.device import Blocks
+from cluster.sim.device import Blocks, WholeBlocks
+from cluster.sim.shape import fingerprint_of
 from cluster.sim.transfers import LOOK_S, Mover, register_of
 
 
@@ -20,19 +22,22 @@ class SimHostPool(Process):
         name: str,
         incarnation: int,
         node: str,
-        size: tuple[int, int],
+        size: tuple[int, int, int],
         clock: Clock,
         seed: str,
         tell: Callable[[HostPoolSettled], None],
     ) -> None:
-        """`size` is the number of blocks and the slots of each; `tell` says a word to the scheduler."""
+        """`size` is the number of blocks, the slots of each, and of how many slices they are; `tell` says a word to the
+        scheduler."""
         super().__init__(name, clock)
         self.incarnation = incarnation
         self.node = node
         self.random = Random(f"{seed}/{name}/{incarnation}")
-        self.num_blocks, self.block_size = size
-        self.blocks = Blocks(self.num_blocks, self.block_size, self.random)
-        self.register = register_of(self.num_blocks, self.blocks.num_bytes, incarnation, own_content=False)
+        self.num_blocks, block_size, num_ranks = size
+        self.blocks = Blocks(self.num_blocks, num_ranks * block_size, self.random)
+        self.wholes = WholeBlocks((self.blocks,))
+        self.layout = layout_of(fingerprint_of(num_ranks), self.wholes.num_bytes)
+        self.register = register_of(self.layout, self.num_blocks, incarnation, own_content=False)
         self._tell = tell
         # Processes that can reach the memory by themselves, by session.
         self._sessions: dict[int, Mover] = {}
@@ -88,7 +93,7 @@ class SimHostPool(Process):
             incarnation=self.incarnation,
             node=self.node,
             num_blocks=self.num_blocks,
-            block_bytes=self.blocks.num_bytes,
-            fingerprint="simulated",
-            bytes_per_s=self.blocks.num_bytes / 0.001,
+            block_bytes=self.wholes.num_bytes,
+            fingerprint=self.layout.fingerprint,
+            bytes_per_s=self.wholes.num_bytes / 0.001,
         )

@@ -86,6 +86,8 @@ class Judge:
             return
         if code == "DEADLINE_EXCEEDED" and ask.deadline_s is not None:
             return
+        if code == "RESOURCE_EXHAUSTED" and "unread" in client.detail and world.shape.unread is not None:
+            return
         # Before every replica has joined for the first time, it is measured by those that have.
         if code == "INVALID_ARGUMENT" and (ask.at < world.complete_at or not self._fits(world, client)):
             return

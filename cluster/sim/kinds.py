@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
+from cluster.gateway.door.unread import UnreadBounds
 from cluster.sim.client import Ask
 from cluster.sim.world import WorldShape
 
@@ -17,6 +18,8 @@ CLEARS_ONE_IN = 6
 LOSES_ONE_IN = 4
 LOGPROBS_ONE_IN = 5
 RANKS_ONE_IN = 8
+LEAVES_ONE_IN = 5
+UNREAD_ONE_IN = 8
 
 
 def vary(seed: int, world: WorldShape, asks: tuple[Ask, ...]) -> tuple[WorldShape, tuple[Ask, ...]]:
@@ -42,7 +45,20 @@ def vary(seed: int, world: WorldShape, asks: tuple[Ask, ...]) -> tuple[WorldShap
     random = Random(f"logprobs/{seed}")
     if not random.randrange(LOGPROBS_ONE_IN):
         asks = tuple(_with_logprobs(random, ask) for ask in asks)
+    random = Random(f"leaves/{seed}")
+    if not random.randrange(LEAVES_ONE_IN):
+        asks = tuple(_leaving(random, ask) if random.random() < 0.15 else ask for ask in asks)
+    random = Random(f"unread/{seed}")
+    if not random.randrange(UNREAD_ONE_IN):
+        most = random.choice((800, 2_000, 5_000))
+        world = replace(world, unread=UnreadBounds(most, 2 * most, 4 * most))
     return world, asks
+
+
+def _leaving(random: Random, ask: Ask) -> Ask:
+    """It goes to no other gateway before: with so little grace it could come too late there."""
+    grace_s = random.choice((0.0, 0.3, ask.grace_s))
+    return replace(ask, moves=(), leaves_after_s=random.uniform(0.0, 1.0), grace_s=grace_s)
 
 
 def _with_logprobs(random: Random, ask: Ask) -> Ask:

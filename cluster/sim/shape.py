@@ -23,4 +23,13 @@ class WorkerShape:
     model: str = "m"
     key: bytes = b"simulated"
     num_noises: int = 1  # 1: all replicas draw the same tokens; else a replica has one of so many noises of its own
-    num_ranks: int = 1  # more: it serves no peers and swaps nothing, and lives for as long as all of them do
+    num_ranks: int = 1  # each holds its slice of every block; a replica lives for as long as all of them do
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the layout of its blocks: so are they cut into slices."""
+        return fingerprint_of(self.num_ranks)
+
+
+def fingerprint_of(num_ranks: int) -> str:
+    return f"simulated of {num_ranks}"

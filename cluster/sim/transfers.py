@@ -48,7 +48,7 @@ from cluster.register.steps import (
     Step,
 )
 from cluster.sim.clock import Action, Clock
-from cluster.sim.device import Blocks, Stream
+from cluster.sim.device import Blocks, Stream, WholeBlocks
 from cluster.sim.network import Weather
 
 LOOK_S = 0.05
@@ -59,9 +59,8 @@ Request = Callable[["Pool", Reply], None]
 _OF_A_CHUNK = {Refusal.DOUBLED, Refusal.CORRUPT, Refusal.TRUNCATED, Refusal.OUTSIDE}
 
 
-def register_of(num_blocks: int, num_bytes: int, incarnation: int, *, own_content: bool) -> Register:
+def register_of(layout: PoolLayout, num_blocks: int, incarnation: int, *, own_content: bool) -> Register:
     """Of a simulated pool: a block is one chunk."""
-    layout = PoolLayout("simulated", num_bytes, num_bytes)
     return Register(layout, num_blocks, incarnation, REGISTER, own_content=own_content)
 
 
@@ -74,6 +73,7 @@ class Pool(Protocol):
     alive: bool
     stopped: bool
     blocks: Blocks
+    wholes: WholeBlocks
     random: Random
     register: Register
 
@@ -132,7 +132,7 @@ class Transfers:
         self._roads = roads
         self._on_settled = on_settled
         self.faults = Faults()
-        size = owner.blocks.num_bytes
+        size = owner.wholes.num_bytes
         errand = ErrandSettings(
             call_s=0.2,
             patience_s=0.5,
@@ -342,6 +342,8 @@ class _Run:
         problem = self.errand.why_stop(self._clock.now)
         if not problem and self._num_copied == self._fail_at:
             self._fail_at, problem = -1, "the road broke"
+        if not problem and self._stream.hangs:
+            problem = "a rank is gone"
         self.copies = bool(places) and not problem
         if problem:
             self.feed(TransferError(problem))
@@ -366,14 +368,13 @@ class _Run:
         part, at, pool = step.part, places[0], self._mapped
         assert pool is not None
         mine, theirs = int(part.mine[at]), int(part.theirs[at])
-        source = self._owner.blocks.content[mine] if part.write else pool.blocks.content[theirs]
-        content = bytes(source)
+        content = self._owner.wholes.read(mine) if part.write else pool.wholes.read(theirs)
 
         def land() -> None:
             came = self._spoiled(content)
             if part.write:
                 self._roads.landed(self.errand.order, theirs)
-                pool.blocks.content[theirs][:] = came
+                pool.wholes.write(theirs, came)
                 sums.append(crc32(content))
             else:
                 wanted = step.reserved.sums
@@ -394,7 +395,7 @@ class _Run:
         block = int(moving.reservation.blocks[number])
 
         def write(number: int) -> int:
-            self._owner.blocks.content[block][:] = content
+            self._owner.wholes.write(block, content)
             return crc32(content)
 
         if register.take_chunk(moving, number, wanted, write, now) != wanted:
@@ -404,7 +405,7 @@ class _Run:
         part, at = step.part, places[0]
         mine, theirs = int(part.mine[at]), int(part.theirs[at])
         if part.write:
-            content = bytes(self._owner.blocks.content[mine])
+            content = self._owner.wholes.read(mine)
             came = self._spoiled(content)
             request = partial(self._chunk_in, part.there, theirs, came, crc32(content))
         else:
@@ -442,7 +443,7 @@ class _Run:
 
         def write(number: int) -> int:
             self._roads.landed(self.errand.order, block)
-            pool.blocks.content[block][:] = content
+            pool.wholes.write(block, content)
             return crc32(content)
 
         register.take_chunk(moving, number, wanted, write, now)
@@ -455,7 +456,7 @@ class _Run:
             except Refused as refused:
                 reply(refused)
                 return
-            content = bytes(pool.blocks.content[block])
+            content = pool.wholes.read(block)
             stored = pool.register.blocks.crcs(np.array([block], np.int32))
             pool.register.touch(moving, self._clock.now)
             reply(Chunk(content, crc32(content) if stored is None else int(stored[0])))

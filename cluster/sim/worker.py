@@ -13,7 +13,9 @@ from random import Random
 from cluster.desk.desk import Desk
 from cluster.desk.words import DeskSettings
 from cluster.messages import Plan, ReplicaJoined, ReplicaState, Result, Tokens, Transfer, Transferred
+from cluster.register.states import layout_of
 from cluster.sim.clock import Clock, Process
+from cluster.sim.device import WholeBlocks
 from cluster.sim.model import END_TOKEN, SLOT_BYTES, VOCAB_SIZE, digest_of
 from cluster.sim.network import Weather
 from cluster.sim.shape import WorkerShape
@@ -55,12 +57,12 @@ class SimWorker(Process):
                 model=shape.model,
                 num_blocks=shape.num_blocks,
                 block_size=shape.block_size,
-                block_bytes=shape.block_size * SLOT_BYTES,
-                fingerprint="simulated" if shape.num_ranks == 1 else f"simulated-slice of {name}",
+                block_bytes=shape.num_ranks * shape.block_size * SLOT_BYTES,
+                fingerprint=shape.fingerprint,
                 max_batch=shape.max_batch,
                 max_model_len=shape.max_model_len,
                 prefill_tokens_per_s=1.0 / shape.per_token_s,
-                bytes_per_s=shape.block_size * SLOT_BYTES / Transfers.PIECE_S if shape.num_ranks == 1 else 0.0,
+                bytes_per_s=shape.num_ranks * shape.block_size * SLOT_BYTES / Transfers.PIECE_S,
                 digest=digest_of(shape.model),
             ),
             DeskSettings(shape.token_budget, VOCAB_SIZE, shape.key),
@@ -70,7 +72,9 @@ class SimWorker(Process):
         self.outlets = outlets
         # What befalls it behind the tokens with which a sequence ends.
         self.at_an_end: Callable[[], None] | None = None
-        self.register = register_of(shape.num_blocks, self.blocks.num_bytes, incarnation, own_content=True)
+        self.wholes = WholeBlocks((self.blocks, *self.steps.others))
+        layout = layout_of(shape.fingerprint, self.wholes.num_bytes)
+        self.register = register_of(layout, shape.num_blocks, incarnation, own_content=True)
         self.transfers = Transfers(self, self.steps.stream, outlets, self._on_settled)
         self.steps.move_with(self.transfers)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from cluster.centre.scheduler import Scheduler
+from cluster.gateway.door.unread import UnreadBounds
 from cluster.messages import (
     EPOCH_BITS,
     Event,
@@ -48,6 +49,7 @@ class WorldShape:
     lost_after_s: float = 0.6  # of silence until a process is declared lost
     restart_s: float = 0.3
     loses: bool = False  # the scheduler's links declare lost who is silent, be it dead, cut off or standing still
+    unread: UnreadBounds | None = None  # of each gateway; None: those that ship
 
 
 def node_name(number: int) -> str:
@@ -154,7 +156,9 @@ class World:
 
     def start_pool(self, number: int) -> None:
         name = f"h{number}"
-        size = (self.shape.host_blocks[number], self.shape.workers[0].block_size)
+        # It is for the layout of one of the workers beside it.
+        num_ranks = next((shape.num_ranks for shape in self.shapes if shape.node == node_name(number)), 1)
+        size = (self.shape.host_blocks[number], self.shape.workers[0].block_size, num_ranks)
 
         def tell(settled: HostPoolSettled) -> None:
             stream.link.say(settled)
@@ -170,7 +174,9 @@ class World:
         def tell(event: Event) -> None:
             stream.tell(event)
 
-        gateway = SimGateway(name, life, self.clock, tell, shape.block_size, shape.key)
+        names = shape.block_size, shape.key
+        unread = self.shape.unread or UnreadBounds()
+        gateway = SimGateway(name, life, self.clock, tell, names, unread)
         gateway.at_a_stop = self._stop_found
         gateway.unloaded, gateway.serves = self.unloaded, self.serves
         self.gateways[name] = gateway
