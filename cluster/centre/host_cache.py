@@ -83,11 +83,13 @@ class HostCache:
         return None
 
     def _choose(self, replica: Replica, host: HostPool) -> dict[int, bytes]:
-        """Of the blocks that fall out next those that the host pool lacks."""
-        ledger, index, chosen = replica.ledger, self._books.index, dict[int, bytes]()
+        """Of the blocks that fall out next those that the host pool lacks. None twice: where all that is cached is more
+        than it holds, each copy would give up another for ever."""
+        ledger, index, pool, chosen = replica.ledger, self._books.index, host.ledger.pool, dict[int, bytes]()
         for block in ledger.next_cached(LOOK_AHEAD):
             name = ledger.name(block)
-            if len(chosen) < MAX_BLOCKS and index.block_in(name, host.ledger.pool) is None:
+            is_new = ledger.copied.get(block) != pool and index.block_in(name, pool) is None
+            if is_new and len(chosen) < MAX_BLOCKS:
                 chosen[block] = name
         return chosen
 
@@ -97,6 +99,7 @@ class HostCache:
             self._quarantine(told.transfer, write)
         elif self._books.is_here(host):
             self._transfers.rates.note(replica.joined.node, host.joined.node, told.size_bytes, told.seconds)
+            replica.ledger.copied.update(dict.fromkeys(replica.ledger.watched, host.ledger.pool))
             for (block, name), place in zip(write.names.items(), write.places, strict=True):
                 if block in replica.ledger.watched:
                     host.ledger.set_names([place], [name])

@@ -65,6 +65,8 @@ class Ledger:
         self.index = index
         # Cached blocks that are being copied as they are; one whose content is given up is taken out.
         self.watched: set[int] = set()
+        # Those that were copied since they were cached, and the number of the pool that they were copied to.
+        self.copied: dict[int, int] = {}
         self._unheld = make_allocator(allocator, num_blocks)
         self._holders = [0] * num_blocks
         # By how many transfers: as many may read one block.
@@ -175,6 +177,7 @@ class Ledger:
                 assert self._names[block], self._blame(block, f"shared by {owner:#x} while free")
                 if not self._moving[block]:
                     self._unheld.take_cached(block)
+                    self.copied.pop(block, None)
                 else:
                     self._num_moving -= 1
                 self._paid[block] = 0.0
@@ -235,6 +238,7 @@ class Ledger:
 
     def _unname(self, block: int) -> None:
         self.watched.discard(block)
+        self.copied.pop(block, None)
         self.index.unlist_block(self._names[block], self.pool, block)
         self._names[block] = b""
 
@@ -322,8 +326,8 @@ class Ledger:
             if name:
                 listed = self.index.block_in(name, self.pool)
                 assert listed == block, self._blame(block, f"its name is listed for block {listed}")
-        unwatched = [block for block in self.watched if not self._names[block]]
-        assert not unwatched, f"pool {self.pool}: blocks {unwatched} lost their names and are still watched"
+        unwatched = [block for block in (*self.watched, *self.copied) if not self._names[block]]
+        assert not unwatched, f"pool {self.pool}: blocks {unwatched} lost their names and are still known as copied"
         counts, states = self.counts(), self.states(_CODES)
         free, cached, held, shared, moving, quarantined = map(states.count, range(len(_CODES)))
         found = Counts(free, cached, held + shared, moving, quarantined)

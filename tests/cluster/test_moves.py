@@ -283,3 +283,31 @@ def test_one_write_is_under_way_at_a_time_though_all_that_it_copies_was_used_ane
     assert not [one for plan in orders.values() for one in plan.transfers]
     two.done("r0", write)
     assert not two.scheduler.pools["h0"].ledger.counts().cached
+
+
+def test_what_was_copied_is_not_copied_again_where_more_is_cached_than_host_memory_holds() -> None:
+    """Each of two replicas keeps five blocks, and there is room for seven: every copy gives up another."""
+    two = Two(num_blocks=6)
+    two.turn(HostPoolJoined("h0", 1, "node", 7, 4096, "f", 1e9))
+    writes: list[tuple[str, Transfer]] = []
+
+    def note(found: dict[str, Plan]) -> dict[str, Plan]:
+        writes.extend((name, one) for name, plan in found.items() for one in plan.transfers)
+        return found
+
+    for name, other, first in (("r0", "r1", 1000), ("r1", "r0", 2000)):
+        note(two.turn(Drain(other)))
+        (start,) = starts(list(note(two.turn(submit(name, range(first, first + 5 * SIZE), 8))).values())).values()
+        note(two.turn(Drain(other, on=False)))
+        told = Stopped(start.seq, Reason.STOP, 5 * SIZE + 2, ids([7, 7, 7]), b"")
+        note(two.tell(name, stopped=(told,)))
+    num_copied = 0
+    for _ in range(20):
+        two.now += 1.0
+        note(two.tell("r0") | two.tell("r1"))
+        while writes:
+            name, write = writes.pop(0)
+            num_copied += len(write.mine)
+            note(two.done(name, write))
+    assert num_copied == 10
+    assert two.scheduler.pools["h0"].ledger.counts().cached == 7
