@@ -7,13 +7,11 @@ settled. On the way no request may stand still while memory is free. It looks in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from cluster.centre.scheduler import Scheduler
 from cluster.gateway.door.check import check
 from cluster.messages import Event
 from cluster.sim.client import Client, Violation
-from cluster.sim.model import SLOT_BYTES, before_first, values
+from cluster.sim.model import before_first, pairs_of, values
 from cluster.sim.progress import Progress
 from cluster.sim.transfers import Pool
 from cluster.sim.world import World
@@ -113,7 +111,7 @@ class Judge:
         return False
 
     def _judge_cleared(self, world: World, clients: list[Client]) -> None:
-        """Nothing that a cleared tenant alone has written lies in any pool."""
+        """Nothing that a cleared tenant alone has written lies in any pool, or ever came into host memory."""
         cleared = world.shape.settings.clear_tenants
         if not cleared:
             return
@@ -122,12 +120,14 @@ class Judge:
             ask = client.ask
             written = theirs if ask.tenant in cleared else others
             for mine in client.received:
-                written.update(_pairs(values(before_first(ask.model), (*ask.prompt, *mine))))
+                written.update(pairs_of(values(before_first(ask.model), (*ask.prompt, *mine))))
         theirs -= others
+        if not theirs.isdisjoint(world.written):
+            raise Violation("what a cleared tenant wrote came into host memory")
         pools: list[Pool] = [*world.workers.values(), *world.pools.values()]
         for pool in pools:
             for number, block in enumerate(pool.blocks.content if pool.alive else ()):
-                if not theirs.isdisjoint(_pairs(block)):
+                if not theirs.isdisjoint(pairs_of(block)):
                     raise Violation(f"block {number} of {pool.name} still holds what a cleared tenant wrote")
 
     def _judge_scheduler(self, scheduler: Scheduler) -> None:
@@ -152,11 +152,6 @@ class Judge:
             counts = ledger.counts()
             if counts.held or counts.moving or counts.quarantined:
                 raise Violation(f"{name}: at the end {counts}")
-
-
-def _pairs(slots: bytes | bytearray) -> Iterator[bytes]:
-    """Every two slots that lie side by side: one alone may be another's by chance."""
-    return (bytes(slots[at : at + 2 * SLOT_BYTES]) for at in range(0, len(slots) - SLOT_BYTES, SLOT_BYTES))
 
 
 def _worker_died(world: World) -> bool:

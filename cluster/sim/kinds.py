@@ -15,6 +15,7 @@ from cluster.sim.world import WorldShape
 
 FULL_ONE_IN = 8
 CLEARS_ONE_IN = 6
+BEHIND_ONE_IN = 6
 LOSES_ONE_IN = 4
 LOGPROBS_ONE_IN = 5
 RANKS_ONE_IN = 8
@@ -32,6 +33,10 @@ def vary(seed: int, world: WorldShape, asks: tuple[Ask, ...]) -> tuple[WorldShap
     random = Random(f"clears/{seed}")
     if not random.randrange(CLEARS_ONE_IN):
         settings = replace(settings, clear_tenants=tuple(random.sample(("t0", "t1", "t2"), random.choice((1, 1, 2)))))
+    random = Random(f"behind/{seed}")
+    if not random.randrange(BEHIND_ONE_IN):
+        # One write behind follows upon the other: they must come to an end.
+        settings = replace(settings, host_cache_every_s=0.0)
     world = replace(world, settings=settings)
     random = Random(f"loses/{seed}")
     if not random.randrange(LOSES_ONE_IN):

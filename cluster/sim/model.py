@@ -9,7 +9,7 @@ here holds state.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from struct import Struct
 from zlib import crc32
 
@@ -93,3 +93,8 @@ def follow(
         before = crc32(_token.pack(token), before)
         read = crc32(before.to_bytes(SLOT_BYTES, "little"), read)
     return None
+
+
+def pairs_of(slots: bytes | bytearray) -> Iterator[bytes]:
+    """Every two slots that lie side by side: one alone may be another's by chance."""
+    return (bytes(slots[at : at + 2 * SLOT_BYTES]) for at in range(0, len(slots) - SLOT_BYTES, SLOT_BYTES))

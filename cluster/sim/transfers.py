@@ -115,7 +115,7 @@ class Roads(Protocol):
     def reaches(self) -> Callable[[str, str], bool]: ...
 
     @property
-    def landed(self) -> Callable[[Transfer, int], None]: ...
+    def landed(self) -> Callable[[Transfer, int, bytes], None]: ...
 
     @property
     def weather(self) -> Weather: ...
@@ -373,7 +373,7 @@ class _Run:
         def land() -> None:
             came = self._spoiled(content)
             if part.write:
-                self._roads.landed(self.errand.order, theirs)
+                self._roads.landed(self.errand.order, theirs, came)
                 pool.wholes.write(theirs, came)
                 sums.append(crc32(content))
             else:
@@ -442,7 +442,7 @@ class _Run:
         number = register.number_of(moving, block, 0, len(content))
 
         def write(number: int) -> int:
-            self._roads.landed(self.errand.order, block)
+            self._roads.landed(self.errand.order, block, content)
             pool.wholes.write(block, content)
             return crc32(content)
 

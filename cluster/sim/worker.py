@@ -34,7 +34,8 @@ class Outlets:
     pool: Callable[[str], Pool | None]
     reaches: Callable[[str, str], bool]  # nodes that can talk to each other now
     unreached: Callable[[], tuple[str, ...]] = tuple  # gateways that take no tokens from it
-    landed: Callable[[Transfer, int], None] = lambda transfer, block: None  # a block was written into a peer's pool
+    # Bytes are written into a block of a peer's pool.
+    landed: Callable[[Transfer, int, bytes], None] = lambda transfer, block, content: None
     weather: Weather = field(default_factory=Weather)  # of calls and chunks between pools
 
 

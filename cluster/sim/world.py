@@ -29,6 +29,7 @@ from cluster.sim.client import Violation
 from cluster.sim.clock import Clock
 from cluster.sim.gateway import SimGateway
 from cluster.sim.hostpool import SimHostPool
+from cluster.sim.model import pairs_of
 from cluster.sim.network import Called, Link, Network, Weather
 from cluster.sim.shell import SimShell
 from cluster.sim.streams import FrontStream, PoolStream, SchedulerEnds, TokenStream, WorkerStream, intake_of
@@ -83,6 +84,8 @@ class World:
         self.buried: set[str] = set()  # workers that do not come back
         # Models that were unloaded, and when they were loaded again.
         self.unloaded: dict[str, float] = {}
+        # Where tenants are cleared: all that was ever written into host memory.
+        self.written: set[bytes] = set()
         self.num_ranks_lost = 0
         self.num_frozen = 0  # for longer than any silence is borne
         # What a worker or host pool does that hears of its loss.
@@ -220,11 +223,13 @@ class World:
     def reaches(self, node: str, other: str) -> bool:
         return node == other or not (node in self.cut_nodes or other in self.cut_nodes)
 
-    def _landed(self, transfer: Transfer, block: int) -> None:
+    def _landed(self, transfer: Transfer, block: int, content: bytes) -> None:
         """A write that the scheduler no longer counts on must find its target in quarantine.
 
         Left out are transfers that a scheduler before this one ordered: of those it can learn from replicas only.
         """
+        if self.shape.settings.clear_tenants:
+            self.written.update(pairs_of(content))
         scheduler = self.shell.scheduler
         host = scheduler.pools.get(transfer.peer)
         if host is None or host.incarnation != transfer.peer_incarnation:

@@ -46,6 +46,10 @@ def has_short_queue(scenario: Scenario) -> bool:
     return scenario.world.settings.max_queue < 10
 
 
+def writes_behind_at_once(scenario: Scenario) -> bool:
+    return not scenario.world.settings.host_cache_every_s
+
+
 def has_ranks(scenario: Scenario) -> bool:
     return any(shape.num_ranks > 1 for shape in scenario.world.workers)
 
@@ -145,6 +149,17 @@ def found_though_only_a_worker_has_told_of_it(patch: Patch) -> None:
     patch.setattr(Adoption, "_show", credulous)
 
 
+def what_was_copied_is_copied_again(patch: Patch) -> None:
+    """Where all that is cached is more than host memory holds, without end."""
+    choose = HostCache._choose
+
+    def forgetful(self: HostCache, replica: Any, host: Any) -> dict[int, bytes]:
+        replica.ledger.copied.clear()
+        return choose(self, replica, host)
+
+    patch.setattr(HostCache, "_choose", forgetful)
+
+
 KIND_PLANTS: dict[str, tuple[Plant, Kind]] = {
     plant.__name__.replace("_", " "): (plant, kind)
     for plant, kind in (
@@ -154,6 +169,7 @@ KIND_PLANTS: dict[str, tuple[Plant, Kind]] = {
         (refused_for_a_full_queue_and_not_told_when_to_come, has_short_queue),
         (what_a_cleared_tenant_wrote_stays, has_cleared_tenants),
         (written_behind_while_a_cleared_tenant_writes, has_cleared_tenants),
+        (what_was_copied_is_copied_again, writes_behind_at_once),
         (an_unloaded_model_stays_closed, meets("unload model")),
         (slices_are_read_by_who_has_no_such_slices, has_ranks),
         (tokens_without_logprobs_are_not_drawn_again, has_logprobs),
