@@ -35,8 +35,10 @@ def vary(seed: int, world: WorldShape, asks: tuple[Ask, ...]) -> tuple[WorldShap
         settings = replace(settings, clear_tenants=tuple(random.sample(("t0", "t1", "t2"), random.choice((1, 1, 2)))))
     random = Random(f"behind/{seed}")
     if not random.randrange(BEHIND_ONE_IN):
-        # One write behind follows upon the other: they must come to an end.
+        # One write behind follows upon the other, and there is less host memory than one pool has: they must come to an
+        # end.
         settings = replace(settings, host_cache_every_s=0.0)
+        world = replace(world, host_blocks=tuple([-(-num_blocks // 2) for num_blocks in world.host_blocks]))
     world = replace(world, settings=settings)
     random = Random(f"loses/{seed}")
     if not random.randrange(LOSES_ONE_IN):
