@@ -1,8 +1,9 @@
 """`quire simulate --mutate N`: would the histories see a mistake that somebody makes in one of the machines?
 
 N mutations are drawn from the seed; each runs in a process of its own, on the same histories, until one of them fails
-or all have passed. What was found is appended to a file at once, so that a run can be interrupted and gone on with.
-Those that live are listed; `survivors.json` beside this file holds the ones that are known to change nothing, and why.
+or all have passed; what never happens any more in all of these, as moves do otherwise, is seen too. What was found is
+appended to a file at once, so that a run can be interrupted and gone on with. Those that live are listed;
+`survivors.json` beside this file holds the ones that are known to change nothing, and why.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ NOT_RUN = ("journal", "replay", "notes", "rates")
 MOST_HISTORIES = 500
 HANGS_S = 120
 """A history of a second or so that takes so long goes round in circles."""
+ENOUGH = 200
+"""Histories of which each thing that is wanted is met by some: a twentieth of them meets it."""
 SURVIVORS = Path(__file__).with_name("survivors.json")
 
 
@@ -117,7 +120,10 @@ def _try(mutation: Mutation, digest: str, histories: int) -> Found:
 
 def _child(mutation: Mutation, histories: int) -> None:
     import_mutated(mutation)
-    from cluster.sim.campaign import run_seed
+    from cluster.sim.campaign import Summary, run_seed
+    from cluster.sim.coverage import WANTED
+
+    summary = Summary()
 
     def hangs(number: int, frame: object) -> None:
         raise TimeoutError(f"a history took more than {HANGS_S} s")
@@ -126,14 +132,17 @@ def _child(mutation: Mutation, histories: int) -> None:
     for seed in range(histories):
         signal.alarm(HANGS_S)
         try:
-            failure = run_seed(seed, with_faults=True).failure
+            verdict = run_seed(seed, with_faults=True)
+            summary.add(verdict)
+            failure = verdict.failure
         except Exception as error:
             failure = f"{type(error).__name__}: {error}"
         signal.alarm(0)
         if failure:
             print(json.dumps((seed + 1, failure[:300])))
             return
-    print(json.dumps((0, "")))
+    never = [what for what in WANTED if not summary.met[what]] if histories >= ENOUGH else []
+    print(json.dumps((histories, f"no history met: {', '.join(never)}") if never else (0, "")))
 
 
 if __name__ == "__main__":
