@@ -233,5 +233,7 @@ def test_a_machine_that_opens_too_few_files_is_named_before_anything_starts(tmp_
         timeout=60,
         check=False,
     )
+    if done.returncode == 0:
+        quire("down", QUIRE_HOME=str(tmp_path))
     assert done.returncode == exits.WRONG_INPUT, done.stderr
     assert "may open 100 files here, and 256 are needed" in done.stderr and len(done.stderr.splitlines()) == 1
