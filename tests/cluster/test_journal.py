@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import logging
 import os
 import stat
@@ -219,6 +220,32 @@ def test_a_hostile_journal_is_one_error(line: str, tmp_path: Path) -> None:
     path.write_text(f"{line} {zlib.crc32(line.encode()):08x}\n")
     with pytest.raises(ConfigError, match="journal"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "place", "value"),
+    [
+        (0, ("settings", "is", 0), "x"),
+        (0, ("settings", "is", 8), 1e308),
+        (1, ("events", 0, "is", 6), [[]]),
+        (3, ("events",), "aaa"),
+        (3, ("events", 0, "is", 7), [None]),
+        (3, ("events", 1, "is", 0), 2**70),
+    ],
+    ids=range(6),
+)
+def test_a_value_of_another_type_is_named(line: int, place: tuple[Any, ...], value: Any, tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    live(path)
+    lines = [json.loads(one.rpartition(" ")[0]) for one in path.read_text().splitlines()]
+    part = lines[line]
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    texts = [json.dumps(one) for one in lines]
+    path.write_text("".join(f"{text} {zlib.crc32(text.encode()):08x}\n" for text in texts))
+    with pytest.raises(ConfigError):
+        replay(read(path))
 
 
 def test_a_line_without_end_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
