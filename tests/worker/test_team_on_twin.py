@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cluster import LLM
+from cluster.errors import ConfigError
 from kernels.device.seam import device_of
 from kernels.device.twin.device import ORDER
 from tests.engine import models
@@ -28,6 +30,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wanted(folder: Path) -> dict[str, Written]:
     return written(engine(folder, "cpu"), WORK)
+
+
+def test_ranks_take_the_cards_from_the_one_that_is_named(folder: Path, wanted: dict[str, Written]) -> None:
+    """Before the others: a process has one world of ranks, and theirs lasts until the end."""
+    made = engine(folder, "twin:2@0", tensor_parallel_size=2)
+    try:
+        assert made._worker.parts.device.index == 2 and made._ranks._on_rank(1).device == "twin:3@0"
+        assert written(made, WORK[:2]) == {name: wanted[name] for name, _ in WORK[:2]}
+    finally:
+        made.close()
+
+
+def test_more_ranks_than_cards_are_refused_before_any_starts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="device is 'cuda:2', and this machine has 2 GPUs"):
+        engine(folder, "cuda:1", tensor_parallel_size=2)
 
 
 @pytest.fixture(scope="module", params=[0, 3])

@@ -46,6 +46,8 @@ class Ranks:
         make = partial(Worker, replica=replica, incarnation=incarnation, node=node, say=say)
         if self._size == 1:
             return make(self._settings)
+        # A card that is not there is better known now than from a child that ends.
+        loading.pick_device(self._on_rank(self._size - 1).device)
         loading.check_slices(self._settings.model, self._size)
         self._folder = tempfile.mkdtemp(prefix="quire-ranks-")
         meeting = f"file://{self._folder}/meeting"
@@ -73,12 +75,12 @@ class Ranks:
                 time.sleep(0.02)
 
     def _on_rank(self, rank: int) -> WorkerSettings:
-        """Each rank has a GPU of its own, or its part of the CPU."""
+        """Each rank has a GPU of its own, from the one that is named on, or its part of the CPU."""
         device = loading.pick_device(self._settings.device)
         if not device_of(device).is_apart:
             return self._settings
         _, at, seed = self._settings.device.partition("@")
-        return replace(self._settings, device=f"{device.type}:{rank}{at}{seed}")
+        return replace(self._settings, device=f"{device.type}:{(device.index or 0) + rank}{at}{seed}")
 
     def close(self) -> None:
         """Ends all other ranks; doing so again changes nothing."""
