@@ -1,6 +1,7 @@
 """Transfers of a pool on a GPU, where there is one; how neighbouring blocks become one copy, anywhere."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ from cluster.register.register import Register, RegisterSettings
 from cluster.register.states import Carrier, layout_of
 from kernels.device.seam import device_of, find_device
 from kernels.device.twin.card import PINNED
+from kernels.device.twin.device import TwinDevice
 from tests.worker.transfer_parts import FINGERPRINT, SECURITY, PoolProcess, asking, host_pool, order, run
 from worker.transfer.agent import TransferAgent
 from worker.transfer.bytes import HostBytes
 from worker.transfer.copy import Copier
 from worker.transfer.device import pool_bytes, runs
 from worker.transfer.end import PoolEnd
+from worker.transfer.memory import SharedMemory
 
 BLOCK_BYTES = (1 << 20) + 4096
 NUM_BLOCKS = 40
@@ -112,4 +115,54 @@ def test_copies_come_after_the_steps_that_wrote_what_they_read(pool: PoolProcess
     assert run(agent, order(2, Road.READ, pool, [3], [5])).ok
     with seam.may_wait():
         assert blocks[3].cpu().eq(7).all() and not blocks[4].cpu().any()
+    agent.close()
+
+
+def test_memory_that_two_transfers_pin_at_once_is_pinned_no_more_when_it_is_closed() -> None:
+    memory, seam, before = SharedMemory.create("quire-test", 1 << 20), device_of(find_device("twin@0")), PINNED.num_bytes
+    refused, one_is_done = threading.Event(), threading.Event()
+
+    def pin(address: int, size: int) -> Callable[[], None] | None:
+        unpin = seam.pin(address, size)
+        if unpin is None:
+            # The one who is refused is done last.
+            refused.set()
+            one_is_done.wait(10)
+        else:
+            refused.wait(0.5)
+        return unpin
+
+    def come() -> None:
+        memory.pin(0, memory.size, pin)
+        one_is_done.set()
+
+    threads = [threading.Thread(target=come) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert PINNED.num_bytes == before + memory.size
+    memory.close()
+    assert PINNED.num_bytes == before
+
+
+@pytest.mark.parametrize("carrier", [Carrier.SOCKET, Carrier.STREAM])
+def test_staging_memory_is_pinned_a_piece_at_a_time(
+    carrier: Carrier, pool: PoolProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All at once would stop steps, which need the driver too, for as long as that takes."""
+    device, sizes = find_device("twin@0"), list[int]()
+    pinned = TwinDevice.pinned
+
+    def noted(self: TwinDevice, shape: int | tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        made = pinned(self, shape, dtype)
+        sizes.append(made.nbytes)
+        return made
+
+    monkeypatch.setattr(TwinDevice, "pinned", noted)
+    blocks = torch.zeros(NUM_BLOCKS, BLOCK_BYTES, dtype=torch.uint8, device=device)
+    agent, _ = agent_of(blocks, pool, carrier)
+    for number, road in enumerate((Road.WRITE, Road.READ)):
+        assert run(agent, order(number + 1, road, pool, range(NUM_BLOCKS), range(NUM_BLOCKS))).ok
+    assert sum(sizes) > 2 * NUM_BLOCKS * BLOCK_BYTES and max(sizes) <= 32 << 20
     agent.close()

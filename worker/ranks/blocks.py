@@ -79,7 +79,8 @@ class WholeBlocks:
 
     def rows(self, blocks: Blocks, write: bool) -> Rows:
         memory = torch.empty(len(blocks) * self.layout.block_bytes, dtype=torch.uint8)
-        staged = Staged(self, blocks, memory.data_ptr(), memory)
+        places = memory.data_ptr() + np.arange(len(blocks), dtype=np.int64) * self.layout.block_bytes
+        staged = Staged(self, blocks, places, memory)
         if not write:
             self.copy_out(blocks, staged.addresses, None)
         return staged

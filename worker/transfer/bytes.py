@@ -101,12 +101,12 @@ class HostRows:
 class Staged:
     """Rows in memory of their own, in the order of `blocks`: they come into the pool when all of them are here."""
 
-    def __init__(self, pool: PoolBytes, blocks: Blocks, base: int, keep: object) -> None:
-        """The memory begins at `base`, and `keep` owns it."""
+    def __init__(self, pool: PoolBytes, blocks: Blocks, addresses: Addresses, keep: object) -> None:
+        """`keep` owns the memory at these addresses."""
         self._pool = pool
         self._blocks = blocks
         self._keep = keep
-        self.addresses = base + np.arange(len(blocks), dtype=np.int64) * pool.layout.block_bytes
+        self.addresses = addresses
 
     def finish(self) -> None:
         self._pool.copy_in(self._blocks, self.addresses, None)

@@ -75,13 +75,23 @@ class DeviceBytes:
         return self._copy(self._out, blocks, None, None)
 
     def rows(self, blocks: Blocks, write: bool) -> Rows:
-        memory = self.seam.pinned(len(blocks) * self.layout.block_bytes, torch.uint8)
-        staged = Staged(self, blocks, memory.data_ptr(), memory)
+        # A piece at a time: to pin the memory of a long sequence at once would stop the steps of a worker for seconds.
+        # None of the pieces that are copied lies in two of them.
+        size, each = self.layout.block_bytes, 2 * self._step
+        lengths = [min(each, len(blocks) - first) for first in range(0, len(blocks), each)]
+        memory = [self.seam.pinned(length * size, torch.uint8) for length in lengths]
+        places = [part.data_ptr() + np.arange(n, dtype=np.int64) * size for part, n in zip(memory, lengths, strict=True)]
+        staged = Staged(self, blocks, np.concatenate(places), memory)
         if not write:
             self.copy_out(blocks, staged.addresses, None)
         return staged
 
     # -- inside
+
+    @property
+    def _step(self) -> int:
+        """Blocks that are handed to a stream at once."""
+        return max(1, _PIECE_BYTES // self.layout.block_bytes)
 
     def _copy(self, stream: Stream, blocks: Blocks, rows: Addresses | None, stop: Stop | None) -> Sums:
         """Between these blocks and `rows`, the way that `stream` goes; None: they are only summed."""
@@ -92,7 +102,7 @@ class DeviceBytes:
         # What steps have issued of these blocks comes first, also where a peer reads that has ordered nothing here.
         stream.wait_for(self.seam.steps())
         self._beside.wait_for(self.seam.steps())
-        step = max(1, _PIECE_BYTES // self.layout.block_bytes)
+        step = self._step
         try:
             for first in range(0, len(blocks), step):
                 if stop is not None and stop():

@@ -81,6 +81,7 @@ class SharedMemory:
         self.address = int(self._array.ctypes.data)
         # By the first of the bytes that were pinned together.
         self._unpins: dict[int, Callable[[], None]] = {}
+        self._pinning = threading.Lock()
         with _mapped_lock:
             _mapped.add(self)
 
@@ -126,9 +127,11 @@ class SharedMemory:
     def pin(self, first: int, end: int, pin: Pin) -> None:
         """Pins these bytes for a device, once, so that its copies run by themselves. Not all of the memory at once:
         that would stop the steps of a worker for seconds."""
-        if self.writable and first not in self._unpins:
-            # Where the system refuses, copies wait.
-            self._unpins[first] = pin(self.address + first, end - first) or (lambda: None)
+        # Of two transfers that come at once the second would be refused, and forget how to let go.
+        with self._pinning:
+            if self.writable and first not in self._unpins:
+                # Where the system refuses, copies wait.
+                self._unpins[first] = pin(self.address + first, end - first) or (lambda: None)
 
     def close(self) -> None:
         """Unmaps and closes. Nothing may use the memory any more."""
