@@ -13,7 +13,7 @@ import torch
 from cluster import LLM
 from cluster.errors import ConfigError
 from kernels.device.seam import device_of
-from kernels.device.twin.device import ORDER
+from kernels.device.twin.device import ORDER, TwinDevice
 from tests.engine import models
 from tests.engine.test_engine_on_twin import WORK, Written, engine, written
 from worker.batch import Step, StepBuilder
@@ -66,6 +66,9 @@ def schedule(llm: LLM, number: int) -> None:
 def test_tokens_are_those_of_one_rank_on_the_cpu(llm: LLM, wanted: dict[str, Written], seed: int) -> None:
     parts, launcher = llm._worker.parts, llm._worker._launcher
     assert launcher.graphs is not None and launcher.lead is not None and launcher.lead.shares
+    seam = device_of(parts.device)
+    assert isinstance(seam, TwinDevice)
+    ways = set(seam.ways)
     assert parts.model.device.index == 0 and parts.pool.layout.layers[0].num_kv_heads == 1
     for number in range(NUM_SCHEDULES):
         schedule(llm, seed * NUM_SCHEDULES + number)
@@ -73,6 +76,7 @@ def test_tokens_are_those_of_one_rank_on_the_cpu(llm: LLM, wanted: dict[str, Wri
         found = written(llm, work)
         wrong = [name for name in found if found[name] != wanted[name]]
         assert not wrong, f"schedule {seed * NUM_SCHEDULES + number}: {wrong} differ"
+    assert seam.ways == ways, "the first requests had the driver take memory that was the pool's by then"
     assert llm._worker.prove(), "as one that has been idle for long"
 
 

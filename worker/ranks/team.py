@@ -86,6 +86,13 @@ class Team:
         self.num_said = 0
         # Ranks that meet in a file see the same memory.
         self.shares_memory = place.meeting.startswith("file:")
+        if seam.is_apart:
+            # Ways between cards take memory of the driver when they are first used: now, not when the pool has it all.
+            one = torch.zeros(1, 1, device=device)
+            self.sum(one)
+            self.gather(one)
+            self.share(one)
+            seam.wait()
         # Graphs with sums in them. A communicator of NCCL's that is to end waits for them, for ever.
         self.recorded: weakref.WeakSet[object] = weakref.WeakSet()
 

@@ -28,6 +28,8 @@ __all__ = ["NAME", "ORDER", "Fault", "TwinDevice", "card", "open_twin"]
 
 # What a driver keeps of a graph, and of each launch in it.
 GRAPH_BYTES, NODE_BYTES = 64 << 10, 2 << 10
+# What ways between cards take of the driver's memory, for each kind of collective from its first use on.
+WAYS_BYTES = 8 << 20
 
 _libraries: list[Any] = []
 
@@ -136,6 +138,8 @@ class TwinDevice:
     slack_bytes = SMALL_SEGMENT + MIDDLE_SEGMENT
 
     def __init__(self, device: torch.device) -> None:
+        # Kinds of collectives that were used.
+        self.ways: set[str] = set()
         _register()
         self._card = card(device.index or 0)
         self.device = torch.device(NAME, self._card.index)
@@ -245,6 +249,10 @@ class TwinDevice:
         found = card_of(work, args, more)
         if found.index != CHOSEN.card:
             raise Fault(f"{work} was launched on card {CHOSEN.card} with memory of card {found.index}")
+        name = getattr(work, "__name__", "")
+        if getattr(work, "__module__", "").startswith("torch.distributed") and name not in self.ways:
+            found.heap.hold(WAYS_BYTES)
+            self.ways.add(name)
         plain: Any = raw(list(args))
         named: Any = {name: raw(value) for name, value in more.items()}
         found.issue(lambda: work(*plain, **named))
