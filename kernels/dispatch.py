@@ -68,8 +68,11 @@ class Backend(Protocol):
         """
         ...
 
-    def take_ids(self, ids: torch.Tensor, taken: torch.Tensor, last: torch.Tensor) -> None:
-        """ids[i] = last[taken[i]] where that is no -1: ids int64 [tokens], taken int32 [rows], last int64."""
+    def take(
+        self, ids: torch.Tensor, taken: torch.Tensor, last: torch.Tensor, tables: torch.Tensor, changes: torch.Tensor
+    ) -> None:
+        """ids[i] = last[taken[i]] where that is no -1: ids int64 [tokens], taken int32 [rows], last int64. And what is
+        new in tables: int32 [rows, blocks], changes int32 [1 + most, 2]: how many, then each one's place and block."""
         ...
 
     def merge(self, outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -136,10 +136,16 @@ def _copy(pool: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> None:
     copy_blocks(pool, src, dst)
 
 
-def take_ids(ids: torch.Tensor, taken: torch.Tensor, last: torch.Tensor) -> None:
-    """ids[i] = last[taken[i]] where that is no -1, in place: ids int64 [tokens], taken int32 [rows], last int64."""
+def take(
+    ids: torch.Tensor, taken: torch.Tensor, last: torch.Tensor, tables: torch.Tensor, changes: torch.Tensor
+) -> None:
+    """ids[i] = last[taken[i]] where that is no -1, in place: ids int64 [tokens], taken int32 [rows], last int64. And
+    tables[place] = block for each of the changes: tables int32, seen as one row; changes int32 [1 + most, 2]: how many
+    there are, then each one's place and block."""
     there = ids[: len(taken)]
     there.copy_(torch.where(taken < 0, there, last.index_select(0, taken.clamp_min(0))))
+    count = int(changes[0, 0])
+    tables.view(-1)[changes[1 : 1 + count, 0].long()] = changes[1 : 1 + count, 1]
 
 
 def grouped_product(x: torch.Tensor, weight: torch.Tensor, expert: torch.Tensor) -> torch.Tensor:
@@ -195,8 +201,10 @@ class ReferenceBackend:
         check_copy(pool, here, there)
         self._seam.call(_copy, pool, here, there)
 
-    def take_ids(self, ids: torch.Tensor, taken: torch.Tensor, last: torch.Tensor) -> None:
-        take_ids(ids, taken, last)
+    def take(
+        self, ids: torch.Tensor, taken: torch.Tensor, last: torch.Tensor, tables: torch.Tensor, changes: torch.Tensor
+    ) -> None:
+        self._seam.call(take, ids, taken, last, tables, changes)
 
     def merge(self, outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return merge(outs, lses)

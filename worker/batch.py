@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cluster.desk.batcher import Batch
 from kernels.batch import AttentionBatch
 from kernels.cpu.host_loops import fill_step
 from kernels.device.seam import device_of
+from kernels.dispatch import Backend
 from worker.state import BatchState, Int32, Int64
 
 
@@ -30,9 +33,8 @@ class Step:
     sampled: Int32
     logit_rows: torch.Tensor  # int64 [len(sampled)]
     # Ids that the host does not know come from the tokens of the step before (`StepBuilder.last`): places there, -1:
-    # it knows them; and how many.
+    # it knows them.
     taken: torch.Tensor  # int32 [rows]
-    num_taken: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,39 +56,72 @@ def sizes_up_to(most: int) -> list[int]:
 
 
 class _Buffers:
-    """One place for the tensors of a step, with numpy views to fill them: all in one run of bytes."""
+    """One place for the tensors of a step, with numpy views to fill them: all in one run of bytes.
+
+    What steps of decodes use stands first and always in the same place; tokens of larger steps, as many as there are,
+    stand behind it. So a step of decodes is a few kilobytes, whatever the largest step is."""
 
     def __init__(self, memory: torch.Tensor, tokens: int, rows: int) -> None:
         self.memory = memory
-        at = 0
-
-        def part(count: int, dtype: torch.dtype) -> torch.Tensor:
-            nonlocal at
-            size = count * dtype.itemsize
-            found = memory[at : at + size].view(dtype)
-            at += -(-size // 64) * 64
-            return found
-
-        self.ids, self.positions, self.slots = (part(tokens, torch.int64) for _ in range(3))
-        self.logit_rows = part(rows, torch.int64)
-        self.context_len, self.query_start = part(rows, torch.int32), part(rows + 1, torch.int32)
-        self.rows, self.taken = part(rows, torch.int32), part(rows, torch.int32)
+        self._end = 0
+        self._rows = rows
+        self.logit_rows = self._part(rows, torch.int64)
+        self.context_len, self.query_start = self._part(rows, torch.int32), self._part(rows + 1, torch.int32)
+        self.rows, self.taken = self._part(rows, torch.int32), self._part(rows, torch.int32)
+        self.ids, self.positions, self.slots = (self._part(rows, torch.int64) for _ in range(3))
+        # What is new in tables: how many, then each one's place and block. Last of what is sent of a small step.
+        self._changes_at = self._end
+        self.changes = self._part(2 * (1 + most_changes(rows)), torch.int32).view(-1, 2)
+        self._large = memory[self._end : self._end + 3 * 8 * tokens].view(torch.int64)
         if memory.is_cpu:
-            every = (self.ids, self.positions, self.slots, self.context_len, self.query_start, self.logit_rows)
-            self.arrays = tuple(tensor.numpy() for tensor in (*every, self.rows, self.taken))
+            about = (self.context_len, self.query_start, self.logit_rows, self.rows, self.taken)
+            self._about = tuple(tensor.numpy() for tensor in about)
+            self._small = tuple(tensor.numpy() for tensor in (self.ids, self.positions, self.slots))
+            self.new = self.changes.numpy()
+
+    def _part(self, count: int, dtype: torch.dtype) -> torch.Tensor:
+        first, size = self._end, count * dtype.itemsize
+        self._end += -(-size // 64) * 64
+        return self.memory[first : first + size].view(dtype)
+
+    def tokens(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Ids, positions and slots of a step of so many tokens."""
+        if count <= self._rows:
+            return self.ids[:count], self.positions[:count], self.slots[:count]
+        ids, positions, slots = self._large[: 3 * count].view(3, count)
+        return ids, positions, slots
+
+    def arrays(self, count: int) -> tuple[NDArray[Any], ...]:
+        """On the host: ids, positions, slots, context_len, query_start, logit_rows, rows, taken of such a step."""
+        if count <= self._rows:
+            return *self._small, *self._about
+        return *self._large[: 3 * count].numpy().reshape(3, count), *self._about
+
+    def size_of(self, count: int) -> int:
+        """How many bytes from the first on such a step takes, its changes included."""
+        if count <= self._rows:
+            return self._changes_at + 8 * (1 + int(self.new[0, 0]))
+        return self._end + 3 * 8 * count
 
     @staticmethod
     def size_bytes(tokens: int, rows: int) -> int:
-        return 3 * 8 * tokens + 8 * rows + 4 * 4 * (rows + 1) + 8 * 64
+        return 3 * 8 * (tokens + rows) + 8 * rows + 4 * 4 * (rows + 1) + 8 * (1 + most_changes(rows)) + 9 * 64
+
+
+def most_changes(rows: int) -> int:
+    """Blocks that are new in tables and go along with a step of so many rows; more of them go by themselves."""
+    return 512 + rows
 
 
 class StepBuilder:
     """Builds steps of up to `max_tokens` tokens over one state. On a GPU a step is laid out in pinned memory, of which
     there are two so that one can be filled while the other is on its way, and sent in one piece to where every step's
-    tensors lie: a captured graph knows the addresses."""
+    tensors lie: a captured graph knows the addresses. What the host does not know of it, and what is new in tables,
+    the graph takes (`Backend.take`), and for any other step the builder has it taken."""
 
-    def __init__(self, state: BatchState, max_tokens: int) -> None:
+    def __init__(self, state: BatchState, max_tokens: int, backend: Backend) -> None:
         self.state = state
+        self._backend = backend
         self._seam = seam = device_of(state.device)
         self.max_rows = rows = min(max_tokens, state.max_batch)
         size = _Buffers.size_bytes(max_tokens, rows)
@@ -117,17 +152,15 @@ class StepBuilder:
         num_sampled, num_taken, longest_query, longest_context = fill_step(
             (batch.rows, batch.starts, batch.counts),
             (lengths, state.tokens, state.tables, state.write_from, state.known, self._source, state.block_size),
-            (sampled, *host.arrays),
+            (sampled, *host.arrays(max(batch.num_tokens, padded))),
             padded,
         )
         tokens, rows = batch.num_tokens, len(batch.rows)
         if padded > rows:
             assert tokens == rows, "only decodes are padded"
             tokens = rows = padded
-        state.sync_tables()
-        self._send()
         sizes = Sizes(tokens, rows, max(batch.num_decodes, padded), longest_query, longest_context, num_taken)
-        return self._step(sizes, sampled[:num_sampled])
+        return self._sent_step(sizes, sampled[:num_sampled], state.take_changes(), captured=bool(padded))
 
     def goes_behind(self, rows: Int32 | None) -> None:
         """The next step is built before the tokens of the one before it are known here: it has drawn them for these
@@ -138,26 +171,44 @@ class StepBuilder:
         if rows is not None:
             self._source[rows] = self._numbers[: len(rows)]
 
+    def _sent_step(self, sizes: Sizes, sampled: Int32, changes: tuple[Int64, Int32], *, captured: bool) -> Step:
+        """What was laid out goes to the device, and with it what is new in tables. `captured`: a graph takes that."""
+        host, (places, blocks) = self._host, changes
+        count = len(places)
+        if count >= len(host.new):
+            self.state.put(places, blocks)
+            count = 0
+        elif count:
+            host.new[1 : 1 + count, 0], host.new[1 : 1 + count, 1] = places, blocks
+        host.new[0, 0] = count
+        self._send(sizes.tokens)
+        step = self._step(sizes, sampled)
+        if not captured and (count or sizes.taken):
+            self._backend.take(step.ids, step.taken, self.last, self.state.device_tables, self.device.changes)
+        return step
+
     def _step(self, sizes: Sizes, sampled: Int32) -> Step:
         """What was laid out, as a step over the device's place."""
         on, tokens, rows = self.device, sizes.tokens, sizes.rows
         key = tokens, rows
         views = self._views.get(key)
         if views is None:
+            ids, positions, slots = on.tokens(tokens)
             views = (
                 on.query_start[: rows + 1],
                 on.context_len[:rows],
                 self.state.device_tables,
                 on.rows[:rows],
-                on.slots[:tokens],
-                on.positions[:tokens],
-                on.ids[:tokens],
+                slots,
+                positions,
+                ids,
                 on.taken[:rows],
+                on.logit_rows[:rows],
             )
             if tokens == rows:
                 # Steps of decodes come again and again.
                 self._views[key] = views
-        query_start, context_len, tables, whose, slots, positions, ids, taken = views
+        query_start, context_len, tables, whose, slots, positions, ids, taken, logit_rows = views
         attention = AttentionBatch(
             query_start,
             context_len,
@@ -169,7 +220,7 @@ class StepBuilder:
             sizes.longest_context,
             sizes.decodes,
         )
-        return Step(ids, positions, attention, sampled, on.logit_rows[: len(sampled)], taken, sizes.taken)
+        return Step(ids, positions, attention, sampled, logit_rows[: len(sampled)], taken)
 
     def build_empty(self, rows: int) -> None:
         """Lays out a step of so many decodes that see and write nothing."""
@@ -184,9 +235,10 @@ class StepBuilder:
         self._sent[self._number % len(self._sent)].wait()
         return self._host
 
-    def _send(self) -> None:
+    def _send(self, num_tokens: int) -> None:
         if self.device is not self._host:
-            self.device.memory.copy_(self._host.memory, non_blocking=True)
+            size = self._host.size_of(num_tokens)
+            self.device.memory[:size].copy_(self._host.memory[:size], non_blocking=True)
             self._sent[self._number % len(self._sent)].record()
 
     @property
@@ -197,18 +249,18 @@ class StepBuilder:
         """The step that was built last as it lies on the host, for whoever builds it too (`follow`)."""
         attention, host = step.attention, self._host
         tokens, rows = len(step.ids), attention.num_seqs
-        lengths = (attention.num_decodes, attention.max_query_len, attention.max_context_len, step.num_taken)
-        arrays = (array[:count] for array, count in zip(host.arrays, _counts(tokens, rows), strict=True))
+        num_taken = int((host.arrays(tokens)[-1][:rows] >= 0).sum())
+        lengths = (attention.num_decodes, attention.max_query_len, attention.max_context_len, num_taken)
+        arrays = (array[:count] for array, count in zip(host.arrays(tokens), _counts(tokens, rows), strict=True))
         return [np.array((tokens, rows, *lengths)), step.sampled, *arrays]
 
-    def follow(self, words: Sequence[Int32 | Int64]) -> Step:
+    def follow(self, words: Sequence[Int32 | Int64], changes: tuple[Int64, Int32], *, captured: bool) -> Step:
         """The same step here."""
         host = self._next_host()
         sizes, sampled = Sizes(*words[0].tolist()), words[1].astype(np.int32)
-        for array, word in zip(host.arrays, words[2:], strict=True):
+        for array, word in zip(host.arrays(sizes.tokens), words[2:], strict=True):
             array[: len(word)] = word
-        self._send()
-        return self._step(sizes, sampled)
+        return self._sent_step(sizes, sampled, changes, captured=captured)
 
 
 def _counts(tokens: int, rows: int) -> tuple[int, ...]:

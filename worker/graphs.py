@@ -1,9 +1,10 @@
 """Decode steps of a GPU as captured graphs: one launch for a whole step, for each of some numbers of rows.
 
 The launcher pads a batch of decodes to the next captured number and replays. A graph reads the step's tensors where the
-builder puts them in every step, takes over tokens that the step before drew, plans its attention on the device, and
-leaves logits where the next replay will write its own; a second one takes the likeliest tokens. What can't be captured
-(a model that asks the device a question in the middle of a step) runs as it is.
+builder puts them in every step, takes over tokens that the step before drew and what is new in tables, plans its
+attention on the device, and leaves logits where the next replay will write its own; a second one takes the likeliest
+tokens, and a third draws them. What can't be captured (a model that asks the device a question in the middle of a step)
+runs as it is.
 """
 
 from __future__ import annotations
@@ -111,11 +112,11 @@ class DecodeGraphs:
 
     def _step(self, size: int) -> torch.Tensor:
         """A step of so many decodes over the builder's tensors, whatever they hold: empty sequences at first."""
-        on = self._builder.device
+        on, tables = self._builder.device, self._state.device_tables
         batch = AttentionBatch(
             query_start=on.query_start[: size + 1],
             context_len=on.context_len[:size],
-            tables=self._state.device_tables,
+            tables=tables,
             rows=on.rows[:size],
             slots=on.slots[:size],
             positions=on.positions[:size],
@@ -123,6 +124,6 @@ class DecodeGraphs:
             max_context_len=self._max_model_len,
             num_decodes=size,
         )
-        self._model.backend.take_ids(on.ids[:size], on.taken[:size], self._builder.last)
+        self._model.backend.take(on.ids[:size], on.taken[:size], self._builder.last, tables, on.changes)
         self._model.prepare(batch)
         return self._model.forward(on.ids[:size], on.positions[:size], on.logit_rows[:size])

@@ -81,7 +81,7 @@ class Launcher:
         loaded = parts.model.loaded
         sampler.guide_by(lambda: guide_of(loaded.folder, loaded.vocab_size, loaded.defaults))
         self._searches = searches
-        self.builder = StepBuilder(state, parts.token_budget)
+        self.builder = StepBuilder(state, parts.token_budget, parts.backend)
         self.overlaps = overlaps
         self.lead = Lead(parts.team, self.builder, shares=overlaps) if parts.team is not None else None
         self.graphs: DecodeGraphs | None = None
@@ -111,8 +111,6 @@ class Launcher:
         self.builder.goes_behind(None if previous is None else previous.rows)
         step = self.builder.build(batch, self._desk.batcher.length, padded)
         if not padded:
-            if step.num_taken:
-                self._parts.backend.take_ids(step.ids, step.taken, self.builder.last)
             model.prepare(step.attention)
         if self.lead is not None:
             # Beams choose on the host.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cluster.desk.rows import Rows
 from kernels.device.seam import device_of
 from kernels.sampling import send
-from worker.tables import TableChanges
+from worker.tables import NOTHING, TableChanges
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -45,10 +45,18 @@ class BatchState:
         """int32 [max_batch, width], -1: none."""
         return self.rows.stops
 
-    def sync_tables(self) -> None:
-        """Brings the tables on the device up to date, before a step."""
-        if not self._is_apart:
-            return
-        places, blocks = self._changes.take()
-        if places.size:
+    def take_changes(self) -> tuple[Int64, Int32]:
+        """What the tables on the device lack: places in the flat tables, and the blocks that stand there now. Whoever
+        takes it sees to it that it gets there."""
+        return self._changes.take() if self._is_apart else NOTHING
+
+    def put(self, places: Int64, blocks: Int32) -> None:
+        """Many changes go to the device by themselves."""
+        if self._is_apart:
             self.device_tables.view(-1).index_copy_(0, send(places, self.device), send(blocks, self.device))
+        else:
+            self.tables.reshape(-1)[places] = blocks
+
+    def doubt_tables(self) -> None:
+        """A step failed, and what it brought may not have come: all of the tables goes to the device anew."""
+        self._changes.doubt()

@@ -15,8 +15,7 @@ from kernels.cpu.host_loops import find_changes
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 
-
-_NOTHING = np.zeros(0, np.int64), np.zeros(0, np.int32)
+NOTHING = np.zeros(0, np.int64), np.zeros(0, np.int32)
 
 
 class TableChanges:
@@ -33,8 +32,13 @@ class TableChanges:
         rows = self._rows
         changed = np.flatnonzero(rows.versions != self._seen)
         if not changed.size:
-            return _NOTHING
+            return NOTHING
         self._seen[changed] = rows.versions[changed]
         places = np.empty(int(rows.num_blocks[changed].sum()), np.int64)
         found = places[: find_changes(changed, rows.tables, rows.num_blocks, self._copy, places)]
         return found, rows.tables.reshape(-1)[found]
+
+    def doubt(self) -> None:
+        """What was taken last may not have reached the copy: nothing is known of it any more."""
+        self._seen.fill(-1)
+        self._copy.fill(-1)

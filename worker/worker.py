@@ -294,6 +294,7 @@ class Worker:
             if self.parts.team is not None:
                 raise lost(error) from error
             # One step is lost with those that were in it; the worker goes on.
+            self.state.doubt_tables()
             self.settle()
             self.desk.fail_batch(batch, f"the step failed: {' '.join(str(error).split())}")
         else:

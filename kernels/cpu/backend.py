@@ -148,8 +148,10 @@ class CpuBackend:
         )
         self._copy.run(copy_kernel(self.target), threads_for(src.shape[0] * pool.shape[1]))
 
-    def take_ids(self, ids: torch.Tensor, taken: torch.Tensor, last: torch.Tensor) -> None:
-        reference.take_ids(ids, taken, last)
+    def take(
+        self, ids: torch.Tensor, taken: torch.Tensor, last: torch.Tensor, tables: torch.Tensor, changes: torch.Tensor
+    ) -> None:
+        reference.take(ids, taken, last, tables, changes)
 
     def merge(self, outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return reference.merge(outs, lses)

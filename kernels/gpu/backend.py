@@ -134,8 +134,10 @@ class TritonBackend:
     ) -> None:
         triton_copy.copy_blocks(pool, src, dst, check_bounds=self._debug)
 
-    def take_ids(self, ids: torch.Tensor, taken: torch.Tensor, last: torch.Tensor) -> None:
-        triton_take.take_ids(ids, taken, last)
+    def take(
+        self, ids: torch.Tensor, taken: torch.Tensor, last: torch.Tensor, tables: torch.Tensor, changes: torch.Tensor
+    ) -> None:
+        triton_take.take(ids, taken, last, tables, changes)
 
     def merge(self, outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         expect("outs", outs, (None, None, None, None), FLOATS, self.device)
@@ -167,6 +169,7 @@ class TritonBackend:
         """Runs each kernel on a pool of two blocks, with and without a window, for every shape of the layout."""
         cap, sink = 30.0 if softcap else 0.0, torch.zeros(num_heads, device=self.device) if sinks else None
         pool = torch.zeros((2, layout.block_bytes), dtype=torch.uint8, device=self.device)
+        none = torch.zeros((1, 2), dtype=torch.int32, device=self.device)
         caches = dict(zip(layout.layers, layout.views(pool), strict=True))
         for layer, cache in caches.items():
             group = num_heads // layer.num_kv_heads
@@ -179,7 +182,7 @@ class TritonBackend:
                     (queries, layer.num_kv_heads, layer.value_dim), dtype=layout.dtype, device=self.device
                 )
                 self.write_kv(kv, values, cache, batch.slots)
-                self.take_ids(batch.slots, batch.rows - 1, batch.positions)
+                self.take(batch.slots, batch.rows - 1, batch.positions, batch.tables, none)
                 for window in (0, 2 * queries):
                     self.attention(q, cache, batch, Scoring(1.0, window=window, softcap=cap, sinks=sink))
         self.copy_blocks(pool, [0], [1])

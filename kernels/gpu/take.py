@@ -1,4 +1,5 @@
-"""Ids of a step that only the device knows yet: the tokens that the step before it drew.
+"""What only comes with a step: ids that the device alone knows yet, for the step before has drawn them, and blocks that
+are new in tables.
 
 `worker/graphs.py` puts it at the beginning of every captured step, so that nothing is launched for it.
 """
@@ -16,26 +17,43 @@ SPAN = 256
 
 
 @triton.jit(do_not_specialize=["rows"])
-def take_ids_kernel(
+def take_kernel(
     ids_ptr,  # int64 [rows, and more]
     taken_ptr,  # int32 [rows]: places in `last`, -1: the id stays
     last_ptr,  # int64
+    tables_ptr,  # int32, seen as one row
+    changes_ptr,  # int32 [1 + most, 2]: how many, then place and block of each
     rows,
     SPAN: tl.constexpr,
 ):
-    row = tl.program_id(0) * SPAN + tl.arange(0, SPAN)
+    lane = tl.arange(0, SPAN)
+    first = tl.program_id(0) * SPAN
+    row = first + lane
     place = tl.load(taken_ptr + row, mask=row < rows, other=-1)
     token = tl.load(last_ptr + place, mask=place >= 0, other=0)
     tl.store(ids_ptr + row, token, mask=place >= 0)
+    count = tl.load(changes_ptr)
+    for begin in range(first, count, tl.num_programs(0) * SPAN):
+        change = begin + lane
+        there = changes_ptr + 2 + 2 * change
+        place = tl.load(there, mask=change < count, other=0)
+        block = tl.load(there + 1, mask=change < count, other=0)
+        tl.store(tables_ptr + place, block, mask=change < count)
 
 
-def take_ids(ids: torch.Tensor, taken: torch.Tensor, last: torch.Tensor) -> None:
+def take(
+    ids: torch.Tensor, taken: torch.Tensor, last: torch.Tensor, tables: torch.Tensor, changes: torch.Tensor
+) -> None:
     """See `dispatch.Backend`."""
-    rows = len(taken)
-    expect("ids", ids, (None,), (torch.int64,), ids.device)
-    expect("taken", taken, (None,), (torch.int32,), ids.device)
-    expect("last", last, (None,), (torch.int64,), ids.device)
+    rows, device = len(taken), ids.device
+    expect("ids", ids, (None,), (torch.int64,), device)
+    expect("taken", taken, (None,), (torch.int32,), device)
+    expect("last", last, (None,), (torch.int64,), device)
+    expect("tables", tables, (None, None), (torch.int32,), device)
+    expect("changes", changes, (None, 2), (torch.int32,), device)
     if rows > len(ids):
         raise ValueError(f"taken has {rows} rows, and there are {len(ids)} ids")
-    if rows:
-        issue(take_ids_kernel, (triton.cdiv(rows, SPAN),), ids, taken, last, rows, SPAN=SPAN, num_warps=4)
+    if not tables.is_contiguous() or not changes.is_contiguous():
+        raise ValueError(f"tables and changes must be dense, got strides {tables.stride()} and {changes.stride()}")
+    grid = (max(1, triton.cdiv(rows, SPAN)),)
+    issue(take_kernel, grid, ids, taken, last, tables, changes, rows, SPAN=SPAN, num_warps=4)

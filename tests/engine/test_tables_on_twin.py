@@ -2,9 +2,12 @@
 
 import numpy as np
 
+from cluster.desk.batcher import Batch
 from cluster.desk.rows import Rows
 from kernels.device.seam import device_of, find_device
 from kernels.device.twin.device import ORDER
+from kernels.dispatch import backend
+from worker.batch import StepBuilder
 from worker.state import BatchState
 from worker.tables import TableChanges
 
@@ -24,19 +27,46 @@ def test_a_copy_follows_by_what_is_new(seed: int) -> None:
             assert (copy[row, :count] == rows.tables[row, :count]).all()
 
 
-def test_a_block_more_is_a_few_bytes() -> None:
-    """256 tables of 128 K tokens, each of which gets a block."""
+def built(most_rows: int = 256) -> tuple[Rows, StepBuilder]:
     device = find_device("twin@0")
-    rows = Rows(256, 131_072, 16)
-    state = BatchState(rows, device)
+    rows = Rows(most_rows, 131_072, 16)
+    return rows, StepBuilder(BatchState(rows, device), 4096, backend(device))
+
+
+def step(builder: StepBuilder) -> None:
+    """One token of the first row."""
+    none = np.zeros(1, np.int32)
+    builder.build(Batch(none, none, none + 1, 1, 1, 0), builder.state.known + 1)
+
+
+def test_a_block_more_is_a_few_bytes() -> None:
+    """256 tables of 128 K tokens, each of which gets a block: what is new goes along with the step's own bytes."""
+    rows, builder = built()
+    device, state = builder.state.device, builder.state
     for row in range(256):
         rows.extend(row, 0, np.arange(8000, dtype=np.int32))
-    state.sync_tables()
-    before = ORDER.num_bytes
+    step(builder)
+    before, launches = ORDER.num_bytes, ORDER.num_launches
     for row in range(256):
         rows.extend(row, 8000, np.array([9000 + row], np.int32))
-    state.sync_tables()
-    assert ORDER.num_bytes - before == 256 * 12
+    step(builder)
+    assert ORDER.num_bytes - before < 256 * (8 + 6 * 8) + 1024
+    assert ORDER.num_launches - launches == 2, "one copy, and one to put it in its place"
     with device_of(device).may_wait():
         assert state.device_tables[:, 8000].tolist() == list(range(9000, 9256))
         assert state.device_tables[3, :8000].tolist() == list(range(8000))
+
+
+def test_a_step_that_failed_may_have_brought_nothing(seed: int) -> None:
+    """What is new in tables was taken, and the copy of it never ran."""
+    rows, builder = built(4)
+    rng = np.random.default_rng(seed)
+    for row in range(4):
+        rows.extend(row, 0, rng.integers(1, 99, 50, np.int32))
+    builder.state.take_changes()
+    rows.extend(2, 50, np.array([7], np.int32))
+    builder.state.doubt_tables()
+    step(builder)
+    with device_of(builder.state.device).may_wait():
+        for row, count in enumerate(rows.num_blocks.tolist()):
+            assert builder.state.device_tables[row, :count].tolist() == rows.tables[row, :count].tolist()

@@ -119,7 +119,11 @@ def test_copies_come_after_the_steps_that_wrote_what_they_read(pool: PoolProcess
 
 
 def test_memory_that_two_transfers_pin_at_once_is_pinned_no_more_when_it_is_closed() -> None:
-    memory, seam, before = SharedMemory.create("quire-test", 1 << 20), device_of(find_device("twin@0")), PINNED.num_bytes
+    memory, seam, before = (
+        SharedMemory.create("quire-test", 1 << 20),
+        device_of(find_device("twin@0")),
+        PINNED.num_bytes,
+    )
     refused, one_is_done = threading.Event(), threading.Event()
 
     def pin(address: int, size: int) -> Callable[[], None] | None:

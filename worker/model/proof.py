@@ -95,7 +95,7 @@ def _paged(model: Model, layout: BlockLayout, tokens: list[NDArray[np.int64]]) -
     for row, ids in enumerate(tokens):
         state.tokens[row, : len(ids)] = ids
         rows.extend(row, 0, np.arange(pool.num_blocks, dtype=np.int32)[::-1][row::count])
-    builder = StepBuilder(state, count * longest)
+    builder = StepBuilder(state, count * longest, model.backend)
     done = np.zeros(count, np.int32)
     found: list[list[torch.Tensor]] = [[] for _ in tokens]
     for step in STEPS:

@@ -51,7 +51,7 @@ class Trial:
         state = BatchState(held, device)
         # As tables come to be, so that the device has it too: every block is read.
         held.extend(0, 0, np.arange(num_blocks, dtype=np.int32))
-        self._builder = StepBuilder(state, num_tokens)
+        self._builder = StepBuilder(state, num_tokens, model.backend)
         counts = np.array([num_tokens], np.int32)
         none = np.zeros(1, np.int32)
         self._batch = Batch(none, none, counts, 0, num_tokens, 0)

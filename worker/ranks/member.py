@@ -65,23 +65,18 @@ class Member:
         self._parts = parts
         self._seam = device_of(parts.device)
         self._state = BatchState(Rows(settings.max_batch, parts.max_model_len, settings.block_size), parts.device)
-        self._builder = StepBuilder(self._state, parts.token_budget)
+        self._builder = StepBuilder(self._state, parts.token_budget, parts.backend)
         self._graphs, _ = capture(parts, self._state, self._builder, chooses=False)
 
     def step(self, words: list[Words]) -> None:
         """One forward pass. The words are those of `worker.ranks.lead.Lead.step`."""
         (padded, num_shared), places, blocks, more_logits = words[0].tolist(), *words[1:4]
         parts, builder, send = self._parts, self._builder, self._seam.send
-        if len(places):
-            tables = self._state.device_tables.view(-1)
-            tables.index_copy_(0, send(places.copy()), send(blocks.astype(np.int32)))
-        step = builder.follow(words[4:])
+        step = builder.follow(words[4:], (places, blocks.astype(np.int32)), captured=bool(padded))
         if padded:
             assert self._graphs is not None, "rank 0 has graphs, and this rank has none"
             self._graphs.replay(padded, len(step.sampled))
         else:
-            if step.num_taken:
-                parts.backend.take_ids(step.ids, step.taken, builder.last)
             parts.model.prepare(step.attention)
             logit_rows = step.logit_rows
             if len(more_logits):

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-import numpy as np
-
 from cluster.register.states import Blocks, PoolLayout, Sums
 from worker.transfer.checksum import Addresses
 from worker.transfer.copy import Copier, block_rows, chunk_pieces

@@ -80,7 +80,9 @@ class DeviceBytes:
         size, each = self.layout.block_bytes, 2 * self._step
         lengths = [min(each, len(blocks) - first) for first in range(0, len(blocks), each)]
         memory = [self.seam.pinned(length * size, torch.uint8) for length in lengths]
-        places = [part.data_ptr() + np.arange(n, dtype=np.int64) * size for part, n in zip(memory, lengths, strict=True)]
+        places = [
+            part.data_ptr() + np.arange(n, dtype=np.int64) * size for part, n in zip(memory, lengths, strict=True)
+        ]
         staged = Staged(self, blocks, np.concatenate(places), memory)
         if not write:
             self.copy_out(blocks, staged.addresses, None)
