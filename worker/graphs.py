@@ -3,8 +3,7 @@
 The launcher pads a batch of decodes to the next captured number and replays. A graph reads the step's tensors where the
 builder puts them in every step, takes over tokens that the step before drew and what is new in tables, plans its
 attention on the device, and leaves logits where the next replay will write its own; a second one takes the likeliest
-tokens, and a third draws them. What can't be captured (a model that asks the device a question in the middle of a step)
-runs as it is.
+tokens. What can't be captured (a model that asks the device a question in the middle of a step) runs as it is.
 """
 
 from __future__ import annotations

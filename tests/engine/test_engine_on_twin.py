@@ -189,30 +189,6 @@ def test_the_trial_reads_every_block(folder: Path, monkeypatch: pytest.MonkeyPat
     assert timed == [list(range(24 // 8))]
 
 
-def test_a_step_that_fails_takes_nobody_elses_blocks_along(
-    folder: Path, wanted: dict[str, Written], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The card is full for a moment. What was new in tables when the step began is told again by the next one."""
-    llm = engine(folder, "twin@0", prefix_caching=False)
-    # Blocks hold what somebody else has left there, so that what is read in the wrong place is a number.
-    llm._worker.parts.pool.bytes.zero_()
-    send, num_sent = StepBuilder._send, [0]
-
-    def failing(self: StepBuilder, num_tokens: int) -> None:
-        num_sent[0] += 1
-        if num_sent[0] in (1, 9):
-            raise torch.OutOfMemoryError("the card is full")
-        send(self, num_tokens)
-
-    monkeypatch.setattr(StepBuilder, "_send", failing)
-    work = [WORK[number] for number in (1, 2, 3, 4, 5, 8)]
-    results = llm.generate([prompt for _, prompt in work], [SETTINGS[name] for name, _ in work])
-    failed = [bool(result.error) for result in results]
-    assert True in failed and False in failed
-    for (name, _), result in zip(work, results, strict=True):
-        assert result.error or _all_of(result) == wanted[name], name
-
-
 @pytest.mark.parametrize("share", [0.7, 0.9])
 def test_a_share_of_the_card_is_what_all_of_it_takes(folder: Path, share: float) -> None:
     """Weights, working space, graphs and pool together, whatever else is on the card; the graphs find their place."""

@@ -1,12 +1,18 @@
 """Tables on a device are brought up to date by what is new in them, and are then those of the host."""
 
+from pathlib import Path
+
 import numpy as np
+import pytest
+import torch
 
 from cluster.desk.batcher import Batch
 from cluster.desk.rows import Rows
 from kernels.device.seam import device_of, find_device
 from kernels.device.twin.device import ORDER
 from kernels.dispatch import backend
+from tests.engine import models
+from tests.engine.test_engine_on_twin import SETTINGS, WORK, _all_of, engine, written
 from worker.batch import StepBuilder
 from worker.state import BatchState
 from worker.tables import TableChanges
@@ -70,3 +76,27 @@ def test_a_step_that_failed_may_have_brought_nothing(seed: int) -> None:
     with device_of(builder.state.device).may_wait():
         for row, count in enumerate(rows.num_blocks.tolist()):
             assert builder.state.device_tables[row, :count].tolist() == rows.tables[row, :count].tolist()
+
+
+def test_a_step_that_fails_takes_nobody_elses_blocks_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The card is full for a moment. What was new in tables when the step began is told again by the next one."""
+    folder = models.build(tmp_path, "llama", num_hidden_layers=2)
+    work = [WORK[number] for number in (1, 2, 3, 4, 5, 8)]
+    wanted = written(engine(folder, "cpu"), work)
+    llm = engine(folder, "twin@0", prefix_caching=False)
+    # Blocks hold what somebody else has left there, so that what is read in the wrong place is a number.
+    llm._worker.parts.pool.bytes.zero_()
+    send, num_sent = StepBuilder._send, [0]
+
+    def failing(self: StepBuilder, num_tokens: int) -> None:
+        num_sent[0] += 1
+        if num_sent[0] in (1, 9):
+            raise torch.OutOfMemoryError("the card is full")
+        send(self, num_tokens)
+
+    monkeypatch.setattr(StepBuilder, "_send", failing)
+    results = llm.generate([prompt for _, prompt in work], [SETTINGS[name] for name, _ in work])
+    failed = [bool(result.error) for result in results]
+    assert True in failed and False in failed
+    for (name, _), result in zip(work, results, strict=True):
+        assert result.error or _all_of(result) == wanted[name], name

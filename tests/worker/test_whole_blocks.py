@@ -1,11 +1,13 @@
 """Blocks of which each rank of a replica holds a slice, moved as whole ones: ranks and host pool are real processes, on
 the CPU and on the twin, each rank with a card of its own."""
 
+import itertools
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,6 +102,43 @@ def test_whole_blocks_go_out_and_come_back_by_every_carrier(ranks: Ranks, tmp_pa
             assert np.array_equal(ranks.read(), wanted()), carrier
             agent.close()
     ranks.end.check()
+
+
+@pytest.mark.parametrize("road", [Road.WRITE, Road.READ])
+def test_ranks_move_a_piece_while_another_is_copied(
+    ranks: Ranks, road: Road, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes first of a piece of its two ways begins before what comes last of the piece before it is over."""
+    whole, num_pieces, came = ranks.whole, 3, list[bool]()
+    began = [threading.Event() for _ in range(num_pieces)]
+    first, last = ("_move", "_pass") if road is Road.WRITE else ("_pass", "_move")
+    firsts, lasts = itertools.count(), itertools.count()
+
+    def noted(way: Any) -> Any:
+        def begin(*args: Any) -> Any:
+            began[next(firsts)].set()
+            return way(*args)
+
+        return begin
+
+    def waiting(way: Any) -> Any:
+        def end(*args: Any) -> Any:
+            behind = next(lasts) + 1
+            came.append(behind == num_pieces or began[behind].wait(20))
+            return way(*args)
+
+        return end
+
+    with host_pool(tmp_path, NUM_BLOCKS, BLOCK_BYTES) as pool:
+        agent = TransferAgent(ranks.end, {pool.name: pool.address}, SECURITY, asking(Carrier.SHARED_MEMORY))
+        assert run(agent, order(100 * road + 1, Road.WRITE, pool, range(NUM_BLOCKS), range(NUM_BLOCKS))).ok
+        before = ranks.read()
+        with monkeypatch.context() as patch:
+            patch.setattr(whole, first, noted(getattr(whole, first)))
+            patch.setattr(whole, last, waiting(getattr(whole, last)))
+            assert run(agent, order(100 * road + 2, road, pool, range(NUM_BLOCKS), range(NUM_BLOCKS))).ok
+        assert came == [True] * num_pieces and np.array_equal(ranks.read(), before)
+        agent.close()
 
 
 def test_many_transfers_at_once_share_the_areas(ranks: Ranks) -> None:

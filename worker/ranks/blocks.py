@@ -16,8 +16,10 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ from cluster.errors import TransferError, WorkFailed
 from cluster.register.states import Blocks, PoolLayout, Sums, layout_of
 from kernels.device.seam import Device, device_of
 from worker.ranks.team import MOVE, Team, Words
-from worker.transfer.bytes import PoolBytes, Rows, Staged, Stop
+from worker.transfer.bytes import Rows, Staged, Stop
 from worker.transfer.checksum import Addresses
 from worker.transfer.copy import Copier, Stopped, chunk_pieces
 from worker.transfer.device import pool_bytes
@@ -62,9 +64,10 @@ class WholeBlocks:
         self._seam = device_of(pool.device)
         # As many links as ranks bring bytes; on a CPU they all come from the same memory.
         self._copier = Copier(team.size if self._seam.is_apart else 1)
-        self._own = _Slices(pool_bytes(layout_of("slice", slice_bytes), pool, Copier()), team)
+        self._own = _Slices(pool, team)
         self._most = max(1, min(_AREA_BYTES // layout.block_bytes, _MOST_BLOCKS))
         self._areas: queue.SimpleQueue[_Area] = queue.SimpleQueue()
+        self._movers = ThreadPoolExecutor(_NUM_AREAS, "quire-areas")
         for area in _meet(team, self._most * layout.block_bytes):
             self._areas.put(area)
 
@@ -88,31 +91,52 @@ class WholeBlocks:
     # -- inside
 
     def _copy(self, way: int, blocks: Blocks, rows: Addresses | None, stop: Stop | None) -> Sums:
-        """Between these blocks and `rows`, piece by piece; None: they are only summed."""
+        """Between these blocks and `rows`, piece by piece; None: they are only summed. While ranks move one piece the
+        one before or behind it is copied here, where another area is free."""
         found: list[Sums] = []
-        for first in range(0, len(blocks), self._most):
-            if stop is not None and stop():
-                raise Stopped
-            piece = blocks[first : first + self._most]
-            there = None if rows is None else rows[first : first + self._most]
-            with self._area() as area:
+        # Pieces that ranks move, in order: through which area, and how it is summed and copied on from there.
+        moving: deque[tuple[_Area, Future[None], Callable[[], Sums] | None]] = deque()
+        held: list[_Area] = []
+
+        def settle() -> None:
+            area, moved, then = moving.popleft()
+            moved.result()
+            if then is not None:
+                found.append(then())
+            # Other transfers take turns.
+            held.remove(area)
+            self._areas.put(area)
+
+        try:
+            for first in range(0, len(blocks), self._most):
+                while (area := self._area(waits=not moving)) is None:
+                    settle()
+                held.append(area)
+                if stop is not None and stop():
+                    raise Stopped
+                piece = blocks[first : first + self._most]
+                there = None if rows is None else rows[first : first + self._most]
                 here = area.memory.address + np.arange(len(piece), dtype=np.int64) * self.layout.block_bytes
-                if way == _OUT:
-                    self._move(area, way, piece)
-                    found.append(self._pass(here, there))
-                else:
+                then = partial(self._pass, here, there)
+                if way == _IN:
                     assert there is not None
                     found.append(self._pass(there, here))
-                    self._move(area, way, piece)
+                moved = self._movers.submit(self._move, area, way, piece)
+                moving.append((area, moved, then if way == _OUT else None))
+            while moving:
+                settle()
+        finally:
+            # However it ends: no area is anybody else's while a rank may touch it.
+            wait([moved for _, moved, _ in moving])
+            for area in held:
+                self._areas.put(area)
         return np.concatenate(found)
 
-    @contextmanager
-    def _area(self) -> Iterator[_Area]:
-        area = self._areas.get()
+    def _area(self, *, waits: bool) -> _Area | None:
         try:
-            yield area
-        finally:
-            self._areas.put(area)
+            return self._areas.get(block=waits)
+        except queue.Empty:
+            return None
 
     def _pass(self, sources: Addresses, targets: Addresses | None) -> Sums:
         """Whole blocks from where they lie to where they go, if anywhere; their sums."""
@@ -135,6 +159,7 @@ class WholeBlocks:
     def close(self) -> None:
         """No transfer runs any more."""
         self._copier.close()
+        self._movers.shutdown()
         while not self._areas.empty():
             self._areas.get().close()
 
@@ -201,8 +226,9 @@ def _meet(team: Team, size: int) -> list[_Area]:
 class _Slices:
     """A rank's own slices of blocks."""
 
-    def __init__(self, held: PoolBytes, team: Team) -> None:
-        self._held = held
+    def __init__(self, pool: torch.Tensor, team: Team) -> None:
+        # Rank 0 sums whole blocks.
+        self._held = pool_bytes(layout_of("slice", pool.shape[1]), pool, Copier(), sums=False)
         self._rank, self._size = team.rank, team.size
 
     def move(self, memory: SharedMemory, way: int, blocks: Blocks) -> None:
@@ -238,8 +264,7 @@ class MemberSlices:
     def join(self, words: list[Words]) -> None:
         """Comes for the areas, as `_meet` says."""
         name = bytes(words[0].astype(np.uint8)).decode()
-        pool = self._pool
-        slices = _Slices(pool_bytes(layout_of("slice", pool.shape[1]), pool, Copier()), self._team)
+        slices = _Slices(self._pool, self._team)
         for number in range(_NUM_AREAS):
             lead = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
             lead.connect(f"\0{name}")

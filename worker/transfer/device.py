@@ -35,10 +35,13 @@ _PINNED_BYTES = 32 << 20
 Run = tuple[int, int, int]
 
 
-def pool_bytes(layout: PoolLayout, pool: torch.Tensor, copier: Copier, shared: SharedMemory | None = None) -> PoolBytes:
-    """The bytes of a worker's pool, uint8 [num_blocks, block_bytes], wherever they are."""
+def pool_bytes(
+    layout: PoolLayout, pool: torch.Tensor, copier: Copier, shared: SharedMemory | None = None, *, sums: bool = True
+) -> PoolBytes:
+    """The bytes of a worker's pool, uint8 [num_blocks, block_bytes], wherever they are. `sums`: what is copied is to be
+    summed; else a device does not, and what a copy returns means nothing."""
     if device_of(pool.device).is_apart:
-        return DeviceBytes(layout, pool)
+        return DeviceBytes(layout, pool, sums=sums)
     return HostBytes(layout, len(pool), pool.data_ptr(), copier, shared=shared, keep=pool)
 
 
@@ -46,13 +49,13 @@ class _Piece(NamedTuple):
     """Blocks that are on their way."""
 
     done: Event
-    sums: torch.Tensor  # on the host once it is done
+    sums: torch.Tensor | None  # on the host once it is done
 
 
 class DeviceBytes:
     """A pool on a device with memory of its own."""
 
-    def __init__(self, layout: PoolLayout, pool: torch.Tensor) -> None:
+    def __init__(self, layout: PoolLayout, pool: torch.Tensor, *, sums: bool = True) -> None:
         assert pool.dtype == torch.uint8 and pool.is_contiguous(), pool.dtype
         assert tuple(pool.shape) == (len(pool), layout.block_bytes), (tuple(pool.shape), layout.block_bytes)
         self.layout = layout
@@ -61,7 +64,7 @@ class DeviceBytes:
         self.pins = True
         self._pool = pool
         self.seam = device_of(pool.device)
-        self._sums = Checksums(pool.device, layout.block_bytes, layout.chunk_bytes)
+        self._sums = Checksums(pool.device, layout.block_bytes, layout.chunk_bytes) if sums else None
         # Both ways at once: a GPU has an engine for each. Sums are the work of its multiprocessors.
         self._out, self._in, self._beside = (self.seam.stream() for _ in range(3))
 
@@ -125,6 +128,11 @@ class DeviceBytes:
     def _issue(self, stream: Stream, blocks: Blocks, rows: Addresses | None) -> _Piece:
         """Hands the copies of a piece to `stream` and has it summed beside."""
         is_in, event = stream is self._in, self.seam.event()
+        if self._sums is None:
+            assert rows is not None
+            self._hand_over(stream, blocks, rows)
+            event.record(stream)
+            return _Piece(event, None)
         if rows is not None and is_in:
             self._hand_over(stream, blocks, rows)
             self._beside.wait_for(stream)
@@ -150,6 +158,8 @@ class DeviceBytes:
 
     def _finish(self, piece: _Piece) -> Sums:
         piece.done.wait()
+        if self._sums is None or piece.sums is None:
+            return np.zeros(0, np.uint32)
         return self._sums.finished(piece.sums.numpy())
 
     def _pinned(self, block: int, address: int, count: int) -> Iterator[Run]:
