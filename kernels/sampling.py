@@ -45,6 +45,13 @@ class DrawSettings:
             self.temperature[rows], self.top_k[rows], self.top_p[rows], self.min_p[rows], self.keys[rows]
         )
 
+    def pack(self, place: NDArray[np.int32]) -> None:
+        """Into int32 [6, rows]: bits of temperature, top_p and min_p; top_k; halves of the keys."""
+        for at, values in enumerate((self.temperature, self.top_p, self.min_p)):
+            place[at] = np.ascontiguousarray(values).view(np.int32)
+        place[3] = self.top_k
+        place[4:] = np.ascontiguousarray(self.keys).view(np.int32).reshape(-1, 2).T
+
 
 def draw(logits: torch.Tensor, settings: DrawSettings) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids int64 [rows], and bool [rows]: True where the logits held no finite best value (the id is 0 then).

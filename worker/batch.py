@@ -6,7 +6,7 @@ tensors; the loops are compiled (`kernels/cpu/host_loops.py`), so no Python runs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from kernels.batch import AttentionBatch
 from kernels.cpu.host_loops import fill_step
 from kernels.device.seam import device_of
 from kernels.dispatch import Backend
+from kernels.sampling import DrawSettings
 from worker.state import BatchState, Int32, Int64
 
 
@@ -65,6 +66,9 @@ class _Buffers:
         self.memory = memory
         self._end = 0
         self._rows = rows
+        # How each row's token is drawn where a graph draws it: see `DrawSettings.pack`. Other steps begin behind it.
+        self.draws = self._part(6 * rows, torch.int32)
+        self._first = self._draws_end = self._end
         self.logit_rows = self._part(rows, torch.int64)
         self.context_len, self.query_start = self._part(rows, torch.int32), self._part(rows + 1, torch.int32)
         self.rows, self.taken = self._part(rows, torch.int32), self._part(rows, torch.int32)
@@ -72,12 +76,12 @@ class _Buffers:
         # What is new in tables: how many, then each one's place and block. Last of what is sent of a small step.
         self._changes_at = self._end
         self.changes = self._part(2 * (1 + most_changes(rows)), torch.int32).view(-1, 2)
-        self._large = memory[self._end : self._end + 3 * 8 * tokens].view(torch.int64)
+        self._large = memory[self._end : self._end + 3 * 8 * _even(tokens)].view(torch.int64)
         if memory.is_cpu:
             about = (self.context_len, self.query_start, self.logit_rows, self.rows, self.taken)
             self._about = tuple(tensor.numpy() for tensor in about)
             self._small = tuple(tensor.numpy() for tensor in (self.ids, self.positions, self.slots))
-            self.new = self.changes.numpy()
+            self.new, self._draws = self.changes.numpy(), self.draws.numpy()
 
     def _part(self, count: int, dtype: torch.dtype) -> torch.Tensor:
         first, size = self._end, count * dtype.itemsize
@@ -88,24 +92,44 @@ class _Buffers:
         """Ids, positions and slots of a step of so many tokens."""
         if count <= self._rows:
             return self.ids[:count], self.positions[:count], self.slots[:count]
-        ids, positions, slots = self._large[: 3 * count].view(3, count)
+        ids, positions, slots = self._large[: 3 * _even(count)].view(3, -1)[:, :count]
         return ids, positions, slots
 
     def arrays(self, count: int) -> tuple[NDArray[Any], ...]:
         """On the host: ids, positions, slots, context_len, query_start, logit_rows, rows, taken of such a step."""
         if count <= self._rows:
             return *self._small, *self._about
-        return *self._large[: 3 * count].numpy().reshape(3, count), *self._about
+        return *self._large[: 3 * _even(count)].view(3, -1)[:, :count].numpy(), *self._about
 
-    def size_of(self, count: int) -> int:
-        """How many bytes from the first on such a step takes, its changes included."""
+    def lay_out_draws(self, settings: DrawSettings, rows: int) -> None:
+        """For a step that is padded to so many rows, of which the further ones draw nothing."""
+        place, count = self._draws[: 6 * rows].reshape(6, rows), len(settings.temperature)
+        self._first = 0
+        settings.pack(place[:, :count])
+        place[0, count:] = 0
+
+    def take_span(self, count: int) -> slice:
+        """Which bytes a step of so many tokens takes, its changes included, and draws if they were laid out for it."""
+        first, self._first = self._first, self._draws_end
         if count <= self._rows:
-            return self._changes_at + 8 * (1 + int(self.new[0, 0]))
-        return self._end + 3 * 8 * count
+            return slice(first, self._changes_at + 8 * (1 + int(self.new[0, 0])))
+        return slice(first, self._end + 3 * 8 * _even(count))
 
     @staticmethod
     def size_bytes(tokens: int, rows: int) -> int:
-        return 3 * 8 * (tokens + rows) + 8 * rows + 4 * 4 * (rows + 1) + 8 * (1 + most_changes(rows)) + 9 * 64
+        return (
+            24 * (_even(tokens) + rows)
+            + 8 * rows
+            + 16 * (rows + 1)
+            + 24 * rows
+            + 8 * (1 + most_changes(rows))
+            + 10 * 64
+        )
+
+
+def _even(count: int) -> int:
+    """So that what stands behind so many integers begins where kernels expect it: at a multiple of 16 bytes."""
+    return count + count % 2
 
 
 def most_changes(rows: int) -> int:
@@ -143,9 +167,16 @@ class StepBuilder:
         # For each place on the host: what was laid out there is on the device.
         self._sent = [seam.event() for _ in hosts]
 
-    def build(self, batch: Batch, lengths: Int32, padded: int = 0) -> Step:
+    def build(
+        self,
+        batch: Batch,
+        lengths: Int32,
+        padded: int = 0,
+        draws: Callable[[Int32], DrawSettings] | None = None,
+    ) -> Step:
         """`lengths` is the batcher's array: tokens of each row, those in flight included. A step of decodes can be
-        padded to so many rows, of which the further ones see and write nothing."""
+        padded to so many rows, of which the further ones see and write nothing. `draws`: how these rows' tokens are to
+        be drawn by a graph."""
         state = self.state
         host = self._next_host()
         sampled = np.empty(len(batch.rows), np.int32)
@@ -159,6 +190,8 @@ class StepBuilder:
         if padded > rows:
             assert tokens == rows, "only decodes are padded"
             tokens = rows = padded
+        if draws is not None:
+            host.lay_out_draws(draws(sampled[:num_sampled]), padded)
         sizes = Sizes(tokens, rows, max(batch.num_decodes, padded), longest_query, longest_context, num_taken)
         return self._sent_step(sizes, sampled[:num_sampled], state.take_changes(), captured=bool(padded))
 
@@ -237,8 +270,8 @@ class StepBuilder:
 
     def _send(self, num_tokens: int) -> None:
         if self.device is not self._host:
-            size = self._host.size_of(num_tokens)
-            self.device.memory[:size].copy_(self._host.memory[:size], non_blocking=True)
+            span = self._host.take_span(num_tokens)
+            self.device.memory[span].copy_(self._host.memory[span], non_blocking=True)
             self._sent[self._number % len(self._sent)].record()
 
     @property

@@ -3,12 +3,14 @@
 The launcher pads a batch of decodes to the next captured number and replays. A graph reads the step's tensors where the
 builder puts them in every step, takes over tokens that the step before drew and what is new in tables, plans its
 attention on the device, and leaves logits where the next replay will write its own; a second one takes the likeliest
-tokens. What can't be captured (a model that asks the device a question in the middle of a step) runs as it is.
+tokens, and a third draws them. What can't be captured (a model that asks the device a question in the middle of a step)
+runs as it is.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -55,6 +57,11 @@ class DecodeGraphs:
         self._graphs: dict[int, Graph] = {}
         # What takes the likeliest tokens of those steps; None: that is another rank's.
         self._choices: dict[int, Graph] | None = {} if chooses else None
+        # What draws them, where there is a kernel for it.
+        self._draws: dict[int, Graph] = {}
+        self._draw: Callable[[torch.Tensor], None] | None = None
+        if chooses and model.backend.name == "triton":
+            self._draw = self._drawing()
         # One place for the logits of all sizes: they are read before the next replay.
         self._logits: torch.Tensor | None = None
         self._sizes: list[int] = []
@@ -74,6 +81,10 @@ class DecodeGraphs:
                 self._graphs[size], _ = pool.capture(partial(self._leave_logits, self._logits[:size]))
                 if self._choices is not None:
                     self._choices[size], _ = pool.capture(partial(self._choose, self._logits[:size]))
+                if self._draw is not None:
+                    draw = partial(self._draw, self._logits[:size])
+                    draw()
+                    self._draws[size], _ = pool.capture(draw)
         except RuntimeError as error:
             self._graphs.clear()
             self._logits = None
@@ -97,8 +108,33 @@ class DecodeGraphs:
         """The likeliest tokens of the step that was replayed last, which the next step can take over."""
         assert self._choices is not None
         self._choices[size].replay()
+        return self._sampled(size, rows)
+
+    @property
+    def draws(self) -> bool:
+        return bool(self._draws)
+
+    def drawn(self, size: int, rows: int) -> Sampled:
+        """The same for tokens that are drawn as the builder has laid out."""
+        self._draws[size].replay()
+        return self._sampled(size, rows)
+
+    def _sampled(self, size: int, rows: int) -> Sampled:
         both = self._builder.last[: 2 * size].view(2, size)
         return Sampled(both[0, :rows], both[1, :rows], both=both)
+
+    def _drawing(self) -> Callable[[torch.Tensor], None]:
+        from kernels.gpu.sampling import draw_packed, scratch_for
+
+        builder = self._builder
+        own = scratch_for(self._model.device, builder.max_rows)
+
+        def draw(logits: torch.Tensor) -> None:
+            rows = len(logits)
+            both = builder.last[: 2 * rows].view(2, rows)
+            draw_packed(logits, builder.device.draws[: 6 * rows].view(6, rows), both[0], both[1], own)
+
+        return draw
 
     def _choose(self, logits: torch.Tensor) -> None:
         ids, broken = likeliest(logits)

@@ -109,7 +109,9 @@ class Launcher:
         if self.graphs is not None and not wanted and batch.num_decodes == len(batch.rows):
             padded = self.graphs.padded(len(batch.rows))
         self.builder.goes_behind(None if previous is None else previous.rows)
-        step = self.builder.build(batch, self._desk.batcher.length, padded)
+        drawn = bool(padded) and self._can_draw(batch)
+        draws = self._sampler.next_draw if drawn else None
+        step = self.builder.build(batch, self._desk.batcher.length, padded, draws)
         if not padded:
             model.prepare(step.attention)
         if self.lead is not None:
@@ -120,7 +122,13 @@ class Launcher:
         plain = not wanted and not self._searches and self._sampler.is_plain(step.sampled)
         if plain and model.picks:
             return self._pick(step, num_steps)
-        return self._sample(step, wanted, padded)
+        return self._sample(step, wanted, padded, drawn)
+
+    def _can_draw(self, batch: Batch) -> bool:
+        """Whether a graph draws the tokens of these decodes."""
+        sampler, graphs = self._sampler, self.graphs
+        is_drawn = sampler.is_plain(batch.rows) and not sampler.is_greedy(batch.rows)
+        return is_drawn and graphs is not None and graphs.draws and not self._searches
 
     def _pick(self, step: Step, num_steps: int) -> Pending:
         """The model takes its likeliest tokens itself, or draws them."""
@@ -137,7 +145,8 @@ class Launcher:
             self.builder.last[: len(sampled.device_ids)].copy_(sampled.device_ids)
         return sampled
 
-    def _sample(self, step: Step, wanted: list[tuple[int, int, int, int]], padded: int) -> Pending:
+    def _sample(self, step: Step, wanted: list[tuple[int, int, int, int]], padded: int, drawn: bool) -> Pending:
+        """`drawn`: how tokens are drawn was laid out for a graph."""
         began = time.perf_counter()
         logit_rows, num_sampled = step.logit_rows, len(step.sampled)
         if wanted:
@@ -150,9 +159,10 @@ class Launcher:
         computed = time.perf_counter()
         judged = self.prompt_logprobs.judge(logits[num_sampled:], wanted) if wanted else None
         logits, rows, ranked = self._searches.rank(logits[:num_sampled], step.sampled)
-        if padded and self.graphs is not None and len(rows) == num_sampled and self._sampler.is_greedy(rows):
+        chosen = drawn or (padded and len(rows) == num_sampled and self._sampler.is_greedy(rows))
+        if chosen and self.graphs is not None:
             self._sampler.took(rows, 1)
-            sampled = self.graphs.likeliest(padded, num_sampled)
+            sampled = self.graphs.drawn(padded, num_sampled) if drawn else self.graphs.likeliest(padded, num_sampled)
         else:
             sampled = self._kept(self._sampler.sample(logits, rows, in_place=True))
         if self.lead is not None:

@@ -95,6 +95,10 @@ def host_steps(report: Report, batches: list[int]) -> None:
     with TemporaryDirectory() as folder, standing_in(torch.device("cpu"), HOLLOW):
         llm = _engine(Path(folder), max(batches))
         llm._worker.sampler._draw = sampling.draw
+        graphs = llm._worker._launcher.graphs
+        assert graphs is not None
+        # As beside a GPU, whose kernels for that would be interpreted here.
+        graphs._draws = {size: _HollowGraph() for size in graphs._sizes}
         for batch in batches:
             rows.extend({"batch": batch, "sampling": kind, **_measure(llm, batch, kind)} for kind in KINDS)
     report.table("the host's part of a decode step", rows)

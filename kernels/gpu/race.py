@@ -215,7 +215,7 @@ def finish_kernel(
     values_ptr,
     tokens_ptr,
     ids_ptr,  # int64 [rows]
-    broken_ptr,  # bool [rows]
+    broken_ptr,  # bool [rows], or int64
     rows,
     parts,
     vocabulary,
@@ -307,4 +307,4 @@ def finish_kernel(
             racer = tl.where(listed < soonest, chosen, tl.where(listed == soonest, tl.minimum(chosen, racer), racer))
         winner = racer
     tl.store(ids_ptr + row, tl.where(broken, 0, winner).to(tl.int64))
-    tl.store(broken_ptr + row, broken.to(tl.int1))
+    tl.store(broken_ptr + row, broken.to(broken_ptr.dtype.element_ty))

@@ -32,7 +32,7 @@ class Scratch:
     of one stream."""
 
     def __init__(self, device: torch.device, rows: int, num_sms: int) -> None:
-        self.rows = rows
+        self.rows, self.num_sms = rows, num_sms
         # No way to share rows makes more parts of them.
         parts = rows + PROGRAMS_PER_SM * num_sms
 
@@ -51,9 +51,11 @@ class Scratch:
 _scratch: dict[torch.device, Scratch] = {}
 
 
-def _scratch_for(device: torch.device, rows: int, num_sms: int) -> Scratch:
+def scratch_for(device: torch.device, rows: int) -> Scratch:
+    """For draws of up to so many rows. A graph that draws holds it."""
     found = _scratch.get(device)
     if found is None or rows > found.rows:
+        num_sms = device_facts(device).num_sms
         found = _scratch[device] = Scratch(device, triton.next_power_of_2(rows), num_sms)
     return found
 
@@ -62,33 +64,48 @@ def draw(logits: torch.Tensor, settings: DrawSettings) -> tuple[torch.Tensor, to
     """Ids int64 [rows] and broken bool [rows], as `sampling.draw`."""
     if (settings.temperature < MIN_TEMPERATURE).all():
         return sampling.draw(logits, settings)
-    rows, vocabulary = logits.shape
+    rows, device = len(logits), logits.device
     if logits.stride(1) != 1:
         logits = logits.contiguous()
-    device, stride = logits.device, logits.stride(0)
-    sent = sampling.send(_packed(settings, rows), device)
-    num_sms = device_facts(device).num_sms
-    parts, spans = shares(rows, vocabulary, num_sms)
+    packed = np.empty((6, rows), np.int32)
+    settings.pack(packed)
     ids = torch.empty(rows, dtype=torch.int64, device=device)
     broken = torch.empty(rows, dtype=torch.bool, device=device)
-    own, grid = _scratch_for(device, rows, num_sms), (parts, rows)
+    filters = bool(((settings.top_k > 0) | (settings.top_p < 1.0)).any())
+    draw_packed(logits, sampling.send(packed, device), ids, broken, scratch_for(device, rows), filters=filters)
+    return ids, broken
+
+
+def draw_packed(
+    logits: torch.Tensor,  # [rows, vocabulary], dense in a row
+    settings: torch.Tensor,  # int32 [6, rows] dense: see `DrawSettings.pack`
+    ids: torch.Tensor,  # int64 [rows], written
+    broken: torch.Tensor,  # bool or int64 [rows], written
+    own: Scratch,
+    *,
+    filters: bool = True,
+) -> None:
+    """A draw whose settings are on the device. `filters`: some row may have top-k or top-p."""
+    rows, vocabulary = logits.shape
+    stride = logits.stride(0)
+    parts, spans = shares(rows, vocabulary, own.num_sms)
+    grid = (parts, rows)
     issue(
         top_kernel, grid, logits, own.tops, own.lows, own.best, own.strange, parts, spans, vocabulary, stride,
         SPAN=SPAN, num_warps=WARPS,
     )  # fmt: skip
-    known = (logits, sent, own.tops, own.lows, own.counts, own.masses)
+    known = (logits, settings, own.tops, own.lows, own.counts, own.masses)
     sizes = (rows, parts, spans, vocabulary, stride)
-    if ((settings.top_k > 0) | (settings.top_p < 1.0)).any():
+    if filters:
         for second in (False, True):
             spans_of = {"SECOND": second, "SPAN": SPAN, "WEIGH_SPAN": WEIGH_SPAN}
             issue(weigh_kernel, grid, *known, *sizes, **spans_of, num_warps=WEIGH_WARPS)
     raced = (own.times, own.winners, own.values, own.tokens)
     issue(race_kernel, grid, *known, *raced, *sizes, SPAN=SPAN, num_warps=WARPS)
     issue(
-        finish_kernel, (rows,), logits, sent, own.tops, own.lows, own.best, own.strange, own.counts, own.masses, *raced,
-        ids, broken, rows, parts, vocabulary, stride, SPAN=SPAN, WEIGH_SPAN=FINISH_SPAN, num_warps=WARPS,
+        finish_kernel, (rows,), logits, settings, own.tops, own.lows, own.best, own.strange, own.counts, own.masses,
+        *raced, ids, broken, rows, parts, vocabulary, stride, SPAN=SPAN, WEIGH_SPAN=FINISH_SPAN, num_warps=WARPS,
     )  # fmt: skip
-    return ids, broken
 
 
 def shares(rows: int, vocabulary: int, num_sms: int) -> tuple[int, int]:
@@ -97,14 +114,3 @@ def shares(rows: int, vocabulary: int, num_sms: int) -> tuple[int, int]:
     parts = max(1, min(MOST_PARTS, wanted, -(-vocabulary // PART)))
     spans = -(-vocabulary // (parts * SPAN))
     return -(-vocabulary // (spans * SPAN)), spans
-
-
-def _packed(settings: DrawSettings, rows: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
-    """int32 [6, rows]: bits of temperature, top_p and min_p; top_k; halves of the keys."""
-    packed = np.empty((6, rows), np.int32)
-    for at, values in enumerate((settings.temperature, settings.top_p, settings.min_p)):
-        packed[at] = np.ascontiguousarray(values).view(np.int32)
-    packed[3] = settings.top_k
-    packed[4] = (settings.keys & np.uint64(0xFFFFFFFF)).astype(np.uint32).view(np.int32)
-    packed[5] = (settings.keys >> np.uint64(32)).astype(np.uint32).view(np.int32)
-    return packed

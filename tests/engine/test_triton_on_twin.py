@@ -15,6 +15,7 @@ from kernels.device.twin.device import ORDER
 from kernels.gpu import launch
 from tests.engine import models
 from tests.engine.test_engine_on_twin import SETTINGS, WORK, Written, engine, written
+from worker.sampling.sampler import Sampled
 
 NUM_SCHEDULES = 10
 
@@ -42,8 +43,16 @@ def test_tokens_are_those_of_the_cpu_and_nothing_is_compiled_while_serving(
 
     monkeypatch.setattr(launch, "_launch", noted)
     llm = engine(folder, "twin@0", kernels="triton", max_batch=6)
-    assert llm._worker._launcher.graphs is not None and llm._worker.parts.model.num_replaced
-    compiled = set(kinds)
+    graphs = llm._worker._launcher.graphs
+    assert graphs is not None and llm._worker.parts.model.num_replaced
+    compiled, drawn = set(kinds), [0]
+    draw = graphs.drawn
+
+    def counted(size: int, rows: int) -> Sampled:
+        drawn[0] += 1
+        return draw(size, rows)
+
+    monkeypatch.setattr(graphs, "drawn", counted)
     for number in range(NUM_SCHEDULES):
         schedule = seed * NUM_SCHEDULES + number
         ORDER.schedule(schedule)
@@ -51,6 +60,7 @@ def test_tokens_are_those_of_the_cpu_and_nothing_is_compiled_while_serving(
         found = written(llm, work)
         wrong = [name for name in found if found[name] != wanted[name]]
         assert not wrong, f"schedule {schedule}: {wrong} differ"
+    assert drawn[0] > NUM_SCHEDULES, "graphs drew next to nothing"
     late = {(kind[0], *kind[1:]) for kind in kinds - compiled}
     assert not late, f"compiled while serving: {sorted(map(str, late))}"
 

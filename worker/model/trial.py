@@ -111,9 +111,9 @@ class Trial:
                 taken.append(before - seam.free_bytes())
         except RuntimeError:
             return 0
-        # Those of fewer rows have as many launches; each has a second one that takes the likeliest tokens.
+        # Those of fewer rows have as many launches; each has others that take the likeliest tokens, and draw them.
         each = max(0, taken[1] - taken[0])
-        return taken[0] + each * 2 * len(sizes_up_to(num)) + logits.nbytes + seam.slack_bytes
+        return taken[0] + each * 3 * len(sizes_up_to(num)) + logits.nbytes + seam.slack_bytes
 
     def _forward(self, num: int, place: torch.Tensor) -> None:
         on = self._builder.device

@@ -253,6 +253,10 @@ class Sampler:
         lengths = self._length[rows] + np.arange(num_steps)[:, None]
         return self._settings(rows, noise_keys(self._seed[rows], lengths))
 
+    def next_draw(self, rows: Ints) -> DrawSettings:
+        """How each of these rows gets its next token."""
+        return self._settings(rows, noise_keys(self._seed[rows], self._length[rows]))
+
     def took(self, rows: Ints, num_steps: int) -> None:
         """They got so many tokens, chosen elsewhere."""
         self._length[rows] += num_steps
@@ -264,7 +268,7 @@ class Sampler:
         if not asked:
             self._length[rows] += 1
             return Sampled(*self._best(logits))
-        settings = self._settings(rows, noise_keys(self._seed[rows], self._length[rows]))
+        settings = self.next_draw(rows)
         edited = logits
         if asked & _EDITS:
             edited = self.edited(logits, rows, in_place=in_place and not asked & _LOGPROBS)
