@@ -319,5 +319,8 @@ class Moves:
             assert move.request.replica is move.source and not move.is_given_up, f"{move.request} does not leave"
             assert move in self._movable.incoming(move.target)
             assert move.phase is not Phase.FINISHING
+            # Each goes on by itself: a read ends, a source answers, or the last one that stands still lets it go on.
+            is_let_go = move.waits and self._num_standing(move.target)
+            assert move.transfer or is_let_go or move.phase is Phase.STOPPING, f"the move of {move.request} stands still"
         for number, move in self._transfers.all(Move):
             assert move.transfer == number and move.landing, f"read {number:#x} of {move.request} has no blocks"
