@@ -38,7 +38,7 @@ class KvShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class ExpectedLoad:
     """What is expected at the busiest time: requests at once, their mean length in tokens (prompt and output), and how
     many times that the pool is to hold."""
 

@@ -39,7 +39,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class BatchSizes:
     """How much of the buffers a step takes, and what the host knows of it."""
 
     tokens: int
@@ -192,7 +192,7 @@ class StepBuilder:
             tokens = rows = padded
         if draws is not None:
             host.lay_out_draws(draws(sampled[:num_sampled]), padded)
-        sizes = Sizes(tokens, rows, max(batch.num_decodes, padded), longest_query, longest_context, num_taken)
+        sizes = BatchSizes(tokens, rows, max(batch.num_decodes, padded), longest_query, longest_context, num_taken)
         return self._sent_step(sizes, sampled[:num_sampled], state.take_changes(), captured=bool(padded))
 
     def goes_behind(self, rows: Int32 | None) -> None:
@@ -204,7 +204,7 @@ class StepBuilder:
         if rows is not None:
             self._source[rows] = self._numbers[: len(rows)]
 
-    def _sent_step(self, sizes: Sizes, sampled: Int32, changes: tuple[Int64, Int32], *, captured: bool) -> Step:
+    def _sent_step(self, sizes: BatchSizes, sampled: Int32, changes: tuple[Int64, Int32], *, captured: bool) -> Step:
         """What was laid out goes to the device, and with it what is new in tables. `captured`: a graph takes that."""
         host, (places, blocks) = self._host, changes
         count = len(places)
@@ -220,7 +220,7 @@ class StepBuilder:
             self._backend.take(step.ids, step.taken, self.last, self.state.device_tables, self.device.changes)
         return step
 
-    def _step(self, sizes: Sizes, sampled: Int32) -> Step:
+    def _step(self, sizes: BatchSizes, sampled: Int32) -> Step:
         """What was laid out, as a step over the device's place."""
         on, tokens, rows = self.device, sizes.tokens, sizes.rows
         key = tokens, rows
@@ -290,7 +290,7 @@ class StepBuilder:
     def follow(self, words: Sequence[Int32 | Int64], changes: tuple[Int64, Int32], *, captured: bool) -> Step:
         """The same step here."""
         host = self._next_host()
-        sizes, sampled = Sizes(*words[0].tolist()), words[1].astype(np.int32)
+        sizes, sampled = BatchSizes(*words[0].tolist()), words[1].astype(np.int32)
         for array, word in zip(host.arrays(sizes.tokens), words[2:], strict=True):
             array[: len(word)] = word
         return self._sent_step(sizes, sampled, changes, captured=captured)

@@ -16,7 +16,7 @@ from cluster.desk.words import NO_IDS, NOT_NUMBERS, GroupStep
 from cluster.messages import Ids, Logprobs, Reason
 from kernels.device.seam import Event, device_of
 from kernels.sampling import send
-from worker.sampling.beam_search import BeamSearch, Choice, Floats, Ints
+from worker.sampling.beam_search import BeamChoice, BeamSearch, Floats, Ints
 from worker.sampling.logprobs import token_logprobs
 from worker.sampling.row_slots import some
 from worker.sampling.sampler import Sampler
@@ -110,7 +110,7 @@ class Searches:
         self._go_on(steps)
         return steps
 
-    def _logprobs(self, group: BeamGroup, logits: torch.Tensor, choice: Choice) -> list[Logprobs]:
+    def _logprobs(self, group: BeamGroup, logits: torch.Tensor, choice: BeamChoice) -> list[Logprobs]:
         num_top = group.start.sampling.logprobs
         if num_top is None:
             return []

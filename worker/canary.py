@@ -17,13 +17,13 @@ from worker.ranks.lead import Lead
 from worker.state import BatchState
 
 if TYPE_CHECKING:
-    from worker.model.startup import Started
+    from worker.model.startup import WorkerParts
 
 
 class Canary:
     """Runs between two steps, never while one is under way."""
 
-    def __init__(self, parts: Started, state: BatchState, builder: StepBuilder, lead: Lead | None) -> None:
+    def __init__(self, parts: WorkerParts, state: BatchState, builder: StepBuilder, lead: Lead | None) -> None:
         self._parts = parts
         self._state = state
         self._builder = builder

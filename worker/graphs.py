@@ -19,13 +19,13 @@ from kernels.batch import AttentionBatch
 from kernels.device.seam import Graph, device_of
 from worker.batch import StepBuilder, sizes_up_to
 from worker.model.model import Model
-from worker.model.startup import Started
+from worker.model.startup import WorkerParts
 from worker.sampling.sampler import Sampled, likeliest
 from worker.state import BatchState
 
 
 def capture(
-    parts: Started, state: BatchState, builder: StepBuilder, *, chooses: bool = True
+    parts: WorkerParts, state: BatchState, builder: StepBuilder, *, chooses: bool = True
 ) -> tuple[DecodeGraphs | None, str]:
     """The decode steps of a worker or a member, which does not choose tokens; or why there are none. All ranks of a
     team at the same time."""

@@ -62,7 +62,7 @@ class HostPoolSettings:
         return min(size // self.block_bytes, 2**31 - 1)
 
 
-class HostPool:
+class HostPoolServer:
     """Serves from when it is made until `close`."""
 
     def __init__(self, settings: HostPoolSettings, security: ClusterSecurity) -> None:
@@ -163,7 +163,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def start(options: argparse.Namespace) -> HostPool:
+def start(options: argparse.Namespace) -> HostPoolServer:
     """The pool that the options name; prints its line. Raises QuireError, OSError."""
     tls = TlsFiles(*options.tls) if options.tls else None
     security = ClusterSecurity(options.secret_file.read_text().strip(), tls)
@@ -183,7 +183,7 @@ def start(options: argparse.Namespace) -> HostPool:
         ),
         register=RegisterSettings(idle_s=options.idle),
     )
-    pool = HostPool(settings, security)
+    pool = HostPoolServer(settings, security)
     joined = {name: getattr(pool.joined(), name) for name in HostPoolJoined.__slots__}
     print(json.dumps({"address": pool.address, **joined}), flush=True)
     return pool

@@ -14,15 +14,15 @@ from collections.abc import Awaitable, Callable
 from cluster.links.dialer import Dialer
 from cluster.links.dialing import LOST_EXIT, DialingEnd, keep_open
 from cluster.links.security import ClusterSecurity
-from cluster.links.terms import Heard, Met, Order, Refused
+from cluster.links.terms import Heard, Met, Order, RefusedByPeer
 from cluster.messages import GiveUp
 from cluster.wire import control as wire
-from worker.host_pool import HostPool
+from worker.host_pool import HostPoolServer
 
 log = logging.getLogger(__name__)
 
 
-async def serve_host_pool(pool: HostPool, find: Callable[[], Awaitable[str]], security: ClusterSecurity) -> None:
+async def serve_host_pool(pool: HostPoolServer, find: Callable[[], Awaitable[str]], security: ClusterSecurity) -> None:
     """Keeps the scheduler told until cancelled. `find` gives its address, which may change."""
     stream = PoolStream(pool)
     async with asyncio.TaskGroup() as tasks:
@@ -33,7 +33,7 @@ async def serve_host_pool(pool: HostPool, find: Callable[[], Awaitable[str]], se
 class PoolStream:
     """The pool's end of the link."""
 
-    def __init__(self, pool: HostPool) -> None:
+    def __init__(self, pool: HostPoolServer) -> None:
         terms = wire.terms()
         joined = pool.joined()
         self.end = DialingEnd(Dialer(joined.pool, joined.incarnation, wire.SCHEDULER, terms, wire.read_down))
@@ -59,7 +59,7 @@ class PoolStream:
         elif isinstance(order, Met):
             if order.is_new:
                 pool.end.adopt_epoch(order.life)
-        elif isinstance(order, Refused):
+        elif isinstance(order, RefusedByPeer):
             # Its last word: the next life must not say that this one ended without any.
             log.log(logging.ERROR if order.is_lost else logging.WARNING, "%s", order.detail)
             if order.is_lost:

@@ -21,7 +21,7 @@ from kernels.sampling import send
 from worker.batch import Step, StepBuilder
 from worker.beams import Ranked, Searches
 from worker.graphs import DecodeGraphs, capture
-from worker.model.startup import Say, Started
+from worker.model.startup import Say, WorkerParts
 from worker.model.tokenizer import guide_of
 from worker.ranks.lead import Lead
 from worker.sampling.prompt_logprobs import Judged, PromptLogprobs, token_rows
@@ -61,7 +61,7 @@ class Launcher:
 
     def __init__(
         self,
-        parts: Started,
+        parts: WorkerParts,
         desk: Desk,
         state: BatchState,
         sampler: Sampler,

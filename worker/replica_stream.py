@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from cluster.links.dialer import Dialer
 from cluster.links.dialing import LOST_EXIT, DialingEnd
-from cluster.links.terms import Heard, Met, Order, Refused
+from cluster.links.terms import Heard, Met, Order, RefusedByPeer
 from cluster.messages import Plan, Result, Tokens
 from cluster.wire import control as wire
 from worker.step_loop import Inbound, NewEpoch, Outbound, Served, Unreached
@@ -99,7 +99,7 @@ class ReplicaStream:
         elif isinstance(order, Met):
             if order.is_new:
                 words.append(NewEpoch(order.life, order.wants_state))
-        elif isinstance(order, Refused):
+        elif isinstance(order, RefusedByPeer):
             if order.detail != self._refusal:
                 self._refusal = order.detail
                 log.error("%s", order.detail)

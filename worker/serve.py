@@ -24,7 +24,7 @@ from worker.step_loop import HANG_S, Served, StepLoop
 from worker.token_push import TokenPusher
 
 if TYPE_CHECKING:
-    from worker.swap import Swap
+    from worker.swap import Swapper
 
 SWITCH_S = 0.0005
 
@@ -40,7 +40,7 @@ class WorkerServer:
         *,
         spans: AttemptSpans | None = None,
         hang_s: float = HANG_S,
-        swap: Swap | None = None,
+        swap: Swapper | None = None,
     ) -> None:
         """`swap`: what moves its blocks (`swap_of`); None: they go nowhere."""
         self._find = find

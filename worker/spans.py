@@ -13,12 +13,12 @@ from cluster.messages import Plan, Reason, Result
 Value: TypeAlias = str | int | float
 
 
-class Span(Protocol):
+class AttemptSpan(Protocol):
     def end(self, error: str = "", **attributes: Value) -> None: ...
 
 
 class Begin(Protocol):
-    def __call__(self, name: str, parent: str, **attributes: Value) -> Span: ...
+    def __call__(self, name: str, parent: str, **attributes: Value) -> AttemptSpan: ...
 
 
 class AttemptSpans:
@@ -27,7 +27,7 @@ class AttemptSpans:
     def __init__(self, begin: Begin, worker: str) -> None:
         self._begin = begin
         self._worker = worker
-        self._open: dict[int, Span] = {}
+        self._open: dict[int, AttemptSpan] = {}
 
     def obeyed(self, plan: Plan) -> None:
         for start in plan.starts:

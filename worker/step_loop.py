@@ -21,7 +21,7 @@ from cluster.messages import Plan, ReplicaJoined, ReplicaState, Result, Tokens
 from worker.spans import AttemptSpans
 
 if TYPE_CHECKING:
-    from worker.swap import Swap
+    from worker.swap import Swapper
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class StepLoop:
         self,
         worker: Served,
         link: Link,
-        swap: Swap | None = None,
+        swap: Swapper | None = None,
         spans: AttemptSpans | None = None,
         hang_s: float = HANG_S,
     ) -> None:

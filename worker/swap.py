@@ -29,7 +29,7 @@ from worker.worker import Worker
 _MEASURED_BYTES = 32 << 20
 
 
-class Swap:
+class Swapper:
     """Transfers between a worker's pool and the pools that `addresses` names; the owner keeps those up to date."""
 
     def __init__(self, worker: Worker, security: ClusterSecurity, listening: Listening | None = None) -> None:
@@ -104,8 +104,8 @@ def _measure(held: PoolBytes, device: torch.device) -> float:
     return count * size / (time.perf_counter() - began)
 
 
-def swap_of(worker: Worker, security: ClusterSecurity, listening: Listening | None = None) -> Swap | None:
+def swap_of(worker: Worker, security: ClusterSecurity, listening: Listening | None = None) -> Swapper | None:
     """`listening`: where peers of its pool reach it; None: on this machine only. None where ranks share no memory
     that their slices of blocks could pass through: what such a replica preempts is computed again."""
     team = worker.parts.team
-    return Swap(worker, security, listening) if team is None or team.shares_memory else None
+    return Swapper(worker, security, listening) if team is None or team.shares_memory else None

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from cluster.links.dialer import Dialer
 from cluster.links.dialing import LOST_EXIT, DialingEnd, attend
 from cluster.links.security import ClusterSecurity
-from cluster.links.terms import Order, Refused
+from cluster.links.terms import Order, RefusedByPeer
 from cluster.messages import Tokens
 from cluster.wire import tokens as wire
 
@@ -74,7 +74,7 @@ class GatewayStream:
 
     def _take(self, orders: Sequence[Order]) -> None:
         for order in orders:
-            if isinstance(order, Refused) and order.detail != self._refusal:
+            if isinstance(order, RefusedByPeer) and order.detail != self._refusal:
                 self._refusal = order.detail
                 log.error("%s: %s", self._end.dialer.peer, order.detail)
 

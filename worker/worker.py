@@ -25,7 +25,7 @@ from cluster.desk.words import (
     EnterGroup,
     Flight,
     Forget,
-    HandOver,
+    HandOverBeams,
     Leave,
 )
 from cluster.messages import Plan, ReplicaJoined, ReplicaState, Result, Tokens, Transfer, Transferred
@@ -35,7 +35,7 @@ from worker.beams import Searches
 from worker.canary import Canary
 from worker.launch import Launcher, Pending
 from worker.model.startup import Say, start
-from worker.ranks.team import Place, lost
+from worker.ranks.team import RankPlace, lost
 from worker.sampling.sampler import Sampler
 from worker.state import BatchState
 
@@ -51,7 +51,7 @@ class Worker:
         incarnation: int = 1,
         node: str = "",
         say: Say = lambda line: None,
-        place: Place | None = None,
+        place: RankPlace | None = None,
     ) -> None:
         """`place`: this is rank 0 of a tensor-parallel replica, whose other ranks start at the same time."""
         self.settings = settings
@@ -85,7 +85,7 @@ class Worker:
             Enter: self._enter,
             EnterGroup: self._enter_group,
             Leave: self._leave,
-            HandOver: lambda order: self.desk.handed_over(order.row, self.searches.dump(order.row)),
+            HandOverBeams: lambda order: self.desk.handed_over(order.row, self.searches.dump(order.row)),
             Clear: lambda order: parts.clear_blocks(order.blocks),
             Copies: self._copy,
             Forget: lambda order: parts.pool.forget_from(order.blocks, order.first),

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.bench.noise import Change, Figure, changes, figures, noise_of, yardstick
-from cluster.bench.page import Line, Plot, section, whole
+from cluster.bench.page import Line, PagePlot, section, whole
 from cluster.bench.report import Report, Row
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ FIGURES = "Figures: absolute times and rates in yardsticks"
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BenchPart:
     """A benchmark with its words, whole and quick, and the seconds that these take on two quiet cores."""
 
     name: str
@@ -56,30 +56,30 @@ class Part:
 
 
 PARTS = (
-    Part("seeds", "--seconds 2", "--seconds 0.2", 40, 15, is_timed=False),
-    Part(
+    BenchPart("seeds", "--seconds 2", "--seconds 0.2", 40, 15, is_timed=False),
+    BenchPart(
         "paper counted", "--parts memory sharing load swap", "--quick --parts memory sharing load swap",
         740, 130, is_timed=False,
     ),
-    Part("paper timed", "--parts engine kernel", "--quick --parts engine kernel", 330, 85),
-    Part("allocators", "", "--requests 1000", 10, 5, package="tests.bench"),
-    Part("kernels", "--device cpu --no-peers", "--device cpu --quick --no-peers --budget 0.3", 120, 20),
-    Part("offline", "", "--workload alpaca --requests 8", 200, 60),
-    Part("peers", "--rounds 1", "--workload alpaca --requests 8", 200, 50),
-    Part("scheduler", "", "--quick --steps 8 --sizes 1x64,8x256", 120, 15),
-    Part("capacity", "", "--requests 60", 40, 20),
-    Part("choice", "", "--prompts 256 --blocks 16 --roads 1,24 --seconds 10", 900, 15, is_timed=False),
-    Part("storms", "", "--minutes 1", 600, 60, is_timed=False),
-    Part("limits", "--rate 0.7 --block-size 64", "--workers 30 100 --seconds 4 --rate 0.7", 600, 20),
-    Part("cluster door", "--parts door", "--parts door --scale 0.1", 60, 15),
-    Part("control", "", "--scale 0.1", 150, 30),
-    Part("structures", "", "--model 14m --rounds 2 --tokens 24", 240, 30),
-    Part("transfer", "", "--blocks 64,1024 --mib 64 --rounds 3 --seconds 5 --no-ray", 150, 25,
+    BenchPart("paper timed", "--parts engine kernel", "--quick --parts engine kernel", 330, 85),
+    BenchPart("allocators", "", "--requests 1000", 10, 5, package="tests.bench"),
+    BenchPart("kernels", "--device cpu --no-peers", "--device cpu --quick --no-peers --budget 0.3", 120, 20),
+    BenchPart("offline", "", "--workload alpaca --requests 8", 200, 60),
+    BenchPart("peers", "--rounds 1", "--workload alpaca --requests 8", 200, 50),
+    BenchPart("scheduler", "", "--quick --steps 8 --sizes 1x64,8x256", 120, 15),
+    BenchPart("capacity", "", "--requests 60", 40, 20),
+    BenchPart("choice", "", "--prompts 256 --blocks 16 --roads 1,24 --seconds 10", 900, 15, is_timed=False),
+    BenchPart("storms", "", "--minutes 1", 600, 60, is_timed=False),
+    BenchPart("limits", "--rate 0.7 --block-size 64", "--workers 30 100 --seconds 4 --rate 0.7", 600, 20),
+    BenchPart("cluster door", "--parts door", "--parts door --scale 0.1", 60, 15),
+    BenchPart("control", "", "--scale 0.1", 150, 30),
+    BenchPart("structures", "", "--model 14m --rounds 2 --tokens 24", 240, 30),
+    BenchPart("transfer", "", "--blocks 64,1024 --mib 64 --rounds 3 --seconds 5 --no-ray", 150, 25,
          package="tests.bench"),
-    Part("flood", "", "--seconds 2 --cancels 100 --readers 100 --rounds 1 --minutes 0.2", 600, 60,
+    BenchPart("flood", "", "--seconds 2 --cancels 100 --readers 100 --rounds 1 --minutes 0.2", 600, 60,
          package="tests.bench"),
-    Part("swap", "--storm 0", "--choice 1 --storm 0", 180, 60, package="tests.bench"),
-    Part("cluster served", "--parts engine workers", "--parts engine --shape 14m --rounds 1", 600, 90),
+    BenchPart("swap", "--storm 0", "--choice 1 --storm 0", 180, 60, package="tests.bench"),
+    BenchPart("cluster served", "--parts engine workers", "--parts engine --shape 14m --rounds 1", 600, 90),
 )  # fmt: skip
 # What is not run, and why.
 LEFT_OUT = {
@@ -91,7 +91,7 @@ TIMES_LONGER = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class PartRan:
     """One run of a part: what it reported, the yardstick beside it."""
 
     report: dict[str, Any]
@@ -140,13 +140,15 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _rounds(part: Part, rounds: int) -> int:
+def _rounds(part: BenchPart, rounds: int) -> int:
     return rounds if part.is_timed else 1
 
 
-def _run(report: Report, parts: Sequence[Part], args: argparse.Namespace, about_s: float) -> dict[str, list[Ran]]:
+def _run(
+    report: Report, parts: Sequence[BenchPart], args: argparse.Namespace, about_s: float
+) -> dict[str, list[PartRan]]:
     """Rounds go through all parts. What breaks is a check that failed, and the rest goes on."""
-    ran: dict[str, list[Ran]] = {}
+    ran: dict[str, list[PartRan]] = {}
     began, done_s = time.monotonic(), 0.0
     for number in range(args.rounds):
         for part in parts:
@@ -171,7 +173,7 @@ def _run(report: Report, parts: Sequence[Part], args: argparse.Namespace, about_
     return ran
 
 
-def run(part: Part, quick: bool) -> Ran | str:
+def run(part: BenchPart, quick: bool) -> PartRan | str:
     """One run in a process of its own; a text says what broke."""
     limit_s = 60 + TIMES_LONGER * (part.quick_s if quick else part.about_s)
     with tempfile.TemporaryDirectory(prefix="quire-bench-all-") as folder:
@@ -189,10 +191,10 @@ def run(part: Part, quick: bool) -> Ran | str:
         if not out.exists():
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             return f"it broke (exit {done.returncode}): {lines[-1] if lines else 'it said nothing'}"
-        return Ran(json.loads(out.read_text()), (yard_s + yardstick()) / 2, seconds)
+        return PartRan(json.loads(out.read_text()), (yard_s + yardstick()) / 2, seconds)
 
 
-def _figures(ran: dict[str, list[Ran]]) -> list[Figure]:
+def _figures(ran: dict[str, list[PartRan]]) -> list[Figure]:
     found: list[Figure] = []
     for name, runs in ran.items():
         rounds = [figures(each.report["tables"], each.yard_s) for each in runs]
@@ -212,8 +214,8 @@ def _earlier(path: Path) -> list[Figure]:
 
 def _told(
     report: Report,
-    parts: Sequence[Part],
-    ran: dict[str, list[Ran]],
+    parts: Sequence[BenchPart],
+    ran: dict[str, list[PartRan]],
     found: Sequence[Figure],
     before: Sequence[Figure] | None,
 ) -> list[str]:
@@ -253,12 +255,12 @@ def _row(change: Change) -> Row:
     }  # fmt: skip
 
 
-def _sections(report: Report, titles: Sequence[str], ran: dict[str, list[Ran]]) -> list[str]:
+def _sections(report: Report, titles: Sequence[str], ran: dict[str, list[PartRan]]) -> list[str]:
     about = ", ".join(f"{key} {value}" for key, value in {**report.machine, **report.versions}.items())
     parts = [f"<p>{about}</p>", *section(report.notes, {title: report.tables[title] for title in titles}, [])]
     for name, runs in ran.items():
         last = runs[-1].report
-        plots = [Plot(**{**plot, "lines": [Line(**line) for line in plot["lines"]]}) for plot in last["plots"]]
+        plots = [PagePlot(**{**plot, "lines": [Line(**line) for line in plot["lines"]]}) for plot in last["plots"]]
         parts.append(f"<h2>{name}</h2><p><code>{' '.join(last['command'])}</code></p>")
         parts += section(last["notes"], last["tables"], plots)
     return parts

@@ -17,14 +17,14 @@ from cluster.bench.report import Report
 from cluster.offline.engine import LLM
 from cluster.sampling import SamplingParams
 from cluster.sim.costs import fit
-from cluster.sim.recorded import Divergence, Record, record, repeat
+from cluster.sim.recorded import Divergence, SeenRecord, record, repeat
 
 CLOSE = 0.05
 
 
 def run_recorded(
     kv_blocks: int, *, seed: int, count: int = 60, prefix_caching: bool = True, model: str = "demo"
-) -> Record:
+) -> SeenRecord:
     """Requests of unequal lengths, half of which share a prefix, some sampled, that come while others run."""
     random = Random(seed)
     llm = LLM(

@@ -9,7 +9,7 @@ from cluster.bench.report import Report, Row
 from cluster.serving.shell import tune_collector
 from cluster.settings import PreemptionName
 from cluster.sim.choice import BLOCK_SIZES, PROMPTS, ROADS, SECONDS, Measured, cells, measure
-from cluster.sim.plots import Plot, to_png, to_text
+from cluster.sim.plots import LinePlot, to_png, to_text
 
 WORST = 1.02
 # Of a cell, with the seconds that it has unless told otherwise.
@@ -60,7 +60,7 @@ def _row(measured: Measured) -> Row:
     }
 
 
-def _plots(found: list[Measured], sizes: list[int], roads: list[float]) -> list[Plot]:
+def _plots(found: list[Measured], sizes: list[int], roads: list[float]) -> list[LinePlot]:
     """For each road: the time of swapping and of recomputing over block sizes, all prompt lengths together."""
     plots = []
     for road in roads:
@@ -70,6 +70,6 @@ def _plots(found: list[Measured], sizes: list[int], roads: list[float]) -> list[
             for name, policy in NAMES.items()
         }
         plots.append(
-            Plot(f"a road of {road / 1e9:g} GB/s", "us a token", sizes, "slots in a block", lines, is_log=True)
+            LinePlot(f"a road of {road / 1e9:g} GB/s", "us a token", sizes, "slots in a block", lines, is_log=True)
         )
     return plots

@@ -53,7 +53,7 @@ def many(shape: str, requests: int) -> Workload:
     return Workload("many", prompts, [TOKENS] * requests)
 
 
-class Served:
+class BehindGateway:
     """The same model behind a gateway."""
 
     def __init__(self, address: str, model: str) -> None:
@@ -111,7 +111,7 @@ class Beside:
     spent_s: dict[str, list[float]] = field(default_factory=lambda: {end: [] for end in (EMBEDDED, *ENDS)})
     same: bool = True
 
-    def round(self, embedded: Ours, served: Served, pids: Sequence[int], work: Workload, lone: Workload) -> None:
+    def round(self, embedded: Ours, served: BehindGateway, pids: Sequence[int], work: Workload, lone: Workload) -> None:
         before = cpu_s(os.getpid())
         ours = embedded(work)
         spent = [cpu_s(os.getpid()) - before]
@@ -142,7 +142,7 @@ def beside_the_engine(report: Report, shape: str, model: str, rounds: int) -> No
         processes.add_workers({"w0": settings})
         members = [processes.members["w0"], processes.add_gateway("g0", {model: model}, {"g0": address}), *members]
         members[1].told()
-        served = Served(address, model)
+        served = BehindGateway(address, model)
         for number in range(rounds + 1):
             # The first round warms up.
             taken = found if number else Beside()
@@ -190,7 +190,7 @@ def one_against_two(report: Report, shape: str, model: str, rounds: int) -> None
     for workers, found in rates.items():
         with Processes(SchedulerSettings()) as processes:
             processes.add_workers({f"w{number}": settings for number in range(workers)}, threads=cores // workers)
-            served = Served(processes.open_gateway([model]), model)
+            served = BehindGateway(processes.open_gateway([model]), model)
             for number in range(rounds + 1):
                 work = many(shape, REQUESTS)
                 seconds, _ = served.run(work)

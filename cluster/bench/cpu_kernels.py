@@ -19,8 +19,8 @@ from cluster.bench.gpu_batches import (
     LLAMA_8B,
     SHAPES,
     Built,
-    HeadShape,
-    Workload,
+    GpuWorkload,
+    LayerHeads,
     build,
     decodes,
     sharegpt_like,
@@ -40,7 +40,7 @@ Call = Callable[[], object]
 CPU = torch.device("cpu")
 
 # The shape that the targets are about: a Llama of 125M parameters with grouped heads.
-SMALL = HeadShape("small", 12, 4, 64)
+SMALL = LayerHeads("small", 12, 4, 64)
 CPU_SHAPES = (SMALL, *SHAPES)
 ANCHOR = decodes("32 x 512", [512] * 32)
 BLOCK_SIZES = (8, 16, 32, 64, 128)
@@ -71,7 +71,7 @@ class CpuBench:
             raise ValueError(f"there is no head shape named {sorted(unknown)[0]!r}; there are {names}")
         self._flood = torch.ones(FLOOD_BYTES // 4, dtype=torch.int32)
 
-    def wants(self, shape: HeadShape) -> bool:
+    def wants(self, shape: LayerHeads) -> bool:
         return not self.shapes or shape.name in self.shapes
 
     def flood(self) -> None:
@@ -134,8 +134,8 @@ def ours(bench: CpuBench, built: Built) -> Callable[[], torch.Tensor]:
 
 def attention_row(
     bench: CpuBench,
-    shape: HeadShape,
-    workload: Workload,
+    shape: LayerHeads,
+    workload: GpuWorkload,
     block_size: int,
     dtype: torch.dtype,
     peer_names: Sequence[str],
@@ -246,7 +246,7 @@ def balance_rows(bench: CpuBench, *, long: bool) -> None:
 
 def prefill_rows(bench: CpuBench, *, quick: bool) -> None:
     """Whole prompts, chunks behind a past, and chunks beside decodes."""
-    prompt = Workload("prompt of 512", (512,), (512,))
+    prompt = GpuWorkload("prompt of 512", (512,), (512,))
     rows = []
     for dtype in bench.dtypes if bench.wants(SMALL) else ():
         row = attention_row(bench, SMALL, prompt, 16, dtype, ("sdpa", "flex"))
@@ -254,9 +254,9 @@ def prefill_rows(bench: CpuBench, *, quick: bool) -> None:
         if bench.peers:
             bench.target(f"prefill of 512, {row['dtype']}: sdpa / ours", 0.9, _figure(row, "sdpa / ours"))
     others = [
-        Workload("4 prompts of 512", (512,) * 4, (512,) * 4),
-        Workload("chunk of 256 behind 1792", (256,), (2048,)),
-        Workload("31 decodes at 512 + chunk of 256", (1,) * 31 + (256,), (512,) * 31 + (256,)),
+        GpuWorkload("4 prompts of 512", (512,) * 4, (512,) * 4),
+        GpuWorkload("chunk of 256 behind 1792", (256,), (2048,)),
+        GpuWorkload("31 decodes at 512 + chunk of 256", (1,) * 31 + (256,), (512,) * 31 + (256,)),
     ]
     if not quick:
         for dtype in bench.dtypes if bench.wants(SMALL) else ():

@@ -46,7 +46,7 @@ MIN_HTTP = 0.6
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class DoorLoad:
     """`requests` at once, each of `tokens`, from a replica that takes `step_s` for a step."""
 
     name: str
@@ -59,7 +59,7 @@ class Load:
 
 
 @dataclass(slots=True)
-class Outcome:
+class DoorOutcome:
     """What one run gave. `arrived`: (time, bytes of one message) as they came."""
 
     wall_s: float
@@ -68,7 +68,7 @@ class Outcome:
     replica: MadeUpReplica
 
 
-class Bench:
+class DoorBench:
     """Scheduler, replica and clients around the gateway's process."""
 
     def __init__(self) -> None:
@@ -130,7 +130,7 @@ class Bench:
         self._child.stdin.write(b"cpu\n")
         return float((await self._answer())["cpu_s"])
 
-    async def run(self, load: Load) -> Outcome:
+    async def run(self, load: DoorLoad) -> DoorOutcome:
         """One load to its end. The clock starts when every request has been accepted and the replica begins to step."""
         self._num_replicas += 1
         replica = MadeUpReplica(f"r{self._num_replicas}", MODEL, load.requests, load.tokens)
@@ -153,9 +153,9 @@ class Bench:
         del self._shell.replica_links[replica.name]
         self._shell.post(ReplicaLost(replica.name, 1))
         await asyncio.sleep(1.2)
-        return Outcome(wall_s, cpu_s, arrived, replica)
+        return DoorOutcome(wall_s, cpu_s, arrived, replica)
 
-    async def _step(self, replica: MadeUpReplica, load: Load) -> None:
+    async def _step(self, replica: MadeUpReplica, load: DoorLoad) -> None:
         loop = asyncio.get_running_loop()
         end = DialingEnd(Dialer(replica.name, 1, "gateway-0", wire.terms(), wire.read_down))
 
@@ -189,14 +189,14 @@ class Bench:
 
     # -- clients, which keep bytes
 
-    def _request(self, load: Load, number: int) -> pb.GenerateRequest:
+    def _request(self, load: DoorLoad, number: int) -> pb.GenerateRequest:
         prompt = pb.Prompt(token_ids=common_pb2.TokenIds(ids=[number + 1, 7, 9]))
         sampling = common_pb2.Sampling(
             max_tokens=load.tokens, ignore_eos=True, seed=1, detokenize=load.detokenize, temperature=0.0
         )
         return pb.GenerateRequest(prompt=prompt, sampling=sampling)
 
-    async def _read_many(self, load: Load, arrived: list[tuple[float, bytes]]) -> None:
+    async def _read_many(self, load: DoorLoad, arrived: list[tuple[float, bytes]]) -> None:
         call = self._channel.stream_stream(f"{SERVICE}GenerateMany", None, None)(None)
         for number in range(load.requests):
             message = pb.GenerateManyRequest(tag=number + 1, generate=self._request(load, number))
@@ -205,7 +205,7 @@ class Bench:
         async for raw in call:
             arrived.append((time.perf_counter(), raw))
 
-    async def _read_singles(self, load: Load, arrived: list[tuple[float, bytes]]) -> None:
+    async def _read_singles(self, load: DoorLoad, arrived: list[tuple[float, bytes]]) -> None:
         make = self._channel.unary_stream(f"{SERVICE}Generate", None, None)
 
         async def one(number: int) -> None:
@@ -215,7 +215,7 @@ class Bench:
 
         await asyncio.gather(*(one(number) for number in range(load.requests)))
 
-    async def _read_http(self, load: Load, arrived: list[tuple[float, bytes]]) -> None:
+    async def _read_http(self, load: DoorLoad, arrived: list[tuple[float, bytes]]) -> None:
         async def one(number: int) -> None:
             tag = (number + 1).to_bytes(2, "little")
             reader, writer = await asyncio.open_connection("127.0.0.1", self._http_port, limit=1 << 20)
@@ -259,7 +259,7 @@ class Read:
 Chunk = tuple[int, int, Sequence[int], str]
 
 
-def chunks_of(load: Load, raw: bytes) -> Iterator[Chunk]:
+def chunks_of(load: DoorLoad, raw: bytes) -> Iterator[Chunk]:
     """What of tokens stands in the bytes that came at once."""
     if load.is_http:
         for event in raw[2:].partition(b"\r\n")[2].split(b"\n\n"):
@@ -279,7 +279,7 @@ def chunks_of(load: Load, raw: bytes) -> Iterator[Chunk]:
             yield first, chunk.position, chunk.ids, chunk.text
 
 
-def read_back(load: Load, outcome: Outcome) -> Read:
+def read_back(load: DoorLoad, outcome: DoorOutcome) -> Read:
     """Parses what arrived and holds every token against what was made."""
     delays: list[float] = []
     positions = dict.fromkeys(range(1, load.requests + 1), 0)
@@ -300,7 +300,7 @@ def read_back(load: Load, outcome: Outcome) -> Read:
     return Read(wrong, missing, messages, np.array(delays), chars)
 
 
-def row_of(load: Load, outcome: Outcome, read: Read) -> dict[str, Cell]:
+def row_of(load: DoorLoad, outcome: DoorOutcome, read: Read) -> dict[str, Cell]:
     num = load.requests * load.tokens
     return {
         "load": load.name,
@@ -317,25 +317,25 @@ def row_of(load: Load, outcome: Outcome, read: Read) -> dict[str, Cell]:
     }
 
 
-def loads(scale: float) -> list[Load]:
+def loads(scale: float) -> list[DoorLoad]:
     def tokens(count: int) -> int:
         return max(16, int(count * scale))
 
     return [
-        Load("many, text", True, 512, tokens(300), 0.010),
-        Load("many, ids only", True, 512, tokens(300), 0.010, detokenize=False),
-        Load("64 single, 8,000/s made", False, 64, tokens(400), 0.008),
-        Load("64 single, 16,000/s made", False, 64, tokens(800), 0.004),
-        Load("64 single, 32,000/s made", False, 64, tokens(1600), 0.002),
-        Load("64 over HTTP, 8,000/s made", False, 64, tokens(400), 0.008, is_http=True),
+        DoorLoad("many, text", True, 512, tokens(300), 0.010),
+        DoorLoad("many, ids only", True, 512, tokens(300), 0.010, detokenize=False),
+        DoorLoad("64 single, 8,000/s made", False, 64, tokens(400), 0.008),
+        DoorLoad("64 single, 16,000/s made", False, 64, tokens(800), 0.004),
+        DoorLoad("64 single, 32,000/s made", False, 64, tokens(1600), 0.002),
+        DoorLoad("64 over HTTP, 8,000/s made", False, 64, tokens(400), 0.008, is_http=True),
     ]
 
 
 async def measure(scale: float, report: Report) -> None:
-    bench = Bench()
+    bench = DoorBench()
     await bench.start()
     try:
-        await bench.run(Load("warm-up", True, 64, 64, 0.002))
+        await bench.run(DoorLoad("warm-up", True, 64, 64, 0.002))
         for load in loads(scale):
             outcome = await bench.run(load)
             read = read_back(load, outcome)

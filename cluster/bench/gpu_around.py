@@ -9,14 +9,14 @@ from dataclasses import replace
 
 import torch
 
-from cluster.bench.gpu_batches import LLAMA_8B, Built, Workload, decodes, worst_error
-from cluster.bench.gpu_bench import Bench, prepare
+from cluster.bench.gpu_batches import LLAMA_8B, Built, GpuWorkload, decodes, worst_error
+from cluster.bench.gpu_bench import GpuBench, prepare
 from cluster.bench.gpu_clock import Work
 from cluster.bench.report import Cell
 from kernels.batch import Scoring
 
 
-def graph_rows(bench: Bench) -> None:
+def graph_rows(bench: GpuBench) -> None:
     """A decode step of several layers, launched one by one and replayed from a graph, while its sequences change."""
     layers = 2 if bench.tiny else 8
     built = bench.build(LLAMA_8B, decodes("64 x 2K", [2048] * 64), layers=layers)
@@ -51,7 +51,7 @@ def graph_rows(bench: Bench) -> None:
     bench.report.table("decode step", rows)
 
 
-def write_rows(bench: Bench, built: Built) -> list[dict[str, Cell]]:
+def write_rows(bench: GpuBench, built: Built) -> list[dict[str, Cell]]:
     """Keys and values into blocks, with the rotary embedding before it in torch, and fused."""
     shape, tokens = built.shape, built.workload.num_tokens
     cache, slots, backend, q = built.caches[0], built.batch.slots, bench.backend, built.q
@@ -84,11 +84,11 @@ def write_rows(bench: Bench, built: Built) -> list[dict[str, Cell]]:
     return rows
 
 
-def other_rows(bench: Bench) -> None:
+def other_rows(bench: GpuBench) -> None:
     """The plan of a step, cache writes with and without rotary embedding, and block copies."""
     rows: list[dict[str, Cell]] = []
     for tokens in (64, 8192):
-        rows += write_rows(bench, bench.build(LLAMA_8B, Workload(f"{tokens} tokens", (tokens,), (tokens,))))
+        rows += write_rows(bench, bench.build(LLAMA_8B, GpuWorkload(f"{tokens} tokens", (tokens,), (tokens,))))
     blocks = 8 if bench.tiny else 512
     pool = torch.zeros((2 * blocks, 2 << 20 if not bench.tiny else 4096), dtype=torch.uint8, device=bench.device)
     order = torch.randperm(2 * blocks, device=bench.device)
@@ -106,9 +106,9 @@ def other_rows(bench: Bench) -> None:
     bench.report.table("around attention", rows)
 
 
-def trace(bench: Bench) -> None:
+def trace(bench: GpuBench) -> None:
     """Where the time of a decode step and of a prefill goes, kernel by kernel."""
-    for workload in (decodes("32 x 4K", [4096] * 32), Workload("1 x 8K", (8192,), (8192,))):
+    for workload in (decodes("32 x 4K", [4096] * 32), GpuWorkload("1 x 8K", (8192,), (8192,))):
         built = bench.build(LLAMA_8B, workload)
         k = torch.randn_like(built.q[:, : built.shape.num_kv_heads])
 

@@ -22,7 +22,7 @@ TOLERANCES = {torch.float32: (2e-5, 1e-5), torch.bfloat16: (1.6e-2, 1.6e-2), tor
 
 
 @dataclass(frozen=True)
-class HeadShape:
+class LayerHeads:
     """Attention of one layer of a model."""
 
     name: str
@@ -41,19 +41,19 @@ class HeadShape:
         return 2 * self.num_kv_heads * self.dim * int(dtype.itemsize)
 
 
-LLAMA_8B = HeadShape("llama-8b", 32, 8, 128)
-LLAMA_1B = HeadShape("llama-1b", 32, 8, 64)
-LLAMA_70B = HeadShape("llama-70b", 64, 8, 128)
-QWEN3_30B = HeadShape("qwen3-30b-a3b", 32, 4, 128)
-QWEN3_06B = HeadShape("qwen3-0.6b", 16, 8, 128)
-GEMMA3_12B = HeadShape("gemma-3-12b", 16, 8, 256)
-GEMMA3_LOCAL = HeadShape("gemma-3-12b local", 16, 8, 256, window=1024)
-GEMMA2_9B = HeadShape("gemma-2-9b", 16, 8, 256, window=4096, softcap=50.0)
+LLAMA_8B = LayerHeads("llama-8b", 32, 8, 128)
+LLAMA_1B = LayerHeads("llama-1b", 32, 8, 64)
+LLAMA_70B = LayerHeads("llama-70b", 64, 8, 128)
+QWEN3_30B = LayerHeads("qwen3-30b-a3b", 32, 4, 128)
+QWEN3_06B = LayerHeads("qwen3-0.6b", 16, 8, 128)
+GEMMA3_12B = LayerHeads("gemma-3-12b", 16, 8, 256)
+GEMMA3_LOCAL = LayerHeads("gemma-3-12b local", 16, 8, 256, window=1024)
+GEMMA2_9B = LayerHeads("gemma-2-9b", 16, 8, 256, window=4096, softcap=50.0)
 SHAPES = (LLAMA_8B, LLAMA_70B, LLAMA_1B, QWEN3_30B, QWEN3_06B, GEMMA3_12B, GEMMA3_LOCAL, GEMMA2_9B)
 
 
 @dataclass(frozen=True)
-class Workload:
+class GpuWorkload:
     """Lengths of a batch: sequence i has `contexts[i]` keys, its last `queries[i]` tokens being queried."""
 
     name: str
@@ -90,11 +90,11 @@ class Workload:
         )
 
 
-def decodes(name: str, contexts: Sequence[int]) -> Workload:
-    return Workload(name, (1,) * len(contexts), tuple(contexts))
+def decodes(name: str, contexts: Sequence[int]) -> GpuWorkload:
+    return GpuWorkload(name, (1,) * len(contexts), tuple(contexts))
 
 
-def sharegpt_like(batch: int, seed: int) -> Workload:
+def sharegpt_like(batch: int, seed: int) -> GpuWorkload:
     """Sequences of prompts of 161 and outputs of 338 tokens in the mean (log-normal), met at a random moment."""
     draw = random.Random(seed)
     contexts = [
@@ -108,8 +108,8 @@ def sharegpt_like(batch: int, seed: int) -> Workload:
 class Built:
     """A workload on the device: one layer's queries, cache and batch per entry of `caches`."""
 
-    shape: HeadShape
-    workload: Workload
+    shape: LayerHeads
+    workload: GpuWorkload
     q: torch.Tensor
     caches: list[LayerCache]
     batch: AttentionBatch
@@ -130,8 +130,8 @@ class Built:
 
 
 def build(
-    shape: HeadShape,
-    workload: Workload,
+    shape: LayerHeads,
+    workload: GpuWorkload,
     *,
     block_size: int,
     dtype: torch.dtype,
@@ -228,7 +228,7 @@ def _attend(built: Built, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> 
     return torch.einsum("hgk,khd->hgd", scores.softmax(-1), v.to(precise)).flatten(0, 1)
 
 
-def scaled_down(workload: Workload, factor: int) -> Workload:
+def scaled_down(workload: GpuWorkload, factor: int) -> GpuWorkload:
     """The same pattern with fewer and shorter sequences, for an interpreter: some of the first and of the last."""
     count = len(workload.contexts)
     keep = sorted({*range(min(2, count)), *range(max(0, count - max(2, count // factor)), count)})

@@ -11,21 +11,21 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from cluster.bench.gpu_batches import SHAPES, Built, HeadShape, Workload, build, scaled_down, worst_error
-from cluster.bench.gpu_clock import Ceilings, Clock, Work
+from cluster.bench.gpu_batches import SHAPES, Built, GpuWorkload, LayerHeads, build, scaled_down, worst_error
+from cluster.bench.gpu_clock import Ceilings, DeviceClock, Work
 from cluster.bench.report import Report, Row, target_row
 from kernels.batch import Scoring
 from kernels.gpu.backend import TritonBackend
 
 
 @dataclass
-class Bench:
+class GpuBench:
     """One run: what it measures with and what it has found."""
 
     report: Report
     device: torch.device
     dtype: torch.dtype
-    clock: Clock
+    clock: DeviceClock
     backend: TritonBackend
     peers: list[str]
     shapes: Sequence[str]  # names of head shapes; none: all
@@ -38,7 +38,7 @@ class Bench:
     def __post_init__(self) -> None:
         self.ceilings = self.clock.ceilings()
 
-    def build(self, shape: HeadShape, workload: Workload, block_size: int = 16, **options: int | bool) -> Built:
+    def build(self, shape: LayerHeads, workload: GpuWorkload, block_size: int = 16, **options: int | bool) -> Built:
         if self.tiny:
             workload = scaled_down(workload, 16)
             shape = replace(shape, num_heads=2 * shape.group, num_kv_heads=2, dim=32, window=shape.window // 64)
@@ -68,7 +68,7 @@ class Bench:
         what = f"{built.shape.name}, {built.workload.name}, block {block_size}"
         self.report.check(what, error <= 1.0, f"{error:.2f} of the error allowed for {out.dtype}")
 
-    def of(self, shapes: Sequence[HeadShape]) -> list[HeadShape]:
+    def of(self, shapes: Sequence[LayerHeads]) -> list[LayerHeads]:
         return [shape for shape in shapes if not self.shapes or shape.name in self.shapes]
 
     def left_out(self, built: Built, reasons: dict[str, str]) -> None:
@@ -95,16 +95,16 @@ def prepare(backend: TritonBackend, built: Built) -> None:
 
 def open_bench(
     report: Report, device: torch.device, *, peers: Sequence[str], shapes: Sequence[str], budget_s: float, seed: int
-) -> Bench:
+) -> GpuBench:
     """Measures the device's ceilings and makes ready. Where there is no GPU, kernels run in Triton's interpreter."""
     unknown = set(shapes) - {shape.name for shape in SHAPES}
     if unknown:
         names = ", ".join(shape.name for shape in SHAPES)
         raise ValueError(f"there is no head shape named {sorted(unknown)[0]!r}; there are {names}")
     torch.manual_seed(seed)
-    clock = Clock(device, budget_s=budget_s)
+    clock = DeviceClock(device, budget_s=budget_s)
     tiny = not clock.is_real
-    bench = Bench(
+    bench = GpuBench(
         report=report,
         device=device,
         dtype=torch.float32 if tiny else torch.bfloat16,

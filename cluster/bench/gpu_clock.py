@@ -30,7 +30,7 @@ class Ceilings:
     matmul: float
 
 
-class Clock:
+class DeviceClock:
     """Times work on one device. `budget_s` is spent per comparison, after warming up."""
 
     def __init__(self, device: torch.device, *, budget_s: float = 0.4, max_rounds: int = 50) -> None:

@@ -18,12 +18,12 @@ from cluster.bench.gpu_batches import (
     QWEN3_30B,
     SHAPES,
     Built,
-    Workload,
+    GpuWorkload,
     decodes,
     sharegpt_like,
     worst_error,
 )
-from cluster.bench.gpu_bench import Bench
+from cluster.bench.gpu_bench import GpuBench
 from cluster.bench.gpu_clock import Work
 from cluster.bench.gpu_peers import peers
 from cluster.bench.report import Cell
@@ -32,7 +32,7 @@ BLOCK_SIZES = (8, 16, 32, 64, 128)
 LONG, SHORT = 128 * 1024, 4 * 1024
 
 
-def attention_row(bench: Bench, built: Built, block_size: int, peer_names: list[str]) -> dict[str, Cell]:
+def attention_row(bench: GpuBench, built: Built, block_size: int, peer_names: list[str]) -> dict[str, Cell]:
     """Times our attention and its peers on one batch, after checking all of them."""
     work = bench.ours(built)
     bench.check(built, work, block_size)
@@ -65,11 +65,11 @@ def attention_row(bench: Bench, built: Built, block_size: int, peer_names: list[
     return row
 
 
-def without(bench: Bench, *names: str) -> list[str]:
+def without(bench: GpuBench, *names: str) -> list[str]:
     return [name for name in bench.peers if name not in names]
 
 
-def decode_rows(bench: Bench) -> None:
+def decode_rows(bench: GpuBench) -> None:
     """Uniform decodes over the head shapes and lengths."""
     workloads = [decodes("32 x 4K", [4096] * 32), decodes("128 x 1K", [1024] * 128), decodes("256 x 512", [512] * 256)]
     for shape, workload in bench.report.in_time("decode", product(bench.of(SHAPES), workloads)):
@@ -85,7 +85,7 @@ def decode_rows(bench: Bench) -> None:
                 bench.target(f"{what}: best peer's time over ours", 1.0, float(row["best peer / ours"]), at_least=True)
 
 
-def traffic_rows(bench: Bench) -> None:
+def traffic_rows(bench: GpuBench) -> None:
     """The batches that real traffic makes, and long contexts among them."""
     names = without(bench, "flex", "gather+sdpa")
     traffic = [sharegpt_like(256, bench.seed), decodes("1 x 128K + 31 x 4K", [LONG] + [SHORT] * 31)]
@@ -96,7 +96,7 @@ def traffic_rows(bench: Bench) -> None:
         bench.report.row("decode, unequal lengths", row)
 
 
-def balance_rows(bench: Bench) -> None:
+def balance_rows(bench: GpuBench) -> None:
     """What unequal lengths, block sizes and paging itself cost: our kernel against itself."""
     uniform = (LONG + 31 * SHORT) // 32
     for shape in bench.report.in_time("balance and paging", bench.of((LLAMA_8B, LLAMA_70B))):
@@ -122,12 +122,12 @@ def balance_rows(bench: Bench) -> None:
         bench.report.table("balance and paging", rows)
 
 
-def prefill_rows(bench: Bench) -> None:
+def prefill_rows(bench: GpuBench) -> None:
     workloads = [
-        Workload("1 x 8K", (8192,), (8192,)),
-        Workload("8 x 1K", (1024,) * 8, (1024,) * 8),
-        Workload("2K of 32K", (2048,), (32768,)),
-        Workload("64 of 128K", (64,), (LONG,)),
+        GpuWorkload("1 x 8K", (8192,), (8192,)),
+        GpuWorkload("8 x 1K", (1024,) * 8, (1024,) * 8),
+        GpuWorkload("2K of 32K", (2048,), (32768,)),
+        GpuWorkload("64 of 128K", (64,), (LONG,)),
     ]
     shapes = bench.of((LLAMA_8B, LLAMA_70B, QWEN3_30B, GEMMA3_LOCAL, GEMMA2_9B))
     for shape, workload in bench.report.in_time("prefill", product(shapes, workloads)):
@@ -141,11 +141,11 @@ def prefill_rows(bench: Bench) -> None:
             bench.target("prefill of 8K: share of the dense product rate", 0.6, share, at_least=True)
 
 
-def mixed_rows(bench: Bench) -> None:
+def mixed_rows(bench: GpuBench) -> None:
     """Decodes and prefill chunks in one batch."""
     mixed = [
-        Workload("64 x 1 of 2K + 1K of 4K", (1,) * 64 + (1024,), (2048,) * 64 + (4096,)),
-        Workload("32 x 1 of 4K + 3 chunks", (1,) * 32 + (500, 1500, 100), (SHORT,) * 32 + (500, 20000, 60000)),
+        GpuWorkload("64 x 1 of 2K + 1K of 4K", (1,) * 64 + (1024,), (2048,) * 64 + (4096,)),
+        GpuWorkload("32 x 1 of 4K + 3 chunks", (1,) * 32 + (500, 1500, 100), (SHORT,) * 32 + (500, 20000, 60000)),
     ]
     names = [name for name in bench.peers if name in ("varlen", "flashinfer", "flash-attn")]
     title = "decodes and prefill chunks together"
@@ -153,7 +153,7 @@ def mixed_rows(bench: Bench) -> None:
         bench.report.row(title, attention_row(bench, bench.build(shape, workload), 16, names))
 
 
-def run(bench: Bench, *, sections: Sequence[str], with_trace: bool) -> None:
+def run(bench: GpuBench, *, sections: Sequence[str], with_trace: bool) -> None:
     """The sections asked for, then how the targets were met."""
     parts = {
         "decode": decode_rows,

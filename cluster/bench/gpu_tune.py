@@ -16,12 +16,12 @@ from cluster.bench.gpu_batches import (
     LLAMA_1B,
     LLAMA_8B,
     Built,
-    HeadShape,
-    Workload,
+    GpuWorkload,
+    LayerHeads,
     decodes,
     worst_error,
 )
-from cluster.bench.gpu_bench import Bench
+from cluster.bench.gpu_bench import GpuBench
 from cluster.bench.gpu_kernels import LONG, SHORT
 from cluster.bench.report import Cell
 from kernels.gpu.backend import TritonBackend
@@ -35,9 +35,9 @@ FLAT_BATCHES = (
     decodes("1 x 128K + 31 x 4K", [LONG] + [SHORT] * 31),
 )
 PART_BATCHES = (
-    Workload("1 x 8K", (8192,), (8192,)),
-    Workload("16 x 512", (512,) * 16, (512,) * 16),
-    Workload("2K of 32K", (2048,), (32768,)),
+    GpuWorkload("1 x 8K", (8192,), (8192,)),
+    GpuWorkload("16 x 512", (512,) * 16, (512,) * 16),
+    GpuWorkload("2K of 32K", (2048,), (32768,)),
 )
 
 
@@ -58,14 +58,14 @@ def variations(schedule: Schedule, best: Choice) -> list[Choice]:
     return [best, *(choice for choice in found if choice != best)]
 
 
-def tune_all(bench: Bench) -> None:
+def tune_all(bench: GpuBench) -> None:
     """One head shape per head size, both schedules."""
     for shape in bench.of((LLAMA_1B, LLAMA_8B, GEMMA3_12B)):
         for schedule in SCHEDULES:
             tune(bench, shape, schedule)
 
 
-def tune(bench: Bench, shape: HeadShape, schedule: Schedule) -> Choice:
+def tune(bench: GpuBench, shape: LayerHeads, schedule: Schedule) -> Choice:
     """The best choice found; prints how it and the runners-up compare with the table's row."""
     facts = device_facts(bench.device)
     start = choose(facts, schedule, padded(shape.dim), bench.dtype.itemsize)
@@ -101,7 +101,7 @@ def mean(times: list[float]) -> float:
 
 
 def measured(
-    bench: Bench, facts: DeviceFacts, schedule: Schedule, choices: Iterable[Choice], batches: list[Built]
+    bench: GpuBench, facts: DeviceFacts, schedule: Schedule, choices: Iterable[Choice], batches: list[Built]
 ) -> dict[Choice, list[float]]:
     """Seconds on each batch, of the choices that fit the device. One that computes something else fails the run."""
     found: dict[Choice, list[float]] = {}

@@ -19,16 +19,16 @@ from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from cluster.bench.page import Line, Plot
+from cluster.bench.page import Line, PagePlot
 from cluster.bench.report import Report, Row
 from cluster.bench.shell import report_shell
 from cluster.errors import ConfigError
 from cluster.messages import Event, Plan, Result
 from cluster.serving.shell import tune_collector
 from cluster.settings import SchedulerSettings
-from cluster.sim.capacity import Capacity, Outcome, Site
+from cluster.sim.capacity import Capacity, CapacityOutcome, PaperSite
 from cluster.sim.costs import machine
-from cluster.sim.load import Load
+from cluster.sim.load import ArrivingLoad
 from cluster.sim.traces import TRACES
 from cluster.wire.plans import decode_result, encode_plan, encode_result
 
@@ -128,14 +128,14 @@ def main(argv: list[str]) -> int:
 
 def measure(args: argparse.Namespace, num: int, block: int) -> Row:
     """One size: what the scheduler takes, and what clients see."""
-    site = Site(
+    site = PaperSite(
         num, machine(args.gpu, args.model, block, args.gpus), max_batch=MAX_BATCH, max_model_len=LONGEST, turn_s=TURN_S
     )
     ahead = {} if args.ahead is None else {"ahead": args.ahead}
     watched = Watched(args.seconds / 2)
     run = Capacity(
         site,
-        Load(TRACES[args.trace], args.rate * num, LONGEST, args.seed),
+        ArrivingLoad(TRACES[args.trace], args.rate * num, LONGEST, args.seed),
         SchedulerSettings(max_queue=1_000_000, **ahead),
         until_s=args.seconds,
         watch=watched,
@@ -168,7 +168,7 @@ def measure(args: argparse.Namespace, num: int, block: int) -> Row:
     }
 
 
-def _latencies(outcome: Outcome) -> dict[str, float]:
+def _latencies(outcome: CapacityOutcome) -> dict[str, float]:
     first, between = outcome.gaps.first, outcome.gaps.between
     return {
         "first token p50 ms": 1e3 * first.percentile(0.5),
@@ -214,12 +214,12 @@ def _draw(report: Report, title: str) -> None:
             if (points := [(row["workers"], row[column]) for row in rows if row["block"] == block])
         ]
 
-    report.plot(Plot("What the scheduler takes", "workers", "cores", lines("load of a core"), True))
-    report.plot(Plot("A turn", "workers", "ms of processor time", lines("turn p50 ms", "turn p99 ms"), True))
-    report.plot(Plot("Plans", "workers", "MB/s", lines("plans MB/s", "results MB/s"), True))
-    report.plot(Plot("Memory of the scheduler", "workers", "MB", lines("scheduler MB"), True))
+    report.plot(PagePlot("What the scheduler takes", "workers", "cores", lines("load of a core"), True))
+    report.plot(PagePlot("A turn", "workers", "ms of processor time", lines("turn p50 ms", "turn p99 ms"), True))
+    report.plot(PagePlot("Plans", "workers", "MB/s", lines("plans MB/s", "results MB/s"), True))
+    report.plot(PagePlot("Memory of the scheduler", "workers", "MB", lines("scheduler MB"), True))
     report.plot(
-        Plot(
+        PagePlot(
             "What clients see",
             "workers",
             "ms",

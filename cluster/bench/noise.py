@@ -27,22 +27,22 @@ _LESS = re.compile(r"\bMiB$|times one run|preempted")
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class FigureKind:
     """Which way is better, and by what power of a second the figure goes: 1 a time, -1 a rate, 0 neither."""
 
     more_is_better: bool
     power: int
 
 
-def kind_of(column: str) -> Kind | None:
+def kind_of(column: str) -> FigureKind | None:
     """None where the column's name does not say it: then it is shown and not compared."""
     if _RATE.search(column):
-        return Kind(True, -1)
+        return FigureKind(True, -1)
     if _MORE.search(column):
-        return Kind(True, 0)
+        return FigureKind(True, 0)
     if _LESS.search(column):
-        return Kind(False, 0)
-    return Kind(False, 1) if _TIME.search(column) else None
+        return FigureKind(False, 0)
+    return FigureKind(False, 1) if _TIME.search(column) else None
 
 
 def figures(tables: Mapping[str, Sequence[Mapping[str, Any]]], yard_s: float) -> dict[tuple[str, str, str], float]:

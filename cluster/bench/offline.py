@@ -14,7 +14,7 @@ import torch
 
 from cluster.bench.offline_engines import Engine, Ours, Outcome, Transformers, measured
 from cluster.bench.offline_gpu import decode_batches
-from cluster.bench.offline_limits import Machine, limits
+from cluster.bench.offline_limits import MachineLimits, limits
 from cluster.bench.offline_models import DEFAULT_REQUESTS, SHAPES, WORKLOADS, Workload, folder_of, workload
 from cluster.bench.offline_step import breakdown, prefix_cost, step_cost
 from cluster.bench.peers import agreement
@@ -144,7 +144,7 @@ def _steps(report: Report, args: argparse.Namespace, dtype: str) -> None:
         return
     folder = folder_of(args.shape)
     llm = Ours(folder, dtype, max_batch=max(64, args.batch)).llm
-    machine = Machine(llm) if llm._worker.parts.model.picks else None
+    machine = MachineLimits(llm) if llm._worker.parts.model.picks else None
     for batch, draws in ((args.batch, False), (args.batch, True), (1, False)):
         kind = "top-p and top-k" if draws else "greedy"
         rows = breakdown(llm, args.shape, batch, draws=draws)

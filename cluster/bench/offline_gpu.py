@@ -32,7 +32,7 @@ WARM_STEPS, STEPS, TRACED_STEPS = 16, 64, 16
 FEW_STEPS = 4
 
 
-class Steps:
+class GpuSteps:
     """Steady decode steps of one engine, and what they are held against."""
 
     def __init__(self, report: Report, folder: Path, title: str, **settings: Any) -> None:
@@ -123,7 +123,7 @@ def decode_batches(
     report: Report, folder: Path, title: str, batches: list[int], prompt: int, *, beside: bool = True, **settings: Any
 ) -> None:
     """One row per batch, then, if `beside`, transformers on the same batches."""
-    steps = Steps(report, folder, title, **{"max_batch": max(batches), "max_model_len": MAX_LEN, **settings})
+    steps = GpuSteps(report, folder, title, **{"max_batch": max(batches), "max_model_len": MAX_LEN, **settings})
     rows: list[Row] = []
     for batch in report.in_time(title, batches):
         row = steps.row([prompt] * batch)
@@ -155,7 +155,7 @@ def decode_batches(
 def long_contexts(report: Report, folder: Path, batches: Sequence[Sequence[int]], **settings: Any) -> None:
     """Decode steps of sequences of these lengths, equal and skewed."""
     title = f"decode steps at long contexts, {folder.name}"
-    steps = Steps(report, folder, title, max_batch=max(map(len, batches)), **settings)
+    steps = GpuSteps(report, folder, title, max_batch=max(map(len, batches)), **settings)
     for contexts in report.in_time(title, batches):
         row = steps.row(contexts)
         if row is not None:
@@ -166,7 +166,7 @@ def long_contexts(report: Report, folder: Path, batches: Sequence[Sequence[int]]
 def whole_prompts(report: Report, folder: Path, lengths: Sequence[int], **settings: Any) -> None:
     """One prompt at a time, from its hand-over to its first token, against the device's dense product rate."""
     title = f"prompts, {folder.name}"
-    steps = Steps(report, folder, title, max_batch=4, **settings)
+    steps = GpuSteps(report, folder, title, max_batch=4, **settings)
     params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
     parts = steps.worker.parts
     for length in report.in_time(title, lengths):
@@ -274,9 +274,9 @@ def _prompts(lengths: Sequence[int], vocab: int, seed: int = 0) -> list[list[int
 def ceilings(device: torch.device) -> tuple[float, float | None]:
     """Bytes per second of reading memory that no cache holds, and operations per second of dense products."""
     if device_of(device).is_apart:
-        from cluster.bench.gpu_clock import Clock
+        from cluster.bench.gpu_clock import DeviceClock
 
-        found = Clock(device).ceilings()
+        found = DeviceClock(device).ceilings()
         return found.read, found.matmul
     data = torch.ones((64 << 20) // 4)
     best = float("inf")

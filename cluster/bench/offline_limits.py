@@ -24,7 +24,7 @@ DEPTH, COLUMNS, ROWS = 256, 2048, 192
 READ_BYTES = 256 << 20
 
 
-class Machine:
+class MachineLimits:
     """What this machine can do with a model of this dtype: multiplications per second, bytes read per second."""
 
     def __init__(self, llm: LLM) -> None:
@@ -34,7 +34,7 @@ class Machine:
         self.bytes = _bandwidth()
 
 
-def limits(machine: Machine, llm: LLM, parts: list[Row], batch: int) -> list[Row]:
+def limits(machine: MachineLimits, llm: LLM, parts: list[Row], batch: int) -> list[Row]:
     """What the last step that `parts` were taken from reached of it."""
     decoder = llm._worker.parts.model._fused
     assert decoder is not None

@@ -34,7 +34,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Plot:
+class PagePlot:
     """Lines over the same axes, which begin at zero; `is_log`: the horizontal one goes by powers of two. `limits`: what
     each figure on the horizontal one may be, by name."""
 
@@ -47,7 +47,7 @@ class Plot:
 
 
 def page(
-    title: str, notes: Sequence[str], tables: Mapping[str, Sequence[Mapping[str, object]]], plots: Sequence[Plot]
+    title: str, notes: Sequence[str], tables: Mapping[str, Sequence[Mapping[str, object]]], plots: Sequence[PagePlot]
 ) -> str:
     """A whole page of one report."""
     return whole(title, [*section(notes, tables, plots)])
@@ -59,7 +59,7 @@ def whole(title: str, parts: Sequence[str]) -> str:
 
 
 def section(
-    notes: Sequence[str], tables: Mapping[str, Sequence[Mapping[str, object]]], plots: Sequence[Plot]
+    notes: Sequence[str], tables: Mapping[str, Sequence[Mapping[str, object]]], plots: Sequence[PagePlot]
 ) -> list[str]:
     parts = [f"<p>{escape(note)}</p>" for note in notes]
     for name, rows in tables.items():
@@ -84,7 +84,7 @@ def _text(value: object) -> str:
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def svg_file(plots: Sequence[Plot]) -> str:
+def svg_file(plots: Sequence[PagePlot]) -> str:
     """All plots in one picture, one below the other, each with its title."""
     height = HEIGHT + TOP
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height * len(plots)}" width="{WIDTH}">']
@@ -96,11 +96,11 @@ def svg_file(plots: Sequence[Plot]) -> str:
     return "".join(parts) + "</svg>\n"
 
 
-def svg(plot: Plot) -> str:
+def svg(plot: PagePlot) -> str:
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}">{"".join(_drawn(plot))}</svg>'
 
 
-def _drawn(plot: Plot) -> list[str]:
+def _drawn(plot: PagePlot) -> list[str]:
     lines = [line for line in plot.lines if len(line.xs)]
     y_most = round_ticks(max((max(line.ys) for line in lines), default=1.0) or 1.0)[-1]
     xs = [x for line in lines for x in line.xs] or [1.0]
@@ -160,7 +160,7 @@ def _y(value: float, most: float) -> float:
     return HEIGHT - BOTTOM - value / most * (HEIGHT - BOTTOM - TOP)
 
 
-def _axes(plot: Plot, axis: _Axis, y_most: float) -> list[str]:
+def _axes(plot: PagePlot, axis: _Axis, y_most: float) -> list[str]:
     base, parts, style = HEIGHT - BOTTOM, list[str](), 'font-size="11" fill="#555"'
     for value in round_ticks(y_most):
         at = _y(value, y_most)

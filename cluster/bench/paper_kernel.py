@@ -11,8 +11,8 @@ import torch
 
 from cluster.bench.cpu_kernels import ANCHOR, CPU, SMALL, CpuBench, laid_out, ours
 from cluster.bench.cpu_peers import grouped_sdpa
-from cluster.bench.gpu_batches import Workload, build, decodes
-from cluster.bench.page import Line, Plot
+from cluster.bench.gpu_batches import GpuWorkload, build, decodes
+from cluster.bench.page import Line, PagePlot
 from cluster.bench.report import Report
 from cluster.sim.choice import Cell, measure
 
@@ -30,14 +30,16 @@ def kernel(report: Report, seed: int, quick: bool) -> None:
     print(title, flush=True)
     pages = PAGES[::2] if quick else PAGES
     costs = [_beside(bench, title, ANCHOR, page) for page in pages]
-    report.plot(Plot("Attention over pages beside one run", "slots of a page", "times", [Line("", pages, costs)], True))
+    report.plot(
+        PagePlot("Attention over pages beside one run", "slots of a page", "times", [Line("", pages, costs)], True)
+    )
     title = "A lone sequence: pages of 16, shuffled, beside one run"
     print(title, flush=True)
     for workload in LONE:
         _beside(bench, title, workload, 16)
 
 
-def _beside(bench: CpuBench, title: str, workload: Workload, page: int) -> float:
+def _beside(bench: CpuBench, title: str, workload: GpuWorkload, page: int) -> float:
     built = build(SMALL, workload, block_size=page, dtype=torch.float32, device=CPU)
     paged, run = (ours(bench, laid_out(bench, built, shuffled=shuffled)) for shuffled in (True, False))
     torchs = grouped_sdpa(built)
@@ -75,4 +77,4 @@ def swap(report: Report, seed: int, quick: bool) -> None:
         found[0]["swap"] / found[0]["recompute"] >= found[-1]["swap"] / found[-1]["recompute"],
     )
     lines = [Line(name, pages, [took[name] for took in found]) for name in ("swap", "recompute", "cheapest")]
-    report.plot(Plot("Swapping and recomputing", "slots of a page", "us an output token", lines, True))
+    report.plot(PagePlot("Swapping and recomputing", "slots of a page", "us an output token", lines, True))

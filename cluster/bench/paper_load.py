@@ -11,13 +11,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from cluster.bench.page import Line, Plot
+from cluster.bench.page import Line, PagePlot
 from cluster.bench.report import Report, Row
 from cluster.serving.shell import tune_collector
 from cluster.settings import ReserveName, SchedulerSettings
-from cluster.sim.capacity import Capacity, Site
+from cluster.sim.capacity import Capacity, PaperSite
 from cluster.sim.costs import Machine, machine
-from cluster.sim.load import Load
+from cluster.sim.load import ArrivingLoad
 from cluster.sim.traces import TRACES
 
 MAX_LEN = 2048
@@ -41,7 +41,7 @@ class Case:
 
     name: str
     machine: Machine
-    load: Load
+    load: ArrivingLoad
     first_rate: float
     paper: Mapping[str, str]
     # Beside the time that others are simulated for: many short requests take long to simulate.
@@ -50,12 +50,12 @@ class Case:
 
 def cases(seed: int, quick: bool) -> list[Case]:
     small = machine("a100-40", "opt-13b", 16, kv_bytes=12e9)
-    chat = Load(TRACES["sharegpt"], 1.0, MAX_LEN, seed)
+    chat = ArrivingLoad(TRACES["sharegpt"], 1.0, MAX_LEN, seed)
     gains = {"oracle": "1.7-2.7", "longest": "2.7-8"}
     found = [Case("OPT-13B, ShareGPT", small, chat, 0.5, gains)]
     if quick:
         return found
-    short = Load(TRACES["alpaca"], 1.0, MAX_LEN, seed)
+    short = ArrivingLoad(TRACES["alpaca"], 1.0, MAX_LEN, seed)
     growing = replace(chat, prompt=1024)
     return [
         *found,
@@ -70,7 +70,7 @@ def cases(seed: int, quick: bool) -> list[Case]:
     ]
 
 
-def _translation(load: Load, prefix: int) -> Load:
+def _translation(load: ArrivingLoad, prefix: int) -> ArrivingLoad:
     return replace(load, prefix=prefix, prefix_share=1.0, num_prefixes=1, prompt=prefix + 30, output=35)
 
 
@@ -92,7 +92,7 @@ def load(report: Report, seed: int, quick: bool) -> None:
 
 def _simulated(case: Case, seconds: float) -> Latency:
     def latency(reserve: ReserveName, rate: float) -> float:
-        site = Site(1, case.machine, max_model_len=MAX_LEN, token_budget=2048, turn_s=0.01)
+        site = PaperSite(1, case.machine, max_model_len=MAX_LEN, token_budget=2048, turn_s=0.01)
         chosen = settings(reserve, caches=case.load.prefix > 0)
         outcome = Capacity(site, replace(case.load, rate=rate), chosen, until_s=case.share * seconds).run()
         # Of all requests together; those that have not ended are in it with the time that they took from the others.
@@ -123,7 +123,7 @@ def compare(
         row: Row = {"memory": name, "requests/s": sustained[name], "pages sustain x": gain, "paper x": paper.get(name)}
         report.row(title, row)
     report.check(f"{title}: pages sustain most", sustained["pages of 16"] >= max(sustained.values()))
-    report.plot(Plot(title.partition(":")[0], "requests/s", "ms of latency per output token", curves))
+    report.plot(PagePlot(title.partition(":")[0], "requests/s", "ms of latency per output token", curves))
 
 
 def crossing(rates: Sequence[float], took: Sequence[float], limit: float) -> float:

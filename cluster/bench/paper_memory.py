@@ -10,10 +10,10 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from cluster.bench.page import Line, Plot
+from cluster.bench.page import Line, PagePlot
 from cluster.bench.report import Report, Row
 from cluster.centre.fits import num_reserved
-from cluster.centre.ledger import Clock, Ledger
+from cluster.centre.ledger import Ledger, TurnClock
 from cluster.centre.prefix import PrefixIndex
 from cluster.settings import ReserveName
 from cluster.sim.traces import TRACES, length
@@ -53,7 +53,7 @@ def drawn(trace: str, seed: int, num: int) -> list[Life]:
 
 
 @dataclass(slots=True)
-class Seen:
+class MemorySeen:
     """Averages over the steps in which the memory was wanted by more than it holds."""
 
     steps: int = 0
@@ -75,9 +75,9 @@ class Seen:
         return self.running / max(1, self.steps)
 
 
-def reserved(lives: list[Life], reserve: ReserveName) -> Seen:
+def reserved(lives: list[Life], reserve: ReserveName) -> MemorySeen:
     """First come, first served; a request runs when there is a run for all that it reserves."""
-    ledger, seen = Ledger(1, SLOTS // RUN_PAGE, "buddy", PrefixIndex(), Clock()), Seen()
+    ledger, seen = Ledger(1, SLOTS // RUN_PAGE, "buddy", PrefixIndex(), TurnClock()), MemorySeen()
     waiting, running = lives[::-1], list[Life]()
     while waiting:
         while waiting:
@@ -92,11 +92,11 @@ def reserved(lives: list[Life], reserve: ReserveName) -> Seen:
     return seen
 
 
-def paged(lives: list[Life], page: int) -> Seen:
+def paged(lives: list[Life], page: int) -> MemorySeen:
     """Pages as they are needed; when none is left the last to come gives its own back and waits."""
-    ledger = Ledger(1, SLOTS // page, "lru", PrefixIndex(), Clock())
+    ledger = Ledger(1, SLOTS // page, "lru", PrefixIndex(), TurnClock())
     reserve = max(1, int(RESERVE * SLOTS // page))
-    seen = Seen()
+    seen = MemorySeen()
     waiting, running = lives[::-1], list[Life]()
     while waiting:
         while waiting:
@@ -143,7 +143,7 @@ def memory(report: Report, seed: int, num: int) -> None:
     for trace in ("sharegpt", "alpaca"):
         title = f"KV memory, {trace}-like lengths, {SLOTS:,} slots, {num:,} requests that all wait at first"
         print(title, flush=True)
-        found: dict[str, Seen] = {}
+        found: dict[str, MemorySeen] = {}
         for name in (*RESERVED, *(f"pages of {page}" for page in PAGES)):
             lives = drawn(trace, seed, num)
             found[name] = reserved(lives, RESERVED[name]) if name in RESERVED else paged(lives, int(name.split()[-1]))
@@ -157,10 +157,10 @@ def memory(report: Report, seed: int, num: int) -> None:
             report.row(title, row)
         _compare(report, trace, found)
         curves.append(Line(trace, PAGES, [found[f"pages of {page}"].share for page in PAGES]))
-    report.plot(Plot("KV memory that holds tokens", "slots of a page", "%", curves, is_log=True))
+    report.plot(PagePlot("KV memory that holds tokens", "slots of a page", "%", curves, is_log=True))
 
 
-def _compare(report: Report, trace: str, found: dict[str, Seen]) -> None:
+def _compare(report: Report, trace: str, found: dict[str, MemorySeen]) -> None:
     best, rows = found["pages of 16"], list[Row]()
     for name in RESERVED:
         paper = PAPER_BATCH.get(name) if trace == "sharegpt" else None

@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 
 from cluster import LLM, SamplingParams
-from cluster.bench.page import Line, Plot
+from cluster.bench.page import Line, PagePlot
 from cluster.bench.paper_memory import Life, drawn
 from cluster.bench.report import Report
 from cluster.bench.stepping import Stepping
@@ -40,7 +40,7 @@ def sharing(report: Report, seed: int, quick: bool) -> None:
         for trace in TRACES:
             saved = [_row(report, title, kind, trace, width, seed, quick) for width in WIDTHS]
             curves.append(Line(trace, [float(width) for width in WIDTHS], saved))
-        report.plot(Plot(title, "sequences or beams of a request", "% of blocks", curves))
+        report.plot(PagePlot(title, "sequences or beams of a request", "% of blocks", curves))
     chat(report, seed)
 
 
@@ -101,4 +101,4 @@ def chat(report: Report, seed: int) -> None:
         for history, output in zip(histories, outputs, strict=True):
             history += output.outputs[0].token_ids
     report.check("the last round computes little but its question", shares[-1] > 80, f"{shares[-1]:.0f} % cached")
-    report.plot(Plot(title, "round", "% of the prompt cached", [Line("", range(1, ROUNDS + 1), shares)]))
+    report.plot(PagePlot(title, "round", "% of the prompt cached", [Line("", range(1, ROUNDS + 1), shares)]))

@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 from cluster.bench.offline_models import DEFAULT_REQUESTS, SHAPES, WORKLOADS, Workload, folder_of, workload
-from cluster.bench.page import Line, Plot
+from cluster.bench.page import Line, PagePlot
 from cluster.bench.report import Report, Row
 
 # Engine -> the file of its adapter, the function in it, and the package that it needs.
@@ -41,7 +41,7 @@ TIMEOUT_S = 1800
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class PeerRan:
     """What one round of an engine came to."""
 
     seconds: float
@@ -106,7 +106,7 @@ def _compare(report: Report, args: argparse.Namespace, work: Workload) -> None:
     pythons = {name: sys.executable if name == SERVER else _python_with(name, args.venv) for name in names}
     for name in [name for name in names if pythons[name] is None]:
         report.note(f"{name} is skipped: none of the environments has {ENGINES[name][2]}")
-    ran: dict[str, list[Ran]] = {}
+    ran: dict[str, list[PeerRan]] = {}
     for number in range(args.rounds):
         for name in names:
             python = pythons[name]
@@ -167,7 +167,7 @@ def _job(name: str, args: argparse.Namespace, work: Workload) -> dict[str, Any]:
     }
 
 
-def run(name: str, python: str, job: Mapping[str, Any]) -> Ran | str:
+def run(name: str, python: str, job: Mapping[str, Any]) -> PeerRan | str:
     """One round in a new process; a text says what broke."""
     with tempfile.TemporaryDirectory(prefix="quire-peers-") as folder:
         asked, answered = Path(folder) / "job.json", Path(folder) / "answer.json"
@@ -184,10 +184,10 @@ def run(name: str, python: str, job: Mapping[str, Any]) -> Ran | str:
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             return f"it broke (exit {done.returncode}): {lines[-1] if lines else 'it said nothing'}"
         answer = json.loads(answered.read_text())
-    return str(answer["missing"]) if "missing" in answer else Ran(**answer)
+    return str(answer["missing"]) if "missing" in answer else PeerRan(**answer)
 
 
-def _tell(report: Report, title: str, work: Workload, ran: Mapping[str, Sequence[Ran]]) -> None:
+def _tell(report: Report, title: str, work: Workload, ran: Mapping[str, Sequence[PeerRan]]) -> None:
     reference = next(iter(ran.values()), [None])[0]
     rows: list[Row] = []
     wanted = [count for count in work.max_tokens for _ in range(work.n)]
@@ -213,7 +213,7 @@ def _tell(report: Report, title: str, work: Workload, ran: Mapping[str, Sequence
         report.check(f"{name}: every request got its tokens", whole, f"{last.num_tokens} of {sum(wanted)}")
     report.table(title, rows)
     lines = [Line(name, *_cumulated(rounds[-1].times)) for name, rounds in ran.items()]
-    report.plot(Plot(title, "seconds", "tokens that are there", lines))
+    report.plot(PagePlot(title, "seconds", "tokens that are there", lines))
 
 
 def _cumulated(times: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:

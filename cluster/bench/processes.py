@@ -39,7 +39,7 @@ JOIN_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ClusterSeen:
     """The scheduler's counters, and every pool by state."""
 
     counters: dict[str, int]
@@ -47,17 +47,17 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Network:
+class NodeNetwork:
     """Where a node is: a network namespace that exists, and its address there."""
 
     namespace: str
     host: str
 
 
-class Member:
+class ProcessMember:
     """One process: its id, and what it said when it served."""
 
-    def __init__(self, about: dict[str, Any], threads: int | None = None, network: Network | None = None) -> None:
+    def __init__(self, about: dict[str, Any], threads: int | None = None, network: NodeNetwork | None = None) -> None:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         if threads is not None:
             environment["OMP_NUM_THREADS"] = str(threads)
@@ -109,7 +109,7 @@ class Processes:
         serves: bool = True,
         host: str = "127.0.0.1",
         tls: TlsFiles | None = None,
-        networks: Mapping[str, Network] | None = None,
+        networks: Mapping[str, NodeNetwork] | None = None,
     ) -> None:
         """Not `serves`: without a scheduler; the caller has its own, and says where (`direct`), or adds one as a
         process. `host`: where the centre listens inside; `networks`: nodes that are not on this one."""
@@ -125,7 +125,7 @@ class Processes:
         self._secret, self._hash_key = secrets.token_hex(16), secrets.token_bytes(32)
         self.inside = Inside(host, ClusterSecurity(self._secret, tls))
         self._networks = networks or {}
-        self.members: dict[str, Member] = {}
+        self.members: dict[str, ProcessMember] = {}
         self._front = self.admin = ""
         self.gateway = ""
         self._centre = _Loop()
@@ -187,25 +187,25 @@ class Processes:
                     raise TimeoutError(f"the scheduler does not know {sorted(missing)} after {JOIN_S:g} s")
                 time.sleep(0.05)
 
-    def add_host_pool(self, name: str, size: str, layout: dict[str, Any], node: str = "n0") -> Member:
+    def add_host_pool(self, name: str, size: str, layout: dict[str, Any], node: str = "n0") -> ProcessMember:
         """`layout`: what a worker with the same blocks said."""
         about = {key: layout[key] for key in ("block_bytes", "fingerprint")}
         member = self._add({"role": "host pool", "name": name, "node": node, "size": size, **about})
         member.told()
         return member
 
-    def add_made_up_worker(self, name: str, node: str = "n0", **made_up: Any) -> Member:
+    def add_made_up_worker(self, name: str, node: str = "n0", **made_up: Any) -> ProcessMember:
         """One of `cluster/torture/made_up.py`, whose further arguments these are. Does not wait until it serves."""
         return self._add({"role": "made-up worker", "name": name, "node": node, "made_up": made_up}, 1)
 
-    def add_scheduler(self, node: str = "n0", journal: Path | None = None) -> Member:
+    def add_scheduler(self, node: str = "n0", journal: Path | None = None) -> ProcessMember:
         """As a process: its first life, or its next. Does not wait until it serves."""
         about = {"settings": asdict(self._settings), "silence_s": self._silence_s, "journal": str(journal or "")}
         return self._add({"role": "scheduler", "name": "scheduler", "node": node, **about, **self._life("scheduler")})
 
     def add_gateway(
         self, name: str, models: Mapping[str, str], doors: Mapping[str, str], http_port: int = 0, node: str = "n0"
-    ) -> Member:
+    ) -> ProcessMember:
         """As a process: its first life, or its next. `doors`: the public address of each gateway, its own among them.
         Does not wait until it serves."""
         about = {"models": dict(models), "doors": list(doors.items()), "http_port": http_port}
@@ -228,13 +228,13 @@ class Processes:
         self._centre.start(serve_gateway(GatewaySettings(port=0), paths, str, self._find, publish, self.inside), ready)
         return self.gateway
 
-    def look(self) -> Seen:
+    def look(self) -> ClusterSeen:
         """What the operators' door says now."""
         with grpc.insecure_channel(self.admin) as channel:
             stub = AdminServiceStub(channel)
             counters = stub.GetCluster(pb.GetClusterRequest(), timeout=5).counters
             pools = stub.ListPools(pb.ListPoolsRequest(), timeout=5).pools
-        return Seen(dict(counters), list(pools))
+        return ClusterSeen(dict(counters), list(pools))
 
     def open_admin(self, address: str) -> grpc.Channel:
         """To the operators' door of a scheduler that is a process."""
@@ -249,7 +249,7 @@ class Processes:
     async def _find(self) -> str:
         return self._front
 
-    def _add(self, about: dict[str, Any], threads: int | None = None) -> Member:
+    def _add(self, about: dict[str, Any], threads: int | None = None) -> ProcessMember:
         network, tls = self._networks.get(about["node"]), self.inside.security.tls
         common = {
             "address_file": str(self._address_file),
@@ -262,7 +262,7 @@ class Processes:
         known = self.members.get(about["name"])
         if known is not None:
             known.kill()
-        member = self.members[about["name"]] = Member({**common, **about}, threads, network)
+        member = self.members[about["name"]] = ProcessMember({**common, **about}, threads, network)
         return member
 
 

@@ -19,11 +19,11 @@ from typing import Any, TypeAlias
 
 from cluster.links.security import ClusterSecurity, TlsFiles
 from cluster.register.register import RegisterSettings
-from cluster.serving.auth import LOCAL, Entry, TokenBook, digest_of
+from cluster.serving.auth import LOCAL, TokenBook, TokenEntry, digest_of
 from cluster.serving.inside import Inside
 from cluster.serving.public_port import PortTls, PublicPort
 from cluster.settings import SchedulerSettings, WorkerSettings
-from worker.host_pool import HostPool, HostPoolSettings
+from worker.host_pool import HostPoolServer, HostPoolSettings
 from worker.host_pool_serve import serve_host_pool
 from worker.serve import WorkerServer
 from worker.transfer.server import Listening
@@ -102,7 +102,7 @@ async def _hold(about: dict[str, Any], find: Find, inside: Inside) -> None:
         listening=Listening(about["host"]),
         register=RegisterSettings(),
     )
-    pool = HostPool(settings, inside.security)
+    pool = HostPoolServer(settings, inside.security)
     _tell(blocks=pool.num_blocks)
     await serve_host_pool(pool, find, inside.security)
 
@@ -152,7 +152,7 @@ def _door(about: dict[str, Any], port: int) -> PublicPort:
     tls = _tls(about["tls"])
     if tls is None:
         return PublicPort("127.0.0.1", port)
-    book = TokenBook((Entry(digest_of(about["secret"]), LOCAL),))
+    book = TokenBook((TokenEntry(digest_of(about["secret"]), LOCAL),))
     return PublicPort(about["host"], port, PortTls(tls.certificate, tls.key), book)
 
 

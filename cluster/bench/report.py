@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
-from cluster.bench.page import Line, Plot, svg_file
+from cluster.bench.page import Line, PagePlot, svg_file
 
 Cell = str | int | float | bool | None
 Row = Mapping[str, Cell]
@@ -67,7 +67,7 @@ class Report:
         self.tables: dict[str, list[dict[str, Cell]]] = {}
         self.checks: list[dict[str, Cell]] = []
         self.notes: list[str] = []
-        self.plots: list[Plot] = []
+        self.plots: list[PagePlot] = []
         self._quiet = quiet
         self._say(f"{name}: " + ", ".join(f"{key} {value}" for key, value in {**self.machine, **self.versions}.items()))
 
@@ -91,7 +91,7 @@ class Report:
                 return
             yield item
 
-    def plot(self, plot: Plot) -> None:
+    def plot(self, plot: PagePlot) -> None:
         """Kept with the results, and drawn where these are written."""
         lines = [Line(line.label, list(line.xs), list(line.ys)) for line in plot.lines]
         self.plots.append(replace(plot, lines=lines))

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from cluster.bench.report import Report, Row
-from cluster.centre.ledger import Clock, Ledger
+from cluster.centre.ledger import Ledger, TurnClock
 from cluster.centre.prefix import PrefixIndex
 from cluster.centre.scheduler import Scheduler
 from cluster.hashing import BlockHasher
@@ -22,7 +22,7 @@ from cluster.messages import Advances, Event, Plan, ReplicaJoined, Result, Start
 from cluster.sampling import SamplingParams
 from cluster.settings import AllocatorName, SchedulerSettings
 from cluster.sim.traces import TRACES, length
-from cluster.sizing import Load, kv_shape
+from cluster.sizing import ExpectedLoad, kv_shape
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,7 @@ class Examples:
 def pages(lengths: Sequence[int], page: int = PAGE, policy: AllocatorName = "lru") -> tuple[int, int]:
     """Pages that the ledger gives to sequences that grow side by side, and runs of adjacent ones in their tables."""
     num = sum(-(-tokens // page) for tokens in lengths)
-    ledger = Ledger(1, num, policy, PrefixIndex(), Clock())
+    ledger = Ledger(1, num, policy, PrefixIndex(), TurnClock())
     tables: list[list[int]] = [[] for _ in lengths]
     growing = list(range(len(lengths)))
     while growing:
@@ -104,7 +104,7 @@ def sizes(examples: Examples) -> None:
         f"stated too low by half: {eighths / 1e6:,.0f} MB are one byte a value; 800 KB are a token's",
         ok=1600 < whole / 1e6 < 1700,
     )
-    rule = Load(requests=50, length=200, safety=1.5).num_blocks(16)
+    rule = ExpectedLoad(requests=50, length=200, safety=1.5).num_blocks(16)
     examples.add(
         "pool for 50 requests of 200 tokens, 1.5 x",
         "937.5 blocks",
@@ -177,7 +177,7 @@ def batches(examples: Examples, seed: int) -> None:
 
 def fill(lengths: Sequence[int], num_pages: int) -> int:
     """How many sequences, in their order, a ledger of so many pages holds whole."""
-    ledger = Ledger(1, num_pages, "lru", PrefixIndex(), Clock())
+    ledger = Ledger(1, num_pages, "lru", PrefixIndex(), TurnClock())
     for count, tokens in enumerate(lengths):
         if ledger.allocate(-(-tokens // PAGE), count + 1) is None:
             return count

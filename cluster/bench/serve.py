@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from cluster.bench.page import Line, Plot, page
+from cluster.bench.page import Line, PagePlot, page
 from cluster.bench.report import Report, Row
-from cluster.bench.serve_figures import Figures, Floats, Limits, figures, percentiles, under_way
+from cluster.bench.serve_figures import Floats, Limits, ServeFigures, figures, percentiles, under_way
 from cluster.bench.serve_load import ARRIVALS, LoadShape
 from cluster.errors import ConfigError, QuireError, Unavailable
 from cluster.private_files import token_of
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
         None if args.ttft_limit_ms is None else args.ttft_limit_ms / 1e3,
         None if args.itl_limit_ms is None else args.itl_limit_ms / 1e3,
     )
-    runs: list[tuple[Figures, list[dict[str, Any]]]] = []
+    runs: list[tuple[ServeFigures, list[dict[str, Any]]]] = []
     for rate in args.rate if args.arrival != "closed" else args.concurrency:
         run_shape = shape if args.arrival == "closed" else replace(shape, rate=rate)
         name = f"{rate:g} at once" if args.arrival == "closed" else f"{rate:g}/s"
@@ -267,7 +267,7 @@ def _follow(clients: list[_Client], total: int | None, seconds: float, start: fl
 # -- what is said of it
 
 
-def _tell(report: Report, found: Figures, busiest: float, limits: Limits) -> None:
+def _tell(report: Report, found: ServeFigures, busiest: float, limits: Limits) -> None:
     row: dict[str, Any] = {
         "load": found.name,
         "requests": found.num_sent,
@@ -305,7 +305,7 @@ def _percentile_row(name: str, kind: str, values: Floats) -> Row:
 
 
 def _write(
-    args: argparse.Namespace, report: Report, runs: list[tuple[Figures, list[dict[str, Any]]]], limits: Limits
+    args: argparse.Namespace, report: Report, runs: list[tuple[ServeFigures, list[dict[str, Any]]]], limits: Limits
 ) -> None:
     if args.csv:
         with Path(args.csv).open("w", newline="", encoding="utf-8") as file:
@@ -329,29 +329,29 @@ def _about_s(args: argparse.Namespace, shape: LoadShape) -> float:
     return args.requests / shape.rate if args.requests and args.arrival != "closed" else float(args.seconds)
 
 
-def _plots(runs: list[tuple[Figures, list[dict[str, Any]]]], limits: Limits) -> list[Plot]:
+def _plots(runs: list[tuple[ServeFigures, list[dict[str, Any]]]], limits: Limits) -> list[PagePlot]:
     first, gap = _limit(limits.first_s), _limit(limits.gap_s)
     shown = [found for found, _ in runs]
     series = [(found.name, *(each.tolist() for each in under_way(records))) for found, records in runs]
     plots = [
-        Plot(
+        PagePlot(
             "Time to first token",
             "ms",
             "share of requests",
             [_share(found.name, found.first) for found in shown],
             limits=first,
         ),
-        Plot(
+        PagePlot(
             "Inter-token time", "ms", "share of tokens", [_share(found.name, found.gaps) for found in shown], limits=gap
         ),
-        Plot("Whole request", "s", "share of requests", [_share(found.name, found.whole, 1.0) for found in shown]),
-        Plot(
+        PagePlot("Whole request", "s", "share of requests", [_share(found.name, found.whole, 1.0) for found in shown]),
+        PagePlot(
             "Output tokens",
             "s",
             "tokens/s",
             [Line(name, times, rate) for name, times, _, rate in series],
         ),
-        Plot(
+        PagePlot(
             "Requests under way",
             "s",
             "requests",
@@ -362,7 +362,7 @@ def _plots(runs: list[tuple[Figures, list[dict[str, Any]]]], limits: Limits) -> 
         sent = [found.num_sent / found.span_s for found in shown]
         good = Line("good", sent, [found.good_per_s for found in shown])
         done = Line("done", sent, [found.requests_per_s for found in shown])
-        plots.append(Plot("Goodput", "requests/s that were sent", "requests/s", [done, good]))
+        plots.append(PagePlot("Goodput", "requests/s that were sent", "requests/s", [done, good]))
     return plots
 
 

@@ -28,7 +28,7 @@ TELL_EVERY_S = 0.25
 REQUEST_S = 300.0
 
 
-class Record:
+class ShotRecord:
     """What came of one shot. Times are seconds after the start of the run."""
 
     __slots__ = ("cached", "due", "end", "error", "first", "gaps", "last", "num_prompt", "num_tokens", "number", "sent")
@@ -69,8 +69,8 @@ class Shooter:
         self._start: float = about["start"]
         tls = None if about["authority"] is None else Tls(about["authority"])
         self._connection = Connection(about["address"], about["token"], tls)
-        self.records: list[Record] = []
-        self._open: dict[int, tuple[Record, asyncio.Event]] = {}
+        self.records: list[ShotRecord] = []
+        self._open: dict[int, tuple[ShotRecord, asyncio.Event]] = {}
         self.num_done = self.num_tokens = 0
         self.cpu_s = 0.0
 
@@ -96,13 +96,13 @@ class Shooter:
     def _is_over(self) -> bool:
         return self._seconds is not None and self.now() > self._seconds
 
-    async def _lane(self, waiting: Any, send: Callable[[Record, pb.GenerateRequest], Any]) -> None:
+    async def _lane(self, waiting: Any, send: Callable[[ShotRecord, pb.GenerateRequest], Any]) -> None:
         for shot in waiting:
             if self._is_over:
                 return
             await self._shoot(shot, self.now(), send)
 
-    async def _on_time(self, send: Callable[[Record, pb.GenerateRequest], Any]) -> None:
+    async def _on_time(self, send: Callable[[ShotRecord, pb.GenerateRequest], Any]) -> None:
         tasks = []
         for shot in self._shots:
             if self._seconds is not None and shot.at > self._seconds:
@@ -111,8 +111,8 @@ class Shooter:
             tasks.append(asyncio.create_task(self._shoot(shot, shot.at, send)))
         await asyncio.gather(*tasks)
 
-    async def _shoot(self, shot: Shot, due: float, send: Callable[[Record, pb.GenerateRequest], Any]) -> None:
-        record = Record(shot, due)
+    async def _shoot(self, shot: Shot, due: float, send: Callable[[ShotRecord, pb.GenerateRequest], Any]) -> None:
+        record = ShotRecord(shot, due)
         self.records.append(record)
         params = SamplingParams(max_tokens=shot.num_output, ignore_eos=True, seed=shot.number)
         options = Options(model=self._model, resume_grace_s=0.0)
@@ -130,7 +130,7 @@ class Shooter:
 
     # -- the two ways to send
 
-    async def _opened(self) -> tuple[Callable[[Record, pb.GenerateRequest], Any], Callable[[], Any]]:
+    async def _opened(self) -> tuple[Callable[[ShotRecord, pb.GenerateRequest], Any], Callable[[], Any]]:
         if self._is_single:
             return self._generate, self._nothing
         call = self._connection.stub().GenerateMany(None, metadata=self._connection.metadata)
@@ -139,7 +139,7 @@ class Shooter:
         # A stream takes one message at a time.
         turn = asyncio.Lock()
 
-        async def send(record: Record, message: pb.GenerateRequest) -> None:
+        async def send(record: ShotRecord, message: pb.GenerateRequest) -> None:
             done = asyncio.Event()
             async with turn:
                 if reader.done():
@@ -160,7 +160,7 @@ class Shooter:
     async def _nothing(self) -> None:
         return
 
-    async def _generate(self, record: Record, message: pb.GenerateRequest) -> None:
+    async def _generate(self, record: ShotRecord, message: pb.GenerateRequest) -> None:
         try:
             async for response in self._connection.stub().Generate(message, metadata=self._connection.metadata):
                 self._take(record, response, self.now())
@@ -183,7 +183,7 @@ class Shooter:
             record.error = str(error)
             done.set()
 
-    def _take(self, record: Record, response: pb.GenerateResponse, now: float) -> bool:
+    def _take(self, record: ShotRecord, response: pb.GenerateResponse, now: float) -> bool:
         """True: the request is over."""
         kind = response.WhichOneof("event")
         if kind == "tokens" and response.tokens.ids:

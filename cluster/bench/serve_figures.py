@@ -32,7 +32,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class ServeFigures:
     """One run. Times in seconds; arrays hold one entry per request, or per token for `gaps`."""
 
     name: str
@@ -67,7 +67,9 @@ def mean_gap(record: dict[str, Any]) -> float:
     return total / max(1, sum(int(count) for _, count in record["gaps"]))
 
 
-def figures(name: str, records: Sequence[dict[str, Any]], warm_up_s: float, limits: Limits, cores: float) -> Figures:
+def figures(
+    name: str, records: Sequence[dict[str, Any]], warm_up_s: float, limits: Limits, cores: float
+) -> ServeFigures:
     """Of requests that were due after the warm-up. The span runs from there to the last end; a request counts from
     when it was due, so that a generator that falls behind does not flatter the server."""
     counted = [record for record in records if record["due"] >= warm_up_s]
@@ -75,7 +77,7 @@ def figures(name: str, records: Sequence[dict[str, Any]], warm_up_s: float, limi
     ends = [record["end"] for record in counted]
     span_s = max(1e-9, max(ends, default=0.0) - warm_up_s)
     gaps = [(seconds, count) for record in done for seconds, count in record["gaps"]]
-    return Figures(
+    return ServeFigures(
         name=name,
         span_s=span_s,
         num_sent=len(counted),

@@ -22,7 +22,7 @@ WARM_S = 3.0
 STEP_S = 0.05
 
 
-class Child:
+class ShellProcess:
     """One of the two processes. Use it in a `with`."""
 
     def __init__(self, **about: Any) -> None:
@@ -34,7 +34,7 @@ class Child:
         )
         self.told = self.ask(json.dumps(about))
 
-    def __enter__(self) -> Child:
+    def __enter__(self) -> ShellProcess:
         return self
 
     def __exit__(self, *problem: object) -> None:
@@ -61,10 +61,10 @@ class Child:
 def measure(workers: int, gateways: int, sequences: int, seconds: float, seed: int) -> Row:
     """`sequences` run on each worker; counted once all have begun, for so many seconds."""
     secret = secrets.token_hex(16)
-    with Child(role="scheduler", secret=secret) as scheduler:
+    with ShellProcess(role="scheduler", secret=secret) as scheduler:
         empty = scheduler.ask()
         about = {"workers": workers, "gateways": gateways, "sequences": sequences, "step_s": STEP_S, "seed": seed}
-        with Child(role="all others", secret=secret, **about, **scheduler.told) as others:
+        with ShellProcess(role="all others", secret=secret, **about, **scheduler.told) as others:
             joined = _wait_until(scheduler, lambda now: now["workers"] == workers and now["gateways"] == gateways)
             others.ask("load")
             _settle(others, sequences * workers)
@@ -91,7 +91,7 @@ def measure(workers: int, gateways: int, sequences: int, seconds: float, seed: i
     }
 
 
-def _wait_until(child: Child, is_so: Any) -> dict[str, Any]:
+def _wait_until(child: ShellProcess, is_so: Any) -> dict[str, Any]:
     until = time.monotonic() + JOIN_S
     while not is_so(now := child.ask()):
         if time.monotonic() > until:
@@ -100,7 +100,7 @@ def _wait_until(child: Child, is_so: Any) -> dict[str, Any]:
     return now
 
 
-def _settle(others: Child, running: int) -> None:
+def _settle(others: ShellProcess, running: int) -> None:
     """Until all that was asked at once has begun: as many tokens have been made as three steps of all give."""
     until = time.monotonic() + JOIN_S
     while others.ask()["tokens"] < 3 * running and time.monotonic() < until:

@@ -134,7 +134,7 @@ class Took:
         return quantiles(self.steps, n=4)[0]
 
 
-class Steps:
+class StructureSteps:
     """Notes what each step of an engine's worker costs this thread, with all that is done between it and the next."""
 
     def __init__(self, llm: LLM) -> None:
@@ -155,7 +155,7 @@ def cost(report: Report, llm: LLM, batch: int, tokens: int, rounds: int) -> None
     """Plain and structured in turn; the first round warms up."""
     prompts = [[3 + (number * 37 + at * 11) % 900 for at in range(PROMPT_TOKENS)] for number in range(batch)]
     took = {kind: Took() for kind in KINDS}
-    steps = Steps(llm)
+    steps = StructureSteps(llm)
     for number in range(rounds + 1):
         for kind, structure in KINDS.items():
             params = SamplingParams(

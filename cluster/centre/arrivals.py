@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from cluster.centre.books import Books
 from cluster.centre.leases import Leases
-from cluster.centre.move import Held, Move
+from cluster.centre.move import HeldBlocks, Move
 from cluster.centre.needs import num_group_blocks, num_purse
 from cluster.centre.nouns import Replica, Sequence
 from cluster.centre.residents import enter
@@ -21,7 +21,7 @@ class Arrivals:
         self._books = books
         self._leases = leases
 
-    def settle_in(self, move: Move, held: list[Held]) -> None:
+    def settle_in(self, move: Move, held: list[HeldBlocks]) -> None:
         """The copies take the places of what they are copies of, and the next lease behind."""
         target, ledger = move.target, move.target.ledger
         taken: set[int] = set()
@@ -45,7 +45,7 @@ class Arrivals:
         ledger.release([*unused, *move.spare], 0)
         move.spare = []
 
-    def _lease(self, sequence: Sequence, had: Held, target: Replica) -> int:
+    def _lease(self, sequence: Sequence, had: HeldBlocks, target: Replica) -> int:
         """Its first lease at the target; returns how many blocks that takes beyond what it brings."""
         size, request = target.block_size, sequence.request
         sequence.lease_end = self._leases.first(target, sequence)

@@ -15,7 +15,7 @@ from functools import partial
 from cluster.centre.boards import Boards
 from cluster.centre.books import Books
 from cluster.centre.movable import Movable
-from cluster.centre.move import Phase, blocks_of
+from cluster.centre.move import MovePhase, blocks_of
 from cluster.centre.moves import Moves
 from cluster.centre.nouns import Replica, Request, State
 from cluster.centre.transfers import Transfers
@@ -49,7 +49,7 @@ class Balance:
         assert replica is not None
         under_way = self._movable.by_request.get(request.request_id)
         if under_way is not None:
-            if under_way.phase is Phase.COPYING:
+            if under_way.phase is MovePhase.COPYING:
                 self._moves.stop(under_way)
         elif self._settings.preemption == "cheapest" and not replica.is_draining and not self._rests(request):
             target = self._roomiest(request, 2 * self._settings.pressure)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 
 from cluster.centre.computing import Computing
-from cluster.centre.ledger import Clock
+from cluster.centre.ledger import TurnClock
 from cluster.centre.notes import Notes
 from cluster.centre.nouns import HostPool, Replica, Request
 from cluster.centre.prefix import PrefixIndex
@@ -49,7 +49,7 @@ class Hearing:
         return max(0.0 if self.ends_at is None else self.ends_at - now, self._settings.rebuild_s)
 
 
-class Books(Clock):
+class Books(TurnClock):
     """One scheduler's knowledge. Plain dicts, in the order in which things came. They are the clock of all ledgers:
     `now` is the time of the turn."""
 

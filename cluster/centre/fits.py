@@ -50,7 +50,7 @@ def size_of(live: SequenceOf[Sequence], block_size: int, num_reserved: int = 0) 
     return Size(most, limit + 1, sum(sequence.num_places for sequence in live))
 
 
-class Sizes:
+class PoolSizes:
     """The sizes of one model's replicas by name. `version` grows whenever what fits may be other than before."""
 
     def __init__(self) -> None:

@@ -32,7 +32,7 @@ from cluster.settings import AllocatorName
 _CODES = {state: code for code, state in enumerate(("free", "cached", "held", "shared", "moving", "quarantined"))}
 
 
-class Clock:
+class TurnClock:
     """The time of the turn, shared by all ledgers: time comes in with events and is the same within a turn."""
 
     __slots__ = ("now",)
@@ -54,7 +54,9 @@ class Counts(NamedTuple):
 class Ledger:
     """The blocks of one pool. `pool` is its number in the prefix index."""
 
-    def __init__(self, pool: int, num_blocks: int, allocator: AllocatorName, index: PrefixIndex, clock: Clock) -> None:
+    def __init__(
+        self, pool: int, num_blocks: int, allocator: AllocatorName, index: PrefixIndex, clock: TurnClock
+    ) -> None:
         assert num_blocks > 0
         self.pool = pool
         self.num_blocks = num_blocks

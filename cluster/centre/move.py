@@ -1,6 +1,6 @@
 """What is known of one request on its way to another replica: plain objects that `cluster/centre/moves.py` changes.
 
-A `Move` lives from the first copy until its source has its blocks back; `Held` is what a sequence had when it was
+A `Move` lives from the first copy until its source has its blocks back; `HeldBlocks` is what a sequence had when it was
 stopped. Nothing here decides or allocates.
 """
 
@@ -15,7 +15,7 @@ from cluster.centre.nouns import Replica, Request, Sequence
 from cluster.messages import Ids, ids
 
 
-class Phase(IntEnum):
+class MovePhase(IntEnum):
     COPYING = 0  # full blocks go while it runs
     STOPPING = 1  # dropped at the source, which has not answered for all of its sequences
     FINISHING = 2  # the last blocks are on their way, the target's Starts wait for them
@@ -30,7 +30,7 @@ class Move:
     target: Replica
     num_places: int
     num_hit: int = 0  # blocks at the front that the target had cached
-    phase: Phase = Phase.COPYING
+    phase: MovePhase = MovePhase.COPYING
     place_of: dict[int, int] = field(default_factory=dict)
     spare: list[int] = field(default_factory=list)
     num_rounds: int = 0
@@ -49,7 +49,7 @@ class Move:
 
     @property
     def held_up(self) -> Request | None:
-        return self.request if self.phase is Phase.FINISHING else None
+        return self.request if self.phase is MovePhase.FINISHING else None
 
     @property
     def has_stopped(self) -> bool:
@@ -67,11 +67,11 @@ class Move:
 
     def kept(self) -> list[int]:
         """Blocks of the target that this move holds and no table does."""
-        return [] if self.phase is Phase.FINISHING or self.is_given_up else [*self.place_of.values(), *self.spare]
+        return [] if self.phase is MovePhase.FINISHING or self.is_given_up else [*self.place_of.values(), *self.spare]
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldBlocks:
     """What a sequence had when its source stopped it: blocks with content, once each, and how far it was."""
 
     table: Ids
@@ -79,7 +79,7 @@ class Held:
     group: tuple[int, tuple[Ids, ...], bytes] | None
 
     @classmethod
-    def of(cls, sequence: Sequence, block_size: int) -> Held:
+    def of(cls, sequence: Sequence, block_size: int) -> HeldBlocks:
         if sequence.group is None:
             table = ids(sequence.table[: -(-sequence.position // block_size)])
             return cls(table, sequence.position, None)
@@ -132,7 +132,7 @@ def num_needed(request: Request, source: Replica, ahead: int) -> int:
     return len(blocks) + more
 
 
-def without_rest(held: list[Held], copied: Container[int], block_size: int) -> list[Held] | None:
+def without_rest(held: list[HeldBlocks], copied: Container[int], block_size: int) -> list[HeldBlocks] | None:
     """The same sequences, each only as far as an unbroken run of its copied blocks reaches: what is behind can be
     written again, into blocks of its own. None where it cannot: beams, and blocks that several hold."""
     holders = Counter(block for one in held for block in one.table)

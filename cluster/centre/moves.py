@@ -21,7 +21,7 @@ from cluster.centre.books import Books
 from cluster.centre.endings import Endings
 from cluster.centre.leaving import Leaving
 from cluster.centre.movable import Movable
-from cluster.centre.move import Held, Move, Phase, blocks_of, can_go_on, num_full, num_needed, without_rest
+from cluster.centre.move import HeldBlocks, Move, MovePhase, blocks_of, can_go_on, num_full, num_needed, without_rest
 from cluster.centre.nouns import Replica, Request, State
 from cluster.centre.pauses import Pauses
 from cluster.centre.starts import Starts
@@ -123,7 +123,7 @@ class Moves:
 
     def _num_standing(self, target: Replica) -> int:
         under_way = [*self._movable.incoming(target), *(move for _, move in self._transfers.of(target, Move))]
-        return sum(move.phase is not Phase.COPYING for move in under_way)
+        return sum(move.phase is not MovePhase.COPYING for move in under_way)
 
     def _stop_next(self, target: Replica) -> None:
         """One pause ended: the next one may begin."""
@@ -152,7 +152,7 @@ class Moves:
     def is_stopping(self, request: Request) -> bool:
         """Whether it was dropped at its source to go on elsewhere."""
         move = self._movable.by_request.get(request.request_id)
-        return move is not None and move.phase is Phase.STOPPING
+        return move is not None and move.phase is MovePhase.STOPPING
 
     def stop(self, move: Move) -> None:
         """Takes it off the source at the next step boundary, if the target has room for all that it can be by then."""
@@ -162,7 +162,7 @@ class Moves:
         if not request.live or not self._lend(move):
             self.cancel(request)
             return
-        move.phase = Phase.STOPPING
+        move.phase = MovePhase.STOPPING
         self._endings.drop(request)
 
     def finish(self, request: Request) -> None:
@@ -175,7 +175,7 @@ class Moves:
             return
         if move.transfer:
             return  # it was stopped in a hurry: what is on its way comes first
-        held = [Held.of(sequence, source.block_size) for sequence in request.live]
+        held = [HeldBlocks.of(sequence, source.block_size) for sequence in request.live]
         content = dict.fromkeys([block for one in held for block in one.table])
         rest = [block for block in content if block not in move.place_of]
         kept = self._written_again(move, held) if rest else held
@@ -185,7 +185,7 @@ class Moves:
         self._movable.remove(move)
         places = [move.spare.pop() for _ in rest]
         move.place_of.update(zip(rest, places, strict=True))
-        move.phase = Phase.FINISHING
+        move.phase = MovePhase.FINISHING
         request.attempt += 1
         request.replica = target
         request.state = State.RESTORING
@@ -201,7 +201,7 @@ class Moves:
             self._moved(move)
             self._stop_next(target)
 
-    def _written_again(self, move: Move, held: list[Held]) -> list[Held] | None:
+    def _written_again(self, move: Move, held: list[HeldBlocks]) -> list[HeldBlocks] | None:
         """Its sequences as they go on without a last read, the rest of their tokens written again; None if the read is
         quicker, or needed."""
         kept = without_rest(held, move.place_of, move.source.block_size)
@@ -224,7 +224,7 @@ class Moves:
         move.landing, move.transfer = [], 0
         if move.is_given_up:
             self._let_go(move)
-        elif move.phase is Phase.FINISHING:
+        elif move.phase is MovePhase.FINISHING:
             if told.ok:
                 self._pauses.end(move.stopped_at, move.source.step_seconds, self._books.now)
                 self._moved(move)
@@ -235,7 +235,7 @@ class Moves:
             self._stop_next(target)
         elif not told.ok:
             self.cancel(move.request)
-        elif move.phase is Phase.COPYING:
+        elif move.phase is MovePhase.COPYING:
             self._next_round(move)
         elif move.has_stopped:
             self.finish(move.request)
@@ -273,7 +273,7 @@ class Moves:
             target.write().aborts.append(move.transfer)
         else:
             self._let_go(move)
-        if move.phase is Phase.STOPPING:
+        if move.phase is MovePhase.STOPPING:
             if move.has_stopped:
                 self._leaving.give_up(move.source, request)
             self._stop_next(target)
@@ -296,7 +296,7 @@ class Moves:
                 self.cancel(move.request)
         for _, move in self._transfers.lose(replica, Move):
             replica.ledger.end_moving(move.landing)
-            if move.phase is Phase.FINISHING:
+            if move.phase is MovePhase.FINISHING:
                 self._endings.when_deaf(move.request, partial(self._let_go, move))
             else:
                 self._let_go(move)
@@ -307,7 +307,7 @@ class Moves:
     def give_up_one(self, target: Replica) -> bool:
         """Its residents need the blocks that it lends to a request that still runs elsewhere."""
         for move in self._movable.incoming(target):
-            if move.phase is Phase.COPYING:
+            if move.phase is MovePhase.COPYING:
                 self.cancel(move.request)
                 return True
         return False
@@ -318,9 +318,11 @@ class Moves:
         for move in self._movable.by_request.values():
             assert move.request.replica is move.source and not move.is_given_up, f"{move.request} does not leave"
             assert move in self._movable.incoming(move.target)
-            assert move.phase is not Phase.FINISHING
+            assert move.phase is not MovePhase.FINISHING
             # Each goes on by itself: a read ends, a source answers, or the last one that stands still lets it go on.
             is_let_go = move.waits and self._num_standing(move.target)
-            assert move.transfer or is_let_go or move.phase is Phase.STOPPING, f"the move of {move.request} stands still"
+            assert move.transfer or is_let_go or move.phase is MovePhase.STOPPING, (
+                f"the move of {move.request} stands still"
+            )
         for number, move in self._transfers.all(Move):
             assert move.transfer == number and move.landing, f"read {number:#x} of {move.request} has no blocks"

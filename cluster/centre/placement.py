@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.centre.fits import Size, Sizes, num_reserved, size_of
+from cluster.centre.fits import PoolSizes, Size, num_reserved, size_of
 from cluster.centre.needs import num_blocks
 from cluster.centre.nouns import Replica, Request
 from cluster.centre.prefix import Hits
@@ -51,7 +51,7 @@ class Board:
 
     def __init__(self, settings: SchedulerSettings) -> None:
         self.replicas: list[Replica] = []
-        self.sizes = Sizes()
+        self.sizes = PoolSizes()
         # Slots of a block and the digest of the model, the same on all replicas of a model; 1 while none has joined.
         # They are those of the first replica, and can change only while none is here.
         self.block_size = 1

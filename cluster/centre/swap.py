@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from cluster.centre.books import Books
 from cluster.centre.host_memory import HostMemory
 from cluster.centre.leaving import Leaving
-from cluster.centre.move import Held, blocks_of, can_go_on
+from cluster.centre.move import HeldBlocks, blocks_of, can_go_on
 from cluster.centre.nouns import HostPool, Replica, Request, State
 from cluster.centre.starts import Starts
 from cluster.centre.transfers import Transfers
@@ -121,7 +121,7 @@ class Swaps:
         """All its sequences have stopped: their blocks go to the reserved room, in one transfer."""
         replica, host = request.replica, request.host
         assert replica is not None and host is not None
-        held = [Held.of(sequence, replica.block_size) for sequence in request.live]
+        held = [HeldBlocks.of(sequence, replica.block_size) for sequence in request.live]
         blocks = list(dict.fromkeys([block for one in held for block in one.table]))
         goes_on = all(map(can_go_on, request.live)) and not request.has_forks_waiting
         if not blocks or request.is_cancelled or not goes_on or _holds_judged(request):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from cluster.cli.batch_lines import BEGINS, Asked, answer, answered, read_line
+from cluster.cli.batch_lines import BEGINS, LineAsked, answer, answered, read_line
 from cluster.client.asynchronous import AsyncClient
 from cluster.errors import ConfigError, InvalidRequest, QuireError
 from cluster.offline.outputs import RequestOutput
@@ -48,7 +48,7 @@ def run_batch(file: str, out: str | None, connect: Callable[[], AsyncClient], de
         left = answers.left(places)
         count = _Count(len(places) - len(left), len(left))
         show = stack.enter_context(_progress(len(places), count.before, quiet))
-        under_way: dict[int, Asked] = {}
+        under_way: dict[int, LineAsked] = {}
         asked = _asked(lines, left, defaults, under_way)
 
         def take(at: int, result: RequestOutput | QuireError) -> None:
@@ -70,7 +70,9 @@ def run_batch(file: str, out: str | None, connect: Callable[[], AsyncClient], de
 
 
 async def _ask_all(
-    asked: Iterator[Asked], connect: Callable[[], AsyncClient], take: Callable[[int, RequestOutput | QuireError], None]
+    asked: Iterator[LineAsked],
+    connect: Callable[[], AsyncClient],
+    take: Callable[[int, RequestOutput | QuireError], None],
 ) -> None:
     async with (
         connect() as client,
@@ -136,7 +138,7 @@ def _read(lines: BinaryIO, file: str, defaults: Defaults) -> list[Place]:
     return places
 
 
-def _question(raw: bytes, number: int, file: str, defaults: Defaults) -> Asked:
+def _question(raw: bytes, number: int, file: str, defaults: Defaults) -> LineAsked:
     if len(raw) > MAX_LINE_BYTES:
         raise InvalidRequest("file", f"line {number} of {file} is longer than {MAX_LINE_BYTES >> 20} MiB", "cut it")
     try:
@@ -147,7 +149,7 @@ def _question(raw: bytes, number: int, file: str, defaults: Defaults) -> Asked:
         raise InvalidRequest("file", f"line {number} of {file}: {error}") from error
 
 
-def _asked(lines: BinaryIO, left: list[Place], defaults: Defaults, kept: dict[int, Asked]) -> Iterator[Asked]:
+def _asked(lines: BinaryIO, left: list[Place], defaults: Defaults, kept: dict[int, LineAsked]) -> Iterator[LineAsked]:
     for at, (number, begin, _) in enumerate(left):
         lines.seek(begin)
         kept[at] = _question(lines.readline(MAX_LINE_BYTES + 1), number, "the file", defaults)

@@ -31,7 +31,7 @@ BEGINS = '{"asked": "'
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class LineAsked:
     """What one line asks. `url`: of OpenAI's form; empty: of ours."""
 
     prompt: Prompt
@@ -42,7 +42,7 @@ class Asked:
     fingerprint: str
 
 
-def read_line(text: str, params: SamplingParams, model: str) -> Asked:
+def read_line(text: str, params: SamplingParams, model: str) -> LineAsked:
     """`params` and `model` hold where the line says nothing else. Raises `InvalidRequest`."""
     try:
         line = json.loads(text)
@@ -69,10 +69,10 @@ def read_line(text: str, params: SamplingParams, model: str) -> Asked:
     )
     # Whatever the wire cannot carry is found now, and not when half of the batch is answered.
     generate_message(prompt, params, options)
-    return Asked(prompt, params, options, label, url, _fingerprint(prompt, params, options, label, url))
+    return LineAsked(prompt, params, options, label, url, _fingerprint(prompt, params, options, label, url))
 
 
-def answer(asked: Asked, number: int, result: RequestOutput) -> str:
+def answer(asked: LineAsked, number: int, result: RequestOutput) -> str:
     """The line that answers line `number`, without its end."""
     if asked.url:
         body = _chat_body(asked, result) if asked.url == CHAT else _completion_body(asked, result)
@@ -207,7 +207,7 @@ def _candidates(one: Mapping[int, Logprob]) -> dict[int, dict[str, Any]]:
     return {token: {"logprob": each.logprob, "rank": each.rank} for token, each in one.items()}
 
 
-def _body(asked: Asked, result: RequestOutput, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+def _body(asked: LineAsked, result: RequestOutput, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
     num_prompt, num_new = result.metrics.prompt_tokens, sum(len(one.token_ids) for one in result.outputs)
     usage = {"prompt_tokens": num_prompt, "completion_tokens": num_new, "total_tokens": num_prompt + num_new}
     return {
@@ -220,7 +220,7 @@ def _body(asked: Asked, result: RequestOutput, kind: str, choices: list[dict[str
     }
 
 
-def _chat_body(asked: Asked, result: RequestOutput) -> dict[str, Any]:
+def _chat_body(asked: LineAsked, result: RequestOutput) -> dict[str, Any]:
     choices = [
         {
             "index": one.index,
@@ -233,7 +233,7 @@ def _chat_body(asked: Asked, result: RequestOutput) -> dict[str, Any]:
     return _body(asked, result, "chat.completion", choices)
 
 
-def _completion_body(asked: Asked, result: RequestOutput) -> dict[str, Any]:
+def _completion_body(asked: LineAsked, result: RequestOutput) -> dict[str, Any]:
     choices = [
         {"index": one.index, "text": one.text, "finish_reason": one.finish_reason, "logprobs": None}
         for one in result.outputs

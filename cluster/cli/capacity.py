@@ -22,7 +22,7 @@ BLOCK_SIZES = (8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class CapacityQuestion:
     """What is asked, as the command line has it."""
 
     workers: int
@@ -47,19 +47,19 @@ class Question:
     plot: Path | None
 
 
-def plan(question: Question) -> None:
+def plan(question: CapacityQuestion) -> None:
     """Runs what is asked and prints it."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     from cluster.bench.report import render
     from cluster.serving.shell import tune_collector
-    from cluster.sim.capacity import Outcome
+    from cluster.sim.capacity import CapacityOutcome
     from cluster.sim.capacity import plan as run
     from cluster.sim.figures import compared, speed
     from cluster.sim.plots import to_png, to_text
 
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, CapacityOutcome] = {}
     tune_collector()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
@@ -83,7 +83,7 @@ def plan(question: Question) -> None:
         print(f"\nplotted into {question.plot}")
 
 
-def _runs(question: Question) -> Iterator[tuple[str, Question]]:
+def _runs(question: CapacityQuestion) -> Iterator[tuple[str, CapacityQuestion]]:
     """One run, or one for each value of the policy that is compared."""
     what = question.compare
     if what is None:
@@ -104,12 +104,12 @@ def _runs(question: Question) -> Iterator[tuple[str, Question]]:
         raise ConfigError(f"{what!r} can't be compared; there is {', '.join(COMPARED)}")
 
 
-def _inputs(question: Question) -> Any:
+def _inputs(question: CapacityQuestion) -> Any:
     """Site, load and settings of one run."""
-    from cluster.sim.capacity import Site
+    from cluster.sim.capacity import PaperSite
     from cluster.sim.copies import WORKERS_PER_NODE
     from cluster.sim.costs import machine
-    from cluster.sim.load import Load
+    from cluster.sim.load import ArrivingLoad
     from cluster.sim.traces import TRACES
 
     if question.trace not in TRACES:
@@ -118,7 +118,7 @@ def _inputs(question: Question) -> Any:
     kv_bytes = None if question.kv_memory is None else float(parse_bytes(question.kv_memory, "kv_memory"))
     replica = machine(question.gpu, question.model, question.block_size, question.gpus, kv_bytes)
     host_bytes = 0 if question.host_memory is None else parse_bytes(question.host_memory, "host_memory")
-    site = Site(
+    site = PaperSite(
         question.workers,
         replica,
         max_batch=question.max_batch,
@@ -128,7 +128,7 @@ def _inputs(question: Question) -> Any:
     )
     longest = min(site.max_model_len, replica.num_blocks * replica.block_size // 2)
     rate = trace.rate * question.workers / WORKERS_PER_NODE if question.rate is None else question.rate
-    load = Load(trace, rate, longest, question.seed, question.prefix, question.prefix_share)
+    load = ArrivingLoad(trace, rate, longest, question.seed, question.prefix, question.prefix_share)
     fields: dict[str, Any] = {
         "placement": question.placement,
         "preemption": question.preemption,
@@ -143,7 +143,7 @@ def _inputs(question: Question) -> Any:
     return site, load, SchedulerSettings(**fields)
 
 
-def _headline(question: Question, outcome: Any) -> str:
+def _headline(question: CapacityQuestion, outcome: Any) -> str:
     site, load = outcome.site, outcome.load
     return (
         f"{site.num_workers:,} workers of {question.gpus} {question.gpu} with {question.model}, "
@@ -153,7 +153,7 @@ def _headline(question: Question, outcome: Any) -> str:
 
 
 def _plots(outcomes: dict[str, Any]) -> list[Any]:
-    from cluster.sim.plots import Plot
+    from cluster.sim.plots import LinePlot
 
     samples = next(iter(outcomes.values())).samples
     at = [sample.at for sample in samples]
@@ -165,7 +165,7 @@ def _plots(outcomes: dict[str, Any]) -> list[Any]:
         ("scheduler load", "% of one core", "scheduler_load", 100.0),
     )
     return [
-        Plot(
+        LinePlot(
             title,
             unit,
             at,

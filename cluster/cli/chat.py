@@ -1,6 +1,6 @@
 """`quire chat`: a conversation at a terminal or through a pipe.
 
-A `Conversation` owns the messages; nothing ends it but its user. An answer that is interrupted stays as far as it
+A `ChatConversation` owns the messages; nothing ends it but its user. An answer that is interrupted stays as far as it
 came, a question that failed can be asked again, and where the model's context fills the oldest turns leave, which is
 said once.
 """
@@ -62,7 +62,7 @@ def chat(
     """Talk with a model. /help lists what can be said to the command itself; Ctrl-D ends it."""
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
     with open_client(address, token_file) as client:
-        talk = Conversation(client, model, params, system)
+        talk = ChatConversation(client, model, params, system)
         if sys.stdin.isatty():
             talk.check()
             _at_a_terminal(talk)
@@ -72,7 +72,7 @@ def chat(
                 _say(talk, line.rstrip("\n"))
 
 
-def _at_a_terminal(talk: Conversation) -> None:
+def _at_a_terminal(talk: ChatConversation) -> None:
     from cluster.lifecycle.running import state_folder
 
     with LineEditor(state_folder() / "chat_history") as editor:
@@ -87,7 +87,7 @@ def _at_a_terminal(talk: Conversation) -> None:
                 print(f"error: {error}", file=sys.stderr)
 
 
-def _say(talk: Conversation, line: str) -> None:
+def _say(talk: ChatConversation, line: str) -> None:
     """Prints an answer as it comes. A Ctrl-C at a terminal ends it there."""
     try:
         with closing(talk.ask(line)) as pieces:
@@ -100,7 +100,7 @@ def _say(talk: Conversation, line: str) -> None:
         print(flush=True)
 
 
-def _command(talk: Conversation, line: str) -> bool:
+def _command(talk: ChatConversation, line: str) -> bool:
     """Does what a line that begins with / says. False: leave."""
     word, _, rest = line[1:].partition(" ")
     rest = rest.strip()
@@ -132,7 +132,7 @@ def _number(word: str, text: str, kind: type) -> float | int | None:
 
 
 @dataclass(slots=True)
-class Conversation:
+class ChatConversation:
     """What was said, and how to go on. `messages` are turns without the system's words; the last is an answer."""
 
     client: Client

@@ -193,12 +193,12 @@ def _run_here(
 
 def show(stream: Iterable[StreamOutput], prompts: Sequence[str], chat: Sequence[str], quiet: bool) -> None:
     """Several streams under their titles, and what they came to."""
-    from cluster.cli.streams import Streams
+    from cluster.cli.streams import ShownTexts
 
     titles = [f"{i + 1} {' '.join(question.split())}" for i, question in enumerate([*prompts, *chat])]
     titles = [title if len(title) < 70 else f"{title[:67]}..." for title in titles]
     num_tokens, began = 0, time.monotonic()
-    with Streams(titles, [*prompts, *("" for _ in chat)], quiet=quiet) as streams:
+    with ShownTexts(titles, [*prompts, *("" for _ in chat)], quiet=quiet) as streams:
         for news in stream:
             num_tokens += len(news.token_ids)
             streams.add(news.prompt_index, news.text, news.finish_reason)

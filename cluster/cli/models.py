@@ -74,9 +74,9 @@ def load(
     Returns once its gateway takes requests for it.
     """
     from cluster.lifecycle.fleet import load as bring
-    from cluster.lifecycle.served import Model
+    from cluster.lifecycle.served import ModelToServe
 
-    named = Model.read(model)
+    named = ModelToServe.read(model)
     with open_client(None, token_file) as client:
         may_ask = _may_ask(client)
         bring(named, workers, print)

@@ -95,10 +95,10 @@ def simulate(
     The machines that ship, with all around them made up: faults by seed, or a capacity question.
     """
     if workers > 0 and histories == 0:
-        from cluster.cli.capacity import Question, plan
+        from cluster.cli.capacity import CapacityQuestion, plan
 
         plan(
-            Question(
+            CapacityQuestion(
                 workers, trace, model, gpu, gpus, rate, minutes * 60, block_size, kv_memory, host_memory, max_batch,
                 token_budget, prefix, prefix_share, placement, preemption, allocator, compare, seed, plot,
             )
@@ -138,14 +138,14 @@ def _run_histories(histories: int, faults: bool, seed: int, jobs: int) -> int:
 
 def _run_mutations(num: int, seed: int, histories: int, jobs: int, results: Path) -> int:
     """Fails if a mutation lives that is not on the list of those that change nothing."""
-    from cluster.sim.mutants import MOST_HISTORIES, Found, draw, known_survivors, run_mutations
+    from cluster.sim.mutants import MOST_HISTORIES, MutantFound, draw, known_survivors, run_mutations
 
     mutations, most = draw(num, seed), histories or MOST_HISTORIES
     if not results.parent.is_dir():
         raise ConfigError(f"--results {results}: there is no folder {results.parent}; give a file in one that exists")
     print(f"{len(mutations)} mutations, at most {most} histories each, {jobs} at once; kept in {results}", flush=True)
 
-    def say(found: Found) -> None:
+    def say(found: MutantFound) -> None:
         seen = f"history {found.history}" if found.history else "LIVES"
         print(f"{seen:>12}  {found.name}", flush=True)
 

@@ -37,12 +37,12 @@ def size(
     """
     from cluster.bench.report import Row, render
     from cluster.sizes import format_bytes
-    from cluster.sizing import Load, kv_shape
+    from cluster.sizing import ExpectedLoad, kv_shape
 
     config = read_config(model)
     asked = device
     device, chosen = chosen_by_up(config, device, dtype)
-    shape, load = kv_shape(config, chosen), Load(requests, length, safety)
+    shape, load = kv_shape(config, chosen), ExpectedLoad(requests, length, safety)
     if shape.max_model_len is not None and length > shape.max_model_len:
         raise ConfigError(f"length is {length:g}, and this model ends at {shape.max_model_len:,} tokens; give less")
     blocks = load.num_blocks(block_size)

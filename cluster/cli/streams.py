@@ -18,7 +18,7 @@ from rich.text import Text
 DRAWS_PER_S = 12
 
 
-class Streams:
+class ShownTexts:
     """Texts under titles. Use as a context manager; on leaving, every text is shown as far as it came."""
 
     def __init__(
@@ -36,7 +36,7 @@ class Streams:
         # In a pipe: the stream whose turn it is, and how much of it was printed; -1: not even its title.
         self._turn, self._printed = 0, -1
 
-    def __enter__(self) -> Streams:
+    def __enter__(self) -> ShownTexts:
         if self._console.is_terminal and not self._quiet:
             self._live = Live(
                 console=self._console, refresh_per_second=DRAWS_PER_S, transient=True, get_renderable=self._draw

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cluster.desk.rows import Resident
+from cluster.desk.rows import RowResident
 from cluster.messages import Departed, Ids, Reason, ids
 
 MAX_SEQUENCES, MAX_TOKENS = 64, 1 << 16
@@ -23,7 +23,7 @@ class Departures:
         self._kept: dict[tuple[str, int], Departed] = {}
         self._num_tokens = 0
 
-    def note(self, resident: Resident, reason: Reason, tokens: Ids) -> None:
+    def note(self, resident: RowResident, reason: Reason, tokens: Ids) -> None:
         """An attempt leaves. One that failed is not gone on with, and one that has written nothing begins anew."""
         start, num_prompt = resident.start, resident.start.num_prompt
         if start.sampling.width:

@@ -22,7 +22,7 @@ from cluster.desk.outbox import Outbox
 from cluster.desk.report import Reporter
 from cluster.desk.residence import DeskBooks, Residence
 from cluster.desk.rows import Rows
-from cluster.desk.starts import Bounds
+from cluster.desk.starts import StartBounds
 from cluster.desk.steps import Steps
 from cluster.desk.words import Abort, Clear, Copies, DeskSettings, DeviceOrder, Drawn, Flight
 from cluster.errors import ProtocolError
@@ -52,7 +52,7 @@ class Desk:
     def __init__(self, joined: ReplicaJoined, settings: DeskSettings) -> None:
         # How this replica introduces itself; its owner may put another in its place, of the same pool.
         self.joined = joined
-        bounds = Bounds(
+        bounds = StartBounds(
             joined.num_blocks, joined.block_size, joined.max_model_len, settings.token_budget, settings.vocab_size
         )
         self.rows = rows = Rows(joined.max_batch, joined.max_model_len, joined.block_size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cluster.desk.rows import Resident, Rows
+from cluster.desk.rows import RowResident, Rows
 from cluster.hashing import BlockHasher
 from cluster.messages import Start
 
@@ -39,7 +39,7 @@ class BlockNames:
     def told(self) -> tuple[tuple[int, bytes], ...]:
         return tuple(self.known.items())
 
-    def fill(self, resident: Resident, position: int) -> list[bytes]:
+    def fill(self, resident: RowResident, position: int) -> list[bytes]:
         """Positions up to here are written. Returns the names of the blocks behind the prompt's full ones that were
         filled since the last report: those of the prompt the gateway has told."""
         if resident.hasher is None or resident.parent >= 0:

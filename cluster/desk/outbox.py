@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cluster.desk.rows import Resident, Rows
+from cluster.desk.rows import RowResident, Rows
 from cluster.desk.words import Hypothesis
 from cluster.messages import Logprobs, Reason, Start, Tokens, ids
 
@@ -20,11 +20,11 @@ class Outbox:
         self._rows = rows
         self._ended: dict[str, list[Tokens]] = {}
 
-    def end(self, resident: Resident, reason: Reason, detail: str = "") -> None:
+    def end(self, resident: RowResident, reason: Reason, detail: str = "") -> None:
         """A sequence has ended: its last tokens, and why."""
         self._ended.setdefault(resident.gateway, []).extend(self._messages(resident, reason, detail))
 
-    def end_group(self, resident: Resident, reason: Reason, detail: str, outputs: Sequence[Hypothesis]) -> None:
+    def end_group(self, resident: RowResident, reason: Reason, detail: str, outputs: Sequence[Hypothesis]) -> None:
         """A beam group has ended: all its outputs at once, best first; none if it was dropped."""
         if reason is Reason.DROPPED:
             return
@@ -67,7 +67,7 @@ class Outbox:
                 taken.setdefault(resident.gateway, []).extend(self._messages(resident, Reason.NONE, ""))
         return taken
 
-    def _messages(self, resident: Resident, reason: Reason, detail: str) -> list[Tokens]:
+    def _messages(self, resident: RowResident, reason: Reason, detail: str) -> list[Tokens]:
         rows, row = self._rows, resident.row
         first, known, num_prompt = int(rows.sent[row]), int(rows.known[row]), int(rows.num_prompt[row])
         rows.sent[row] = known

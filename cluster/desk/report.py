@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from cluster.desk.departures import Departures
 from cluster.desk.names import BlockNames
-from cluster.desk.rows import Resident, Rows
+from cluster.desk.rows import RowResident, Rows
 from cluster.messages import Advances, GroupTables, Ids, Reason, Result, Revoked, Stopped, Transferred, ids
 
 
@@ -61,7 +61,7 @@ class Reporter:
         self.plan = plan
         self.has_news = True
 
-    def advance(self, resident: Resident) -> None:
+    def advance(self, resident: RowResident) -> None:
         """How far a sequence is, and all that became known of it since its last report."""
         rows, row = self._rows, resident.row
         position, known, before = int(rows.written[row]), int(rows.known[row]), int(rows.reported_known[row])
@@ -81,7 +81,7 @@ class Reporter:
         self._rows.reported[row] = position
         self._rows.reported_known[row] = known
 
-    def hold(self, resident: Resident) -> int:
+    def hold(self, resident: RowResident) -> int:
         """A new scheduler is told all of a sequence, which counts as a report; returns how far it is."""
         row = resident.row
         position = int(self._rows.written[row])
@@ -90,7 +90,7 @@ class Reporter:
         return position
 
     def stop(
-        self, resident: Resident, reason: Reason, detail: str = "", group: tuple[tuple[Ids, ...], bytes] = ((), b"")
+        self, resident: RowResident, reason: Reason, detail: str = "", group: tuple[tuple[Ids, ...], bytes] = ((), b"")
     ) -> None:
         """An attempt has ended, and no step can touch its blocks any more. `group`: tables and search of a group of
         beams that was dropped."""

@@ -16,9 +16,9 @@ from cluster.desk.loops import DROPPED, ENDED
 from cluster.desk.names import BlockNames
 from cluster.desk.outbox import Outbox
 from cluster.desk.report import Reporter
-from cluster.desk.rows import Resident, Rows
-from cluster.desk.starts import Bounds, problem
-from cluster.desk.words import Copies, DeviceOrder, Enter, EnterGroup, Forget, HandOver, Hypothesis, Leave
+from cluster.desk.rows import RowResident, Rows
+from cluster.desk.starts import StartBounds, problem
+from cluster.desk.words import Copies, DeviceOrder, Enter, EnterGroup, Forget, HandOverBeams, Hypothesis, Leave
 from cluster.messages import Copy, Fork, Ids, Reason, Start, ids
 
 
@@ -26,7 +26,7 @@ from cluster.messages import Copy, Fork, Ids, Reason, Start, ids
 class DeskBooks:
     """What the parts of one desk share. `orders` are for the device, in their order."""
 
-    bounds: Bounds
+    bounds: StartBounds
     rows: Rows
     batcher: Batcher
     groups: BeamGroups
@@ -103,13 +103,13 @@ class Residence:
 
     def _enter(self, start: Start, seq: int, index: int, tokens: Ids, position: int, table: Ids) -> int:
         books = self._books
-        resident = Resident(seq, index, start)
+        resident = RowResident(seq, index, start)
         resident.hasher = books.names.hasher(start)
         if start.sampling.logprobs is not None:
             resident.logprobs, resident.first_logprob = [], len(tokens)
         return books.rows.enter(resident, tokens, position, table)
 
-    def _enter_fork(self, start: Start, fork: Fork, parent: Resident) -> None:
+    def _enter_fork(self, start: Start, fork: Fork, parent: RowResident) -> None:
         """A fork stands still until its parent has written the prompt. With nothing known behind the prompt it then
         computes the last prompt token again, for its logits, without writing it: that block has other holders."""
         books, num_prompt = self._books, start.num_prompt
@@ -142,7 +142,7 @@ class Residence:
                 self._wake(rows.at(row))
         return tuple(woken)
 
-    def _wake(self, parent: Resident) -> None:
+    def _wake(self, parent: RowResident) -> None:
         books, rows = self._books, self._books.rows
         num_prompt = parent.start.num_prompt
         tail, part = divmod(num_prompt, books.bounds.block_size)
@@ -196,7 +196,7 @@ class Residence:
         group = books.groups.groups.get(row)
         if group is not None and reason is Reason.DROPPED and not group.is_at_prompt:
             # Whoever dropped it may have it go on elsewhere.
-            books.orders.append(HandOver(row))
+            books.orders.append(HandOverBeams(row))
             return
         self._move_out(row, reason, detail)
 

@@ -21,7 +21,7 @@ Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 
 
-class Resident:
+class RowResident:
     """Who lives in a batch row: the cold side of a sequence."""
 
     __slots__ = (
@@ -101,7 +101,7 @@ class Rows:
         self.stops: Int32 = np.full((max_batch, 4), -1, np.int32)
         # Whether it leaves with the last step that is under way with it (GOES_ON, DROPPED, ENDED).
         self.stopping = np.zeros(max_batch, np.int8)
-        self.residents: list[Resident | None] = [None] * max_batch
+        self.residents: list[RowResident | None] = [None] * max_batch
         self.row_of: dict[int, int] = {}
         self.free = list(range(max_batch - 1, -1, -1))
 
@@ -118,7 +118,7 @@ class Rows:
     def give_back(self, row: int) -> None:
         self.free.append(row)
 
-    def enter(self, resident: Resident, tokens: Ids, position: int, table: Ids) -> int:
+    def enter(self, resident: RowResident, tokens: Ids, position: int, table: Ids) -> int:
         """A sequence moves in, with all tokens that are known of it; returns its row."""
         row = self.take()
         resident.row = row
@@ -168,7 +168,7 @@ class Rows:
         self.tokens[row, first : first + len(tokens)] = tokens
         self.known[row] = first + len(tokens)
 
-    def at(self, row: int) -> Resident:
+    def at(self, row: int) -> RowResident:
         resident = self.residents[row]
         assert resident is not None, f"batch row {row} is free"
         return resident

@@ -16,7 +16,7 @@ from cluster.messages import Beams, Ids, Start
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class StartBounds:
     """What a desk has room for."""
 
     num_blocks: int
@@ -37,7 +37,7 @@ class Bounds:
         return f"{num_blocks} blocks hold {held:,} positions, and {positions:,} are leased" if held < positions else ""
 
 
-def problem(start: Start, rows: Rows, bounds: Bounds) -> str:
+def problem(start: Start, rows: Rows, bounds: StartBounds) -> str:
     """Why this Start can't be obeyed; empty if it can."""
     sampling = start.sampling
     if sampling.max_tokens is None or (sampling.temperature is None and sampling.beam_width is None):
@@ -71,7 +71,7 @@ def _wrong_rows(start: Start, rows: Rows) -> str:
     return ""
 
 
-def _wrong_table(table: Ids, position: int, lease_end: int, start: Start, bounds: Bounds) -> str:
+def _wrong_table(table: Ids, position: int, lease_end: int, start: Start, bounds: StartBounds) -> str:
     limit = start.num_prompt + (start.sampling.max_tokens or 0) - 1
     goes_on = start.beams is not None and bool(start.beams.search)
     if not (0 <= position < len(start.tokens) or (goes_on and start.num_prompt <= position < limit)):
@@ -81,7 +81,7 @@ def _wrong_table(table: Ids, position: int, lease_end: int, start: Start, bounds
     return bounds.alien(table) or bounds.short(len(table), max(held, position if not goes_on else 0))
 
 
-def _wrong_forks(start: Start, bounds: Bounds) -> str:
+def _wrong_forks(start: Start, bounds: StartBounds) -> str:
     num_shared = start.num_prompt // bounds.block_size
     for fork in start.forks:
         wrong = bounds.alien(fork.table) or bounds.short(len(fork.table), max(fork.lease_end, start.num_prompt))
@@ -92,7 +92,7 @@ def _wrong_forks(start: Start, bounds: Bounds) -> str:
     return ""
 
 
-def _wrong_beams(start: Start, beams: Beams, bounds: Bounds) -> str:
+def _wrong_beams(start: Start, beams: Beams, bounds: StartBounds) -> str:
     if beams.width > bounds.token_budget:
         return f"{beams.width} beams take as many tokens of a step, and token_budget is {bounds.token_budget}; raise it"
     if start.forks or beams.width < 1:

@@ -57,7 +57,7 @@ class Leave:
 
 
 @dataclass(frozen=True, slots=True)
-class HandOver:
+class HandOverBeams:
     """A beam group is dropped behind its prompt: the device answers with `Desk.handed_over` and its search."""
 
     row: int
@@ -92,7 +92,7 @@ class Abort:
     transfer: int
 
 
-DeviceOrder: TypeAlias = Enter | EnterGroup | Leave | HandOver | Clear | Copies | Forget | Transfer | Abort
+DeviceOrder: TypeAlias = Enter | EnterGroup | Leave | HandOverBeams | Clear | Copies | Forget | Transfer | Abort
 
 
 # -- steps

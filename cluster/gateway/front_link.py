@@ -109,7 +109,7 @@ class FrontLink:
                 log.info("the scheduler of epoch %d is there", order.life)
                 self._is_there = True
                 self._arrived.append(Connected(order.life, order.wants_state, order.card))
-            elif isinstance(order, link.Refused):
+            elif isinstance(order, link.RefusedByPeer):
                 self._arrived.append(Disconnected(order.detail))
                 if order.is_lost:
                     # It was given up, though it lives: all that is under way is told again, in its next life.

@@ -22,7 +22,7 @@ MEMORY_BYTES = 1 << 30
 MAX_REMEMBERED = 1_024
 
 
-class Structures:
+class GatewayStructures:
     """Belongs to one event loop."""
 
     def __init__(self, compile_s: float = COMPILE_S) -> None:

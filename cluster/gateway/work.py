@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from cluster.errors import DeadlineExceeded, QueueFull
-from cluster.gateway.structures import Structures
+from cluster.gateway.structures import GatewayStructures
 from cluster.gateway.templates import Templates
 
 P = ParamSpec("P")
@@ -52,7 +52,7 @@ class Work:
 
     def __init__(self) -> None:
         self.templates = Templates()
-        self.structures = Structures()
+        self.structures = GatewayStructures()
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
         self._num_threads = self._num_running = 0
         self._all = _Share()

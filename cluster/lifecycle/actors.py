@@ -25,7 +25,7 @@ from cluster.lifecycle.actor import (
 from cluster.lifecycle.cluster_settings import ClusterSettings
 from cluster.lifecycle.host_pool_actor import Layout, ensure_host_pool
 from cluster.lifecycle.meeting import Meeting
-from cluster.lifecycle.served import Model, noted_model
+from cluster.lifecycle.served import ModelToServe, noted_model
 
 if TYPE_CHECKING:
     from cluster.gateway.front_link import FrontLink
@@ -88,7 +88,7 @@ class SchedulerActor:
 class WorkerActor:
     """One replica on one accelerator, or on some cores; of a tensor-parallel one its rank 0."""
 
-    def __init__(self, settings: ClusterSettings, namespace: str, name: str, model: Model) -> None:
+    def __init__(self, settings: ClusterSettings, namespace: str, name: str, model: ModelToServe) -> None:
         from cluster.lifecycle.ray_state import RayState
 
         bound_threads(settings)

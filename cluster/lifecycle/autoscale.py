@@ -14,25 +14,25 @@ from cluster.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class ScaleBounds:
     """The least and the most workers of each model."""
 
     least: int
     most: int
 
     @staticmethod
-    def read(text: str) -> Bounds | None:
+    def read(text: str) -> ScaleBounds | None:
         """From "2:8"; None for "", which is off. Raises `ConfigError`."""
         if not text:
             return None
         least, colon, most = text.partition(":")
         if not (colon and least.isdigit() and most.isdigit() and 1 <= int(least) <= int(most) <= 4096):
             raise ConfigError(f"autoscale is {text!r}; give LEAST:MOST workers, such as 1:4, or leave it out")
-        return Bounds(int(least), int(most))
+        return ScaleBounds(int(least), int(most))
 
 
 @dataclass(frozen=True, slots=True)
-class Pressure:
+class ModelPressure:
     """What is seen of one model at one moment."""
 
     workers: int
@@ -70,7 +70,7 @@ class Decision:
 class Autoscaler:
     """Decides for one model. Called about once a second; it remembers since when pressure or calm have lasted."""
 
-    def __init__(self, bounds: Bounds, policy: Policy | None = None) -> None:
+    def __init__(self, bounds: ScaleBounds, policy: Policy | None = None) -> None:
         self._bounds = bounds
         self._policy = policy or Policy()
         self._high_since: float | None = None
@@ -78,7 +78,7 @@ class Autoscaler:
         self._longest_queue = 0
         self._settled_at = 0.0
 
-    def decide(self, seen: Pressure, now: float) -> Decision:
+    def decide(self, seen: ModelPressure, now: float) -> Decision:
         if seen.workers < self._bounds.least:
             return self._change(self._bounds.least, f"{seen.workers} workers are fewer than the least", now)
         if seen.workers > self._bounds.most:
@@ -101,25 +101,25 @@ class Autoscaler:
             return self._change(max(self._bounds.least, seen.workers - 1), why, now)
         return Decision(seen.workers)
 
-    def _is_high(self, seen: Pressure) -> bool:
+    def _is_high(self, seen: ModelPressure) -> bool:
         waits = seen.num_waiting > 0 and seen.oldest_wait_s >= self._policy.wait_high_s
         return waits or seen.used >= self._policy.used_high
 
-    def _is_draining(self, seen: Pressure) -> bool:
+    def _is_draining(self, seen: ModelPressure) -> bool:
         return seen.num_waiting < self._longest_queue * self._policy.draining
 
-    def _is_low(self, seen: Pressure) -> bool:
+    def _is_low(self, seen: ModelPressure) -> bool:
         if seen.num_waiting or seen.workers < 2:
             return False
         # What one worker less would mean for the others.
         return seen.used * seen.workers / (seen.workers - 1) <= self._policy.used_low
 
-    def _why_high(self, seen: Pressure) -> str:
+    def _why_high(self, seen: ModelPressure) -> str:
         if seen.num_waiting:
             return f"{seen.num_waiting} requests wait, the oldest for {seen.oldest_wait_s:.0f} s"
         return f"{100 * seen.used:.0f} % is used"
 
-    def _grown(self, seen: Pressure) -> int:
+    def _grown(self, seen: ModelPressure) -> int:
         policy = self._policy
         wanted = max(1, -(-seen.num_waiting // policy.waiting_per_worker))
         step = min(wanted, max(1, int(seen.workers * policy.max_growth)))

@@ -10,8 +10,8 @@ import logging
 import time
 from typing import Any, Never
 
-from cluster.lifecycle.autoscale import Autoscaler, Bounds, Pressure
-from cluster.lifecycle.fleet import ADMIN_S, Fleet
+from cluster.lifecycle.autoscale import Autoscaler, ModelPressure, ScaleBounds
+from cluster.lifecycle.fleet import ADMIN_S, WorkerFleet
 from protos.quire.v1 import admin_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ EVERY_S = 1.0
 WAITING = (pb.REQUEST_STATE_QUEUED, pb.REQUEST_STATE_PARKED, pb.REQUEST_STATE_SWAPPED)
 
 
-def look(admin: Any) -> dict[str, Pressure]:
+def look(admin: Any) -> dict[str, ModelPressure]:
     """The pressure of each model that is served, by the operators' door."""
     workers = admin.ListWorkers(pb.ListWorkersRequest(), timeout=ADMIN_S).workers
     pools = {pool.name: pool for pool in admin.ListPools(pb.ListPoolsRequest(), timeout=ADMIN_S).pools}
@@ -33,14 +33,14 @@ def look(admin: Any) -> dict[str, Pressure]:
         seats = sum(worker.max_batch for worker in mine)
         used = max(held / max(1, blocks), sum(worker.num_sequences for worker in mine) / max(1, seats))
         queue = [request.queue_s for request in waiting if request.model == model]
-        found[model] = Pressure(len(mine), len(queue), max(queue, default=0.0), used)
+        found[model] = ModelPressure(len(mine), len(queue), max(queue, default=0.0), used)
     return found
 
 
 class ScaleLoop:
     """Decides for every model that is served, as long as its process lives."""
 
-    def __init__(self, fleet: Fleet, bounds: Bounds) -> None:
+    def __init__(self, fleet: WorkerFleet, bounds: ScaleBounds) -> None:
         self._fleet = fleet
         self._bounds = bounds
         self._scalers: dict[str, Autoscaler] = {}

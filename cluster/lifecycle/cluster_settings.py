@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConfigError
-from cluster.lifecycle.autoscale import Bounds
-from cluster.lifecycle.served import Model, read_models
-from cluster.serving.auth import Caller, Entry, TokenBook, digest_of, load_tokens
+from cluster.lifecycle.autoscale import ScaleBounds
+from cluster.lifecycle.served import ModelToServe, read_models
+from cluster.serving.auth import Caller, TokenBook, TokenEntry, digest_of, load_tokens
 from cluster.serving.public_port import PortTls, PublicPort
 from cluster.settings import SchedulerSettings, WorkerSettings
 from cluster.sizes import parse_bytes
@@ -104,7 +104,7 @@ class ClusterSettings:
         if not self.model:
             raise ConfigError("no model is given; name at least one")
         models = read_models(self.model)
-        scaled = Bounds.read(self.autoscale)
+        scaled = ScaleBounds.read(self.autoscale)
         if scaled is not None and not scaled.least <= self.workers <= scaled.most:
             raise ConfigError(f"workers is {self.workers}, outside of autoscale {self.autoscale}; give one within it")
         choices = (
@@ -166,13 +166,13 @@ class ClusterSettings:
         if not door.tokens:
             return door
         tls = replace(door.tls, client_authority=None) if door.tls is not None else None
-        own = Entry(digest_of(token), Caller(OPERATOR, frozenset({"admin"})))
+        own = TokenEntry(digest_of(token), Caller(OPERATOR, frozenset({"admin"})))
         return replace(door, tls=tls, tokens=door.tokens.with_entry(own))
 
     @property
     def most_workers(self) -> int:
         """Processes of workers that may run at once, all ranks of all models that are named here."""
-        bounds = Bounds.read(self.autoscale)
+        bounds = ScaleBounds.read(self.autoscale)
         return len(self.model) * self.tp * (self.workers if bounds is None else bounds.most)
 
     @property
@@ -187,11 +187,11 @@ class ClusterSettings:
         )
 
     @property
-    def models(self) -> tuple[Model, ...]:
+    def models(self) -> tuple[ModelToServe, ...]:
         """The first is the one that clients get who name none."""
         return read_models(self.model)
 
-    def worker(self, model: Model, hash_key: bytes) -> WorkerSettings:
+    def worker(self, model: ModelToServe, hash_key: bytes) -> WorkerSettings:
         return WorkerSettings(
             model=model.path,
             served_name=model.name,

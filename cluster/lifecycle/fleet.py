@@ -26,7 +26,7 @@ from cluster.lifecycle.placing import (
 from cluster.lifecycle.preflight import check_model
 from cluster.lifecycle.ray_connection import quiet_ray
 from cluster.lifecycle.running import Running
-from cluster.lifecycle.served import Model, noted_model, read_models
+from cluster.lifecycle.served import ModelToServe, noted_model, read_models
 from cluster.lifecycle.stages import wait_for_all
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ REMEDIES = {
 Say = Callable[[str], None]
 
 
-class Fleet:
+class WorkerFleet:
     """The workers behind one admin door. Use as a context manager."""
 
     def __init__(self, channel: grpc.Channel, namespace: str, settings: ClusterSettings, say: Say) -> None:
@@ -57,7 +57,7 @@ class Fleet:
         self._settings = settings
         self._say = say
 
-    def __enter__(self) -> Fleet:
+    def __enter__(self) -> WorkerFleet:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -85,7 +85,7 @@ class Fleet:
             self.retire(worker_name(model, number))
         return len(numbers), workers
 
-    def add(self, model: Model, numbers: Sequence[int]) -> None:
+    def add(self, model: ModelToServe, numbers: Sequence[int]) -> None:
         """Starts workers of these numbers and waits until each has joined. Raises `ConfigError` for want of room, and
         leaves nothing behind where one does not come up."""
         import ray
@@ -111,7 +111,7 @@ class Fleet:
             raise
         wait_for_host_pools(self._settings, self._namespace, list(actors.values()), self._say, known)
 
-    def load(self, model: Model, workers: int) -> None:
+    def load(self, model: ModelToServe, workers: int) -> None:
         """Brings a model that is not served yet; its first worker takes requests as soon as it is ready."""
         self.add(model, range(workers))
 
@@ -177,7 +177,7 @@ def _more(number: int) -> str:
 
 
 @contextmanager
-def own_fleet(say: Say) -> Iterator[tuple[Running, Fleet]]:
+def own_fleet(say: Say) -> Iterator[tuple[Running, WorkerFleet]]:
     """The workers of the cluster that this user has up. Raises `QuireError`."""
     from cluster.serving.admin_client import told_plainly
 
@@ -188,7 +188,7 @@ def own_fleet(say: Say) -> Iterator[tuple[Running, Fleet]]:
     settings = ClusterSettings(**{**running.settings, "model": tuple(running.settings["model"]) or ("demo",)})
     with (
         quiet_ray(running),
-        Fleet(running.admin_channel(), running.namespace, settings, say) as fleet,
+        WorkerFleet(running.admin_channel(), running.namespace, settings, say) as fleet,
         told_plainly(running.admin, has_tls=bool(settings.tls_certificate)),
     ):
         yield running, fleet
@@ -204,7 +204,7 @@ def scale(workers: int, model: str | None, say: Say) -> None:
     say(f"{chosen}: {before} workers before, {after} now")
 
 
-def load(model: Model, workers: int, say: Say) -> None:
+def load(model: ModelToServe, workers: int, say: Say) -> None:
     """Brings a further model into this user's cluster."""
     if not 1 <= workers <= MAX_WORKERS:
         raise ConfigError(f"workers is {workers}; give 1 to {MAX_WORKERS:,}")
@@ -228,7 +228,7 @@ def unload(model: str, patience_s: float, say: Say) -> None:
     """Takes a model out of this user's cluster, once what was accepted has ended or `patience_s` is over."""
     with own_fleet(say) as (running, fleet):
         fleet.unload(model, patience_s)
-        running.settings["model"] = [one for one in running.settings["model"] if Model.read(one).name != model]
+        running.settings["model"] = [one for one in running.settings["model"] if ModelToServe.read(one).name != model]
         running.save()
     say(f"{model} is unloaded")
 

@@ -54,7 +54,7 @@ class HostPoolActor:
         import ray
 
         from cluster.serving.inside import inside_of
-        from worker.host_pool import HostPool, HostPoolSettings
+        from worker.host_pool import HostPoolServer, HostPoolSettings
         from worker.host_pool_serve import serve_host_pool
         from worker.transfer.server import Listening
 
@@ -68,7 +68,7 @@ class HostPoolActor:
             incarnation=self._state.next_life(self._name),
             listening=Listening(inside.host),
         )
-        pool = HostPool(settings, inside.security)
+        pool = HostPoolServer(settings, inside.security)
         ready(f"{pool.num_blocks:,} blocks")
         try:
             await serve_host_pool(pool, self._find, inside.security)

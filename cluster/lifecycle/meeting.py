@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cluster.lifecycle.ray_state import RayState
-    from worker.ranks.team import Place
+    from worker.ranks.team import RankPlace
 
 POLL_S = 0.5
 
@@ -28,9 +28,9 @@ class Meeting:
         self._size = size
         self._key = f"meeting {replica}"
 
-    def call(self, incarnation: int) -> Place:
+    def call(self, incarnation: int) -> RankPlace:
         """Rank 0 starts. The place is a file that does not exist yet, in the folder that goes with Ray's session."""
-        from worker.ranks.team import Place
+        from worker.ranks.team import RankPlace
 
         folder = session_folder()
         for old in folder.glob(f"quire-meeting-{self._replica}-*"):
@@ -38,21 +38,21 @@ class Meeting:
                 old.unlink()
         meeting = f"file://{folder}/quire-meeting-{self._replica}-{incarnation}"
         self._state.put(self._key, meeting)
-        return Place(0, self._size, meeting)
+        return RankPlace(0, self._size, meeting)
 
-    def join(self, rank: int) -> Place:
+    def join(self, rank: int) -> RankPlace:
         """Waits for a meeting to which this rank has not been yet."""
-        from worker.ranks.team import Place
+        from worker.ranks.team import RankPlace
 
         mine = f"{self._key} rank {rank}"
         while True:
             meeting = self._state.get(self._key)
             if meeting and meeting != self._state.get(mine):
                 self._state.put(mine, meeting)
-                return Place(rank, self._size, meeting)
+                return RankPlace(rank, self._size, meeting)
             time.sleep(POLL_S)
 
-    def is_over(self, place: Place) -> bool:
+    def is_over(self, place: RankPlace) -> bool:
         """Another one was called since."""
         return self._state.get(self._key) != place.meeting
 

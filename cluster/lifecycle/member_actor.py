@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from cluster.lifecycle.actor import Observed, bound_threads, node_and_pid
 from cluster.lifecycle.cluster_settings import ClusterSettings
 from cluster.lifecycle.meeting import POLL_S, Meeting
-from cluster.lifecycle.served import Model
+from cluster.lifecycle.served import ModelToServe
 
 if TYPE_CHECKING:
-    from worker.ranks.team import Place
+    from worker.ranks.team import RankPlace
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 class MemberActor:
     """Rank 1 or higher."""
 
-    def __init__(self, settings: ClusterSettings, namespace: str, replica: str, model: Model, rank: int) -> None:
+    def __init__(self, settings: ClusterSettings, namespace: str, replica: str, model: ModelToServe, rank: int) -> None:
         from cluster.lifecycle.ray_state import RayState
 
         bound_threads(settings)
@@ -53,7 +53,7 @@ class MemberActor:
                 log.critical("the process ends: %s: %s", type(error).__name__, error, exc_info=error)
         os._exit(73)
 
-    def _watch(self, place: Place) -> None:
+    def _watch(self, place: RankPlace) -> None:
         """Rank 0 that has started anew waits for ranks that come to its own meeting."""
         while not self._meeting.is_over(place):
             time.sleep(POLL_S)

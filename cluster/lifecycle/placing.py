@@ -13,7 +13,7 @@ from typing import Any
 
 from cluster.errors import Unavailable
 from cluster.lifecycle.cluster_settings import ClusterSettings
-from cluster.lifecycle.served import Model, note_model
+from cluster.lifecycle.served import ModelToServe, note_model
 
 END_S = 10.0
 JOIN_S = 30.0
@@ -28,7 +28,7 @@ def bundle(settings: ClusterSettings) -> dict[str, float]:
     return {"CPU": settings.booked_cpus} | ({"GPU": 1.0} if settings.device == "cuda" else {})
 
 
-def create_worker(settings: ClusterSettings, namespace: str, model: Model, number: int) -> Any:
+def create_worker(settings: ClusterSettings, namespace: str, model: ModelToServe, number: int) -> Any:
     """A replica: its worker actor and, tensor parallel, those of its further ranks, in a placement group of its own on
     one machine. Its name says what it serves and which one it is. Returns the actor that serves."""
     import ray

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import Unavailable
-from cluster.lifecycle.fleet import ADMIN_S, DRAIN_S, Fleet, own_fleet
+from cluster.lifecycle.fleet import ADMIN_S, DRAIN_S, WorkerFleet, own_fleet
 from cluster.lifecycle.placing import END_S, wait_until_joined
 from cluster.lifecycle.stages import START_S, wait_until_ready
 
@@ -43,7 +43,7 @@ def restart(kinds: tuple[str, ...], say: Say) -> None:
 class Rolling:
     """One round."""
 
-    def __init__(self, running: Running, fleet: Fleet, say: Say) -> None:
+    def __init__(self, running: Running, fleet: WorkerFleet, say: Say) -> None:
         self._namespace = running.namespace
         self._gateways = [f"gateway-{number}" for number in range(len(running.gateways))]
         self._fleet = fleet

@@ -6,7 +6,7 @@ import logging
 import threading
 
 from cluster.lifecycle.actor import Observed, node_and_pid
-from cluster.lifecycle.autoscale import Bounds
+from cluster.lifecycle.autoscale import ScaleBounds
 from cluster.lifecycle.cluster_settings import ClusterSettings
 
 log = logging.getLogger(__name__)
@@ -25,16 +25,16 @@ class ScalerActor:
 
     def _run(self) -> None:
         from cluster.lifecycle.autoscale_loop import ScaleLoop
-        from cluster.lifecycle.fleet import Fleet
+        from cluster.lifecycle.fleet import WorkerFleet
         from cluster.serving.admin_channel import admin_channel
         from cluster.serving.inside import operators_token
 
         settings = self._settings
-        bounds = Bounds.read(settings.autoscale)
+        bounds = ScaleBounds.read(settings.autoscale)
         assert bounds is not None
         token = operators_token(self._state) if settings.tokens else ""
         channel = admin_channel(self._admin, token, settings.tls_authority, tls=bool(settings.tls_certificate))
-        with Fleet(channel, self._namespace, settings, log.info) as fleet:
+        with WorkerFleet(channel, self._namespace, settings, log.info) as fleet:
             ScaleLoop(fleet, bounds).run()
 
     def ready(self, timeout_s: float) -> str:

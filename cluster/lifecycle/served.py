@@ -24,14 +24,14 @@ _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._:-]*)=(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class ModelToServe:
     """`path`: a folder, a GGUF file, a hub id, or demo."""
 
     name: str
     path: str
 
     @staticmethod
-    def read(text: str) -> Model:
+    def read(text: str) -> ModelToServe:
         """Raises `ConfigError` for what names nothing."""
         if len(text) > MAX_MODEL_NAME_CHARS:
             raise ConfigError(f"a model's name has {len(text):,} characters; give at most {MAX_MODEL_NAME_CHARS:,}")
@@ -40,7 +40,7 @@ class Model:
         name, path = (text, text) if found is None else (found[1], found[2])
         if not Path(name).name or not path:
             raise ConfigError(f"model is {text!r}, which has no name; give a folder, a hub id, or NAME=FOLDER")
-        return Model(name, path)
+        return ModelToServe(name, path)
 
     @property
     def stem(self) -> str:
@@ -51,9 +51,9 @@ class Model:
         return self.name if self.name == self.path else f"{self.name}={self.path}"
 
 
-def read_models(texts: Sequence[str]) -> tuple[Model, ...]:
+def read_models(texts: Sequence[str]) -> tuple[ModelToServe, ...]:
     """No two may have a name, or the last part of it, in common. Raises `ConfigError`."""
-    models = tuple(map(Model.read, texts))
+    models = tuple(map(ModelToServe.read, texts))
     stems = [model.stem for model in models]
     for stem in stems:
         if stems.count(stem) > 1:
@@ -63,10 +63,10 @@ def read_models(texts: Sequence[str]) -> tuple[Model, ...]:
     return models
 
 
-def note_model(state: RayState, model: Model) -> None:
+def note_model(state: RayState, model: ModelToServe) -> None:
     state.put(PREFIX + model.name, model.path)
 
 
-def noted_model(state: RayState, name: str) -> Model:
+def noted_model(state: RayState, name: str) -> ModelToServe:
     """One that a worker was started for; its path is its name where nobody noted another."""
-    return Model(name, state.get(PREFIX + name) or name)
+    return ModelToServe(name, state.get(PREFIX + name) or name)

@@ -23,7 +23,7 @@ from cluster.links.frames import (
     welcome_from,
 )
 from cluster.links.numbers import Numbers
-from cluster.links.terms import Close, Heard, Met, Order, Pulsed, Read, Refused, Send, Terms, unreadable
+from cluster.links.terms import Close, Heard, Met, Order, Pulsed, Read, RefusedByPeer, Send, Terms, unreadable
 
 
 class Dialer:
@@ -179,7 +179,7 @@ class Dialer:
             return
         if kind == REFUSAL:
             refusal = refusal_from(body)
-            orders += [Refused(refusal.reason, refusal.detail), self._close(f"it refuses: {refusal.detail}")]
+            orders += [RefusedByPeer(refusal.reason, refusal.detail), self._close(f"it refuses: {refusal.detail}")]
             return
         if kind != WELCOME:
             known = "a hello" if kind == HELLO else f"a frame of kind {kind}"
@@ -210,7 +210,7 @@ class Dialer:
         if refusal.reason != "away":
             raise ProtocolError(f"a refusal in the midst of a conversation: {refusal.detail}")
         self.is_anew, self.owes_state, self.numbers = True, False, Numbers(self.terms)
-        orders += [Refused(refusal.reason, refusal.detail), self._close(f"it turns us away: {refusal.detail}")]
+        orders += [RefusedByPeer(refusal.reason, refusal.detail), self._close(f"it turns us away: {refusal.detail}")]
 
     def _meet_anew(self, life: int, wants_state: bool) -> None:
         is_first, self.peer_life, self.is_anew = self.peer_life == 0, life, False

@@ -24,7 +24,7 @@ from cluster.links.dialer import Dialer
 from cluster.links.frames import FrameBuffer
 from cluster.links.security import ClusterSecurity
 from cluster.links.sockets import connect
-from cluster.links.terms import PULSES, Close, Order, Refused, Send
+from cluster.links.terms import PULSES, Close, Order, RefusedByPeer, Send
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ class DialingEnd:
                 self.num_garbled += order.is_garbled
                 self._break(order.detail)
             else:
-                if isinstance(order, Refused) and order.reason in ("protocol", "card", "away"):
+                if isinstance(order, RefusedByPeer) and order.reason in ("protocol", "card", "away"):
                     self.retry_s = REFUSED_RETRY_S
                 found.append(order)
         return found

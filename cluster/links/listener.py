@@ -19,9 +19,9 @@ from cluster.links.terms import (
     Close,
     Connection,
     Heard,
-    Lost,
     Met,
     Order,
+    PeerLost,
     Pulsed,
     Read,
     Send,
@@ -253,7 +253,7 @@ class Listener:
         """This life of the peer is over."""
         peer = self.peers.pop(name)
         self._lost[name] = peer.life
-        orders: list[Order] = [Lost(name, peer.life, detail)]
+        orders: list[Order] = [PeerLost(name, peer.life, detail)]
         if peer.connection is not None:
             orders.append(self._close(peer.connection, now, f"{name} is lost: {detail}"))
         return orders

@@ -29,7 +29,7 @@ MAX_STRANGERS, MAX_OF_ONE_ADDRESS = 1024, 64
 _NO_DESCRIPTOR_S = 0.2
 
 
-class Owner(Protocol):
+class FramesOwner(Protocol):
     """Whoever the frames are for. A stream that is known is told opened first and ended last."""
 
     def opened(self, stream: FrameStream) -> None: ...
@@ -44,7 +44,7 @@ class Owner(Protocol):
 class FramePort:
     """Where processes of the cluster reach this one with links of one use, which begin with `greeting`."""
 
-    def __init__(self, security: ClusterSecurity, owner: Owner, greeting: bytes, what: str) -> None:
+    def __init__(self, security: ClusterSecurity, owner: FramesOwner, greeting: bytes, what: str) -> None:
         self.security = security
         self.owner = owner
         self.greeting = greeting

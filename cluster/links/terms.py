@@ -93,7 +93,7 @@ class Pulsed:
 
 
 @dataclass(slots=True)
-class Lost:
+class PeerLost:
     """This life of the peer is over, whatever it may still do: it is refused from now on."""
 
     peer: str
@@ -102,7 +102,7 @@ class Lost:
 
 
 @dataclass(slots=True)
-class Refused:
+class RefusedByPeer:
     """By the other end, for one of `frames.REFUSALS`."""
 
     reason: str
@@ -114,7 +114,7 @@ class Refused:
         return self.reason in ("lost", "numbers")
 
 
-Order: TypeAlias = Send | Close | Met | Heard | Pulsed | Lost | Refused
+Order: TypeAlias = Send | Close | Met | Heard | Pulsed | PeerLost | RefusedByPeer
 
 
 def unreadable(raw: bytes, error: Exception) -> ProtocolError:

@@ -22,7 +22,7 @@ from cluster.offline import prompts as prompt_forms
 from cluster.offline.embedded import Embedded, Live
 from cluster.offline.outputs import RequestOutput, StreamOutput
 from cluster.offline.progress import Progress
-from cluster.offline.results import Results
+from cluster.offline.results import OfflineResults
 from cluster.sampling import SamplingParams
 from cluster.settings import SchedulerSettings, WorkerSettings
 from cluster.wire.chat import chat_of
@@ -106,7 +106,7 @@ class LLM:
         on; if nothing is left to hand back, the first error is raised.
         """
         given, requests = self._make(prompts, sampling_params, keeps_pieces=False)
-        results = Results(self._text, given)
+        results = OfflineResults(self._text, given)
         finished: list[RequestOutput | None] = [None] * len(requests)
         started = self._worker.num_sampled
         num_done = 0
@@ -127,7 +127,7 @@ class LLM:
     ) -> Iterator[StreamOutput]:
         """Writes for each prompt and yields new tokens of any of them as they come."""
         given, requests = self._make(prompts, sampling_params, keeps_pieces=True)
-        results = Results(self._text, given)
+        results = OfflineResults(self._text, given)
         for _ in self._run(requests, None, eager=True):
             for live in requests:
                 yield from results.news(live)

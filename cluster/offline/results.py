@@ -18,7 +18,7 @@ from cluster.offline.outputs import CompletionOutput, Logprob, RequestMetrics, R
 _FINISH = {Reason.STOP: "stop", Reason.LENGTH: "length", Reason.DROPPED: "abort", Reason.FAILED: "error"}
 
 
-class Results:
+class OfflineResults:
     """Of one call of the engine; `texts` are the prompts that came as text."""
 
     def __init__(self, text: TextModel, texts: list[str | None]) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from cluster.register.states import Blocks, PoolLayout, Refusal, Refused, Sums, TransferKey
+from cluster.register.states import Blocks, NotObeyed, PoolLayout, Sums, TransferKey, WhyRefused
 
 EMPTY, WRITING, QUARANTINED, COMMITTED = 0, 1, 2, 3
 
@@ -38,30 +38,30 @@ class PoolBlocks:
         """Raises Refused if these blocks cannot be written (or read) by the transfer `key`."""
         self._check_inside(key, blocks)
         states = self.states[blocks]
-        _refuse_any(key, blocks, states == QUARANTINED, Refusal.QUARANTINED, "is in quarantine")
-        _refuse_any(key, blocks, states == WRITING, Refusal.OCCUPIED, "is being written by another transfer")
+        _refuse_any(key, blocks, states == QUARANTINED, WhyRefused.QUARANTINED, "is in quarantine")
+        _refuse_any(key, blocks, states == WRITING, WhyRefused.OCCUPIED, "is being written by another transfer")
         if not write:
             if not self.own_content:
-                _refuse_any(key, blocks, states != COMMITTED, Refusal.UNREADABLE, "holds nothing committed")
+                _refuse_any(key, blocks, states != COMMITTED, WhyRefused.UNREADABLE, "holds nothing committed")
             return
         if not self.own_content:
             # A reader lets go a moment after it has told that it has everything: the writer asks again until then. Who
             # reads what steps own is the scheduler's care: it keeps such blocks, or throws away what was read.
-            _refuse_any(key, blocks, self.readers[blocks] > 0, Refusal.BUSY, "is being read")
+            _refuse_any(key, blocks, self.readers[blocks] > 0, WhyRefused.BUSY, "is being read")
         # A reservation that was held up for long must not push out what came after it.
         epochs, transfers = self._epochs[blocks], self._transfers[blocks]
         newer = (epochs > key.epoch) | ((epochs == key.epoch) & (transfers >= key.transfer))
-        _refuse_any(key, blocks, newer & (states == COMMITTED), Refusal.STALE, "holds what a newer transfer wrote")
+        _refuse_any(key, blocks, newer & (states == COMMITTED), WhyRefused.STALE, "holds what a newer transfer wrote")
 
     def _check_inside(self, key: TransferKey, blocks: Blocks) -> None:
         if not len(blocks):
-            raise Refused(Refusal.OUTSIDE, f"{key} names no block")
+            raise NotObeyed(WhyRefused.OUTSIDE, f"{key} names no block")
         low, high = int(blocks.min()), int(blocks.max())
         if low < 0 or high >= self.num_blocks:
             bad = low if low < 0 else high
-            raise Refused(Refusal.OUTSIDE, f"block {bad} is outside the pool of {self.num_blocks:,} blocks")
+            raise NotObeyed(WhyRefused.OUTSIDE, f"block {bad} is outside the pool of {self.num_blocks:,} blocks")
         if len(np.unique(blocks)) != len(blocks):
-            raise Refused(Refusal.OUTSIDE, f"{key} names a block twice")
+            raise NotObeyed(WhyRefused.OUTSIDE, f"{key} names a block twice")
 
     def claim_write(self, blocks: Blocks) -> None:
         self.states[blocks] = WRITING
@@ -92,6 +92,6 @@ class PoolBlocks:
         return None if self.own_content else self._crcs[blocks].reshape(-1)
 
 
-def _refuse_any(key: TransferKey, blocks: Blocks, bad: Flags, refusal: Refusal, what: str) -> None:
+def _refuse_any(key: TransferKey, blocks: Blocks, bad: Flags, refusal: WhyRefused, what: str) -> None:
     if bad.any():
-        raise Refused(refusal, f"{key}: block {int(blocks[bad.argmax()])} {what} ({int(bad.sum())} such)")
+        raise NotObeyed(refusal, f"{key}: block {int(blocks[bad.argmax()])} {what} ({int(bad.sum())} such)")

@@ -20,27 +20,27 @@ from cluster.register.register import Register
 from cluster.register.states import (
     Blocks,
     Carrier,
-    Lost,
-    Phase,
-    Refusal,
-    Refused,
+    CarrierLost,
+    NotObeyed,
     Reservation,
     TransferKey,
     TransferName,
+    TransferPhase,
+    WhyRefused,
 )
 from cluster.register.steps import (
-    Abort,
-    Answer,
+    AnswerScheduler,
+    CallOff,
     Commit,
     Committed,
     Copied,
-    Copy,
+    Covered,
     Finish,
     Meet,
-    Met,
+    MoveChunks,
     Outcome,
-    Part,
-    Pause,
+    PauseCopy,
+    PoolsMet,
     Ready,
     Reserve,
     Reserved,
@@ -74,7 +74,7 @@ class ErrandSettings:
     carriers: tuple[Carrier, ...] = (Carrier.SHARED_MEMORY, Carrier.SOCKET, Carrier.STREAM)
 
 
-class Unknown(Lost):
+class Unknown(CarrierLost):
     """Nobody knows where the peer is."""
 
 
@@ -97,9 +97,9 @@ class Errand:
         self._settings = settings
         self._now = self._began = now
         # The part under way, whether its reservation may have reached the peer, and the parts that are done.
-        self._part: Part | None = None
+        self._part: Covered | None = None
         self._said = False
-        self._parts: list[Part] = []
+        self._parts: list[Covered] = []
         self._steps = self._run()
         self._over = False
 
@@ -141,7 +141,7 @@ class Errand:
             # A mistake of ours must not leave the scheduler without its answer.
             detail = f"{type(error).__name__}: {error}"
             yield from self._give_up(detail)
-        yield Answer(self.outcome(ok, detail, self._now))
+        yield AnswerScheduler(self.outcome(ok, detail, self._now))
         yield from self._let_go()
 
     def outcome(self, ok: bool, detail: str, now: float) -> Transferred:
@@ -178,16 +178,16 @@ class Errand:
             step = len(mine)
         return [(mine[i : i + step], theirs[i : i + step]) for i in range(0, len(mine), step)]
 
-    def _new_part(self, number: int, mine: Blocks, theirs: Blocks, met: Met, carrier: Carrier) -> Part:
+    def _new_part(self, number: int, mine: Blocks, theirs: Blocks, met: PoolsMet, carrier: Carrier) -> Covered:
         life = self._register.incarnation
         key = TransferKey(self.epoch, self.order.transfer, number, self._name)
         here, there = TransferName(key, life, life), TransferName(key, life, met.incarnation)
-        return Part(key, here, there, self.write, mine, theirs, carrier)
+        return Covered(key, here, there, self.write, mine, theirs, carrier)
 
-    def _run_part(self, part: Part, met: Met) -> Steps[None]:
+    def _run_part(self, part: Covered, met: PoolsMet) -> Steps[None]:
         moving = self._register.reserve(self._reservation(part, met, local=True), b"", self._now)
         if not moving.live:
-            raise Refused(Refusal.DOUBLED, f"{part.key} ran before")
+            raise NotObeyed(WhyRefused.DOUBLED, f"{part.key} ran before")
         asked = self._reservation(part, met, local=False)
         self._said = True
         reserved: Reserved = yield from self._call(Reserve(asked, self._settings.call_s))
@@ -196,7 +196,7 @@ class Errand:
         else:
             yield from self._read(part, moving, reserved)
 
-    def _reservation(self, part: Part, met: Met, *, local: bool) -> Reservation:
+    def _reservation(self, part: Covered, met: PoolsMet, *, local: bool) -> Reservation:
         """Of the peer's pool, or of this one: what is written there is read here."""
         return Reservation(
             name=part.here if local else part.there,
@@ -212,17 +212,17 @@ class Errand:
 
     # -- the two ways
 
-    def _write(self, part: Part, moving: Moving, reserved: Reserved) -> Steps[None]:
+    def _write(self, part: Covered, moving: Moving, reserved: Reserved) -> Steps[None]:
         """The peer says what is missing; it has all if it has committed."""
         missing = [(0, len(part.mine) * self._register.layout.chunks_per_block)]
         while True:
             self._go_on()
             copied = Copied()
             try:
-                copied = yield Copy(part, missing, reserved)
-            except Lost:
+                copied = yield MoveChunks(part, missing, reserved)
+            except CarrierLost:
                 # What arrived before counts; the answer to the commit says what is still missing.
-                yield Pause(self._settings.pause_s)
+                yield PauseCopy(self._settings.pause_s)
             else:
                 # What was read until now was still the transfer's.
                 self._check_live(moving)
@@ -232,20 +232,20 @@ class Errand:
             missing = answer.missing
         try:
             self._register.commit(part.here, self._now)
-        except Refused:
+        except NotObeyed:
             pass  # its deadline here passed a moment before; the peer has every byte
 
-    def _read(self, part: Part, moving: Moving, reserved: Reserved) -> Steps[None]:
+    def _read(self, part: Covered, moving: Moving, reserved: Reserved) -> Steps[None]:
         """This pool's own account says what is missing."""
         while moving.num_missing:
             self._go_on()
             self._check_live(moving)
             try:
-                yield Copy(part, moving.missing(MAX_RANGES), reserved)
-            except Lost:
-                yield Pause(self._settings.pause_s)
+                yield MoveChunks(part, moving.missing(MAX_RANGES), reserved)
+            except CarrierLost:
+                yield PauseCopy(self._settings.pause_s)
         yield Finish(part)
-        if moving.phase is not Phase.COMMITTED:
+        if moving.phase is not TransferPhase.COMMITTED:
             raise TransferError(f"{part.key} did not commit here: {moving.reason or moving.phase.name.lower()}")
 
     # -- how it ends
@@ -260,7 +260,7 @@ class Errand:
         if not self._said:
             return
         try:
-            heard = yield Abort(part.there, reason, self._settings.abort_s)
+            heard = yield CallOff(part.there, reason, self._settings.abort_s)
         except Exception:
             heard = False
         if not heard:
@@ -277,11 +277,11 @@ class Errand:
 
     # -- calls
 
-    def _meet(self) -> Steps[Met]:
+    def _meet(self) -> Steps[PoolsMet]:
         order = self.order
         settings = self._settings
         meet = Meet(order.peer, order.peer_incarnation, self.write, settings.carriers, settings.call_s)
-        met: Met = yield from self._call(meet)
+        met: PoolsMet = yield from self._call(meet)
         if met.incarnation != order.peer_incarnation:
             raise TransferError(
                 f"incarnation {met.incarnation} of {order.peer} is there, the order is for {order.peer_incarnation}"
@@ -297,15 +297,15 @@ class Errand:
             self._go_on()
             try:
                 return (yield step)
-            except Refused as refused:
-                if refused.refusal is not Refusal.BUSY:
+            except NotObeyed as refused:
+                if refused.refusal is not WhyRefused.BUSY:
                     raise
                 heard_at = self._now
-            except Lost as lost:
+            except CarrierLost as lost:
                 patience_s = settings.directory_s if isinstance(lost, Unknown) else settings.patience_s
                 if lost.final or self._now >= heard_at + patience_s:
                     raise
-            yield Pause(pause_s)
+            yield PauseCopy(pause_s)
             pause_s = min(2 * pause_s, settings.max_pause_s)
 
     def _go_on(self) -> None:
@@ -315,4 +315,4 @@ class Errand:
 
     def _check_live(self, moving: Moving) -> None:
         if not self._register.touch(moving, self._now):
-            raise Refused(Refusal.LATE, f"{moving.key} has ended here: {moving.reason}")
+            raise NotObeyed(WhyRefused.LATE, f"{moving.key} has ended here: {moving.reason}")

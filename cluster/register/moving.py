@@ -14,14 +14,14 @@ import numpy as np
 from cluster.register.states import (
     Blocks,
     Carrier,
-    Phase,
+    NotObeyed,
     PoolLayout,
     Range,
-    Refusal,
-    Refused,
     Reservation,
     Sums,
     TransferKey,
+    TransferPhase,
+    WhyRefused,
 )
 
 MISSING, ARRIVING, ARRIVED = 0, 1, 2
@@ -35,7 +35,7 @@ class Moving:
     reservation: Reservation
     deadline: float
     heard_at: float
-    phase: Phase = Phase.RESERVED
+    phase: TransferPhase = TransferPhase.RESERVED
     reason: str = ""
     ended_at: float = 0.0
     # Opens a data socket for it.
@@ -75,12 +75,12 @@ class Moving:
 
     @property
     def live(self) -> bool:
-        return self.phase < Phase.COMMITTED
+        return self.phase < TransferPhase.COMMITTED
 
     @property
     def quarantined(self) -> bool:
         """Given up, and something could still write to its blocks."""
-        return self.phase is Phase.ABORTED and (self.unstopped or self.finishing or self.num_arriving > 0)
+        return self.phase is TransferPhase.ABORTED and (self.unstopped or self.finishing or self.num_arriving > 0)
 
     def due_at(self, idle_s: float) -> float:
         """When it is given up if it stays live and nothing is heard of it."""
@@ -116,17 +116,17 @@ class Moving:
         place = self.places.get(block)
         index, rest = divmod(offset, layout.chunk_bytes)
         if place is None or rest or not 0 <= index < layout.chunks_per_block:
-            raise Refused(Refusal.OUTSIDE, f"{self.key} has no chunk at {offset} of block {block}")
+            raise NotObeyed(WhyRefused.OUTSIDE, f"{self.key} has no chunk at {offset} of block {block}")
         wanted = layout.length(index)
         if length != wanted:
-            raise Refused(Refusal.TRUNCATED, f"{self.key}: {length:,} bytes for a chunk of {wanted:,}")
+            raise NotObeyed(WhyRefused.TRUNCATED, f"{self.key}: {length:,} bytes for a chunk of {wanted:,}")
         return place * layout.chunks_per_block + index
 
     def begin(self, first: int, count: int) -> None:
         """These chunks are arriving from now on. Raises Refused if one is not missing."""
         if count < 1 or first < 0 or first + count > len(self.chunks):
             detail = f"{self.key} has {len(self.chunks):,} chunks; {count:,} from chunk {first:,} on are not among them"
-            raise Refused(Refusal.OUTSIDE, detail)
+            raise NotObeyed(WhyRefused.OUTSIDE, detail)
         if self.chunks.count(MISSING, first, first + count) != count:
             raise self._doubled(first)
         self.chunks[first : first + count] = bytes((ARRIVING,)) * count
@@ -154,13 +154,13 @@ class Moving:
             self.num_missing -= 1
         return crc
 
-    def _doubled(self, number: int) -> Refused:
-        return Refused(Refusal.DOUBLED, f"{self.key}: chunk {number} came before")
+    def _doubled(self, number: int) -> NotObeyed:
+        return NotObeyed(WhyRefused.DOUBLED, f"{self.key}: chunk {number} came before")
 
     def check(self) -> None:
         if self.reservation.write:
             assert self.num_missing == len(self.chunks) - self.chunks.count(ARRIVED), self.key
             assert self.num_arriving == self.chunks.count(ARRIVING), self.key
             assert self.holds_blocks == (self.live or self.quarantined), self.key
-            assert self.phase is not Phase.COMMITTED or (self.finished and not self.num_missing), self.key
+            assert self.phase is not TransferPhase.COMMITTED or (self.finished and not self.num_missing), self.key
         assert not (self.finishing and self.finished), self.key

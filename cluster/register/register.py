@@ -19,14 +19,14 @@ from cluster.register.known import Known
 from cluster.register.moving import Moving
 from cluster.register.states import (
     Carrier,
-    Phase,
+    NotObeyed,
     PoolLayout,
     Range,
-    Refusal,
-    Refused,
     Reservation,
     Sums,
     TransferName,
+    TransferPhase,
+    WhyRefused,
 )
 
 
@@ -81,10 +81,10 @@ class Register:
         if known is not None:
             return self._again(known, asked, now)
         if (name.key.epoch, name.key.transfer) in self._given_up:
-            raise Refused(Refusal.LATE, f"{name.key} was given up by the scheduler")
+            raise NotObeyed(WhyRefused.LATE, f"{name.key} was given up by the scheduler")
         difference = self.layout.differs(asked.layout)
         if difference:
-            raise Refused(Refusal.LAYOUT, f"{name.key.caller} has {difference}: they cannot exchange blocks")
+            raise NotObeyed(WhyRefused.LAYOUT, f"{name.key.caller} has {difference}: they cannot exchange blocks")
         if asked.carrier is Carrier.SHARED_MEMORY and not asked.local:
             self._check_session(asked)
         self.blocks.check_claim(name.key, asked.blocks, asked.write)
@@ -101,19 +101,19 @@ class Register:
 
     def _again(self, known: Moving, asked: Reservation, now: float) -> Moving:
         self._expire_one(known, now)
-        if known.phase is Phase.ABORTED:
-            raise Refused(Refusal.LATE, f"{known.key} was given up: {known.reason}")
+        if known.phase is TransferPhase.ABORTED:
+            raise NotObeyed(WhyRefused.LATE, f"{known.key} was given up: {known.reason}")
         had = known.reservation
         same = had.write == asked.write and had.carrier == asked.carrier and had.session == asked.session
         if not same or not np.array_equal(had.blocks, asked.blocks):
-            raise Refused(Refusal.CONFLICT, f"{known.key} was reserved before with other blocks or another way")
+            raise NotObeyed(WhyRefused.CONFLICT, f"{known.key} was reserved before with other blocks or another way")
         return known
 
     def _check_session(self, asked: Reservation) -> None:
         """Of one that has died nobody would say that it has stopped."""
         name, held = asked.name, self._sessions.get(asked.session)
         if held is None or held[:2] != (name.key.caller, name.caller_incarnation) or (asked.write and not held[2]):
-            raise Refused(Refusal.STALE, f"{name.key}: session {asked.session} does not hold")
+            raise NotObeyed(WhyRefused.STALE, f"{name.key}: session {asked.session} does not hold")
 
     def _check_room(self, asked: Reservation) -> None:
         caller, size = asked.name.key.caller, len(asked.blocks) * self.layout.block_bytes
@@ -121,11 +121,11 @@ class Register:
         if self.num_live >= self.settings.max_live or number >= self.settings.max_live_per_caller:
             detail = f"{self.num_live} transfers are under way, {number} of {caller}; at most "
             detail += f"{self.settings.max_live} can be, {self.settings.max_live_per_caller} of one"
-            raise Refused(Refusal.BUSY, detail)
+            raise NotObeyed(WhyRefused.BUSY, detail)
         bound = self.settings.max_bytes_per_caller
         if under_way and under_way + size > bound:
             detail = f"{caller} has {under_way:,} bytes under way and asks for {size:,} more; {bound:,} is the most"
-            raise Refused(Refusal.BUSY, detail)
+            raise NotObeyed(WhyRefused.BUSY, detail)
 
     # -- copying
 
@@ -134,7 +134,7 @@ class Register:
         self._check_name(name)
         moving = self._known.get(name.key)
         if moving is None:
-            raise Refused(Refusal.UNKNOWN, f"no {name.key} here")
+            raise NotObeyed(WhyRefused.UNKNOWN, f"no {name.key} here")
         self._check_caller(moving, name)
         self._expire_one(moving, now)
         return moving
@@ -151,7 +151,7 @@ class Register:
         asked = moving.reservation
         if write not in (None, asked.write) or asked.carrier not in carriers:
             way = f"{'written' if asked.write else 'read'} by {asked.carrier.name.lower().replace('_', ' ')}"
-            raise Refused(Refusal.CONFLICT, f"{name.key} was reserved to be {way}, and by nothing else")
+            raise NotObeyed(WhyRefused.CONFLICT, f"{name.key} was reserved to be {way}, and by nothing else")
         return moving
 
     def number_of(self, moving: Moving, block: int, offset: int, length: int) -> int:
@@ -164,7 +164,7 @@ class Register:
         self._expire_one(moving, now)
         self._check_live(moving)
         moving.begin(first, count)
-        moving.phase = Phase.COPYING
+        moving.phase = TransferPhase.COPYING
         moving.heard_at = now
 
     def end_chunks(self, moving: Moving, first: int, count: int, crcs: int | Sums | None, now: float) -> None:
@@ -172,7 +172,7 @@ class Register:
         moving.end(first, count, crcs if moving.live else None)
         if not moving.live:
             self._settle(moving, now)
-            raise Refused(Refusal.LATE, f"{moving.key} ended while chunk {first} came: {moving.reason}")
+            raise NotObeyed(WhyRefused.LATE, f"{moving.key} ended while chunk {first} came: {moving.reason}")
         moving.heard_at = now
 
     def take_chunk(self, moving: Moving, number: int, wanted: int, copy: Callable[[int], int], now: float) -> int:
@@ -181,7 +181,7 @@ class Register:
         self._expire_one(moving, now)
         self._check_live(moving)
         crc = moving.take(number, wanted, copy)
-        moving.phase = Phase.COPYING
+        moving.phase = TransferPhase.COPYING
         moving.heard_at = now
         return crc
 
@@ -190,7 +190,7 @@ class Register:
         total = moving.num_chunks
         inside = all(first >= 0 and count > 0 and first + count <= total for first, count in ranges)
         if not inside or sum(count for _, count in ranges) > total:
-            raise Refused(Refusal.OUTSIDE, f"{moving.key} has {total:,} chunks; others, or more, are asked for")
+            raise NotObeyed(WhyRefused.OUTSIDE, f"{moving.key} has {total:,} chunks; others, or more, are asked for")
         return ranges
 
     def begin_finish(self, moving: Moving, now: float) -> bool:
@@ -214,7 +214,7 @@ class Register:
         """The other end was heard of. False if the transfer has ended, so that nothing more may be read for it."""
         self._expire_one(moving, now)
         if moving.live:
-            moving.phase = Phase.COPYING
+            moving.phase = TransferPhase.COPYING
             moving.heard_at = now
         return moving.live
 
@@ -224,9 +224,9 @@ class Register:
         """Ends a transfer whose chunks are all here and in the pool. Another one stays as it is: the caller looks at
         its phase. Can be said again; raises Refused if it was given up."""
         moving = self.find(name, now)
-        if moving.phase is Phase.ABORTED:
-            raise Refused(Refusal.LATE, f"{name.key} was given up: {moving.reason}")
-        if moving.phase is Phase.COMMITTED or moving.num_missing:
+        if moving.phase is TransferPhase.ABORTED:
+            raise NotObeyed(WhyRefused.LATE, f"{name.key} was given up: {moving.reason}")
+        if moving.phase is TransferPhase.COMMITTED or moving.num_missing:
             return moving
         if moving.reservation.write:
             if not moving.finished:
@@ -235,7 +235,7 @@ class Register:
         else:
             self.blocks.let_read_go(moving.reservation.blocks)
         moving.unstopped = moving.holds_blocks = False
-        self._end(moving, Phase.COMMITTED, "")
+        self._end(moving, TransferPhase.COMMITTED, "")
         self._settle(moving, now)
         return moving
 
@@ -252,7 +252,7 @@ class Register:
             asked = Reservation(name, False, self.layout, np.empty(0, np.int32), Carrier.STREAM, 0.0)
             moving = Moving(asked, now, now)
             self._known.add(moving, self.settings.max_remembered)
-            self._end(moving, Phase.ABORTED, reason)
+            self._end(moving, TransferPhase.ABORTED, reason)
             self._settle(moving, now)
             return None
         self._check_caller(moving, name)
@@ -352,24 +352,24 @@ class Register:
     def _check_incarnation(self, name: TransferName) -> None:
         if name.pool_incarnation != self.incarnation:
             detail = f"{name.key} is for incarnation {name.pool_incarnation} of this pool, {self.incarnation} holds"
-            raise Refused(Refusal.STALE, detail)
+            raise NotObeyed(WhyRefused.STALE, detail)
 
     def _check_name(self, name: TransferName) -> None:
         self._check_incarnation(name)
         if name.key.epoch < self.epoch:
-            raise Refused(Refusal.STALE, f"{name.key}: epoch {self.epoch} holds")
+            raise NotObeyed(WhyRefused.STALE, f"{name.key}: epoch {self.epoch} holds")
         highest = self._callers.get(name.key.caller, 0)
         if name.caller_incarnation < highest:
             detail = f"{name.key} is of incarnation {name.caller_incarnation} of the caller, {highest} holds"
-            raise Refused(Refusal.STALE, detail)
+            raise NotObeyed(WhyRefused.STALE, detail)
 
     def _check_caller(self, moving: Moving, name: TransferName) -> None:
         if moving.reservation.name.caller_incarnation != name.caller_incarnation:
-            raise Refused(Refusal.STALE, f"{name.key} was reserved by another incarnation of the caller")
+            raise NotObeyed(WhyRefused.STALE, f"{name.key} was reserved by another incarnation of the caller")
 
     def _check_live(self, moving: Moving) -> None:
         if not moving.live:
-            raise Refused(Refusal.LATE, f"{moving.key} has ended: {moving.reason or moving.phase.name.lower()}")
+            raise NotObeyed(WhyRefused.LATE, f"{moving.key} has ended: {moving.reason or moving.phase.name.lower()}")
 
     def _adopt_caller(self, name: TransferName, now: float) -> None:
         """A caller that started anew: its older incarnation's transfers are given up."""
@@ -400,7 +400,7 @@ class Register:
             self.blocks.quarantine(moving.reservation.blocks)
         else:
             self.blocks.let_read_go(moving.reservation.blocks)
-        self._end(moving, Phase.ABORTED, reason)
+        self._end(moving, TransferPhase.ABORTED, reason)
         self._settle(moving, now)
 
     def _settle(self, moving: Moving, now: float) -> None:
@@ -420,7 +420,7 @@ class Register:
             del self._unsettled[key]
             self._settled.append(key)
 
-    def _end(self, moving: Moving, phase: Phase, reason: str) -> None:
+    def _end(self, moving: Moving, phase: TransferPhase, reason: str) -> None:
         moving.phase, moving.reason = phase, reason
         moving.places = {}
         self._known.end(moving)

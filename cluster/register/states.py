@@ -22,7 +22,7 @@ Range = tuple[int, int]
 """First chunk and how many."""
 
 
-class Phase(IntEnum):
+class TransferPhase(IntEnum):
     RESERVED = 1
     COPYING = 2
     COMMITTED = 3
@@ -38,7 +38,7 @@ class Carrier(IntEnum):
     STREAM = 3
 
 
-class Refusal(StrEnum):
+class WhyRefused(StrEnum):
     """Why a message or a chunk was refused; the words of counters and metrics."""
 
     STALE = "stale"  # of an older life of the scheduler, the caller or the pool
@@ -56,10 +56,10 @@ class Refusal(StrEnum):
     CONFLICT = "conflict"  # the name was used for something else
 
 
-class Refused(TransferError):
+class NotObeyed(TransferError):
     """A message or a chunk that was not obeyed. Nothing was changed by it."""
 
-    def __init__(self, refusal: Refusal, detail: str) -> None:
+    def __init__(self, refusal: WhyRefused, detail: str) -> None:
         super().__init__(refusal, detail)
         self.refusal = refusal
         self.detail = detail
@@ -68,7 +68,7 @@ class Refused(TransferError):
         return self.detail
 
 
-class Lost(TransferError):
+class CarrierLost(TransferError):
     """A connection or a call is of no use any more; what arrived before still counts. `final`: another try would not
     help."""
 

@@ -19,7 +19,7 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
+class PauseCopy:
     seconds: float
 
 
@@ -36,7 +36,7 @@ class Meet:
 
 
 @dataclass(frozen=True, slots=True)
-class Met:
+class PoolsMet:
     """`carriers` can be used between the two pools, those of the step, the best first; `session` is this process's
     leave to reach the peer's memory."""
 
@@ -46,7 +46,7 @@ class Met:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Covered:
     """What one reservation covers: `mine` and `theirs` block by block. Its name `here` and `there` names the same
     transfer in the two pools."""
 
@@ -76,11 +76,11 @@ class Reserved:
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
+class MoveChunks:
     """Move these chunks. Outcome: once nothing of this process copies any more, Copied (chunks into this pool went
     through its register). Lost: what arrived counts, the rest is asked for again."""
 
-    part: Part
+    part: Covered
     chunks: list[Range]
     reserved: Reserved
 
@@ -98,7 +98,7 @@ class Copied:
 class Finish:
     """All chunks are here: bring them into this pool and commit them there (`here`). Outcome: None."""
 
-    part: Part
+    part: Covered
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class Committed:
 
 
 @dataclass(frozen=True, slots=True)
-class Abort:
+class CallOff:
     """Say to the peer that nothing of this end writes any more. Outcome: True if it was heard, else False."""
 
     name: TransferName
@@ -128,11 +128,11 @@ class Abort:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class AnswerScheduler:
     """For the scheduler. Outcome: None."""
 
     transferred: Transferred
 
 
-Step: TypeAlias = Ready | Pause | Meet | Reserve | Copy | Finish | Commit | Abort | Answer
-Outcome: TypeAlias = Met | Reserved | Copied | Committed | bool | Exception | None
+Step: TypeAlias = Ready | PauseCopy | Meet | Reserve | MoveChunks | Finish | Commit | CallOff | AnswerScheduler
+Outcome: TypeAlias = PoolsMet | Reserved | Copied | Committed | bool | Exception | None

@@ -50,7 +50,7 @@ LOCAL = Caller(LOCAL_TENANT, frozenset(RIGHTS))
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TokenEntry:
     digest: bytes
     caller: Caller
     # Seconds of Unix time from which on it is not taken any more; None: it does not expire.
@@ -63,7 +63,9 @@ class TokenBook:
     """The tokens that a door takes. An empty book without a file takes every caller as the local tenant; one with a
     file follows that: what is written there counts from the next call on."""
 
-    def __init__(self, entries: Iterable[Entry] = (), file: Path | None = None, own: Sequence[Entry] = ()) -> None:
+    def __init__(
+        self, entries: Iterable[TokenEntry] = (), file: Path | None = None, own: Sequence[TokenEntry] = ()
+    ) -> None:
         """`own` are kept whatever the file says."""
         self._entries = tuple(entries)
         self._file = file
@@ -73,7 +75,7 @@ class TokenBook:
     def __bool__(self) -> bool:
         return self._file is not None or bool(self._entries or self._own)
 
-    def with_entry(self, entry: Entry) -> TokenBook:
+    def with_entry(self, entry: TokenEntry) -> TokenBook:
         return TokenBook(self._entries, self._file, (*self._own, entry))
 
     def caller(self, authorization: str | None) -> Caller:
@@ -89,7 +91,7 @@ class TokenBook:
             raise NotAuthenticated("the authorization header must read `Bearer TOKEN`")
         self._read_again()
         digest = digest_of(token.strip())
-        found: Entry | None = None
+        found: TokenEntry | None = None
         for entry in (*self._own, *self._entries):
             # Every entry is compared, wherever the one that matches stands.
             if hmac.compare_digest(entry.digest, digest):
@@ -146,7 +148,7 @@ def load_tokens(path: Path) -> TokenBook:
     return TokenBook(entries, path)
 
 
-def read_entries(path: Path) -> list[Entry]:
+def read_entries(path: Path) -> list[TokenEntry]:
     """Of a token file: a JSON list of {"tenant", "sha256", "rights", "expires", "limits"}. Raises `ConfigError`."""
     return [_entry(path, item) for item in read_list(path)]
 
@@ -163,14 +165,14 @@ def read_list(path: Path) -> list[dict[str, Any]]:
     return listed
 
 
-def _entry(path: Path, item: Mapping[str, Any]) -> Entry:
+def _entry(path: Path, item: Mapping[str, Any]) -> TokenEntry:
     try:
         return _read_entry(item)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ConfigError(f"token file {path}: {error}; `quire tenants` writes a good one") from error
 
 
-def _read_entry(item: Mapping[str, Any]) -> Entry:
+def _read_entry(item: Mapping[str, Any]) -> TokenEntry:
     digest = bytes.fromhex(str(item["sha256"]))
     if len(digest) != 32:
         raise ValueError(f"a sha256 of {len(digest)} bytes for tenant {item['tenant']}")
@@ -183,7 +185,7 @@ def _read_entry(item: Mapping[str, Any]) -> Entry:
     expires = item.get("expires")
     until = None if expires is None else datetime.fromisoformat(expires).astimezone(UTC).timestamp()
     limits = TenantLimits.read(item["limits"]) if "limits" in item else None
-    return Entry(digest, Caller(tenant, frozenset(map(str, rights))), until, limits)
+    return TokenEntry(digest, Caller(tenant, frozenset(map(str, rights))), until, limits)
 
 
 def make_tokens(path: Path, tenants: Sequence[tuple[str, Sequence[Right]]]) -> dict[str, str]:

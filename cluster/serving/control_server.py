@@ -12,7 +12,7 @@ from functools import partial
 from cluster.errors import ProtocolError
 from cluster.links.listener import Listener
 from cluster.links.listening import ListeningEnd
-from cluster.links.terms import Heard, Lost, Met, Order, Pulsed
+from cluster.links.terms import Heard, Met, Order, PeerLost, Pulsed
 from cluster.messages import (
     Expel,
     GiveUp,
@@ -31,7 +31,7 @@ from cluster.wire import control as wire
 
 
 @dataclass(slots=True)
-class Peer:
+class LivePeer:
     """One incarnation of a replica or host pool."""
 
     name: str
@@ -49,7 +49,7 @@ class ControlServer:
 
     def __init__(self, shell: SchedulerShell, silence_s: float = 3.0) -> None:
         self._shell = shell
-        self.peers: dict[str, Peer] = {}
+        self.peers: dict[str, LivePeer] = {}
         shell.turn_away = self._turn_away
         shell.expel = self._expel
         listener = Listener(
@@ -105,14 +105,14 @@ class ControlServer:
         elif isinstance(order, Met):
             if order.is_new:
                 self._join(order)
-        elif isinstance(order, Lost):
+        elif isinstance(order, PeerLost):
             self._forget(order)
 
     def _join(self, met: Met) -> None:
         shell, joining = self._shell, met.card
         assert isinstance(joining, wire.Joining)
         is_replica = isinstance(joining.joined, ReplicaJoined)
-        peer = self.peers[met.peer] = Peer(met.peer, met.life, is_replica, stepped_at=shell.now)
+        peer = self.peers[met.peer] = LivePeer(met.peer, met.life, is_replica, stepped_at=shell.now)
         if is_replica:
             shell.replica_links[met.peer] = partial(self._plan, peer)
         else:
@@ -124,7 +124,7 @@ class ControlServer:
         self.announce(met.peer, joining.transfer_address)
         self.end.say(met.peer, wire.directory_to(self._directory, is_whole=True))
 
-    def _forget(self, lost: Lost) -> None:
+    def _forget(self, lost: PeerLost) -> None:
         peer = self.peers.pop(lost.peer)
         self._shell.replica_links.pop(lost.peer, None)
         self._shell.pool_links.pop(lost.peer, None)
@@ -132,7 +132,7 @@ class ControlServer:
         kind = ReplicaLost if peer.is_replica else HostPoolLost
         self._shell.post(kind(lost.peer, lost.life, lost.detail))
 
-    def _hear(self, peer: Peer, message: Result | ReplicaState | HostPoolSettled) -> None:
+    def _hear(self, peer: LivePeer, message: Result | ReplicaState | HostPoolSettled) -> None:
         try:
             _check_own(peer, message)
             if isinstance(message, Result):
@@ -143,7 +143,7 @@ class ControlServer:
             return
         self._shell.post(message)
 
-    def _check_result(self, peer: Peer, result: Result) -> None:
+    def _check_result(self, peer: LivePeer, result: Result) -> None:
         epoch = self._shell.scheduler.epoch
         if result.number != peer.result + 1 or result.epoch != epoch:
             said = f"result {result.number} of epoch {result.epoch}"
@@ -151,13 +151,13 @@ class ControlServer:
         peer.result, peer.step_seconds = result.number, result.step_seconds
         self._note_step(peer, result.step)
 
-    def _note_step(self, peer: Peer, step: int) -> None:
+    def _note_step(self, peer: LivePeer, step: int) -> None:
         if step > peer.step:
             peer.step, peer.stepped_at = step, self._shell.now
 
     # -- of the shell
 
-    def _plan(self, peer: Peer, plan: Plan) -> None:
+    def _plan(self, peer: LivePeer, plan: Plan) -> None:
         if plan.incarnation == peer.incarnation:
             self.end.say(peer.name, wire.plan_to(plan))
 
@@ -177,12 +177,12 @@ class ControlServer:
         if peer is not None and peer.incarnation == order.incarnation:
             self.lose(peer.name, order.detail)
 
-    def _give_up(self, peer: Peer, order: GiveUp) -> None:
+    def _give_up(self, peer: LivePeer, order: GiveUp) -> None:
         if order.incarnation == peer.incarnation:
             self.end.say(peer.name, wire.give_up_to(order))
 
 
-def _check_own(peer: Peer, message: Result | ReplicaState | HostPoolSettled) -> None:
+def _check_own(peer: LivePeer, message: Result | ReplicaState | HostPoolSettled) -> None:
     """Raises ProtocolError if this peer speaks for somebody else."""
     if isinstance(message, HostPoolSettled):
         own, is_replica = (message.pool, message.incarnation), False

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from cluster.links.listener import Listener
 from cluster.links.listening import ListeningEnd
-from cluster.links.terms import PULSES, Heard, Lost, Met, Order
+from cluster.links.terms import PULSES, Heard, Met, Order, PeerLost
 from cluster.messages import GatewayLost, GatewayState, OpenRequest
 from cluster.serving.inside import Inside
 from cluster.serving.shell import SchedulerShell
@@ -129,7 +129,7 @@ class FrontServer:
         elif isinstance(order, Met):
             if order.is_new:
                 self._meet(order)
-        elif isinstance(order, Lost):
+        elif isinstance(order, PeerLost):
             self._forget(order)
 
     def _meet(self, met: Met) -> None:
@@ -159,7 +159,7 @@ class FrontServer:
         else:
             self._shell.post(message)
 
-    def _forget(self, lost: Lost) -> None:
+    def _forget(self, lost: PeerLost) -> None:
         if self.sessions.pop(lost.peer).leaves:
             log.info("%s has left, as ordered", lost.peer)
         else:

@@ -16,7 +16,7 @@ EVERY_S = 60.0
 MAX_MACHINES = 1_024
 
 
-class Refused:
+class RefusedCallers:
     """Of one process. `clock` is in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -38,5 +38,5 @@ class Refused:
             self._known.popitem(last=False)
 
 
-refused = Refused()
+refused = RefusedCallers()
 """This process's."""

@@ -22,7 +22,7 @@ from cluster.gateway.bodies import Bodies
 from cluster.gateway.calls import Guard, list_services, register
 from cluster.serving.admin import AdminServer, Wanted
 from cluster.serving.connections import ConnectionBound
-from cluster.serving.control_server import ControlServer, Peer
+from cluster.serving.control_server import ControlServer, LivePeer
 from cluster.serving.front_server import FrontServer
 from cluster.serving.inside import Inside
 from cluster.serving.public_port import PublicPort, public_options
@@ -68,7 +68,7 @@ def served_models(shell: SchedulerShell, control: ControlServer) -> tuple[Served
     return tuple(models)
 
 
-def _why_not(taking: list[Peer]) -> str:
+def _why_not(taking: list[LivePeer]) -> str:
     if not taking:
         return "all of its workers drain or are silent"
     return f"none of its {len(taking)} workers has finished a step for {STEP_S:g} s"

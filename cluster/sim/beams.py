@@ -19,7 +19,7 @@ from cluster.sim.model import END_TOKEN, SLOT_BYTES, before_first, draw, slot_va
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundBeam:
     """A hypothesis that is complete."""
 
     tokens: tuple[int, ...]
@@ -28,7 +28,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Child:
+class NextBeam:
     """A beam of the next step: which beam it continues, and with what."""
 
     parent: int
@@ -38,7 +38,7 @@ class Child:
 
 def choose(
     beams: Sequence[tuple[int, tuple[int, ...], int]], width: int, noise: tuple[int, int], end_one_in: int
-) -> tuple[list[Child], list[Found]]:
+) -> tuple[list[NextBeam], list[FoundBeam]]:
     """The best continuations of beams, each given by the checksum of its slots, its tokens and its score.
 
     `noise` is the seed and the position. Among the 2 * width best, end tokens complete a hypothesis.
@@ -54,29 +54,31 @@ def choose(
                 loss = crc32(token.to_bytes(4, "little"), read) % 1000
                 candidates.append((-(score - loss), parent, rank, token, tokens))
     candidates.sort()
-    children: list[Child] = []
-    found: list[Found] = []
+    children: list[NextBeam] = []
+    found: list[FoundBeam] = []
     for loss, parent, _, token, tokens in candidates[: 2 * width]:
         if token == END_TOKEN:
-            found.append(Found((*tokens, token), -loss, Reason.STOP))
+            found.append(FoundBeam((*tokens, token), -loss, Reason.STOP))
         elif len(children) < width:
-            children.append(Child(parent, token, -loss))
+            children.append(NextBeam(parent, token, -loss))
     return children, found
 
 
-def best(found: list[Found], count: int) -> list[Found]:
+def best(found: list[FoundBeam], count: int) -> list[FoundBeam]:
     """The hypotheses that go out, best first."""
     return sorted(found, key=lambda each: (-each.score, each.tokens))[:count]
 
 
-def search(model: str, prompt: Sequence[int], seed: int, width: int, max_tokens: int, end_one_in: int) -> list[Found]:
+def search(
+    model: str, prompt: Sequence[int], seed: int, width: int, max_tokens: int, end_one_in: int
+) -> list[FoundBeam]:
     """What a beam search must find, computed on chains of slots alone."""
     before, read = before_first(model), 0
     for token in prompt:
         before = slot_value(before, token)
         read = crc32(before.to_bytes(SLOT_BYTES, "little"), read)
     states: list[tuple[int, int, tuple[int, ...], int]] = [(before, read, (), 0)]
-    found: list[Found] = []
+    found: list[FoundBeam] = []
     position = len(prompt) - 1
     while True:
         children, ended = choose([state[1:] for state in states], width, (seed, position), end_one_in)
@@ -90,7 +92,7 @@ def search(model: str, prompt: Sequence[int], seed: int, width: int, max_tokens:
         states = grown
         position += 1
         if len(found) >= width or position - len(prompt) + 1 == max_tokens or not states:
-            return found + [Found(tokens, score, Reason.LENGTH) for _, _, tokens, score in states]
+            return found + [FoundBeam(tokens, score, Reason.LENGTH) for _, _, tokens, score in states]
 
 
 class MadeUpSearch:
@@ -109,7 +111,7 @@ class MadeUpSearch:
         self._noise = noise
         # Tokens and scores by slot, in the order of their ranks.
         self.beams: dict[int, tuple[tuple[int, ...], int]] = {0: ((), 0)}
-        self._found: list[Found] = []
+        self._found: list[FoundBeam] = []
         # Steps after which a beam went on in another slot than its parent's.
         self.num_swaps = 0
         if start.beams.search:
@@ -128,7 +130,7 @@ class MadeUpSearch:
         state = json.loads(search)
         self._noise = state["noise"]
         self.beams = {slot: (tuple(tokens), score) for slot, tokens, score in state["beams"]}
-        self._found = [Found(tuple(tokens), score, Reason(reason)) for tokens, score, reason in state["found"]]
+        self._found = [FoundBeam(tuple(tokens), score, Reason(reason)) for tokens, score, reason in state["found"]]
 
     def outputs(self) -> list[Ids]:
         """What the beam in each slot has written."""
@@ -155,16 +157,16 @@ class MadeUpSearch:
         self.num_swaps += len(slots) == self._width and parents.tolist() != list(range(self._width))
         return GroupStep(row, parents, tokens)
 
-    def _seats(self, slots: list[int], children: list[Child]) -> list[int]:
+    def _seats(self, slots: list[int], children: list[NextBeam]) -> list[int]:
         """The slot of each child."""
-        stay: dict[int, Child] = {}
+        stay: dict[int, NextBeam] = {}
         for child in children:
             stay.setdefault(slots[child.parent], child)
         free = iter([slot for slot in range(self._width) if slot not in stay])
         return [slots[child.parent] if stay[slots[child.parent]] is child else next(free) for child in children]
 
     def _over(self, row: int) -> GroupStep:
-        left = [Found(tokens, score, Reason.LENGTH) for tokens, score in self.beams.values()]
+        left = [FoundBeam(tokens, score, Reason.LENGTH) for tokens, score in self.beams.values()]
         found = best(self._found + left, self._sampling.n)
         outputs = tuple([Hypothesis(ids(each.tokens), float(each.score), each.reason) for each in found])
         return GroupStep(row, NO_IDS, NO_IDS, found[0].reason, "", outputs)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from cluster.sim.coverage import WANTED
-from cluster.sim.history import History, Verdict
+from cluster.sim.history import History, Judgement
 from cluster.sim.workload import draw_scenario
 
 SEEDS_AT_ONCE = 8
@@ -26,14 +26,14 @@ class Summary:
 
     num_histories: int = 0
     met: Counter[str] = field(default_factory=Counter)
-    failures: list[Verdict] = field(default_factory=list)
+    failures: list[Judgement] = field(default_factory=list)
     fewest_events: int = 1 << 30
     num_events: int = 0
     num_turns: int = 0
     virtual_s: float = 0.0
     wall_s: float = 0.0
 
-    def add(self, verdict: Verdict) -> None:
+    def add(self, verdict: Judgement) -> None:
         self.num_histories += 1
         self.num_events += verdict.num_events
         self.num_turns += verdict.num_turns
@@ -52,11 +52,11 @@ class Summary:
         return [what for what in WANTED if self.share(what) < 0.05]
 
 
-def run_seed(seed: int, with_faults: bool) -> Verdict:
+def run_seed(seed: int, with_faults: bool) -> Judgement:
     return History(draw_scenario(seed, with_faults)).run()
 
 
-def _run_some(task: tuple[range, bool]) -> list[Verdict]:
+def _run_some(task: tuple[range, bool]) -> list[Judgement]:
     seeds, with_faults = task
     return [run_seed(seed, with_faults) for seed in seeds]
 
@@ -85,7 +85,7 @@ def run_campaign(
     return summary
 
 
-def _spread(tasks: list[tuple[range, bool]], jobs: int) -> Iterator[list[Verdict]]:
+def _spread(tasks: list[tuple[range, bool]], jobs: int) -> Iterator[list[Judgement]]:
     if jobs == 1 or len(tasks) == 1:
         yield from map(_run_some, tasks)
         return

@@ -20,7 +20,7 @@ from cluster.sim.copies import WORKERS_PER_NODE
 from cluster.sim.costs import Machine
 from cluster.sim.fleet import Fleet
 from cluster.sim.gaps import Gaps
-from cluster.sim.load import VOCAB_SIZE, Load, requests
+from cluster.sim.load import VOCAB_SIZE, ArrivingLoad, requests
 from cluster.sim.tokens import MadeUp
 
 PREFILL_CHUNK = 2048
@@ -28,7 +28,7 @@ PREFILL_CHUNK = 2048
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class PaperSite:
     """A cluster on paper. `host_blocks`: of each node's host pool, 0: none."""
 
     num_workers: int
@@ -41,7 +41,7 @@ class Site:
 
 
 @dataclass(slots=True)
-class Sample:
+class CapacitySample:
     """The cluster at one moment; rates are those of the time since the last sample."""
 
     at: float
@@ -53,11 +53,11 @@ class Sample:
 
 
 @dataclass(slots=True)
-class Outcome:
+class CapacityOutcome:
     """What came of a run. Times in seconds."""
 
-    site: Site
-    load: Load
+    site: PaperSite
+    load: ArrivingLoad
     seconds: float = 0.0
     asked: int = 0
     finished: int = 0
@@ -65,7 +65,7 @@ class Outcome:
     num_tokens: int = 0
     num_steps: int = 0
     gaps: Gaps = field(default_factory=Gaps)
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[CapacitySample] = field(default_factory=list)
     counters: Counter[str] = field(default_factory=Counter)
     preemptions: list[int] = field(default_factory=list)  # of each finished request
     # How long each finished request took from its arrival.
@@ -97,8 +97,8 @@ class Capacity:
 
     def __init__(
         self,
-        site: Site,
-        load: Load,
+        site: PaperSite,
+        load: ArrivingLoad,
         settings: SchedulerSettings,
         *,
         until_s: float | None,
@@ -116,7 +116,7 @@ class Capacity:
         desks = [replace(join, max_model_len=longest) for join in joins if isinstance(join, ReplicaJoined)]
         asked = DeskSettings(site.token_budget, VOCAB_SIZE, names_blocks=settings.prefix_caching)
         self.fleet = Fleet(desks, asked, site.machine, MadeUp())
-        self.outcome = Outcome(site, load, gaps=self.fleet.gaps)
+        self.outcome = CapacityOutcome(site, load, gaps=self.fleet.gaps)
         self.now = 0.0
         self._arrivals = requests(load, site.machine.block_size)
         self._next = next(self._arrivals)
@@ -163,7 +163,7 @@ class Capacity:
 
     # -- the run
 
-    def run(self, on_progress: Callable[[float], None] = lambda share: None) -> Outcome:
+    def run(self, on_progress: Callable[[float], None] = lambda share: None) -> CapacityOutcome:
         began, fleet, outcome = time.perf_counter(), self.fleet, self.outcome
         while not self._is_over():
             self.now += self.site.turn_s
@@ -241,7 +241,7 @@ class Capacity:
         blocks = sum(replica.ledger.num_blocks for replica in replicas)
         available = sum(replica.ledger.num_available for replica in replicas)
         outcome.samples.append(
-            Sample(
+            CapacitySample(
                 self.now,
                 (self.fleet.num_tokens - self._sampled_tokens) / seconds,
                 self.fleet.num_running,
@@ -256,7 +256,11 @@ class Capacity:
 
 
 def plan(
-    site: Site, load: Load, settings: SchedulerSettings, seconds: float, on_progress: Callable[[float], None]
-) -> Outcome:
+    site: PaperSite,
+    load: ArrivingLoad,
+    settings: SchedulerSettings,
+    seconds: float,
+    on_progress: Callable[[float], None],
+) -> CapacityOutcome:
     """A run of so many simulated seconds."""
     return Capacity(site, load, settings, until_s=seconds).run(on_progress)

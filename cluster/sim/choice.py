@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from cluster.settings import PreemptionName, SchedulerSettings
-from cluster.sim.capacity import Capacity, Site
+from cluster.sim.capacity import Capacity, PaperSite
 from cluster.sim.costs import copy_rate, machine
-from cluster.sim.load import Load
+from cluster.sim.load import ArrivingLoad
 from cluster.sim.traces import TRACES
 
 PROMPTS = (64, 256, 1024, 4096)
@@ -69,8 +69,8 @@ def measure(cell: Cell, seed: int = 1, seconds: float = SECONDS) -> Measured:
         host_bytes_per_s=copy_rate(cell.bytes_per_s, plain.block_bytes),
         swap_share=SWAP_SHARE,
     )
-    site = Site(1, host, max_batch=128, token_budget=2048, host_blocks=8 * host.num_blocks, turn_s=0.002)
-    load = Load(TRACES["sharegpt"], 1.0, 2 * LONGEST_OUTPUT, seed, prompt=cell.prompt, clients=CLIENTS)
+    site = PaperSite(1, host, max_batch=128, token_budget=2048, host_blocks=8 * host.num_blocks, turn_s=0.002)
+    load = ArrivingLoad(TRACES["sharegpt"], 1.0, 2 * LONGEST_OUTPUT, seed, prompt=cell.prompt, clients=CLIENTS)
     token_s: dict[PreemptionName, float] = {}
     counters = None
     for policy in POLICIES:

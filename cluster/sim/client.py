@@ -64,7 +64,7 @@ class Warm:
 
 
 @dataclass(slots=True)
-class Client:
+class SimClient:
     """`outcome`: "" while it goes on, "done", "cancelled", "refused CODE", "left", "broken" when its gateway died and
     it does not come back, or "lost" when it did and nobody knew its request any more."""
 

@@ -22,7 +22,7 @@ class _Copy:
     seconds: float
 
 
-class Copies:
+class FleetCopies:
     """All copies of a fleet. Outcomes go with the worker that they are told to."""
 
     def __init__(self, machine: Machine) -> None:

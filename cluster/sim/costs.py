@@ -51,7 +51,7 @@ class Gpu:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class ModelCosts:
     """A dense decoder in bf16."""
 
     parameters: float
@@ -73,13 +73,13 @@ GPUS = {
     "h200": Gpu(989e12, 4.8e12, 141e9, 50e9),
 }
 MODELS = {
-    "1b": Model(1.24e9, 16, 32, 8, 64),
-    "8b": Model(8.03e9, 32, 32, 8, 128),
-    "70b": Model(70.6e9, 80, 64, 8, 128),
+    "1b": ModelCosts(1.24e9, 16, 32, 8, 64),
+    "8b": ModelCosts(8.03e9, 32, 32, 8, 128),
+    "70b": ModelCosts(70.6e9, 80, 64, 8, 128),
     # The shapes of the PagedAttention paper.
-    "opt-13b": Model(12.9e9, 40, 40, 40, 128),
-    "opt-66b": Model(65.7e9, 64, 72, 72, 128),
-    "opt-175b": Model(174.6e9, 96, 96, 96, 128),
+    "opt-13b": ModelCosts(12.9e9, 40, 40, 40, 128),
+    "opt-66b": ModelCosts(65.7e9, 64, 72, 72, 128),
+    "opt-175b": ModelCosts(174.6e9, 96, 96, 96, 128),
 }
 
 

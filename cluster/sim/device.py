@@ -85,7 +85,7 @@ class WholeBlocks:
             first += rank.num_bytes
 
 
-class Stream:
+class SimStream:
     """Work of one device, done in order: each piece takes its seconds, then its effect happens."""
 
     def __init__(self, process: Process) -> None:

@@ -12,7 +12,7 @@ from random import Random
 
 from cluster.messages import Drain
 from cluster.sim.absences import Absences
-from cluster.sim.client import Client
+from cluster.sim.client import SimClient
 from cluster.sim.mishaps import Mishaps
 from cluster.sim.network import SILENCE_S
 from cluster.sim.world import World, WorldShape
@@ -131,7 +131,7 @@ def draw_more(seed: int, shape: WorldShape, span_s: float) -> tuple[Fault, ...]:
     return tuple(more)
 
 
-def strike(mishaps: Mishaps, fault: Fault, clients: list[Client], come_back: Callable[[Client], None]) -> None:
+def strike(mishaps: Mishaps, fault: Fault, clients: list[SimClient], come_back: Callable[[SimClient], None]) -> None:
     """Does it, now. `come_back` is what clients of a dead gateway do."""
     world, absences = mishaps.world, Absences(mishaps)
     worker = fault.target % len(world.workers)
@@ -177,7 +177,7 @@ def strike(mishaps: Mishaps, fault: Fault, clients: list[Client], come_back: Cal
 
 
 def _kill_both(
-    mishaps: Mishaps, gateway: int, down_s: float, clients: list[Client], come_back: Callable[[Client], None]
+    mishaps: Mishaps, gateway: int, down_s: float, clients: list[SimClient], come_back: Callable[[SimClient], None]
 ) -> None:
     mishaps.kill_gateway(gateway, clients, come_back)
     mishaps.kill_scheduler(0.05 + down_s)

@@ -10,19 +10,19 @@ from collections.abc import Mapping
 from statistics import median
 
 from cluster.bench.report import Row
-from cluster.sim.capacity import Outcome
+from cluster.sim.capacity import CapacityOutcome
 
 _PERCENTILES = (0.5, 0.9, 0.99)
 
 
-def compared(outcomes: Mapping[str, Outcome]) -> list[Row]:
+def compared(outcomes: Mapping[str, CapacityOutcome]) -> list[Row]:
     """One row a figure, one column a run."""
     figures = {name: _figures(outcome) for name, outcome in outcomes.items()}
     names = next(iter(figures.values()))
     return [{"figure": name, **{run: each[name] for run, each in figures.items()}} for name in names]
 
 
-def _figures(outcome: Outcome) -> dict[str, str]:
+def _figures(outcome: CapacityOutcome) -> dict[str, str]:
     return {
         "requests asked / finished / refused": f"{outcome.asked:,} / {outcome.finished:,} / {outcome.refused:,}",
         "output tokens/s": f"{outcome.tokens_per_s:,.0f}",
@@ -40,7 +40,7 @@ def _figures(outcome: Outcome) -> dict[str, str]:
     }
 
 
-def speed(outcome: Outcome) -> str:
+def speed(outcome: CapacityOutcome) -> str:
     """How fast the simulation itself was."""
     return (
         f"{outcome.seconds:,.0f} s of {outcome.site.num_workers:,} workers in {outcome.wall_s:,.1f} s: "
@@ -60,15 +60,15 @@ def _share(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else 0.0
 
 
-def _most_held(outcome: Outcome) -> float:
+def _most_held(outcome: CapacityOutcome) -> float:
     return max((sample.held for sample in outcome.samples), default=0.0)
 
 
-def _end(outcome: Outcome) -> str:
+def _end(outcome: CapacityOutcome) -> str:
     return f"{outcome.samples[-1].running:,}, {outcome.samples[-1].waiting:,}" if outcome.samples else "-"
 
 
-def _preempted(outcome: Outcome) -> str:
+def _preempted(outcome: CapacityOutcome) -> str:
     kinds = {
         kind.removeprefix("preempted "): count
         for kind, count in sorted(outcome.counters.items())
@@ -77,6 +77,6 @@ def _preempted(outcome: Outcome) -> str:
     return ", ".join(f"{kind} {count:,}" for kind, count in kinds.items()) or "none"
 
 
-def _preemptions(outcome: Outcome) -> str:
+def _preemptions(outcome: CapacityOutcome) -> str:
     times = outcome.preemptions
     return f"{median(times):.0f} / {max(times)}" if times else "-"

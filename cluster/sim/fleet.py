@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from cluster.desk.batcher import Batch
 from cluster.desk.desk import Desk
-from cluster.desk.words import Abort, DeskSettings, Drawn, Enter, EnterGroup, Flight, HandOver, Leave
+from cluster.desk.words import Abort, DeskSettings, Drawn, Enter, EnterGroup, Flight, HandOverBeams, Leave
 from cluster.errors import ConfigError
 from cluster.messages import Plan, ReplicaJoined, Result, Road, Transfer, Transferred
-from cluster.sim.copies import Copies
+from cluster.sim.copies import FleetCopies
 from cluster.sim.costs import Machine, figures
 from cluster.sim.gaps import Gaps
-from cluster.sim.tokens import Tokens
+from cluster.sim.tokens import MadeUpTokens
 
 NEVER = float("inf")
 Float64 = NDArray[np.float64]
@@ -36,14 +36,14 @@ class Fleet:
         joins: Sequence[ReplicaJoined],
         settings: DeskSettings,
         machine: Machine,
-        tokens: Tokens,
+        tokens: MadeUpTokens,
         most_steps: int = 64,
     ) -> None:
         """`most_steps` of a worker are counted at once; 1 where a token may end its sequence."""
         self.machine = machine
         self.tokens = tokens
         self.most_steps = most_steps
-        self.copies = Copies(machine)
+        self.copies = FleetCopies(machine)
         self.gaps = Gaps()
         # By request: when it was asked, and when its last token came, for those that move in again.
         self.asked_at: dict[str, float] = {}
@@ -177,7 +177,7 @@ class PlannedWorker:
                 ended = self._fleet.copies.abort(order.transfer)
                 if ended is not None:
                     self.desk.transferred(ended)
-            elif isinstance(order, EnterGroup | HandOver):
+            elif isinstance(order, EnterGroup | HandOverBeams):
                 raise ConfigError("capacity is planned without beams")
 
     def _enter(self, row: int) -> None:

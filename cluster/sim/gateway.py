@@ -26,7 +26,7 @@ from cluster.gateway.door.unread import UnreadBounds
 from cluster.hashing import BlockHasher
 from cluster.messages import Event, Found, Ids, Pin, Replay, Submit, Tokens, ids
 from cluster.sampling import SamplingParams
-from cluster.sim.client import GRACE_S, Ask, Client, Violation, Warm
+from cluster.sim.client import GRACE_S, Ask, SimClient, Violation, Warm
 from cluster.sim.clock import Clock, Process
 from cluster.sim.model import END_TOKEN, digest_of
 
@@ -57,10 +57,10 @@ class SimGateway(Process):
         self.tell = tell
         self.door = Door(DoorSettings(name, life, unread=unread))
         # Whose request each route is; and routes under which a client asked for what it never began.
-        self._clients: dict[int, Client] = {}
+        self._clients: dict[int, SimClient] = {}
         self._wrong: set[int] = set()
         # Who named a request and waits until it is found, by route, with how often it had sent something by then.
-        self._looking: dict[int, tuple[Client, int]] = {}
+        self._looking: dict[int, tuple[SimClient, int]] = {}
         # Streams whose readers are slow, and will look again.
         self._resting: set[int] = set()
         # Models that were unloaded: of these not every prefix is kept.
@@ -78,7 +78,7 @@ class SimGateway(Process):
 
     # -- clients
 
-    def submit(self, client: Client) -> None:
+    def submit(self, client: SimClient) -> None:
         client.num_sent += 1
         client.is_resuming = False
         if not (self._is_told and self.serves(client.ask.model)):
@@ -93,7 +93,7 @@ class SimGateway(Process):
         if client.ask.cancel_after_s is not None and client.num_sent == 1:
             self.after(client.ask.cancel_after_s, self._cancel, client)
 
-    def resume(self, client: Client) -> None:
+    def resume(self, client: SimClient) -> None:
         """The client had another gateway, or a connection that broke; it has `client.received`."""
         if client.outcome:
             return
@@ -106,7 +106,7 @@ class SimGateway(Process):
         else:
             self._go_on(client, self._submit_of(client.ask))
 
-    def _go_on(self, client: Client, asked: Submit) -> None:
+    def _go_on(self, client: SimClient, asked: Submit) -> None:
         positions = [len(mine) for mine in client.received]
         self._connect(client, self.door.resume(asked, positions, client.ask.grace_s, self.clock.now))
 
@@ -126,7 +126,7 @@ class SimGateway(Process):
                 raise Violation(f"{client.ask.request_id} was found otherwise than it was asked: {found.submit}")
             self._go_on(client, replace(found.submit, deadline=deadline))
 
-    def _connect(self, client: Client, reader: Reader) -> None:
+    def _connect(self, client: SimClient, reader: Reader) -> None:
         client.gateway, client.stream = self.name, reader
         self._clients[reader.entry.route] = client
         self._obey()
@@ -137,7 +137,7 @@ class SimGateway(Process):
             self.door.leave(stream, self.clock.now, is_final=False)
             self._obey()
 
-    def err(self, client: Client) -> None:
+    def err(self, client: SimClient) -> None:
         """The client comes back with another request under the same name."""
         if client.outcome:
             return
@@ -152,7 +152,7 @@ class SimGateway(Process):
         self._clients[wrong.entry.route] = client
         self._obey()
 
-    def _cancel(self, client: Client) -> None:
+    def _cancel(self, client: SimClient) -> None:
         if not client.outcome:
             client.outcome = "cancelled"
             self.door.cancel(client.ask.request_id, self.clock.now)
@@ -296,7 +296,7 @@ class SimGateway(Process):
         self._resting.add(entry.route)
         self.after(REST_S, again)
 
-    def _hand_out(self, client: Client, part: Part) -> None:
+    def _hand_out(self, client: SimClient, part: Part) -> None:
         if isinstance(part, Chunk):
             tokens = list(part.sequence.ids[part.first : part.last])
             told = part.sequence.logprobs or [None] * part.last
@@ -310,7 +310,7 @@ class SimGateway(Process):
         elif not client.outcome:
             client.outcome = "done"
 
-    def _answer(self, client: Client, error: QuireError) -> None:
+    def _answer(self, client: SimClient, error: QuireError) -> None:
         """What the client that ships does when its request is refused (`cluster/client/stream.py`)."""
         client.stream = None
         if client.outcome:
@@ -335,7 +335,7 @@ class SimGateway(Process):
             client.outcome = f"refused {error.grpc_status}"
             client.detail = str(error)
 
-    def _try_again(self, client: Client, send: Callable[[Client], None], delay_s: float = AGAIN_S) -> None:
+    def _try_again(self, client: SimClient, send: Callable[[SimClient], None], delay_s: float = AGAIN_S) -> None:
         """After a while, unless the client has gone or went on elsewhere by then."""
         num_sent = client.num_sent
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from cluster.centre.scheduler import Scheduler
 from cluster.messages import Event, Order
-from cluster.sim.client import Client, Violation, Warm
+from cluster.sim.client import SimClient, Violation, Warm
 from cluster.sim.coverage import Coverage
 from cluster.sim.faults import Fault, strike
 from cluster.sim.judge import Judge
@@ -31,7 +31,7 @@ NOTICED_S = (0.0, 0.05, 0.7)
 
 
 @dataclass(slots=True)
-class Verdict:
+class Judgement:
     seed: int
     failure: str = ""  # one line; empty: all promises were kept
     where: str = ""  # the traceback of the failure
@@ -53,7 +53,7 @@ class History:
         self.world = World(scenario.world, f"{scenario.seed}", self._look)
         self.mishaps = Mishaps(self.world)
         shape = scenario.world.workers[0]
-        self.clients = [Client(ask, shape.end_one_in, shape.num_noises) for ask in scenario.asks]
+        self.clients = [SimClient(ask, shape.end_one_in, shape.num_noises) for ask in scenario.asks]
         # Those behind the last one that has no outcome have one.
         self._open = self.clients[::-1]
         self._last_s = 0.0
@@ -67,8 +67,8 @@ class History:
             self._last_s = max(self._last_s, fault.at + fault.seconds)
             self.world.clock.at(fault.at, self._strike, fault)
 
-    def run(self) -> Verdict:
-        verdict = Verdict(self.scenario.seed)
+    def run(self) -> Judgement:
+        verdict = Judgement(self.scenario.seed)
         if self.story is not None:
             self.story.scenario(self.scenario)
         try:
@@ -126,7 +126,7 @@ class History:
     def _gateways(self) -> list[str]:
         return [name for name, gateway in self.world.gateways.items() if gateway.alive]
 
-    def _arrive(self, client: Client) -> None:
+    def _arrive(self, client: SimClient) -> None:
         gateways = self._gateways()
         if not gateways or not self.world.serves(client.ask.model):
             self.world.clock.after(0.1, self._arrive, client)
@@ -147,7 +147,7 @@ class History:
             gateway = self.world.gateways[gateways[warm.gateway % len(gateways)]]
             gateway.run(gateway.warm, warm, name)
 
-    def _move(self, client: Client, number: int) -> None:
+    def _move(self, client: SimClient, number: int) -> None:
         """The connection of a client broke, and it comes back, mostly through another gateway though that one lives."""
         gateways = self._gateways()
         if client.outcome or not client.gateway or not client.accepted or not gateways:
@@ -157,25 +157,25 @@ class History:
         client.gateway, client.stream = gateway.name, None
         gateway.run(gateway.resume, client)
 
-    def _leave(self, client: Client) -> None:
+    def _leave(self, client: SimClient) -> None:
         """The connection of a client broke for good."""
         if not client.outcome and client.gateway:
             client.outcome = "left"
             self._let_go(client)
 
-    def _let_go(self, client: Client) -> None:
+    def _let_go(self, client: SimClient) -> None:
         """Until a connection is noticed to be broken, what is written there is lost."""
         gateway = self.world.gateways[client.gateway]
         noticed_s = NOTICED_S[(client.ask.seed + client.num_sent) % len(NOTICED_S)]
         gateway.after(noticed_s, gateway.leave, client.stream)
 
-    def _err(self, client: Client) -> None:
+    def _err(self, client: SimClient) -> None:
         gateways = self._gateways()
         if not client.outcome and client.gateway and client.accepted and gateways:
             gateway = self.world.gateways[gateways[client.ask.seed % len(gateways)]]
             gateway.run(gateway.err, client)
 
-    def _come_back(self, client: Client) -> None:
+    def _come_back(self, client: SimClient) -> None:
         gateways = self._gateways()
         if not gateways:
             self.world.clock.after(0.1, self._come_back, client)

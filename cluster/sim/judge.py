@@ -10,9 +10,9 @@ from __future__ import annotations
 from cluster.centre.scheduler import Scheduler
 from cluster.gateway.door.check import check
 from cluster.messages import Event
-from cluster.sim.client import Client, Violation
+from cluster.sim.client import SimClient, Violation
 from cluster.sim.model import before_first, pairs_of, values
-from cluster.sim.progress import Progress
+from cluster.sim.progress import Standstills
 from cluster.sim.transfers import Pool
 from cluster.sim.world import World
 
@@ -27,7 +27,7 @@ class Judge:
         self.full_check = full_check
         self.num_turns = 0
         self.num_events = 0
-        self._progress = Progress()
+        self._progress = Standstills()
 
     def look(self, scheduler: Scheduler, events: list[Event], now: float | None) -> None:
         """After every turn; `now` is the world's time, which does not leap. None: nobody has to get on."""
@@ -43,7 +43,7 @@ class Judge:
                 if min(counts) < 0:
                     raise Violation(f"{replica.name}: {counts} does not add up")
 
-    def end(self, world: World, clients: list[Client]) -> None:
+    def end(self, world: World, clients: list[SimClient]) -> None:
         """Nothing happens any more: what was promised is there, and nothing is left."""
         for client in clients:
             self._judge_client(world, client)
@@ -66,7 +66,7 @@ class Judge:
                 left = [entry.request_id for entry in gateway.door.entries.values()]
                 raise Violation(f"{gateway.name} still holds {left}")
 
-    def _judge_client(self, world: World, client: Client) -> None:
+    def _judge_client(self, world: World, client: SimClient) -> None:
         ask, outcome = client.ask, client.outcome
         if not outcome:
             raise Violation(f"{ask.request_id} never ended: {_where(world, client)}")
@@ -91,7 +91,7 @@ class Judge:
             return
         raise Violation(f"{ask.request_id} was {outcome}: {client.detail}")
 
-    def _fits(self, world: World, client: Client) -> bool:
+    def _fits(self, world: World, client: SimClient) -> bool:
         """Whether the largest pool could hold the request alone; where pools changed, the smallest that there has been,
         because a new scheduler measures by those that have reported."""
         ask = client.ask
@@ -110,7 +110,7 @@ class Judge:
                 return True
         return False
 
-    def _judge_cleared(self, world: World, clients: list[Client]) -> None:
+    def _judge_cleared(self, world: World, clients: list[SimClient]) -> None:
         """Nothing that a cleared tenant alone has written lies in any pool, or ever came into host memory."""
         cleared = world.shape.settings.clear_tenants
         if not cleared:
@@ -158,7 +158,7 @@ def _worker_died(world: World) -> bool:
     return any(worker.incarnation > 1 or not worker.alive for worker in world.workers.values())
 
 
-def _where(world: World, client: Client) -> str:
+def _where(world: World, client: SimClient) -> str:
     """What is known of a request that did not end."""
     scheduler = world.shell.scheduler
     request = scheduler.requests.get(client.ask.request_id)

@@ -20,7 +20,7 @@ VOCAB_SIZE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class ArrivingLoad:
     """What is asked of a cluster. `rate`: requests/s; lengths in tokens."""
 
     trace: Trace
@@ -43,7 +43,7 @@ class Load:
         return max(self.prompt or self.longest // 2, self.prefix + 1) + (self.output or self.longest // 2)
 
 
-def requests(load: Load, block_size: int) -> Iterator[tuple[float, Submit]]:
+def requests(load: ArrivingLoad, block_size: int) -> Iterator[tuple[float, Submit]]:
     """Time and Submit of one request after the other, without end."""
     random = Random(f"load/{load.seed}")
     prefixes = [_tokens(random, load.prefix) for _ in range(load.num_prefixes)]

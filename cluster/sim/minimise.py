@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from cluster.sim.history import History, Verdict
+from cluster.sim.history import History, Judgement
 from cluster.sim.network import Weather
 from cluster.sim.workload import Scenario
 
@@ -23,7 +23,7 @@ def kind_of(failure: str) -> str:
     return " ".join(word for word in head[:8] if word.isalpha() or word.endswith(":"))[:40]
 
 
-def minimise(scenario: Scenario, verdict: Verdict, max_runs: int = 200) -> tuple[Scenario, Verdict]:
+def minimise(scenario: Scenario, verdict: Judgement, max_runs: int = 200) -> tuple[Scenario, Judgement]:
     """The smallest scenario found in `max_runs` runs, and its verdict."""
     kind = kind_of(verdict.failure)
     best, best_verdict, runs = scenario, verdict, 0

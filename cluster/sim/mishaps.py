@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from cluster.messages import GatewayLost, HostPoolLost, ReplicaLost
-from cluster.sim.client import Client
+from cluster.sim.client import SimClient
 from cluster.sim.gateway import SimGateway
 from cluster.sim.hostpool import SimHostPool
-from cluster.sim.network import Link
+from cluster.sim.network import SimLink
 from cluster.sim.shell import SimShell
 from cluster.sim.streams import SchedulerEnds
 from cluster.sim.worker import SimWorker
@@ -129,7 +129,7 @@ class Mishaps:
         lost = HostPoolLost(pool.name, pool.incarnation, detail)
         self.world.clock.after(0.001, self.world.shell.run, self._forget, self.world.ends, pool.name, lost)
 
-    def kill_gateway(self, number: int, clients: list[Client], come_back: Callable[[Client], None]) -> None:
+    def kill_gateway(self, number: int, clients: list[SimClient], come_back: Callable[[SimClient], None]) -> None:
         """Those of its clients that resume come back by `come_back`; the others are left with what they have."""
         gateway = self.world.gateways[f"g{number}"]
         if not gateway.alive:
@@ -175,7 +175,7 @@ class Mishaps:
             link.break_stream(is_told=True)
         self.world.clock.after(down_s, self._restart_scheduler, self.world.shell)
 
-    def usurp_scheduler(self, down_s: float, late: Sequence[Link] = ()) -> None:
+    def usurp_scheduler(self, down_s: float, late: Sequence[SimLink] = ()) -> None:
         """The scheduler stands still for so long that another is started; then it wakes up and goes on. Who is at the
         other end of `late` stays with the old one."""
         if not self.world.shell.alive or self.world.shell.stopped:
@@ -194,7 +194,7 @@ class Mishaps:
         for link in late:
             world.clock.after(down_s + 0.2 + 0.2 * world.random.random(), partial(link.break_stream, is_told=True))
 
-    def _restart_scheduler(self, old: SimShell, late: Sequence[Link] = ()) -> None:
+    def _restart_scheduler(self, old: SimShell, late: Sequence[SimLink] = ()) -> None:
         if self.world.shell is old:
             self.world.start_scheduler(old.epoch + 1, old.clock_ahead_s, late)
 

@@ -43,7 +43,7 @@ SURVIVORS = Path(__file__).with_name("survivors.json")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class MutantFound:
     """What became of one mutation. `history`: the one that saw it, counted from 1; 0: none did."""
 
     name: str
@@ -76,8 +76,8 @@ def known_survivors() -> dict[str, str]:
 
 
 def run_mutations(
-    mutations: list[Mutation], histories: int, jobs: int, results: Path, say: Callable[[Found], None]
-) -> list[Found]:
+    mutations: list[Mutation], histories: int, jobs: int, results: Path, say: Callable[[MutantFound], None]
+) -> list[MutantFound]:
     """Runs those of which `results` says nothing yet for their present source; returns what is known of all."""
     known = {(found.name, found.digest): found for found in _read(results)}
     digests = {mutation.module: source_digest(mutation.module) for mutation in mutations}
@@ -97,13 +97,13 @@ def run_mutations(
     return [known[mutation.name, digests[mutation.module]] for mutation in mutations]
 
 
-def _read(results: Path) -> Iterator[Found]:
+def _read(results: Path) -> Iterator[MutantFound]:
     if results.exists():
         for line in results.read_text().splitlines():
-            yield Found(**json.loads(line))
+            yield MutantFound(**json.loads(line))
 
 
-def _try(mutation: Mutation, digest: str, histories: int) -> Found:
+def _try(mutation: Mutation, digest: str, histories: int) -> MutantFound:
     """In a process of its own: what is imported changed must not be imported before."""
     command = [sys.executable, "-m", "cluster.sim.mutants", json.dumps(asdict(mutation)), str(histories)]
     with tempfile.TemporaryDirectory(prefix="quire-mutant-") as folder:
@@ -113,9 +113,9 @@ def _try(mutation: Mutation, digest: str, histories: int) -> Found:
     last = ran.stdout.strip().splitlines()[-1:]
     if ran.returncode == 0 and last:
         history, failure = json.loads(last[0])
-        return Found(mutation.name, digest, history, failure)
+        return MutantFound(mutation.name, digest, history, failure)
     error = ran.stderr.strip().splitlines()[-1:] or [f"it ended with {ran.returncode}"]
-    return Found(mutation.name, digest, 1, error[0])
+    return MutantFound(mutation.name, digest, 1, error[0])
 
 
 def _child(mutation: Mutation, histories: int) -> None:

@@ -1,9 +1,9 @@
 """The network between simulated processes: connections of bytes that delay, break and half-break by seed.
 
-At both ends of a connection are the machines that ship (`cluster/links/`): a `Link` is a dialer and its road to whoever
-it calls, a `Called` is a listener with all who call it. What lies between is a socket as TCP has it: bytes come in
-order, cut and merged anywhere; a connection that breaks loses all behind some byte, or nothing, and either end hears of
-that at once, late, or never. Messages themselves stay here, and their names travel.
+At both ends of a connection are the machines that ship (`cluster/links/`): a `SimLink` is a dialer and its road to
+whoever it calls, a `Called` is a listener with all who call it. What lies between is a socket as TCP has it: bytes come
+in order, cut and merged anywhere; a connection that breaks loses all behind some byte, or nothing, and either end hears
+of that at once, late, or never. Messages themselves stay here, and their names travel.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Weather:
     reconnect_s: float = 0.05
 
 
-class Way:
+class SimWay:
     """One direction of a connection."""
 
     def __init__(self) -> None:
@@ -83,10 +83,10 @@ class Way:
 class Wire:
     """One connection, from a link to whom it found."""
 
-    def __init__(self, link: Link, called: Called) -> None:
+    def __init__(self, link: SimLink, called: Called) -> None:
         self.link = link
         self.called = called
-        self.up, self.down = Way(), Way()
+        self.up, self.down = SimWay(), SimWay()
         # Whatever is written from now on goes nowhere, whether its ends know or not.
         self.is_broken = False
 
@@ -174,7 +174,7 @@ class Called:
         self._do(self.listener.tick(self.process.clock.now))
 
 
-class Link:
+class SimLink:
     """The end that calls: `find` says whom, as of now; `take` gets what its dialer says."""
 
     def __init__(
@@ -292,7 +292,7 @@ class Link:
 
     # -- bytes
 
-    def carry(self, wire: Wire, way: Way, raw: bytes) -> None:
+    def carry(self, wire: Wire, way: SimWay, raw: bytes) -> None:
         """Of either end, to the other."""
         if wire.is_broken or way.is_over:
             return
@@ -316,7 +316,7 @@ class Link:
         if weather.double and drawn() < weather.double:
             self.break_stream(is_late=True)
 
-    def _arrive(self, wire: Wire, way: Way, piece: bytes) -> None:
+    def _arrive(self, wire: Wire, way: SimWay, piece: bytes) -> None:
         if self.network.clock.now <= way.ends_at:
             way.inbox.append(piece)
             process, read = (self.process, self._hear) if way is wire.down else (wire.called.process, wire.called.hear)
@@ -374,7 +374,7 @@ class Network:
         self.clock = clock
         self.seed = seed
         self.weather = weather
-        self.links: list[Link] = []
+        self.links: list[SimLink] = []
         self.num_breaks = 0
         self._messages: list[object] = []
 

@@ -17,7 +17,7 @@ WIDTH, HEIGHT = 72, 6
 
 
 @dataclass(frozen=True, slots=True)
-class Plot:
+class LinePlot:
     """Lines over a common axis. `lines`: by name the values at `at`."""
 
     title: str
@@ -28,7 +28,7 @@ class Plot:
     is_log: bool = False
 
 
-def to_text(plot: Plot) -> str:
+def to_text(plot: LinePlot) -> str:
     """One strip of columns for each line, under one scale."""
     most = max((max(values, default=0.0) for values in plot.lines.values()), default=0.0)
     width = max(map(len, plot.lines), default=0)
@@ -55,7 +55,7 @@ def _cell(height: float) -> str:
     return _LEVELS[round(max(0.0, min(1.0, height)) * (len(_LEVELS) - 1))]
 
 
-def to_png(plots: Sequence[Plot], path: Path) -> None:
+def to_png(plots: Sequence[LinePlot], path: Path) -> None:
     """All plots in one picture, one below the other. Needs matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -21,7 +21,7 @@ STOOD_STILL_S = 0.7
 """It has a turn four times a second even if nothing happens."""
 
 
-class Progress:
+class Standstills:
     """What stands still, and since when."""
 
     def __init__(self) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Turn:
+class RecordedTurn:
     """One turn of the scheduler, and after how many calls of the worker's step it came."""
 
     after: int
@@ -40,30 +40,30 @@ class Turn:
 
 
 @dataclass(slots=True)
-class Record:
+class SeenRecord:
     """What was seen. A step is tokens, pairs of prefill attention, context that decodes read, and seconds."""
 
     settings: SchedulerSettings
     token_budget: int
     vocab_size: int
     hash_key: bytes
-    turns: list[Turn] = field(default_factory=list)
+    turns: list[RecordedTurn] = field(default_factory=list)
     steps: list[tuple[float, float, float, float]] = field(default_factory=list)
     num_calls: int = 0
 
 
 @contextmanager
-def record(engine: Embedded) -> Iterator[Record]:
+def record(engine: Embedded) -> Iterator[SeenRecord]:
     """Records a fresh engine for as long as the context is open. Steps are timed in processor time of this thread."""
     worker, scheduler = engine.worker, engine.scheduler
     batcher, bounds = worker.desk.batcher, worker.desk.books.bounds
-    seen = Record(scheduler.settings, bounds.token_budget, bounds.vocab_size, worker.settings.hash_key)
+    seen = SeenRecord(scheduler.settings, bounds.token_budget, bounds.vocab_size, worker.settings.hash_key)
     turn, step, next_batch = scheduler.turn, worker.step, batcher.next
     batches: list[Batch] = []
 
     def watched_turn(events: Sequence[Event], now: float) -> list[Order]:
         orders = turn(events, now)
-        seen.turns.append(Turn(seen.num_calls, list(events), list(orders)))
+        seen.turns.append(RecordedTurn(seen.num_calls, list(events), list(orders)))
         return orders
 
     def watched_next() -> Batch:
@@ -100,7 +100,7 @@ class Said:
     # What a step under way drew behind the last token that anybody was told.
     UNHEARD = (1 << 31) - 1
 
-    def __init__(self, seen: Record) -> None:
+    def __init__(self, seen: SeenRecord) -> None:
         self._tokens: dict[tuple[str, int], Ids] = {}
         owners: dict[int, tuple[str, int]] = {}
         for turn in seen.turns:
@@ -152,7 +152,7 @@ class Repeated:
 
 
 class _Repeat:
-    def __init__(self, seen: Record, cost: StepCost) -> None:
+    def __init__(self, seen: SeenRecord, cost: StepCost) -> None:
         (joined,) = [event for event in seen.turns[0].events if isinstance(event, ReplicaJoined)]
         machine = Machine(cost, joined.num_blocks, joined.block_size, joined.block_bytes, 0.0)
         self.seen, self.joined = seen, joined
@@ -183,7 +183,7 @@ class _Repeat:
         seen_s = sum(step[3] for step in self.seen.steps)
         return Repeated(self.num_turns, self.num_orders, steps, seen_s, self.modelled_s)
 
-    def decide(self, turn: Turn) -> None:
+    def decide(self, turn: RecordedTurn) -> None:
         outside = [event for event in turn.events if not isinstance(event, Result | Closed)]
         mine, theirs = [_plain(event) for event in self.events], [_plain(e) for e in turn.events if e not in outside]
         if mine != theirs:
@@ -225,6 +225,6 @@ def _plain(message: Event | Order) -> Event | Order:
     return message
 
 
-def repeat(seen: Record, cost: StepCost) -> Repeated:
+def repeat(seen: SeenRecord, cost: StepCost) -> Repeated:
     """The recorded run in the simulator. Raises Divergence at the first difference."""
     return _Repeat(seen, cost).run()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from cluster.sim.campaign import Summary
 from cluster.sim.coverage import WANTED
-from cluster.sim.history import History, Verdict
+from cluster.sim.history import History, Judgement
 from cluster.sim.minimise import minimise
 from cluster.sim.story import Story
 from cluster.sim.workload import draw_scenario
@@ -29,7 +29,7 @@ def figures(summary: Summary) -> list[str]:
     return lines
 
 
-def failure(verdict: Verdict, with_faults: bool) -> list[str]:
+def failure(verdict: Judgement, with_faults: bool) -> list[str]:
     """A failing history, made small and told from its beginning to its end."""
     scenario = draw_scenario(verdict.seed, with_faults)
     small, found = minimise(scenario, verdict)

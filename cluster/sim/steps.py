@@ -28,16 +28,16 @@ from cluster.desk.words import (
     Flight,
     Forget,
     GroupStep,
-    HandOver,
+    HandOverBeams,
     Leave,
 )
 from cluster.messages import Copy, Logprobs, Transfer
 from cluster.sim.beams import MadeUpSearch
 from cluster.sim.clock import Process
-from cluster.sim.device import Blocks, Stream
+from cluster.sim.device import Blocks, SimStream
 from cluster.sim.model import draw, logprob
 from cluster.sim.shape import WorkerShape
-from cluster.sim.transfers import Transfers
+from cluster.sim.transfers import SimTransfers
 
 Ints = list[int]
 
@@ -54,7 +54,7 @@ class Issued:
     earlier: list[Ints] = field(default_factory=list)
 
 
-class Steps:
+class SimSteps:
     """Blocks, searches and steps beside one desk. `on_retire` is called after each step."""
 
     def __init__(
@@ -66,7 +66,7 @@ class Steps:
         self.others = [
             Blocks(shape.num_blocks, shape.block_size, random, shape.model) for _ in range(shape.num_ranks - 1)
         ]
-        self.stream = Stream(owner)
+        self.stream = SimStream(owner)
         self._owner = owner
         self.step_seconds = 0.0
         self.num_ahead = 0
@@ -81,13 +81,13 @@ class Steps:
             Enter: lambda order: None,
             EnterGroup: self._enter_group,
             Leave: lambda order: self._searches.pop(order.rows[0], None),
-            HandOver: lambda order: desk.handed_over(order.row, self._searches[order.row].dump()),
+            HandOverBeams: lambda order: desk.handed_over(order.row, self._searches[order.row].dump()),
             Clear: lambda order: self._on_each(lambda rank: rank.clear(order.blocks)),
             Copies: self._copy,
             Forget: lambda order: self._on_each(lambda rank: rank.forget(order.blocks, order.first)),
         }
 
-    def move_with(self, transfers: Transfers) -> None:
+    def move_with(self, transfers: SimTransfers) -> None:
         """Who moves blocks between this pool and others."""
         self._do[Transfer] = lambda order: transfers.begin(order, self._desk.epoch)
         self._do[Abort] = lambda order: transfers.abort(order.transfer)

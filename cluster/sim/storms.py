@@ -13,9 +13,9 @@ from statistics import median
 
 from cluster.messages import HostPoolLost
 from cluster.settings import PreemptionName, SchedulerSettings
-from cluster.sim.capacity import Capacity, Outcome, Site
+from cluster.sim.capacity import Capacity, CapacityOutcome, PaperSite
 from cluster.sim.costs import Machine, machine
-from cluster.sim.load import Load
+from cluster.sim.load import ArrivingLoad
 from cluster.sim.traces import TRACES, Trace
 
 # Host pools, in device pools.
@@ -51,8 +51,8 @@ class Weathered:
     """A storm and the same without any cost of preemption."""
 
     storm: Storm
-    outcome: Outcome
-    free: Outcome
+    outcome: CapacityOutcome
+    free: CapacityOutcome
 
     @property
     def goodput(self) -> float:
@@ -90,14 +90,14 @@ def _pool_dies(capacity: Capacity) -> None:
 def _capacity(storm: Storm, host: Machine, seconds: float, seed: int) -> Capacity:
     trace = TRACES[storm.trace]
     pools = storm.num_workers * host.num_blocks * host.block_size
-    load = Load(
+    load = ArrivingLoad(
         trace,
         1.0,
         min(8192, host.num_blocks * host.block_size // 2),
         seed,
         clients=math.ceil(storm.demand * pools / _mean_tokens(trace)),
     )
-    site = Site(storm.num_workers, host, token_budget=2048, host_blocks=int(storm.host * host.num_blocks))
+    site = PaperSite(storm.num_workers, host, token_budget=2048, host_blocks=int(storm.host * host.num_blocks))
     settings = SchedulerSettings(preemption=storm.preemption, swap_share=host.swap_share)
     return Capacity(site, load, settings, until_s=seconds)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from cluster.links.dialer import Dialer
-from cluster.links.terms import Heard, Lost, Met, Order, Refused
+from cluster.links.terms import Heard, Met, Order, PeerLost, RefusedByPeer
 from cluster.messages import (
     Event,
     GatewayLost,
@@ -30,7 +30,7 @@ from cluster.messages import Order as SchedulerOrder
 from cluster.sim.client import Violation
 from cluster.sim.gateway import SimGateway
 from cluster.sim.hostpool import SimHostPool
-from cluster.sim.network import Called, Link, Network, terms
+from cluster.sim.network import Called, Network, SimLink, terms
 from cluster.sim.shell import SimShell
 from cluster.sim.worker import SimWorker
 
@@ -85,7 +85,7 @@ class SchedulerEnds:
         self.gateways.say(gateway, order)
 
     def _from_worker(self, order: Order) -> None:
-        if isinstance(order, Lost):
+        if isinstance(order, PeerLost):
             if _by_silence(order):
                 self.workers.check_loss(order.peer)
             kind = HostPoolLost if isinstance(self._cards[order.peer], HostPoolJoined) else ReplicaLost
@@ -118,13 +118,13 @@ class SchedulerEnds:
     def _from_gateway(self, order: Order) -> None:
         if isinstance(order, Heard):
             self.shell.take(order.message)
-        elif isinstance(order, Lost):
+        elif isinstance(order, PeerLost):
             if _by_silence(order):
                 self.gateways.check_loss(order.peer)
             self.shell.take(GatewayLost(order.peer))
 
 
-def _by_silence(lost: Lost) -> bool:
+def _by_silence(lost: PeerLost) -> bool:
     return lost.detail.startswith("nothing was heard")
 
 
@@ -137,7 +137,7 @@ class WorkerStream:
         # Of the last scheduler that has heard of it.
         self.joined_epoch = 0
         dialer = Dialer(worker.name, worker.incarnation, SCHEDULER, terms(), world.network.read, bytes, has_state=True)
-        self.link = Link(
+        self.link = SimLink(
             world.network, worker, dialer, lambda: world.ends.workers, self._take, lambda: self.worker.joined
         )
 
@@ -153,18 +153,18 @@ class WorkerStream:
             state = self.worker.meet(order.life)
             if order.wants_state:
                 self.link.say_state(state)
-        elif isinstance(order, Refused) and order.is_lost:
+        elif isinstance(order, RefusedByPeer) and order.is_lost:
             self._world.is_refused(self.worker.name, self.worker.incarnation)
 
 
-class PoolStream:
+class SimPoolStream:
     """What a host pool has settled up, what the scheduler gave up down."""
 
     def __init__(self, world: Site, pool: SimHostPool) -> None:
         self._world = world
         self.pool = pool
         dialer = Dialer(pool.name, pool.incarnation, SCHEDULER, terms(), world.network.read)
-        self.link = Link(world.network, pool, dialer, lambda: world.ends.workers, self._take, lambda: pool.joined)
+        self.link = SimLink(world.network, pool, dialer, lambda: world.ends.workers, self._take, lambda: pool.joined)
 
     def _take(self, order: Order) -> None:
         pool = self.pool
@@ -177,7 +177,7 @@ class PoolStream:
             pool.give_up(told.epoch, told.transfers)
         elif isinstance(order, Met) and order.is_new:
             pool.adopt_epoch(order.life)
-        elif isinstance(order, Refused) and order.is_lost:
+        elif isinstance(order, RefusedByPeer) and order.is_lost:
             self._world.is_refused(pool.name, pool.incarnation)
 
 
@@ -189,7 +189,7 @@ class FrontStream:
         life = gateway.life * GATEWAY_LIVES
         read = world.network.read
         dialer = Dialer(gateway.name, life, SCHEDULER, terms(), read, bytes, has_state=True)
-        self.link = Link(world.network, gateway, dialer, lambda: world.ends.gateways, self._take)
+        self.link = SimLink(world.network, gateway, dialer, lambda: world.ends.gateways, self._take)
         gateway.hears_scheduler = lambda: dialer.is_met
 
     def tell(self, event: Event) -> None:
@@ -203,7 +203,7 @@ class FrontStream:
             self.gateway.take_order(order.message)
         elif isinstance(order, Met):
             self.gateway.meet(wants_state=order.wants_state)
-        elif isinstance(order, Refused) and order.is_lost:
+        elif isinstance(order, RefusedByPeer) and order.is_lost:
             self.link.dialer.begin(self.link.dialer.life + 1, holds_state=True)
 
 
@@ -215,7 +215,7 @@ class TokenStream:
         self.gateway = gateway
         read = world.network.read
         dialer = Dialer(worker.name, worker.incarnation, gateway, terms(keeps=True), read, bytes)
-        self.link = Link(world.network, worker, dialer, lambda: world.intakes.get(gateway), lambda order: None)
+        self.link = SimLink(world.network, worker, dialer, lambda: world.intakes.get(gateway), lambda order: None)
 
     def send(self, batch: list[Tokens]) -> None:
         self.link.say(batch)

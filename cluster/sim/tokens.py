@@ -16,7 +16,7 @@ from cluster.desk.rows import Int32, Rows
 Int64 = NDArray[np.int64]
 
 
-class Tokens(Protocol):
+class MadeUpTokens(Protocol):
     """Says what is generated."""
 
     def draw(self, rows: Rows, which: Int32, num_steps: int) -> Int64:

@@ -25,30 +25,30 @@ from cluster.register.register import Register, RegisterSettings
 from cluster.register.states import Blocks as Ids
 from cluster.register.states import (
     Carrier,
-    Lost,
+    CarrierLost,
+    NotObeyed,
     PoolLayout,
-    Refusal,
-    Refused,
     TransferName,
+    WhyRefused,
 )
 from cluster.register.steps import (
-    Abort,
+    CallOff,
     Commit,
     Committed,
     Copied,
-    Copy,
     Finish,
     Meet,
-    Met,
+    MoveChunks,
     Outcome,
-    Pause,
+    PauseCopy,
+    PoolsMet,
     Ready,
     Reserve,
     Reserved,
     Step,
 )
 from cluster.sim.clock import Action, Clock
-from cluster.sim.device import Blocks, Stream, WholeBlocks
+from cluster.sim.device import Blocks, SimStream, WholeBlocks
 from cluster.sim.network import Weather
 
 LOOK_S = 0.05
@@ -56,7 +56,7 @@ LOOK_S = 0.05
 REGISTER = RegisterSettings(idle_s=1.0, remember_s=5.0)
 Reply = Callable[[Outcome], None]
 Request = Callable[["Pool", Reply], None]
-_OF_A_CHUNK = {Refusal.DOUBLED, Refusal.CORRUPT, Refusal.TRUNCATED, Refusal.OUTSIDE}
+_OF_A_CHUNK = {WhyRefused.DOUBLED, WhyRefused.CORRUPT, WhyRefused.TRUNCATED, WhyRefused.OUTSIDE}
 
 
 def register_of(layout: PoolLayout, num_blocks: int, incarnation: int, *, own_content: bool) -> Register:
@@ -105,7 +105,7 @@ class Faults:
         self.corrupt_next = 0
 
 
-class Roads(Protocol):
+class SimRoads(Protocol):
     """The world that a transfer passes through."""
 
     @property
@@ -121,12 +121,14 @@ class Roads(Protocol):
     def weather(self) -> Weather: ...
 
 
-class Transfers:
+class SimTransfers:
     """The transfers of one worker. `owner` is its process: where that stands still, so do they."""
 
     PIECE_S = 0.0008  # seconds for a block on one node; between nodes it takes three times as long
 
-    def __init__(self, owner: Mover, stream: Stream, roads: Roads, on_settled: Callable[[Transferred], None]) -> None:
+    def __init__(
+        self, owner: Mover, stream: SimStream, roads: SimRoads, on_settled: Callable[[Transferred], None]
+    ) -> None:
         self._owner = owner
         self._stream = stream
         self._roads = roads
@@ -204,14 +206,14 @@ class Transfers:
         def answered(outcome: Outcome) -> None:
             self._asking.told(word, outcome is True, self._owner.clock.now)
 
-        say = Call(self._owner, self._roads, word.peer, partial(_abort, word.name, word.reason, self._owner.clock))
+        say = SimCall(self._owner, self._roads, word.peer, partial(_abort, word.name, word.reason, self._owner.clock))
         say.begin(self._asking.settings.settle_call_s, answered)
 
 
-class Call:
+class SimCall:
     """One try of a call, or of a chunk: to the peer's process and back, each way with all that a network does."""
 
-    def __init__(self, owner: Mover, roads: Roads, peer: str, request: Request) -> None:
+    def __init__(self, owner: Mover, roads: SimRoads, peer: str, request: Request) -> None:
         self._owner = owner
         self._roads = roads
         self._peer = peer
@@ -222,7 +224,7 @@ class Call:
         """`answered` gets the outcome once: the peer's, or Lost."""
         self._answered = answered
         weather, random = self._roads.weather, self._owner.random
-        self._owner.after(timeout_s, self._end, Lost(f"{self._peer} did not answer"))
+        self._owner.after(timeout_s, self._end, CarrierLost(f"{self._peer} did not answer"))
         if random.random() >= weather.loss:
             self._owner.clock.after(self._delay(), self._arrive, True)
         if random.random() < weather.double:
@@ -237,7 +239,7 @@ class Call:
         peer = self._roads.pool(self._peer)
         if peer is None or not peer.alive:
             if answers:
-                self._owner.run(self._end, Lost(f"nobody listens at {self._peer}"))
+                self._owner.run(self._end, CarrierLost(f"nobody listens at {self._peer}"))
         elif self._roads.reaches(self._owner.node, peer.node):
             peer.run(self._serve, peer, answers)
 
@@ -248,7 +250,7 @@ class Call:
 
         try:
             self._request(peer, reply)
-        except Refused as refused:
+        except NotObeyed as refused:
             reply(refused)
         peer.look()
 
@@ -265,7 +267,9 @@ class Call:
 class _Run:
     """One errand on its way."""
 
-    def __init__(self, transfers: Transfers, errand: Errand, owner: Mover, stream: Stream, roads: Roads) -> None:
+    def __init__(
+        self, transfers: SimTransfers, errand: Errand, owner: Mover, stream: SimStream, roads: SimRoads
+    ) -> None:
         self.errand = errand
         self._transfers = transfers
         self._owner = owner
@@ -298,38 +302,38 @@ class _Run:
         if isinstance(step, Ready):
             # Steps that were issued before may still write the blocks that are to be sent.
             self._stream.issue(0.0, partial(self.feed, None))
-        elif isinstance(step, Pause):
+        elif isinstance(step, PauseCopy):
             self._owner.after(step.seconds, self.feed, None)
         elif isinstance(step, Meet):
             self._call(peer, self._meet, step.timeout_s)
         elif isinstance(step, Reserve):
             self._call(peer, partial(_reserve, step, clock), step.timeout_s)
-        elif isinstance(step, Copy):
+        elif isinstance(step, MoveChunks):
             self._copy(step)
         elif isinstance(step, Finish):
             _commit(self._owner.register, step.part.here, clock.now)
             self._owner.run(self.feed, None)
         elif isinstance(step, Commit):
             self._call(peer, partial(_take_commit, step, clock), step.timeout_s)
-        elif isinstance(step, Abort):
-            say = Call(self._owner, self._roads, peer, partial(_abort, step.name, step.reason, clock))
+        elif isinstance(step, CallOff):
+            say = SimCall(self._owner, self._roads, peer, partial(_abort, step.name, step.reason, clock))
             say.begin(step.timeout_s, lambda outcome: self.feed(outcome is True))
         else:
             self._transfers.answer(self.errand, step.transferred)
             self.feed(None)
 
     def _call(self, peer: str, request: Request, timeout_s: float) -> None:
-        Call(self._owner, self._roads, peer, request).begin(timeout_s, self.feed)
+        SimCall(self._owner, self._roads, peer, request).begin(timeout_s, self.feed)
 
     def _meet(self, pool: Pool, reply: Reply) -> None:
         near = pool.node == self._owner.node
         session = pool.session_of(self._owner) if near else 0
         self._mapped = pool
-        reply(Met(pool.incarnation, (Carrier.SHARED_MEMORY if session else Carrier.STREAM,), session))
+        reply(PoolsMet(pool.incarnation, (Carrier.SHARED_MEMORY if session else Carrier.STREAM,), session))
 
     # -- bytes
 
-    def _copy(self, step: Copy) -> None:
+    def _copy(self, step: MoveChunks) -> None:
         places = [place for first, count in step.chunks for place in range(first, first + count)]
         if step.part.carrier is Carrier.SHARED_MEMORY and step.part.write:
             # As the real one: the first gap, whose sums go with the commit.
@@ -337,7 +341,7 @@ class _Run:
             places = list(range(first, first + count))
         self._piece(step, places, [])
 
-    def _piece(self, step: Copy, places: list[int], sums: list[int]) -> None:
+    def _piece(self, step: MoveChunks, places: list[int], sums: list[int]) -> None:
         """The next chunk; all are there: the step is over."""
         problem = self.errand.why_stop(self._clock.now)
         if not problem and self._num_copied == self._fail_at:
@@ -363,7 +367,7 @@ class _Run:
         self._corrupt_at = -1
         return bytes(255 - byte for byte in content)
 
-    def _piece_of_memory(self, step: Copy, places: list[int], sums: list[int]) -> None:
+    def _piece_of_memory(self, step: MoveChunks, places: list[int], sums: list[int]) -> None:
         """Read now, written a moment later, by this process alone."""
         part, at, pool = step.part, places[0], self._mapped
         assert pool is not None
@@ -381,7 +385,7 @@ class _Run:
                 assert wanted is not None
                 try:
                     self._take(part.here, at, came, int(wanted[at]))
-                except Refused as refused:
+                except NotObeyed as refused:
                     self.feed(refused)
                     return
             self._piece(step, places[1:], sums)
@@ -399,9 +403,9 @@ class _Run:
             return crc32(content)
 
         if register.take_chunk(moving, number, wanted, write, now) != wanted:
-            raise Refused(Refusal.CORRUPT, f"chunk {number} has another sum")
+            raise NotObeyed(WhyRefused.CORRUPT, f"chunk {number} has another sum")
 
-    def _piece_of_stream(self, step: Copy, places: list[int]) -> None:
+    def _piece_of_stream(self, step: MoveChunks, places: list[int]) -> None:
         part, at = step.part, places[0]
         mine, theirs = int(part.mine[at]), int(part.theirs[at])
         if part.write:
@@ -412,23 +416,23 @@ class _Run:
             request = partial(self._chunk_out, part.there, theirs)
 
         def answered(outcome: Outcome) -> None:
-            if isinstance(outcome, Refused) and outcome.refusal in _OF_A_CHUNK:
+            if isinstance(outcome, NotObeyed) and outcome.refusal in _OF_A_CHUNK:
                 outcome = None  # what is missing is asked for again
             if isinstance(outcome, Exception):
                 self.copies = False
                 self.feed(outcome)
                 return
-            if isinstance(outcome, Chunk):
+            if isinstance(outcome, SimChunk):
                 try:
                     self._take(part.here, at, self._spoiled(outcome.content), outcome.crc)
-                except Refused as refused:
+                except NotObeyed as refused:
                     if refused.refusal not in _OF_A_CHUNK:
                         self.feed(refused)
                         return
             self._piece(step, places[1:], [])
 
         def say() -> None:
-            Call(self._owner, self._roads, self.errand.order.peer, request).begin(0.2, answered)
+            SimCall(self._owner, self._roads, self.errand.order.peer, request).begin(0.2, answered)
 
         self._owner.after(self._seconds(3), say)
 
@@ -453,19 +457,19 @@ class _Run:
         def read() -> None:
             try:
                 moving = pool.register.live_by(name, False, (Carrier.STREAM,), self._clock.now)
-            except Refused as refused:
+            except NotObeyed as refused:
                 reply(refused)
                 return
             content = pool.wholes.read(block)
             stored = pool.register.blocks.crcs(np.array([block], np.int32))
             pool.register.touch(moving, self._clock.now)
-            reply(Chunk(content, crc32(content) if stored is None else int(stored[0])))
+            reply(SimChunk(content, crc32(content) if stored is None else int(stored[0])))
 
         # What it had issued into the blocks comes first.
         pool.when_written(read)
 
 
-class Chunk(Copied):
+class SimChunk(Copied):
     """Bytes on their way, and what the sender says that they sum to."""
 
     def __init__(self, content: bytes, crc: int) -> None:
@@ -492,7 +496,7 @@ def _take_commit(step: Commit, clock: Clock, pool: Pool, reply: Reply) -> None:
             moving = register.live_by(step.name, True, (Carrier.SHARED_MEMORY,), clock.now)
             register.begin_chunks(moving, copied.first, len(copied.sums), clock.now)
             register.end_chunks(moving, copied.first, len(copied.sums), copied.sums, clock.now)
-        except Refused as refused:
+        except NotObeyed as refused:
             if refused.refusal not in _OF_A_CHUNK:
                 raise
     reply(_commit(register, step.name, clock.now))
@@ -509,6 +513,6 @@ def _commit(register: Register, name: TransferName, now: float) -> Committed:
 def _abort(name: TransferName, reason: str, clock: Clock, pool: Pool, reply: Reply) -> None:
     try:
         pool.register.abort(name, reason, True, clock.now)
-    except Refused:
+    except NotObeyed:
         pass  # another life of it has no memory that this transfer could reach
     reply(True)

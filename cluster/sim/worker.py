@@ -19,8 +19,8 @@ from cluster.sim.device import WholeBlocks
 from cluster.sim.model import END_TOKEN, SLOT_BYTES, VOCAB_SIZE, digest_of
 from cluster.sim.network import Weather
 from cluster.sim.shape import WorkerShape
-from cluster.sim.steps import Steps
-from cluster.sim.transfers import Mover, Pool, Transfers, register_of
+from cluster.sim.steps import SimSteps
+from cluster.sim.transfers import Mover, Pool, SimTransfers, register_of
 
 __all__ = ["Outlets", "SimWorker", "WorkerShape"]
 
@@ -63,12 +63,12 @@ class SimWorker(Process):
                 max_batch=shape.max_batch,
                 max_model_len=shape.max_model_len,
                 prefill_tokens_per_s=1.0 / shape.per_token_s,
-                bytes_per_s=shape.num_ranks * shape.block_size * SLOT_BYTES / Transfers.PIECE_S,
+                bytes_per_s=shape.num_ranks * shape.block_size * SLOT_BYTES / SimTransfers.PIECE_S,
                 digest=digest_of(shape.model),
             ),
             DeskSettings(shape.token_budget, VOCAB_SIZE, shape.key),
         )
-        self.steps = Steps(self, self.desk, shape, self.random, self._tell)
+        self.steps = SimSteps(self, self.desk, shape, self.random, self._tell)
         self.blocks = self.steps.blocks
         self.outlets = outlets
         # What befalls it behind the tokens with which a sequence ends.
@@ -76,7 +76,7 @@ class SimWorker(Process):
         self.wholes = WholeBlocks((self.blocks, *self.steps.others))
         layout = layout_of(shape.fingerprint, self.wholes.num_bytes)
         self.register = register_of(layout, shape.num_blocks, incarnation, own_content=True)
-        self.transfers = Transfers(self, self.steps.stream, outlets, self._on_settled)
+        self.transfers = SimTransfers(self, self.steps.stream, outlets, self._on_settled)
         self.steps.move_with(self.transfers)
 
     @property

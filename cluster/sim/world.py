@@ -30,9 +30,9 @@ from cluster.sim.clock import Clock
 from cluster.sim.gateway import SimGateway
 from cluster.sim.hostpool import SimHostPool
 from cluster.sim.model import pairs_of
-from cluster.sim.network import Called, Link, Network, Weather
+from cluster.sim.network import Called, Network, SimLink, Weather
 from cluster.sim.shell import SimShell
-from cluster.sim.streams import FrontStream, PoolStream, SchedulerEnds, TokenStream, WorkerStream, intake_of
+from cluster.sim.streams import FrontStream, SchedulerEnds, SimPoolStream, TokenStream, WorkerStream, intake_of
 from cluster.sim.transfers import Pool
 from cluster.sim.worker import Outlets, SimWorker, WorkerShape
 
@@ -75,7 +75,7 @@ class World:
         self.gateways: dict[str, SimGateway] = {}
         # Of the last life of each worker, host pool and gateway.
         self.worker_streams: dict[str, WorkerStream] = {}
-        self.pool_streams: dict[str, PoolStream] = {}
+        self.pool_streams: dict[str, SimPoolStream] = {}
         self.front_streams: dict[str, FrontStream] = {}
         self.token_streams: dict[tuple[str, str], TokenStream] = {}
         self.intakes: dict[str, Called] = {}
@@ -113,7 +113,7 @@ class World:
 
     # -- births
 
-    def start_scheduler(self, epoch: int, clock_ahead_s: float, late: Sequence[Link] = ()) -> None:
+    def start_scheduler(self, epoch: int, clock_ahead_s: float, late: Sequence[SimLink] = ()) -> None:
         """The next life of the scheduler: everybody alive but those of `late` leaves the last one and tells this one
         what it holds."""
         self.shell = self.new_shell(epoch)
@@ -121,7 +121,7 @@ class World:
         for link in [link for link in self.scheduler_links() if link not in late]:
             link.break_stream(is_told=True)
 
-    def scheduler_links(self) -> list[Link]:
+    def scheduler_links(self) -> list[SimLink]:
         links = [stream.link for stream in self.worker_streams.values()]
         links += [stream.link for stream in self.pool_streams.values()]
         return links + [stream.link for stream in self.front_streams.values()]
@@ -168,7 +168,7 @@ class World:
 
         pool = SimHostPool(name, self._incarnation(name), node_name(number), size, self.clock, self.seed, tell)
         self.pools[name] = pool
-        stream = self.pool_streams[name] = PoolStream(self, pool)
+        stream = self.pool_streams[name] = SimPoolStream(self, pool)
 
     def start_gateway(self, name: str) -> None:
         shape = self.shape.workers[0]

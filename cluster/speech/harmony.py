@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 
-from cluster.speech.parts import Kind, Part, split
+from cluster.speech.parts import Part, PartKind, split
 
 CHANNEL, MESSAGE, START = "<|channel|>", "<|message|>", "<|start|>"
 ENDS = ("<|end|>", "<|call|>", "<|return|>")
@@ -22,7 +22,7 @@ class HarmonyParser:
         self._may_call = may_call
         self._held = ""
         # What the message that is being read is; None: its header.
-        self._kind: Kind | None = None
+        self._kind: PartKind | None = None
 
     def feed(self, text: str) -> list[Part]:
         self._held += text
@@ -40,25 +40,25 @@ class HarmonyParser:
         held, kind = self._held, self._kind
         if kind is None:
             # A header that never ended says nothing; a text without one is what it is.
-            return [] if _is_header(held) else [Part(Kind.TEXT, held)]
+            return [] if _is_header(held) else [Part(PartKind.TEXT, held)]
         return [Part(kind, held)] if held else []
 
     def _in_header(self, parts: list[Part]) -> None:
         said, marker, rest = split(self._held[:MAX_HEADER_CHARS], (MESSAGE,))
         if not _is_header(self._held):
-            self._kind = Kind.TEXT
+            self._kind = PartKind.TEXT
         elif marker:
             self._held = rest + self._held[MAX_HEADER_CHARS:]
             self._kind = self._read(said, parts)
         elif len(self._held) > MAX_HEADER_CHARS:
-            self._kind = Kind.TEXT
+            self._kind = PartKind.TEXT
 
-    def _read(self, header: str, parts: list[Part]) -> Kind:
+    def _read(self, header: str, parts: list[Part]) -> PartKind:
         to, channel = _TO.search(header), _NAME.search(header)
         if to is not None and self._may_call:
-            parts.append(Part(Kind.CALL, to[1].removeprefix("functions.")))
-            return Kind.ARGUMENTS
-        return Kind.REASONING if channel is not None and channel[1] == "analysis" else Kind.TEXT
+            parts.append(Part(PartKind.CALL, to[1].removeprefix("functions.")))
+            return PartKind.ARGUMENTS
+        return PartKind.REASONING if channel is not None and channel[1] == "analysis" else PartKind.TEXT
 
     def _in_message(self, parts: list[Part]) -> None:
         assert self._kind is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.speech.json_call import JsonCall
-from cluster.speech.parts import Blanks, Kind, Part, split
+from cluster.speech.parts import Blanks, Part, PartKind, split
 
 BEGIN, END = "<tool_call>", "</tool_call>"
 
@@ -38,7 +38,7 @@ class HermesParser:
         elif self._call is None and not self._has_ended_call:
             self._say(self._held, parts)
         if self._blanks.held and not self._has_called:
-            parts.append(Part(Kind.TEXT, self._blanks.held))
+            parts.append(Part(PartKind.TEXT, self._blanks.held))
         return parts
 
     def _in_text(self, parts: list[Part]) -> None:
@@ -76,4 +76,4 @@ class HermesParser:
     def _say(self, text: str, parts: list[Part]) -> None:
         said = self._blanks.add(text)
         if said:
-            parts.append(Part(Kind.TEXT, said))
+            parts.append(Part(PartKind.TEXT, said))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 
-from cluster.speech.parts import Kind, Part
+from cluster.speech.parts import Part, PartKind
 
 _BLANKS = " \t\r\n"
 _ARGUMENTS = ("arguments", "parameters")
@@ -17,7 +17,7 @@ MAX_KEY_CHARS = 64
 """No key of a call is longer."""
 
 
-class Value:
+class JsonValue:
     """The end of one JSON value, found by its brackets and quotes."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class JsonCall:
         self._names = names
         self._wants = "{"
         self._key = ""
-        self._value = Value()
+        self._value = JsonValue()
         self._written = ""
         self._name = ""
         self._early = ""  # arguments that came before the name
@@ -92,7 +92,7 @@ class JsonCall:
         if self.is_done and not self._name:
             self.is_broken = True
         elif self.is_done and not self._has_arguments:
-            parts.append(Part(Kind.ARGUMENTS, "{}"))
+            parts.append(Part(PartKind.ARGUMENTS, "{}"))
             self._has_arguments = True
         return parts, text[at:]
 
@@ -112,7 +112,7 @@ class JsonCall:
         elif self._wants in ('"', '"}') and letter == '"':
             self._wants, self._key = "key", ""
         elif self._wants == ":" and letter == ":":
-            self._wants, self._value, self._written = "value", Value(), ""
+            self._wants, self._value, self._written = "value", JsonValue(), ""
         elif self._wants == ",}" and letter == ",":
             self._wants = '"'
         elif self._wants in (",}", '"}') and letter == "}":
@@ -142,9 +142,9 @@ class JsonCall:
             self.is_broken = True
         elif not self._name:
             self._name = name
-            parts.append(Part(Kind.CALL, name))
+            parts.append(Part(PartKind.CALL, name))
             if self._early:
-                parts.append(Part(Kind.ARGUMENTS, self._early))
+                parts.append(Part(PartKind.ARGUMENTS, self._early))
 
     def _take_arguments(self, said: str, parts: list[Part]) -> None:
         """As they come; arguments that are a string which holds JSON, once they are there."""
@@ -153,7 +153,7 @@ class JsonCall:
             said = self._written if whole is None else whole
         self._has_arguments = self._has_arguments or bool(said)
         if said and self._name:
-            parts.append(Part(Kind.ARGUMENTS, said))
+            parts.append(Part(PartKind.ARGUMENTS, said))
         else:
             self._early += said
 

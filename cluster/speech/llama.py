@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from cluster.speech.json_call import JsonCall
-from cluster.speech.parts import Kind, Part, split
+from cluster.speech.parts import Part, PartKind, split
 
 TAG = "<|python_tag|>"
 _BETWEEN = " \t\r\n;"
@@ -46,7 +46,7 @@ class LlamaParser:
             held = "" if call.is_known else self._before + call.raw
         elif self._may_call and not held.strip(_BETWEEN):
             held = ""
-        return [Part(Kind.TEXT, held)] if held else []
+        return [Part(PartKind.TEXT, held)] if held else []
 
     def _at_beginning(self, parts: list[Part]) -> None:
         rest = self._held.lstrip(_BETWEEN)
@@ -60,13 +60,13 @@ class LlamaParser:
             self._may_call = False
             if has_tag:
                 # It must not be found once more.
-                parts.append(Part(Kind.TEXT, self._held[: len(self._held) - len(rest)]))
+                parts.append(Part(PartKind.TEXT, self._held[: len(self._held) - len(rest)]))
                 self._held = rest
 
     def _in_text(self, parts: list[Part]) -> None:
         said, marker, rest = split(self._held, (TAG,))
         if said:
-            parts.append(Part(Kind.TEXT, said))
+            parts.append(Part(PartKind.TEXT, said))
         self._held = marker + rest
         self._may_call = bool(marker)
 
@@ -78,6 +78,6 @@ class LlamaParser:
         if call.is_broken:
             self._call, self._may_call = None, False
             if not call.is_known:
-                parts.append(Part(Kind.TEXT, self._before + call.raw))
+                parts.append(Part(PartKind.TEXT, self._before + call.raw))
         elif call.is_done:
             self._call = None

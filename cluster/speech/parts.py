@@ -10,7 +10,7 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 
-class Kind(Enum):
+class PartKind(Enum):
     TEXT = "text"
     REASONING = "reasoning"
     CALL = "call"  # a call begins; the part's text is the tool's name
@@ -18,7 +18,7 @@ class Kind(Enum):
 
 
 class Part(NamedTuple):
-    kind: Kind
+    kind: PartKind
     text: str
 
 
@@ -75,7 +75,7 @@ def joined(parts: Sequence[Part]) -> list[Part]:
     """The same with neighbours of one kind as one. Calls stay apart."""
     found: list[Part] = []
     for part in parts:
-        if found and found[-1].kind is part.kind and part.kind is not Kind.CALL:
+        if found and found[-1].kind is part.kind and part.kind is not PartKind.CALL:
             found[-1] = Part(part.kind, found[-1].text + part.text)
         elif part.text:
             found.append(part)

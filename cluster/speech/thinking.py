@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.speech.parts import Blanks, Kind, Parser, Part, split
+from cluster.speech.parts import Blanks, Parser, Part, PartKind, split
 
 OPEN, CLOSE = "<think>", "</think>"
 
@@ -61,10 +61,10 @@ class ThinkingParser:
             said = said.lstrip()
         if said:
             self._has_thought = True
-            parts.append(Part(Kind.REASONING, said))
+            parts.append(Part(PartKind.REASONING, said))
 
     def _pass_on(self) -> list[Part]:
         text, self._held = self._held, ""
         if self._behind is not None:
             return self._behind.feed(text)
-        return [Part(Kind.TEXT, text)] if text else []
+        return [Part(PartKind.TEXT, text)] if text else []

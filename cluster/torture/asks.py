@@ -49,14 +49,14 @@ KINDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class StreamAsk:
     kind: str
     prompt: str | list[int]
     params: SamplingParams
     answer: tuple[tuple[int, ...], ...]  # the tokens of each sequence
 
 
-def model_asks(seed: int, num: int) -> list[Ask]:
+def model_asks(seed: int, num: int) -> list[StreamAsk]:
     """So many different ones of the demo model, with their answers. Takes a while: each is computed here."""
     from cluster import LLM
 
@@ -70,6 +70,6 @@ def model_asks(seed: int, num: int) -> list[Ask]:
     results = llm.generate([prompt for _, prompt, _ in drawn], [params for _, _, params in drawn], use_tqdm=False)
     llm.close()
     return [
-        Ask(kind, prompt, params, tuple(tuple(output.token_ids) for output in result.outputs))
+        StreamAsk(kind, prompt, params, tuple(tuple(output.token_ids) for output in result.outputs))
         for (kind, prompt, params), result in zip(drawn, results, strict=True)
     ]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from cluster.client.connection import Tls
-from cluster.torture.asks import Ask
+from cluster.torture.asks import StreamAsk
 from protos.quire.v1 import admin_pb2 as pb
 from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
 
@@ -36,7 +36,7 @@ class House(Protocol):
     def tls(self) -> Tls | None:
         """How clients check the gateways."""
 
-    def asks(self, seed: int, num: int) -> list[Ask]:
+    def asks(self, seed: int, num: int) -> list[StreamAsk]:
         """What streams ask there, with the answers."""
 
     def pids(self, kind: str) -> list[int]:

@@ -13,7 +13,7 @@ from random import Random
 
 import grpc
 
-from cluster.bench.processes import Member, Network, Processes
+from cluster.bench.processes import NodeNetwork, Processes, ProcessMember
 from cluster.client.connection import Tls
 from cluster.errors import Unavailable
 from cluster.lifecycle.ports import free_port
@@ -21,7 +21,7 @@ from cluster.links.security import TlsFiles
 from cluster.sampling import SamplingParams
 from cluster.settings import SchedulerSettings
 from cluster.torture import made_up
-from cluster.torture.asks import Ask
+from cluster.torture.asks import StreamAsk
 from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
 from worker.model.checkpoint import find_folder
 
@@ -36,7 +36,7 @@ class PacedHouse:
     """Use it in a `with`: at its end all processes are gone."""
 
     def __init__(
-        self, say: Callable[[str], None], networks: Mapping[str, Network] | None = None, tls: TlsFiles | None = None
+        self, say: Callable[[str], None], networks: Mapping[str, NodeNetwork] | None = None, tls: TlsFiles | None = None
     ) -> None:
         """`networks`: of each of the processes by name; they speak TLS then, and clients show a token."""
         self.left: list[str] = []
@@ -55,13 +55,13 @@ class PacedHouse:
         self.http = [f"{self._host(name)}:{port}" for name, port in ports.items() if port]
         folder = {MODEL: str(find_folder(MODEL))}
 
-        def gateway(name: str) -> Callable[[], Member]:
+        def gateway(name: str) -> Callable[[], ProcessMember]:
             return lambda: self._processes.add_gateway(name, folder, doors, ports[name], self._node(name))
 
-        def worker(name: str) -> Callable[[], Member]:
+        def worker(name: str) -> Callable[[], ProcessMember]:
             return lambda: self._processes.add_made_up_worker(name, self._node(name), **MADE_UP)
 
-        self._make: dict[str, Callable[[], Member]] = {
+        self._make: dict[str, Callable[[], ProcessMember]] = {
             "scheduler": lambda: self._processes.add_scheduler(self._node("scheduler")),
             **{name: gateway(name) for name in GATEWAYS},
             **{name: worker(name) for name in WORKERS},
@@ -87,7 +87,7 @@ class PacedHouse:
         self._keeper.join()
         self._processes.__exit__(*error)
 
-    def asks(self, seed: int, num: int) -> list[Ask]:
+    def asks(self, seed: int, num: int) -> list[StreamAsk]:
         random, drawn = Random(f"asks/{seed}"), []
         for at in range(num):
             prompt = [random.randrange(300, 1500) for _ in range(random.randrange(1, 100))]
@@ -96,7 +96,7 @@ class PacedHouse:
                 n=num_sequences, temperature=0.0, max_tokens=random.randrange(100, 400), ignore_eos=True
             )
             answer = made_up.answer(prompt, params.max_tokens or 0)
-            drawn.append(Ask("three" if num_sequences == 3 else "one", prompt, params, (answer,) * num_sequences))
+            drawn.append(StreamAsk("three" if num_sequences == 3 else "one", prompt, params, (answer,) * num_sequences))
         return drawn
 
     def pids(self, kind: str) -> list[int]:
@@ -125,7 +125,7 @@ class PacedHouse:
             self._is_over.wait(LOOK_S)
 
 
-def _listen(member: Member) -> None:
+def _listen(member: ProcessMember) -> None:
     """To what it says when it serves. It may be killed before that."""
     with suppress(RuntimeError, ValueError):
         member.told()

@@ -13,7 +13,7 @@ from cluster.lifecycle import launch, ray_head
 from cluster.lifecycle.cluster_settings import ClusterSettings
 from cluster.lifecycle.ports import HAS_HTTP, free_row
 from cluster.lifecycle.running import Running
-from cluster.torture.asks import Ask, model_asks
+from cluster.torture.asks import StreamAsk, model_asks
 from cluster.torture.nodes import RayNodes
 from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
 
@@ -91,7 +91,7 @@ class RayHouse:
     def _down(self) -> None:
         self.left = launch.down(self._say)
 
-    def asks(self, seed: int, num: int) -> list[Ask]:
+    def asks(self, seed: int, num: int) -> list[StreamAsk]:
         return model_asks(seed, num)
 
     def pids(self, kind: str) -> list[int]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from cluster.torture.asks import Ask
+from cluster.torture.asks import StreamAsk
 from cluster.torture.fires import STOPS_S, Fires
 from cluster.torture.house import House, held
 from cluster.torture.paced import PacedHouse
@@ -51,7 +51,7 @@ def torture(wanted: Torture, say: Callable[[str], None]) -> Verdict:
     return verdict
 
 
-def burn(house: House, wanted: Torture, drawn: list[Ask], say: Callable[[str], None]) -> Verdict:
+def burn(house: House, wanted: Torture, drawn: list[StreamAsk], say: Callable[[str], None]) -> Verdict:
     """A house that serves, or is about to."""
     began = time.monotonic()
     streams = Streams(house, drawn, wanted.seed, wanted.num_streams)

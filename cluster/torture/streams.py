@@ -18,7 +18,7 @@ from cluster.client.asynchronous import AsyncClient
 from cluster.client.request import Options
 from cluster.errors import QuireError
 from cluster.torture import over_http
-from cluster.torture.asks import Ask
+from cluster.torture.asks import StreamAsk
 from cluster.torture.house import House
 
 TIMEOUT_S, GRACE_S = 120.0, 30.0
@@ -53,7 +53,7 @@ class Seen:
 class Streams:
     """So many readers, each of which asks one thing after another until it is told to stop."""
 
-    def __init__(self, house: House, asks: Sequence[Ask], seed: int, num: int) -> None:
+    def __init__(self, house: House, asks: Sequence[StreamAsk], seed: int, num: int) -> None:
         self.seen = Seen()
         self._house = house
         self._gateways = list(house.gateways)
@@ -86,7 +86,7 @@ class Streams:
                 how = "HTTP" if speaks_http else f"gRPC, {len(known)} known"
                 await self._read(news, ask, f"reader {reader} ({how}), stream {self.seen.num_ended}")
 
-    async def _read(self, coming: AsyncGenerator[tuple[int, list[int], int], None], ask: Ask, name: str) -> None:
+    async def _read(self, coming: AsyncGenerator[tuple[int, list[int], int], None], ask: StreamAsk, name: str) -> None:
         seen, asked = self.seen, time.monotonic()
         outputs: list[list[int]] = [[] for _ in ask.answer]
         last, pause, num_logprobs = asked, Pause(ask.kind), 0
@@ -118,7 +118,7 @@ class Streams:
             seen.by_kind[ask.kind] += 1
 
 
-async def _over_grpc(client: AsyncClient, ask: Ask) -> AsyncGenerator[tuple[int, list[int], int], None]:
+async def _over_grpc(client: AsyncClient, ask: StreamAsk) -> AsyncGenerator[tuple[int, list[int], int], None]:
     options = Options(model="demo", timeout_s=TIMEOUT_S, resume_grace_s=GRACE_S)
     async with aclosing(client.stream(ask.prompt, ask.params, options)) as stream:
         async for news in stream:

@@ -17,7 +17,7 @@ from kernels.cpu import math as cpu_math
 from kernels.cpu.call import ArgumentList, ArgumentReader
 from kernels.cpu.ir import BF16, F32, I32, Code, Pointer, Value
 from kernels.cpu.scores import score_panel
-from kernels.cpu.shapes import LANES, MAX_COLUMNS, Blocks, HeadShape
+from kernels.cpu.shapes import LANES, MAX_COLUMNS, HeadShape, KeyBlocks
 from kernels.cpu.values import ValuePanel
 
 ARGUMENTS = ArgumentList(
@@ -39,7 +39,7 @@ NO_WINDOW = 1 << 40
 
 
 @dataclass(frozen=True)
-class AttentionShape:
+class TiledAttention:
     """A head shape with what follows from it: how rows and keys are tiled and how a thread's scratch memory is cut."""
 
     head: HeadShape
@@ -108,8 +108,8 @@ class _Task:
     token: Value
     position: Value
     head: Value
-    keys: Blocks
-    values: Blocks
+    keys: KeyBlocks
+    values: KeyBlocks
     first_key: Value
     end_key: Value
 
@@ -117,7 +117,7 @@ class _Task:
 class AttentionEmitter:
     """Writes the kernel `attend` for one shape."""
 
-    def __init__(self, code: Code, shape: AttentionShape) -> None:
+    def __init__(self, code: Code, shape: TiledAttention) -> None:
         self.code = code
         self.shape = shape
         self.head = shape.head
@@ -152,8 +152,8 @@ class AttentionEmitter:
         stride = args.integer("block_stride")
         size = self.head.block_size * self.head.cache.size_bytes
 
-        def blocks(name: str, dim: int) -> Blocks:
-            return Blocks(code, args.pointer(name, self.head.cache).at_bytes(head * (dim * size)), stride, tables)
+        def blocks(name: str, dim: int) -> KeyBlocks:
+            return KeyBlocks(code, args.pointer(name, self.head.cache).at_bytes(head * (dim * size)), stride, tables)
 
         task = _Task(
             tokens=tokens,
@@ -212,8 +212,8 @@ class AttentionEmitter:
     ) -> None:
         code, head = self.code, self.head
         block = first // head.block_size
-        keys = Blocks(code, task.keys.base, task.keys.stride_bytes, task.keys.table.at(block))
-        values = Blocks(code, task.values.base, task.values.stride_bytes, task.values.table.at(block))
+        keys = KeyBlocks(code, task.keys.base, task.keys.stride_bytes, task.keys.table.at(block))
+        values = KeyBlocks(code, task.values.base, task.values.stride_bytes, task.values.table.at(block))
         query = self.query.of(BF16 if head.pair_products else F32).at(row * head.head_dim)
         score_panel(
             head, panel, query, self.scores, keys, num_slots, stride=stride, afterwards=values if ahead else None

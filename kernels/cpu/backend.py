@@ -15,13 +15,13 @@ import torch
 from kernels import checks, reference
 from kernels.batch import AttentionBatch, Scoring
 from kernels.cpu import plan as cpu_plan
-from kernels.cpu.attention import AttentionEmitter, AttentionShape
+from kernels.cpu.attention import AttentionEmitter, TiledAttention
 from kernels.cpu.bound import BoundAttention, BoundWrite, Workspace, threads_for
-from kernels.cpu.call import Call
+from kernels.cpu.call import KernelCall
 from kernels.cpu.ir import BF16, F16, F32, Kind
 from kernels.cpu.jit import Kernel, Target, compile_kernel, host
 from kernels.cpu.merge import MergeEmitter
-from kernels.cpu.plan import Plan
+from kernels.cpu.plan import AttentionPlan
 from kernels.cpu.shapes import HeadShape, Tiling
 from kernels.cpu.write import COPY_ARGUMENTS, WriteEmitter, WriteShape, emit_copy
 from kernels.layout import BlockLayout, KeyOrder, LayerCache
@@ -35,13 +35,13 @@ MAX_BOUND = 4096
 
 
 @lru_cache(maxsize=256)
-def attention_kernel(shape: AttentionShape) -> Kernel:
+def attention_kernel(shape: TiledAttention) -> Kernel:
     """`attend` for a shape, compiled at its first use."""
     return compile_kernel("attend", lambda code: AttentionEmitter(code, shape).emit(), shape.head.target)
 
 
 @lru_cache(maxsize=256)
-def merge_kernel(shape: AttentionShape) -> Kernel:
+def merge_kernel(shape: TiledAttention) -> Kernel:
     return compile_kernel("merge_parts", lambda code: MergeEmitter(code, shape).emit(), shape.head.target)
 
 
@@ -77,7 +77,7 @@ class CpuBackend:
         self.target = target or host()
         self.tiling = tiling or Tiling()
         self.is_debug = debug
-        self._copy = Call(COPY_ARGUMENTS)
+        self._copy = KernelCall(COPY_ARGUMENTS)
         self._workspace = Workspace()
         self._attentions: dict[tuple[object, ...], BoundAttention] = {}
         self._writes: dict[tuple[object, ...], BoundWrite] = {}
@@ -204,9 +204,9 @@ class CpuBackend:
         head_dim: int,
         value_dim: int,
         group: int,
-    ) -> AttentionShape:
+    ) -> TiledAttention:
         sizes = block_size, head_dim, value_dim, group
-        return AttentionShape(HeadShape(KINDS[cache], KINDS[query], keys == "pairs", *sizes, self.target, self.tiling))
+        return TiledAttention(HeadShape(KINDS[cache], KINDS[query], keys == "pairs", *sizes, self.target, self.tiling))
 
     def _check_order(self, cache: LayerCache) -> None:
         pairs = cache.keys == "pairs" and cache.k.dtype == torch.bfloat16
@@ -214,10 +214,10 @@ class CpuBackend:
             wanted = self.key_order(cache.k.dtype, cache.block_size)
             raise ValueError(f"the CPU kernels read {cache.k.dtype} keys as {wanted}, the cache has {cache.keys}")
 
-    def _plan(self, batch: AttentionBatch, shape: AttentionShape, cache: LayerCache) -> Plan:
+    def _plan(self, batch: AttentionBatch, shape: TiledAttention, cache: LayerCache) -> AttentionPlan:
         plan = batch.tasks
         made_for = (shape.head.group, cache.num_kv_heads, cache.block_size)
-        if isinstance(plan, Plan) and (plan.group, plan.num_kv_heads, plan.block_size) == made_for:
+        if isinstance(plan, AttentionPlan) and (plan.group, plan.num_kv_heads, plan.block_size) == made_for:
             return plan
         # Layers of another geometry than the one that `prepare` was told.
         return cpu_plan.build(

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import torch
 
 from kernels.batch import AttentionBatch, Scoring
-from kernels.cpu.attention import ARGUMENTS, NO_WINDOW, AttentionShape
-from kernels.cpu.call import Call
+from kernels.cpu.attention import ARGUMENTS, NO_WINDOW, TiledAttention
+from kernels.cpu.call import KernelCall
 from kernels.cpu.jit import Kernel
 from kernels.cpu.math import LOG2E
-from kernels.cpu.plan import Plan
+from kernels.cpu.plan import AttentionPlan
 from kernels.cpu.write import WRITE_ARGUMENTS
 from kernels.layout import LayerCache
 
@@ -69,7 +69,7 @@ class BoundAttention:
     def __init__(
         self,
         cache: LayerCache,
-        shape: AttentionShape,
+        shape: TiledAttention,
         kernels: tuple[Kernel, Kernel],
         scoring: Scoring,
     ) -> None:
@@ -78,8 +78,8 @@ class BoundAttention:
         self.shape = shape
         self.kernel, self._merge = kernels
         self.value_dim = cache.value_dim
-        self._call, self._merge_call = Call(ARGUMENTS), Call(ARGUMENTS)
-        self._plan: Plan | None = None
+        self._call, self._merge_call = KernelCall(ARGUMENTS), KernelCall(ARGUMENTS)
+        self._plan: AttentionPlan | None = None
         self._tables: torch.Tensor | None = None
         self._version = -1
         self._size_bytes = 0
@@ -101,7 +101,7 @@ class BoundAttention:
         out: torch.Tensor,
         lse: torch.Tensor | None,
         batch: AttentionBatch,
-        plan: Plan,
+        plan: AttentionPlan,
         workspace: Workspace,
     ) -> None:
         """One step's attention; the arguments have been checked."""
@@ -136,7 +136,7 @@ class BoundAttention:
         if len(plan.merges):
             self._merge_call.run(self._merge, min(threads, len(plan.merges) * plan.num_kv_heads))
 
-    def _set_step(self, batch: AttentionBatch, plan: Plan) -> None:
+    def _set_step(self, batch: AttentionBatch, plan: AttentionPlan) -> None:
         self._plan, self._tables = plan, batch.tables
         cache, tables = self.cache, batch.tables
         num_keys = plan.num_row_keys * plan.num_kv_heads // self.shape.head.group
@@ -150,7 +150,7 @@ class BoundAttention:
         self._merge_call.set(num_items=len(plan.merges), items=plan.merges.ctypes.data)
 
 
-def _set_scoring(call: Call, scoring: Scoring) -> None:
+def _set_scoring(call: KernelCall, scoring: Scoring) -> None:
     # The kernel wants a positive factor, so that the highest product is the highest score.
     scale, softcap = scoring.scale, scoring.softcap
     sign = (scale > 0.0) - (scale < 0.0)
@@ -170,7 +170,7 @@ class BoundWrite:
     def __init__(self, cache: LayerCache, kernel: Kernel) -> None:
         self.cache = cache
         self.kernel = kernel
-        self._call = Call(WRITE_ARGUMENTS)
+        self._call = KernelCall(WRITE_ARGUMENTS)
         self._call.set(
             num_kv_heads=cache.num_kv_heads,
             block_stride=cache.k.stride(0) * cache.k.element_size(),

@@ -55,7 +55,7 @@ class ArgumentReader:
         return self.code.pointer(self.integer(name), kind)
 
 
-class Call:
+class KernelCall:
     """One kernel's argument array on the host. One thread at a time may use it."""
 
     def __init__(self, names: ArgumentList) -> None:

@@ -18,10 +18,10 @@ from kernels import checks
 from kernels.batch import AttentionBatch
 from kernels.cpu import plan as cpu_plan
 from kernels.cpu.advance import Advance
-from kernels.cpu.attention import AttentionShape
+from kernels.cpu.attention import TiledAttention
 from kernels.cpu.backend import KINDS, CpuBackend
-from kernels.cpu.layers import LayerCalls, Rows
-from kernels.cpu.plan import Plan
+from kernels.cpu.layers import LayerCalls, RowLayout
+from kernels.cpu.plan import AttentionPlan
 from kernels.cpu.product import ACTIVATE, ADD, STORE, ProductShape, supports
 from kernels.cpu.program import (
     ALL_ROWS,
@@ -134,11 +134,11 @@ class CpuDecoder:
             tiling=self.backend.tiling,
         )
         self._calls = LayerCalls(
-            AttentionShape(head),
+            TiledAttention(head),
             caches,
             [layer.window for layer in self._layers],
-            query=Rows(self._query.data_ptr(), self._width),
-            out=Rows(self._attended.data_ptr(), self._products.row_stride),
+            query=RowLayout(self._query.data_ptr(), self._width),
+            out=RowLayout(self._attended.data_ptr(), self._products.row_stride),
             scale=self._scale,
         )
         self._caches = list(caches)
@@ -290,7 +290,7 @@ class CpuDecoder:
         rows = len(ids)
         assert batch.num_decodes == rows == batch.num_seqs, "only decodes go on by themselves"
         program, plan = self._prepare(ids, positions, batch, self._every[:rows]), batch.tasks
-        assert isinstance(plan, Plan) and batch.rows.is_contiguous() and stops.flags.c_contiguous
+        assert isinstance(plan, AttentionPlan) and batch.rows.is_contiguous() and stops.flags.c_contiguous
         self._set_picking(program, draws)
         written = np.empty((num_steps, rows), np.int64)
         self._advance.set(
@@ -340,7 +340,7 @@ class CpuDecoder:
             checks.check_batch_bounds(batch, self._caches[0])
             checks.check_write_bounds(self._caches[0], batch.slots)
         plan = batch.tasks
-        assert isinstance(plan, Plan), "the batch is not prepared"
+        assert isinstance(plan, AttentionPlan), "the batch is not prepared"
         merges = calls.prepare(batch, plan, torch.get_num_threads())
         if merges != self._has_merges:
             self._has_merges = merges

@@ -13,16 +13,16 @@ import numpy as np
 import torch
 
 from kernels.batch import AttentionBatch
-from kernels.cpu.attention import ARGUMENTS, NO_WINDOW, AttentionShape
+from kernels.cpu.attention import ARGUMENTS, NO_WINDOW, TiledAttention
 from kernels.cpu.backend import attention_kernel, merge_kernel
 from kernels.cpu.call import COUNTER, TICKET
 from kernels.cpu.math import LOG2E
-from kernels.cpu.plan import Plan
+from kernels.cpu.plan import AttentionPlan
 from kernels.layout import LayerCache
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowLayout:
     """Where queries or outputs of a step lie: address, and elements between rows; heads are neighbours."""
 
     address: int
@@ -34,12 +34,12 @@ class LayerCalls:
 
     def __init__(
         self,
-        shape: AttentionShape,
+        shape: TiledAttention,
         caches: Sequence[LayerCache],
         windows: Sequence[int],
         *,
-        query: Rows,
-        out: Rows,
+        query: RowLayout,
+        out: RowLayout,
         scale: float,
     ) -> None:
         self.shape = shape
@@ -53,7 +53,7 @@ class LayerCalls:
         skip = (-memory.ctypes.data % 64) // 8
         # [attend or merge, layer, word]
         self._words = memory[skip : skip + 2 * len(caches) * words].reshape(2, len(caches), words)
-        self._plan: Plan | None = None
+        self._plan: AttentionPlan | None = None
         head = shape.head
         self._set(
             tasks_at_once=1,
@@ -77,7 +77,7 @@ class LayerCalls:
         """Where the arguments of this layer's attention and of its merge lie."""
         return int(self._words[0, layer].ctypes.data), int(self._words[1, layer].ctypes.data)
 
-    def prepare(self, batch: AttentionBatch, plan: Plan, num_threads: int) -> bool:
+    def prepare(self, batch: AttentionBatch, plan: AttentionPlan, num_threads: int) -> bool:
         """Points all layers to this step's plan; returns whether there is anything to merge."""
         assert (plan.group, plan.num_kv_heads) == (self.shape.head.group, self.num_kv_heads), "a plan of other heads"
         # The kernels read the plan's arrays by address until the step is done.

@@ -13,7 +13,7 @@ import torch
 
 from kernels.cpu import product as cpu_product
 from kernels.cpu.backend import KINDS
-from kernels.cpu.call import ArgumentList, Call
+from kernels.cpu.call import ArgumentList, KernelCall
 from kernels.cpu.ir import F32, Code
 from kernels.cpu.jit import Kernel, Target, compile_kernel
 from kernels.cpu.product import STORE, Product, ProductShape
@@ -35,7 +35,7 @@ class Products:
         self.shape = ProductShape(KINDS[dtype], target, -(-most_depth // LANES) * LANES + LANES)
         self._rows = torch.zeros(0, self.shape.row_stride, dtype=dtype)
         self._kernel = _product_kernel(self.shape)
-        self._call = Call(ARGUMENTS)
+        self._call = KernelCall(ARGUMENTS)
 
     def run(self, x: torch.Tensor, packed: Packed) -> torch.Tensor:
         """x [rows, depth] of the products' dtype times the weight, plus the bias: [rows, columns], of that dtype."""

@@ -7,7 +7,7 @@ head of one merged item; parts are added in the order of their keys, so the resu
 from __future__ import annotations
 
 from kernels.cpu import math as cpu_math
-from kernels.cpu.attention import ARGUMENTS, AttentionShape, for_vectors, write_row
+from kernels.cpu.attention import ARGUMENTS, TiledAttention, for_vectors, write_row
 from kernels.cpu.ir import F32, I32, Code, Pointer, Value
 
 # Columns of a merge item, int32 each.
@@ -17,7 +17,7 @@ MERGE_TOKEN, MERGE_TOKENS, MERGE_PARTIAL, MERGE_PARTS, MERGE_WIDTH = range(5)
 class MergeEmitter:
     """Writes the kernel `merge_parts`; it takes the arguments of `attend`, with merge items as its items."""
 
-    def __init__(self, code: Code, shape: AttentionShape) -> None:
+    def __init__(self, code: Code, shape: TiledAttention) -> None:
         self.code = code
         self.shape = shape
         self.args = ARGUMENTS.reader(code)

@@ -33,7 +33,7 @@ _INDEX_BITS: Final = 20
 
 
 @dataclass(frozen=True)
-class Plan:
+class AttentionPlan:
     """The items of one step for one head geometry."""
 
     group: int
@@ -50,7 +50,7 @@ def part_keys(tiling: Tiling, block_size: int) -> int:
     return max(1, tiling.part_keys // block_size) * block_size
 
 
-def build(batch: AttentionBatch, tiling: Tiling, *, group: int, num_kv_heads: int, block_size: int) -> Plan:
+def build(batch: AttentionBatch, tiling: Tiling, *, group: int, num_kv_heads: int, block_size: int) -> AttentionPlan:
     """The plan of a batch for layers of this geometry."""
     items, merges, num_partial_rows, num_row_keys = cut_attention(
         batch.query_start.numpy(),
@@ -58,7 +58,7 @@ def build(batch: AttentionBatch, tiling: Tiling, *, group: int, num_kv_heads: in
         batch.rows.numpy(),
         (group, num_kv_heads, tiling.tokens_per_task(group), part_keys(tiling, block_size)),
     )
-    return Plan(group, block_size, num_kv_heads, items, merges, num_partial_rows, num_row_keys)
+    return AttentionPlan(group, block_size, num_kv_heads, items, merges, num_partial_rows, num_row_keys)
 
 
 @inner

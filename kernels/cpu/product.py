@@ -164,7 +164,7 @@ def _rows(
 ) -> None:
     """All rows of one task, in tiles. Only the first tile fetches ahead."""
     row = code.variable(first)
-    fetch = Fetch(code, ahead)
+    fetch = Prefetch(code, ahead)
     for size in shape.tiles:
         begin = row.get()
         count = (end - begin) // size
@@ -175,7 +175,7 @@ def _rows(
         row.set(begin + count * size)
 
 
-class Fetch:
+class Prefetch:
     """Where a tile fetches ahead. Once that is done it names the panel in use, which is in the cache already."""
 
     def __init__(self, code: Code, ahead: Pointer) -> None:
@@ -196,7 +196,7 @@ def _tile(
     at: Value,
     panel: Value,
     here: Pointer,
-    fetch: Fetch,
+    fetch: Prefetch,
 ) -> None:
     """`size` rows times one panel."""
     lanes = shape.lanes

@@ -16,7 +16,7 @@ from llvmlite import ir
 from kernels.cpu import advance as cpu_advance
 from kernels.cpu import product as cpu_product
 from kernels.cpu import rows as cpu_rows
-from kernels.cpu.call import COUNTER, TICKET, ArgumentList, Call
+from kernels.cpu.call import COUNTER, TICKET, ArgumentList, KernelCall
 from kernels.cpu.ir import F32, I32T, I64, POINTER, Code, Pointer, Value
 from kernels.cpu.jit import Kernel, compile_kernel
 from kernels.cpu.product import Product, ProductShape
@@ -91,7 +91,7 @@ class Program:
         self.table = table
         self.counts = np.zeros(2, np.int64)
         self._kernel = kernel
-        self._call = Call(ARGUMENTS)
+        self._call = KernelCall(ARGUMENTS)
         memory = np.zeros((len(table) + 2) * LINE_WORDS, np.int64)
         skip = (-memory.ctypes.data % 64) // 8
         # A line per op, and one for the end of a step.

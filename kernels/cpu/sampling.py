@@ -17,7 +17,7 @@ import torch
 from numba import carray, cfunc, njit, types
 from numpy.typing import NDArray
 
-from kernels.cpu.call import COUNTER, TICKET, ArgumentList, Call
+from kernels.cpu.call import COUNTER, TICKET, ArgumentList, KernelCall
 from kernels.cpu.candidates import draw_of_many
 from kernels.cpu.inner import inner
 from kernels.cpu.jit import Kernel
@@ -72,7 +72,7 @@ class CpuDraw:
         """Tokens that survived the filters, per row of the last draw; 1 where the row was greedy."""
         self._scratch = np.zeros((0, _scratch_words(vocab_size)), np.int32)
         self._all_ids = np.arange(_padded(vocab_size), dtype=np.int32)
-        self._call = Call(ARGUMENTS)
+        self._call = KernelCall(ARGUMENTS)
         self._given: tuple[NDArray[np.generic], ...] = ()
 
     def draw(self, logits: torch.Tensor, settings: DrawSettings) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ kernel; masks and softmax are its business.
 from __future__ import annotations
 
 from kernels.cpu.ir import I32, Pointer, Value, Variable
-from kernels.cpu.shapes import Blocks, HeadShape, pair_product, unpack_pair
+from kernels.cpu.shapes import HeadShape, KeyBlocks, pair_product, unpack_pair
 
 
 def score_panel(
@@ -16,11 +16,11 @@ def score_panel(
     rows: int,
     query: Pointer,
     scores: Pointer,
-    keys: Blocks,
+    keys: KeyBlocks,
     num_slots: Value,
     *,
     stride: int,
-    afterwards: Blocks | None = None,
+    afterwards: KeyBlocks | None = None,
 ) -> None:
     """scores[row, slot] = query[row] . key[slot] for `num_slots` slots of a run of blocks, not scaled.
 
@@ -38,7 +38,7 @@ def score_panel(
         block = keys.block(held // per_block)
         return (block.of(I32) if shape.pairs else block).at((held % per_block) * lanes)
 
-    def fetched(number: Value, afterwards: Blocks) -> Pointer:
+    def fetched(number: Value, afterwards: KeyBlocks) -> Pointer:
         past = (number - num_vectors).maximum(0).minimum(last)
         start = afterwards.block(past // per_block).at((past % per_block) * (lanes * shape.value_dim))
         return (number > last).choose_pointer(start, key_vector(number))

@@ -71,7 +71,7 @@ class HeadShape:
 
 
 @dataclass(frozen=True)
-class Blocks:
+class KeyBlocks:
     """One head's keys or values of a run of blocks: where block 0 of the pool lies, the stride, the run's table."""
 
     code: Code
@@ -82,9 +82,9 @@ class Blocks:
     def block(self, number: Value) -> Pointer:
         return self.base.at_bytes(self.table.load(number) * self.stride_bytes)
 
-    def moved(self, elements: int) -> Blocks:
+    def moved(self, elements: int) -> KeyBlocks:
         """The same blocks from a place further on in each."""
-        return Blocks(self.code, self.base.at(elements), self.stride_bytes, self.table)
+        return KeyBlocks(self.code, self.base.at(elements), self.stride_bytes, self.table)
 
 
 def unpack_pair(word: Value) -> tuple[Value, Value]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kernels.cpu.ir import I32, Pointer, Value, Variable
-from kernels.cpu.shapes import LANES, Blocks, HeadShape, pair_product, unpack_pair
+from kernels.cpu.shapes import LANES, HeadShape, KeyBlocks, pair_product, unpack_pair
 
 # How many blocks ahead of its use a block of values is asked for.
 LEAD = 3
@@ -31,8 +31,8 @@ class ValuePanel:
     stride: int
     sums: Pointer
     rescale: Pointer
-    values: Blocks
-    afterwards: Blocks | None
+    values: KeyBlocks
+    afterwards: KeyBlocks | None
 
     def emit(self, num_slots: Value) -> None:
         """Goes over the first `num_slots` slots of the run of blocks."""

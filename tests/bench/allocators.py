@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field
 
 from cluster.bench.report import Report
-from cluster.centre.ledger import Clock, Ledger
+from cluster.centre.ledger import Ledger, TurnClock
 from cluster.centre.prefix import PrefixIndex
 from cluster.hashing import HASH_BYTES
 from cluster.settings import AllocatorName
@@ -58,7 +58,7 @@ def history(seed: int, count: int) -> list[Life]:
 
 def run(policy: AllocatorName, seed: int, count: int, num_blocks: int) -> Outcome:
     """Plays the history: as many at once as fit, each gains a block in turn."""
-    ledger = Ledger(1, num_blocks, policy, PrefixIndex(), Clock())
+    ledger = Ledger(1, num_blocks, policy, PrefixIndex(), TurnClock())
     outcome = Outcome()
     waiting = history(seed, count)[::-1]
     running: list[Life] = []

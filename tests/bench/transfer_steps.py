@@ -28,7 +28,7 @@ from cluster.sampling import SamplingParams
 from cluster.settings import WorkerSettings
 from tests.bench.transfer_pool import delayed_seconds, host_pool, processor_seconds, thread_seconds
 from worker.step_loop import Inbound, Outbound, StepLoop
-from worker.swap import Swap
+from worker.swap import Swapper
 from worker.worker import Worker
 
 BATCH, PROMPT, NUM_TOKENS = 16, 64, 240
@@ -100,7 +100,7 @@ class Loaded:
         self._pids = [os.getpid(), pool_pid]
         self._pool, self._incarnation = str(pool["pool"]), int(str(pool["incarnation"]))
         self._worker = worker
-        self._swap = Swap(worker, ClusterSecurity(secret))
+        self._swap = Swapper(worker, ClusterSecurity(secret))
         self._swap.direct({self._pool: str(pool["address"])})
         self._swap.begin_epoch(1)
         self._link = QueueLink(self._say)

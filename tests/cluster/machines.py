@@ -11,7 +11,7 @@ from collections import Counter
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from cluster.centre.ledger import Clock, Ledger
+from cluster.centre.ledger import Ledger, TurnClock
 from cluster.centre.prefix import PrefixIndex
 from cluster.hashing import HASH_BYTES
 
@@ -38,7 +38,7 @@ class LedgerMachine(Counted):
 
     @initialize(allocator=st.sampled_from(["lru", "fifo", "buddy"]))
     def begin(self, allocator: str) -> None:
-        self.clock = Clock()
+        self.clock = TurnClock()
         self.index = PrefixIndex()
         self.ledger = Ledger(1, self.NUM_BLOCKS, allocator, self.index, self.clock)  # type: ignore[arg-type]
         self.tables: list[list[int]] = []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.bench.processes import Network
+from cluster.bench.processes import NodeNetwork
 from cluster.links.security import PEER_NAME, TlsFiles
 from cluster.serving.auth_certificates import make_identity
 
@@ -21,13 +21,13 @@ def ip(*arguments: str) -> None:
 
 
 @contextmanager
-def two_networks() -> Iterator[tuple[str, dict[str, Network]]]:
+def two_networks() -> Iterator[tuple[str, dict[str, NodeNetwork]]]:
     """This side's address, and nodes n0 and n1. Nothing is left of them behind it, whatever went wrong."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("network namespaces need root and iproute2")
     number = os.getpid() % 10_000
     bridge, subnet = f"qb{number}", f"10.{180 + number % 50}.{number // 50}"
-    networks = {f"n{at}": Network(f"quire-{number}-{at}", f"{subnet}.{2 + at}") for at in range(2)}
+    networks = {f"n{at}": NodeNetwork(f"quire-{number}-{at}", f"{subnet}.{2 + at}") for at in range(2)}
     try:
         ip("link", "add", bridge, "type", "bridge")
         ip("addr", "add", f"{subnet}.1/24", "dev", bridge)

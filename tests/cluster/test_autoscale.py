@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from cluster.errors import ConfigError
-from cluster.lifecycle.autoscale import Autoscaler, Bounds, Policy, Pressure
+from cluster.lifecycle.autoscale import Autoscaler, ModelPressure, Policy, ScaleBounds
 
 START_S = 8
 SEATS = 10.0
@@ -19,7 +19,7 @@ class Model:
     """A served model in virtual time: each worker does SEATS of work a second, a new one comes up after START_S."""
 
     def __init__(self, least: int, most: int, workers: int, policy: Policy | None = None) -> None:
-        self.scaler = Autoscaler(Bounds(least, most), policy)
+        self.scaler = Autoscaler(ScaleBounds(least, most), policy)
         self.workers = workers
         self.starting: list[int] = []
         self.waiting = 0.0
@@ -37,7 +37,7 @@ class Model:
             wanted = load(now)
             self.waiting = max(0.0, self.waiting + (wanted - capacity) * 0.1)
             self.waited = self.waited + 1 if self.waiting else 0.0
-            seen = Pressure(self.workers, math.ceil(self.waiting), self.waited, min(1.0, wanted / capacity))
+            seen = ModelPressure(self.workers, math.ceil(self.waiting), self.waited, min(1.0, wanted / capacity))
             decision = self.scaler.decide(seen, float(now))
             change = decision.workers - self.workers
             if change and not self.starting:
@@ -76,16 +76,16 @@ def test_a_spike_that_is_over_soon_changes_nothing() -> None:
 
 
 def test_a_long_queue_brings_several_at_once_but_never_more_than_the_bound() -> None:
-    scaler = Autoscaler(Bounds(1, 5))
-    sizes = [scaler.decide(Pressure(4, 400, 30.0, 1.0), float(now)).workers for now in range(10)]
+    scaler = Autoscaler(ScaleBounds(1, 5))
+    sizes = [scaler.decide(ModelPressure(4, 400, 30.0, 1.0), float(now)).workers for now in range(10)]
     assert sizes.index(5) == 5 and max(sizes) == 5
-    doubled = Autoscaler(Bounds(1, 50))
-    assert [doubled.decide(Pressure(4, 400, 30.0, 1.0), float(now)).workers for now in range(6)][-1] == 8
+    doubled = Autoscaler(ScaleBounds(1, 50))
+    assert [doubled.decide(ModelPressure(4, 400, 30.0, 1.0), float(now)).workers for now in range(6)][-1] == 8
 
 
 def test_bounds_are_kept_whatever_is_seen() -> None:
     for workers, expected in ((0, 2), (1, 2), (7, 4)):
-        assert Autoscaler(Bounds(2, 4)).decide(Pressure(workers, 0, 0.0, 0.0), 0.0).workers == expected
+        assert Autoscaler(ScaleBounds(2, 4)).decide(ModelPressure(workers, 0, 0.0, 0.0), 0.0).workers == expected
     full = Model(1, 3, 3)
     assert full.run(400, lambda now: 100.0) == [] and set(full.history) == {3}
     idle = Model(2, 3, 2)
@@ -100,5 +100,5 @@ def test_nobody_leaves_while_the_others_would_be_busy() -> None:
 @pytest.mark.parametrize("wrong", ["3", "4:2", "0:3", "a:b", "1:9999", "-1:2"])
 def test_bounds_that_cannot_be_are_one_line(wrong: str) -> None:
     with pytest.raises(ConfigError, match="give LEAST:MOST workers"):
-        Bounds.read(wrong)
-    assert Bounds.read("") is None and Bounds.read("2:8") == Bounds(2, 8)
+        ScaleBounds.read(wrong)
+    assert ScaleBounds.read("") is None and ScaleBounds.read("2:8") == ScaleBounds(2, 8)

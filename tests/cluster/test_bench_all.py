@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.bench import __main__ as bench
-from cluster.bench.all import FIGURES, LEFT_OUT, PARTS, Part
+from cluster.bench.all import FIGURES, LEFT_OUT, PARTS, BenchPart
 from cluster.bench.noise import Figure, changes, figures, kind_of
 from cluster.bench.report import Report
 
@@ -29,7 +29,7 @@ def test_every_benchmark_is_run_or_left_out_for_a_reason() -> None:
 
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
-def test_every_part_understands_its_words(part: Part, quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_part_understands_its_words(part: BenchPart, quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each says what it begins; here nothing is measured, for that ends it."""
 
     class Said(Exception):

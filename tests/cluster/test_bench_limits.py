@@ -12,9 +12,9 @@ from cluster.bench import __main__ as bench
 from cluster.bench.limits import Watched, owned_bytes
 from cluster.messages import Event
 from cluster.settings import SchedulerSettings
-from cluster.sim.capacity import Capacity, Site
+from cluster.sim.capacity import Capacity, PaperSite
 from cluster.sim.costs import machine
-from cluster.sim.load import Load
+from cluster.sim.load import ArrivingLoad
 from cluster.sim.traces import TRACES
 
 
@@ -49,8 +49,8 @@ def test_every_turn_is_told_with_what_it_took() -> None:
         assert seconds >= 0 and events
         told.append((now, len(orders)))
 
-    site = Site(1, machine("h100", "1b", 16), max_model_len=1024)
-    load = Load(TRACES["alpaca"], 5.0, 1024, 1)
+    site = PaperSite(1, machine("h100", "1b", 16), max_model_len=1024)
+    load = ArrivingLoad(TRACES["alpaca"], 5.0, 1024, 1)
     run = Capacity(site, load, SchedulerSettings(), until_s=None, num_requests=5, watch=watch)
     outcome = run.run()
     assert outcome.finished == 5 and sum(count for _, count in told) >= 10

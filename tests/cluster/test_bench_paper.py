@@ -15,7 +15,7 @@ from cluster.bench.paper_memory import MAX_LEN
 from cluster.bench.report import Report
 from cluster.bench.stepping import Stepping
 from cluster.settings import SchedulerSettings
-from cluster.sim.capacity import Capacity, Site
+from cluster.sim.capacity import Capacity, PaperSite
 
 
 def test_memory_is_held_as_in_the_paper(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_block_that_sequences_share_stands_in_each_of_their_tables() -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_serves_the_simulated_load_that_it_can_hold(policy: str) -> None:
     (case,) = cases(1, quick=True)
-    site = Site(1, case.machine, max_model_len=MAX_LEN, token_budget=2048, turn_s=0.01)
+    site = PaperSite(1, case.machine, max_model_len=MAX_LEN, token_budget=2048, turn_s=0.01)
     run = Capacity(site, case.load, settings(POLICIES[policy]), until_s=None, num_requests=20)
     outcome = run.run()
     run.scheduler.check()

@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cluster.bench.page import Line, Plot, page, round_ticks, svg, svg_file
-from cluster.bench.serve_client import Record
+from cluster.bench.page import Line, PagePlot, page, round_ticks, svg, svg_file
+from cluster.bench.serve_client import ShotRecord
 from cluster.bench.serve_figures import Limits, figures, mean_gap, percentiles, under_way
 from cluster.bench.serve_load import LoadShape, shots
 from cluster.errors import ConfigError
@@ -50,7 +50,7 @@ def test_a_load_that_cannot_be_is_one_line(wrong: dict[str, object]) -> None:
 
 def record(due: float, sent: float, tokens: list[tuple[float, int]], end: float, error: str = "") -> dict[str, object]:
     (shot,) = shots(replace(SHAPE, prompt=4, output=4), 1, 100)
-    made = Record(shot, due)
+    made = ShotRecord(shot, due)
     made.sent, made.end, made.error = sent, end, error
     for now, count in tokens:
         made.tokens(count, now)
@@ -81,14 +81,14 @@ def test_figures_count_from_when_a_request_was_due() -> None:
 
 def test_the_page_is_well_formed_and_its_lines_stay_inside() -> None:
     lines = [Line("a <b>", [0.0, 1.0, 4.0], [0.0, 0.5, 1.0]), Line("c", [0.0, 2.0], [0.2, 0.9])]
-    drawn = Plot("First & last", "ms", "share", lines)
+    drawn = PagePlot("First & last", "ms", "share", lines)
     tree = ET.fromstring(svg(drawn))
     points = re.findall(r"([\d.]+),([\d.]+)", " ".join(line.get("points", "") for line in tree.iter("polyline")))
     assert len(points) == 5
     assert all(0 <= float(x) <= 560 and 0 <= float(y) <= 300 for x, y in points)
-    assert svg(Plot("nothing", "x", "y", [Line("", [], [])])).endswith("</svg>")
+    assert svg(PagePlot("nothing", "x", "y", [Line("", [], [])])).endswith("</svg>")
     powers = [Line("a", [1.0, 16.0, 256.0], [3.0, 2.0, 1.0])]
-    both = ET.fromstring(svg_file([drawn, Plot("by <size>", "slots", "ms", powers, is_log=True)]))
+    both = ET.fromstring(svg_file([drawn, PagePlot("by <size>", "slots", "ms", powers, is_log=True)]))
     marks = [float(dot.get("cx", "")) for dot in both.iter("{http://www.w3.org/2000/svg}circle")][-3:]
     assert marks[1] - marks[0] == pytest.approx(marks[2] - marks[1], abs=0.2)
     text = page("t", ["a note"], {"table": [{"name": "<x>", "value": 1234.5}]}, [drawn])
@@ -106,6 +106,6 @@ def test_ticks_are_figures_that_people_read_at_once(most: float) -> None:
 
 def test_a_limit_is_drawn_and_named() -> None:
     lines = [Line("a", [1.0, 30.0], [0.0, 1.0])]
-    text = svg(Plot("first token", "ms", "share", lines, limits={"limit 200 ms": 200.0}))
+    text = svg(PagePlot("first token", "ms", "share", lines, limits={"limit 200 ms": 200.0}))
     assert "limit 200 ms" in text and "stroke-dasharray" in text and ">200<" in text
-    assert "stroke-dasharray" not in svg(Plot("first token", "ms", "share", lines))
+    assert "stroke-dasharray" not in svg(PagePlot("first token", "ms", "share", lines))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.cli.chat import Conversation
+from cluster.cli.chat import ChatConversation
 from cluster.client.blocking import Client
 from cluster.errors import NotFound, Unavailable
 from cluster.gateway.settings import GatewaySettings
@@ -153,7 +153,7 @@ def test_a_second_model_breaks_no_conversation_with_the_default() -> None:
 
         def talk(model: str) -> str:
             with Client(door.address) as client:
-                return "".join(Conversation(client, model, SamplingParams(max_tokens=3, seed=1)).ask("wdaa"))
+                return "".join(ChatConversation(client, model, SamplingParams(max_tokens=3, seed=1)).ask("wdaa"))
 
         assert await asyncio.to_thread(talk, "")
         catalogue.default = ""
@@ -185,10 +185,10 @@ def test_the_oldest_turns_leave_a_context_that_is_full(capsys) -> None:
     """Each turn takes about 300 of 2,048 tokens; the system's words stay, and the note comes once."""
 
     async def story(door: Door) -> None:
-        def talk() -> Conversation:
+        def talk() -> ChatConversation:
             with Client(door.address) as client:
                 params = SamplingParams(max_tokens=100, ignore_eos=True, seed=1)
-                talk = Conversation(client, "", params, system="wdaf")
+                talk = ChatConversation(client, "", params, system="wdaf")
                 for number in range(15):
                     assert "".join(talk.ask("wdaa " * 100 + f"wdb{'abcdefghij'[number % 10]}"))
                 return talk

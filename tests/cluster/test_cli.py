@@ -14,7 +14,7 @@ from cluster import errors
 from cluster.cli import exits, main, models
 from cluster.client.blocking import Client
 from cluster.gateway.settings import GatewaySettings
-from cluster.serving.auth import Caller, Entry, TokenBook, digest_of
+from cluster.serving.auth import Caller, TokenBook, TokenEntry, digest_of
 from tests.cluster.front_door import Door, at_the_door
 
 ROOT = Path(__file__).parents[2]
@@ -207,7 +207,7 @@ def test_a_note_that_others_could_have_written_is_not_believed(
 def test_a_gateway_that_does_not_answer_lists_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """`quire load` waits for it; only who has no right to ask does not wait."""
     monkeypatch.setattr(models, "ASKED_S", 0.5)
-    book = TokenBook([Entry(digest_of("t" * 20), Caller("a", frozenset(["inference"])))])
+    book = TokenBook([TokenEntry(digest_of("t" * 20), Caller("a", frozenset(["inference"])))])
 
     async def story(door: Door) -> None:
         with Client(door.address, token="t" * 20) as client, Client(door.address, token="x" * 20) as stranger:

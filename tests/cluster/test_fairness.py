@@ -19,9 +19,9 @@ from cluster.centre.tenants import Tenants
 from cluster.messages import Plan, Reason, Submit, ids
 from cluster.sampling import SamplingParams
 from cluster.settings import PreemptionName, SchedulerSettings
-from cluster.sim.capacity import Capacity, Site
+from cluster.sim.capacity import Capacity, PaperSite
 from cluster.sim.costs import machine
-from cluster.sim.load import Load
+from cluster.sim.load import ArrivingLoad
 from cluster.sim.traces import TRACES
 from tests.cluster.test_pressure import under_pressure
 from tests.cluster.test_scheduler import Driver, starts, submit
@@ -176,8 +176,8 @@ def test_in_a_storm_tenants_alternate_by_service_and_nobody_is_preempted_again_w
 ) -> None:
     watch = Watch(monkeypatch)
     short = machine("h100", "8b", 16, kv_bytes=0.7e9)
-    load = Load(TRACES["sharegpt"], 1.0, 2048, clients=64)
-    site = Site(2, short, token_budget=2048, host_blocks=4 * short.num_blocks)
+    load = ArrivingLoad(TRACES["sharegpt"], 1.0, 2048, clients=64)
+    site = PaperSite(2, short, token_budget=2048, host_blocks=4 * short.num_blocks)
     settings = SchedulerSettings(preemption=preemption, tokens_per_block_second=0.5)
     capacity = Capacity(site, load, settings, until_s=15.0)
     outcome = capacity.run()

@@ -20,7 +20,7 @@ from cluster.links.dialer import Dialer
 from cluster.links.dialing import DialingEnd
 from cluster.links.security import ClusterSecurity
 from cluster.links.sockets import connect
-from cluster.links.terms import Met, Refused
+from cluster.links.terms import Met, RefusedByPeer
 from cluster.messages import Cancel, GatewayState, OpenRequest, Reason, Submit, Tokens, ids
 from cluster.sampling import SamplingParams
 from cluster.serving import front_server
@@ -311,7 +311,7 @@ def test_tokens_of_a_dead_incarnation_and_for_another_gateway_are_refused():
                 while end.is_open and (not answer or len(fed) < before + len(routes) or raw):
                     await asyncio.to_thread(end.wait, 0.05)
                     for order in end.read():
-                        if isinstance(order, Refused):
+                        if isinstance(order, RefusedByPeer):
                             answer = order.detail
                         elif isinstance(order, Met):
                             answer = "met"

@@ -26,7 +26,7 @@ from cluster.gateway import bodies, health
 from cluster.gateway.models import TextModel
 from cluster.gateway.settings import GatewaySettings
 from cluster.serving import connections
-from cluster.serving.auth import Caller, Entry, TokenBook, digest_of
+from cluster.serving.auth import Caller, TokenBook, TokenEntry, digest_of
 from cluster.sim import model as sim_model
 from tests.cluster.front_door import PROMPT, Door, at_the_door, expected, long_seed, tokenizer
 from tests.cluster.raw_http2 import HEADERS, SETTINGS, RawClient
@@ -202,7 +202,7 @@ async def flood(address: str, method: str, num_calls: int, size: int) -> tuple[C
     return Counter(eval(out.decode(), {})), most - before
 
 
-BOOK = TokenBook([Entry(digest_of("secret"), Caller("t", frozenset({"inference"})))])
+BOOK = TokenBook([TokenEntry(digest_of("secret"), Caller("t", frozenset({"inference"})))])
 
 
 @pytest.mark.timeout(120)

@@ -25,7 +25,7 @@ from cluster.serving.shell import SchedulerShell
 from cluster.settings import SchedulerSettings
 from tests.cluster.test_scheduler import submit
 from tests.links.proxies import LinkProxy
-from worker.host_pool import HostPool, HostPoolSettings
+from worker.host_pool import HostPoolServer, HostPoolSettings
 from worker.host_pool_serve import serve_host_pool
 
 BLOCK_BYTES, NUM_BLOCKS = 4096, 16
@@ -41,7 +41,7 @@ class Centre:
         self.control = ControlServer(self.host, SILENCE_S)
         self.plans: list[Plan] = []
         settings = HostPoolSettings("h0", "node", NUM_BLOCKS * BLOCK_BYTES, BLOCK_BYTES, "f")
-        self.pool = HostPool(settings, SECURITY)
+        self.pool = HostPoolServer(settings, SECURITY)
 
     async def tell(self, *events: Event) -> None:
         for event in events:

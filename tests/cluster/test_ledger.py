@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.centre.ledger import Clock, Ledger
+from cluster.centre.ledger import Ledger, TurnClock
 from cluster.centre.prefix import PrefixIndex
 from cluster.hashing import HASH_BYTES
 from cluster.settings import AllocatorName
@@ -19,7 +19,7 @@ NUM_BLOCKS = 24
 
 
 def new_ledger(allocator: AllocatorName = "lru", num_blocks: int = NUM_BLOCKS) -> Ledger:
-    return Ledger(1, num_blocks, allocator, PrefixIndex(), Clock())
+    return Ledger(1, num_blocks, allocator, PrefixIndex(), TurnClock())
 
 
 def name_of(number: int) -> bytes:

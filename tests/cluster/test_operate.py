@@ -22,7 +22,7 @@ from cluster.errors import ModelError, NotFound, Unavailable
 from cluster.lifecycle import fleet
 from cluster.lifecycle.cluster_settings import ClusterSettings
 from cluster.lifecycle.running import Running
-from cluster.lifecycle.served import Model
+from cluster.lifecycle.served import ModelToServe
 from cluster.watching.logs import read_lines
 from protos.quire.v1 import admin_pb2, inference_pb2
 from protos.quire.v1.admin_pb2_grpc import AdminServiceStub
@@ -135,7 +135,7 @@ def test_models_and_workers_come_and_go_under_load_and_nothing_fails(running: Ru
     try:
         fleet.scale(3, None, print)
         fleet.scale(1, None, print)
-        fleet.load(Model("second", str(second)), 1, print)
+        fleet.load(ModelToServe("second", str(second)), 1, print)
         with Client(running.gateway) as client:
             until = time.monotonic() + 30
             while {card.name for card in client.models()} != {"demo", "second"}:
@@ -149,7 +149,7 @@ def test_models_and_workers_come_and_go_under_load_and_nothing_fails(running: Ru
             with pytest.raises(NotFound, match="no model"):
                 client.generate("x", model="second")
         told: list[str] = []
-        fleet.load(Model("second", str(second)), 1, told.append)
+        fleet.load(ModelToServe("second", str(second)), 1, told.append)
         assert not any(line.startswith("host-") for line in told), "of what was there before nothing is said"
         fleet.unload("second", 60.0, print)
         fleet.scale(2, None, print)
@@ -171,10 +171,10 @@ def test_a_model_that_cannot_start_leaves_nothing_behind(running: Running, tmp_p
     """A folder that is none is found before anything starts; a hub's model only where it is loaded, each time anew."""
     wait_for_workers(running, 2)
     with pytest.raises(ModelError, match="no model folder"):
-        fleet.load(Model("third", str(tmp_path / "third")), 1, print)
+        fleet.load(ModelToServe("third", str(tmp_path / "third")), 1, print)
     for _ in range(2):
         with pytest.raises(Unavailable, match="third-0 did not start: ModelError"):
-            fleet.load(Model("third", "nobody/third"), 1, print)
+            fleet.load(ModelToServe("third", "nobody/third"), 1, print)
     until = time.monotonic() + 20
     with running.admin_channel() as channel:
         stub = AdminServiceStub(channel)

@@ -25,7 +25,7 @@ from cluster.private_files import write_private
 from cluster.serving.auth import load_tokens, make_token, make_tokens, read_list, write_list
 from cluster.serving.auth_certificates import make_certificates, renew_certificates
 from cluster.serving.public_port import PortTls, Renewed
-from cluster.serving.refused import EVERY_S, Refused
+from cluster.serving.refused import EVERY_S, RefusedCallers
 from tests.cluster.front_door import PROMPT, Door, at_the_door
 
 
@@ -174,7 +174,7 @@ def test_a_renewal_keeps_the_hosts_and_needs_the_authority(tmp_path: Path, capsy
 
 def test_who_is_refused_is_logged_and_fills_no_disk(caplog: pytest.LogCaptureFixture) -> None:
     now = [0.0]
-    refused = Refused(lambda: now[0])
+    refused = RefusedCallers(lambda: now[0])
     with caplog.at_level(logging.WARNING):
         for _ in range(1_000):
             refused.note("a call", "10.0.0.9", "this token is not known here")
@@ -190,7 +190,7 @@ def test_who_is_refused_is_logged_and_fills_no_disk(caplog: pytest.LogCaptureFix
 def test_a_refused_call_is_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "refused", Refused())
+    monkeypatch.setattr(calls, "refused", RefusedCallers())
     tokens = make_tokens(tmp_path / "tokens.json", [("boss", ["admin"])])
     book = load_tokens(tmp_path / "tokens.json")
 

@@ -25,7 +25,7 @@ from cluster.errors import ConfigError
 from cluster.lifecycle import preflight
 from cluster.lifecycle.cluster_settings import ClusterSettings
 from cluster.lifecycle.running import Running
-from cluster.lifecycle.served import Model, read_models
+from cluster.lifecycle.served import ModelToServe, read_models
 from cluster.watching.logs import processes_of, read_lines
 
 FREE = ["--port", "0", "--admin-port", "0", "--metrics-port", "0", "--http-port", "0", "--kv-blocks", "64"]
@@ -42,14 +42,14 @@ FREE = ["--port", "0", "--admin-port", "0", "--metrics-port", "0", "--http-port"
     ],
 )
 def test_a_model_has_the_name_that_it_is_given(text: str, name: str, path: str) -> None:
-    model = Model.read(text)
+    model = ModelToServe.read(text)
     assert (model.name, model.path, str(model)) == (name, path, text)
 
 
 def test_a_folder_with_an_equals_sign_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a=b").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert Model.read("a=b").path == "a=b"
+    assert ModelToServe.read("a=b").path == "a=b"
 
 
 @pytest.mark.parametrize("texts", [["x="], ["a=demo", "b/a"], ["demo", "demo"], [""], ["a" * 2_000]])

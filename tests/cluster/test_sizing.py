@@ -10,7 +10,7 @@ import pytest
 
 from cluster.cli import main
 from cluster.errors import ConfigError, ModelError
-from cluster.sizing import DTYPE_BYTES, KvShape, Load, kv_shape
+from cluster.sizing import DTYPE_BYTES, ExpectedLoad, KvShape, kv_shape
 
 LLAMA_8B: dict[str, Any] = {
     "model_type": "llama",
@@ -25,8 +25,8 @@ LLAMA_8B: dict[str, Any] = {
 
 def test_the_rule_of_the_example() -> None:
     # 50 requests of 200 tokens, 1.5 times over, in blocks of 16: 937.5 blocks.
-    assert Load(50, 200, 1.5).num_blocks(16) == 938
-    assert Load(1, 1, 1.0).num_blocks(256) == 1
+    assert ExpectedLoad(50, 200, 1.5).num_blocks(16) == 938
+    assert ExpectedLoad(1, 1, 1.0).num_blocks(256) == 1
 
 
 def test_an_8b_model_has_blocks_of_2_mib() -> None:
@@ -55,12 +55,12 @@ def test_expected_waste_is_that_of_drawn_lengths(mean: int, block_size: int, see
     rng = random.Random(seed)
     lengths = [1 + int(math.log(1 - rng.random()) / math.log1p(-1 / mean)) for _ in range(40_000)]
     held = sum(-(-length // block_size) * block_size for length in lengths)
-    assert Load(1, mean).expected_waste(block_size) == pytest.approx(1 - sum(lengths) / held, abs=0.012)
+    assert ExpectedLoad(1, mean).expected_waste(block_size) == pytest.approx(1 - sum(lengths) / held, abs=0.012)
 
 
 def test_waste_of_extremes() -> None:
-    assert Load(1, 1).expected_waste(8) == pytest.approx(7 / 8)
-    assert Load(1, 1e7).expected_waste(16) == pytest.approx(7.5 / 1e7, rel=1e-2)
+    assert ExpectedLoad(1, 1).expected_waste(8) == pytest.approx(7 / 8)
+    assert ExpectedLoad(1, 1e7).expected_waste(16) == pytest.approx(7.5 / 1e7, rel=1e-2)
 
 
 def test_configs_of_other_shapes() -> None:
@@ -89,7 +89,7 @@ def test_a_config_that_cannot_be_counted(change: dict[str, Any], says: str) -> N
 @pytest.mark.parametrize("load", [(0, 10, 1.5), (5, 0, 1.5), (5, 10, 0.5), (5, math.nan, 1.5), (5, math.inf, 1.5)])
 def test_a_load_that_makes_no_sense(load: tuple[int, float, float]) -> None:
     with pytest.raises(ConfigError, match="give"):
-        Load(*load)
+        ExpectedLoad(*load)
 
 
 def test_the_command_prints_a_table_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

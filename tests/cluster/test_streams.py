@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from cluster.cli.streams import Streams
+from cluster.cli.streams import ShownTexts
 from cluster.errors import Unavailable
 
 PIECES = [(1, "second ", None), (0, "first ", None), (1, "text", "stop"), (0, "text", "length")]
@@ -19,7 +19,7 @@ PIECES = [(1, "second ", None), (0, "first ", None), (1, "text", "stop"), (0, "t
 def test_in_a_pipe_the_first_that_is_not_over_streams_and_the_others_wait_for_their_turn() -> None:
     out = io.StringIO()
     seen = []
-    with Streams(["a", "b"], ["Go on: ", ""], out) as streams:
+    with ShownTexts(["a", "b"], ["Go on: ", ""], out) as streams:
         for piece in PIECES:
             streams.add(*piece)
             seen.append(out.getvalue())
@@ -29,7 +29,7 @@ def test_in_a_pipe_the_first_that_is_not_over_streams_and_the_others_wait_for_th
 
 def test_quiet_is_nothing_but_the_texts() -> None:
     out = io.StringIO()
-    with Streams(["a", "b"], ["Go on: ", ""], out, quiet=True) as streams:
+    with ShownTexts(["a", "b"], ["Go on: ", ""], out, quiet=True) as streams:
         for piece in PIECES:
             streams.add(*piece)
     assert out.getvalue() == "Go on: first text\nsecond text\n"
@@ -37,7 +37,7 @@ def test_quiet_is_nothing_but_the_texts() -> None:
 
 def test_what_came_before_a_failure_is_kept() -> None:
     def fail(out: io.StringIO) -> None:
-        with Streams(["a", "b", "c", "d"], ["", "", "", "> "], out) as streams:
+        with ShownTexts(["a", "b", "c", "d"], ["", "", "", "> "], out) as streams:
             streams.add(0, "one", "stop")
             streams.add(1, "half ")
             streams.add(3, "a third")
@@ -51,14 +51,14 @@ def test_what_came_before_a_failure_is_kept() -> None:
 
 def test_a_text_is_shown_as_soon_as_those_before_it_are_over() -> None:
     out = io.StringIO()
-    with Streams(["a", "b"], ["", ""], out) as streams:
+    with ShownTexts(["a", "b"], ["", ""], out) as streams:
         streams.add(0, "one", "stop")
         assert out.getvalue() == "[a]\none\n\n"
 
 
 def test_text_that_looks_like_markup_is_text() -> None:
     out = io.StringIO()
-    with Streams(["[red]x[/red]"], ["[bold]"], out) as streams:
+    with ShownTexts(["[red]x[/red]"], ["[bold]"], out) as streams:
         streams.add(0, " [/nonsense]", "stop")
     assert out.getvalue() == "[[red]x[/red]]\n[bold] [/nonsense]\n\n"
 
@@ -78,7 +78,7 @@ def test_on_a_terminal_all_run_at_once_and_are_whole_at_the_end() -> None:
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
     long = " ".join(f"word{i}" for i in range(300))
-    with os.fdopen(slave, "w") as out, Streams(["[a]", "b"], ["", ""], out) as streams:
+    with os.fdopen(slave, "w") as out, ShownTexts(["[a]", "b"], ["", ""], out) as streams:
         streams.add(0, long, "length")
         streams.add(1, "short [/nonsense]", "stop")
     reader.join(timeout=10)

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.errors import InvalidRequest
 from cluster.gateway.models import TextModel
-from cluster.gateway.structures import Structures
+from cluster.gateway.structures import GatewayStructures
 from cluster.structure import StructuredOutputsParams
 from worker.demo import PATH
 
@@ -22,9 +22,9 @@ LARGE = StructuredOutputsParams(regex="[^a]*" * 20_000)
 COMPILE_S = 2.0
 
 
-def with_structures(story: Callable[[Structures, TextModel], Awaitable[None]]) -> None:
+def with_structures(story: Callable[[GatewayStructures, TextModel], Awaitable[None]]) -> None:
     async def run() -> None:
-        structures = Structures(COMPILE_S)
+        structures = GatewayStructures(COMPILE_S)
         try:
             await story(structures, TextModel.load("demo", Path(PATH)))
         finally:
@@ -36,7 +36,7 @@ def with_structures(story: Callable[[Structures, TextModel], Awaitable[None]]) -
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("hard", [NESTED, LARGE], ids=["150 bytes", "100,000 characters"])
 def test_a_hard_one_is_refused_and_the_next_is_served(hard: StructuredOutputsParams) -> None:
-    async def story(structures: Structures, model: TextModel) -> None:
+    async def story(structures: GatewayStructures, model: TextModel) -> None:
         await structures.check("t", model, SMALL)
         with pytest.raises(InvalidRequest, match="to compile"):
             await structures.check("t", model, hard)
@@ -48,7 +48,7 @@ def test_a_hard_one_is_refused_and_the_next_is_served(hard: StructuredOutputsPar
 
 @pytest.mark.timeout(120)
 def test_many_hard_ones_of_a_tenant_wait_behind_what_others_ask() -> None:
-    async def story(structures: Structures, model: TextModel) -> None:
+    async def story(structures: GatewayStructures, model: TextModel) -> None:
         await structures.check("t", model, SMALL)
         hard = [asyncio.create_task(structures.check("hostile", model, NESTED)) for _ in range(8)]
         await asyncio.sleep(0.1)
@@ -63,7 +63,7 @@ def test_many_hard_ones_of_a_tenant_wait_behind_what_others_ask() -> None:
 
 
 def test_what_is_wrong_in_itself_is_said_and_what_was_good_is_remembered() -> None:
-    async def story(structures: Structures, model: TextModel) -> None:
+    async def story(structures: GatewayStructures, model: TextModel) -> None:
         with pytest.raises(InvalidRequest, match=r"structured_outputs\.regex: cannot be obeyed"):
             await structures.check("t", model, StructuredOutputsParams(regex="(a"))
         await structures.check("t", model, SMALL)

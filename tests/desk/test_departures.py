@@ -7,7 +7,7 @@ import numpy as np
 from cluster.desk import departures
 from cluster.desk.departures import Departures
 from cluster.desk.desk import Desk
-from cluster.desk.rows import Resident
+from cluster.desk.rows import RowResident
 from cluster.desk.words import DeskSettings, Drawn
 from cluster.messages import Departed, Drop, Plan, Reason, Reroute, Start, ids
 from cluster.sampling import SamplingParams
@@ -48,7 +48,7 @@ def test_who_ended_and_who_was_dropped_is_told_with_all_its_tokens_to_a_new_sche
 
 
 def noted(kept: Departures, start: Start, reason: Reason, num_outputs: int) -> tuple[Departed, ...]:
-    kept.note(Resident(start.seq, start.index, start), reason, ids([*start.tokens, *[50] * num_outputs]))
+    kept.note(RowResident(start.seq, start.index, start), reason, ids([*start.tokens, *[50] * num_outputs]))
     return kept.told()
 
 

@@ -19,7 +19,7 @@ from cluster.settings import WorkerSettings
 from kernels import reference
 from kernels.batch import AttentionBatch
 from kernels.device.seam import device_of, find_device
-from kernels.device.twin.device import ORDER, Fault, card
+from kernels.device.twin.device import ORDER, OrderFault, card
 from tests.engine import models
 from worker.batch import StepBuilder
 from worker.graphs import DecodeGraphs
@@ -362,5 +362,5 @@ def test_a_question_in_the_middle_of_a_step_is_seen(
         return forward(self, ids, positions, logit_rows)
 
     monkeypatch.setattr(Model, "forward", asks)
-    with pytest.raises(Fault, match="makes the host wait"):
+    with pytest.raises(OrderFault, match="makes the host wait"):
         late.generate(models.prompts([20], seed=77), SETTINGS["greedy"])

@@ -13,7 +13,7 @@ import pytest
 from cluster import LLM, InvalidRequest, SamplingParams, StructuredOutputsParams
 from cluster.bench import structures
 from cluster.speech.forms import form_of
-from cluster.speech.parts import Kind, joined
+from cluster.speech.parts import PartKind, joined
 from cluster.speech.tools import Tools, read_tools
 from cluster.wire.chat import chat_of
 from tests.http.scripted import HARMONY, HERMES, QWEN, text_model
@@ -184,11 +184,11 @@ def test_calls_that_must_be_are_calls(llm: LLM, source: str, choice: str) -> Non
         parser = form.parser(tools.names, False)
         assert parser is not None
         parts = joined(parser.feed(text) + parser.end())
-        calls = [part.text for part in parts if part.kind is Kind.CALL]
+        calls = [part.text for part in parts if part.kind is PartKind.CALL]
         assert choice == "auto" or calls, text
         assert choice != "weather" or calls == ["weather"], text
         for at, part in enumerate(parts):
-            if part.kind is Kind.ARGUMENTS:
+            if part.kind is PartKind.ARGUMENTS:
                 found = json.loads(part.text)
                 assert found == {} if parts[at - 1].text == "now" else found["kind"] in ("cat", "dog"), text
 

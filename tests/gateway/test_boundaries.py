@@ -15,7 +15,7 @@ from cluster.links.frames import KIND_AT, PULSE
 from cluster.messages import Claim
 from cluster.sim.client import Ask
 from cluster.sim.history import History
-from cluster.sim.network import Link, Way, Weather, Wire
+from cluster.sim.network import SimLink, SimWay, Weather, Wire
 from cluster.sim.workload import Scenario, draw_scenario
 from tests.sim.planted_doors import never_says
 
@@ -58,7 +58,7 @@ def scenario(**how: Any) -> Scenario:
 
 
 Strike = Callable[[History], None]
-Hit = Callable[[History, Link, Way], Callable[[], None] | None]
+Hit = Callable[[History, SimLink, SimWay], Callable[[], None] | None]
 """What happens before a frame is written; returns what happens behind it."""
 
 STRIKES: dict[str, Strike] = {
@@ -83,9 +83,9 @@ class At(History):
         strike: Hit,
     ):
         self.num_frames, self.has_begun = 0, False
-        carry = Link.carry
+        carry = SimLink.carry
 
-        def counted(link: Link, wire: Wire, way: Way, raw: bytes) -> None:
+        def counted(link: SimLink, wire: Wire, way: SimWay, raw: bytes) -> None:
             is_counted = self.has_begun and raw[KIND_AT] != PULSE
             self.num_frames += is_counted
             behind = strike(self, link, way) if is_counted and self.num_frames == at else None
@@ -93,7 +93,7 @@ class At(History):
             if behind is not None:
                 behind()
 
-        patch.setattr(Link, "carry", counted)
+        patch.setattr(SimLink, "carry", counted)
         super().__init__(script)
         # Replicas have joined, gateways are there; none of their words of that is counted.
         self.world.clock.at(script.asks[0].at - 0.001, setattr, self, "has_begun", True)
@@ -114,7 +114,7 @@ def run_at_each(script: Scenario, strike: Hit) -> int:
 @pytest.mark.parametrize("strike", STRIKES)
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_something_dies_at_each_frame(script: str, strike: str) -> None:
-    def struck(history: History, link: Link, way: Way) -> None:
+    def struck(history: History, link: SimLink, way: SimWay) -> None:
         history.world.clock.after(0.0, STRIKES[strike], history)
 
     assert run_at_each(scenario(**SCRIPTS[script]), struck) > 15
@@ -125,7 +125,7 @@ def test_something_dies_at_each_frame(script: str, strike: str) -> None:
 def test_each_frame_is_lost_said_again_or_late(script: str, how: str) -> None:
     """A connection breaks before it, or behind it, so that it is said again though it came."""
 
-    def struck(history: History, link: Link, way: Way) -> Callable[[], None] | None:
+    def struck(history: History, link: SimLink, way: SimWay) -> Callable[[], None] | None:
         if how == "lost":
             link.break_stream()
         elif how == "late":
@@ -139,7 +139,7 @@ def test_a_claim_that_is_lost_with_a_scheduler_would_be_missed(monkeypatch: pyte
     """These scripts see what no history of some hundreds does."""
     never_says(monkeypatch, "meet", Claim)
 
-    def struck(history: History, link: Link, way: Way) -> None:
+    def struck(history: History, link: SimLink, way: SimWay) -> None:
         history.world.clock.after(0.0, STRIKES["new scheduler"], history)
 
     with pytest.raises(AssertionError, match="at frame"):

@@ -13,13 +13,13 @@ import pytest
 from cluster.errors import InvalidRequest, QueueFull
 from cluster.gateway import confined, work
 from cluster.gateway.door.unread import UnreadBounds
-from cluster.gateway.http.generation import Held
+from cluster.gateway.http.generation import HeldAnswers
 from cluster.gateway.intake import read_prompt
 from cluster.gateway.models import TextModel
 from cluster.gateway.settings import GatewaySettings
 from cluster.gateway.templates import Conversation, Template, Templates
 from cluster.gateway.work import Work
-from cluster.serving.auth import Caller, Entry, TokenBook, digest_of
+from cluster.serving.auth import Caller, TokenBook, TokenEntry, digest_of
 from cluster.wire.values import MAX_DEPTH, MAX_PARTS, parsed
 from protos.quire.v1 import inference_pb2 as pb
 from tests.http.scripted import HERMES, QWEN, Stage, on_stage, text_model
@@ -198,7 +198,7 @@ def test_conversations_of_one_tenant_fill_no_others_places(monkeypatch: pytest.M
 
 
 def test_whole_answers_of_one_tenant_leave_room_for_others() -> None:
-    held = Held(UnreadBounds(tenant=100, total=250))
+    held = HeldAnswers(UnreadBounds(tenant=100, total=250))
     assert held.change("a", 0, 60) == 60
     with pytest.raises(QueueFull, match="this tenant's"):
         held.change("a", 0, 60)
@@ -211,7 +211,7 @@ def test_whole_answers_of_one_tenant_leave_room_for_others() -> None:
 
 def test_a_tenant_has_few_large_bodies_on_the_way_and_others_have_theirs() -> None:
     """16 bodies of one tenant that do not come whole: its next one waits, and another tenant's does not."""
-    book = TokenBook(Entry(digest_of(name * 20), Caller(name, frozenset(["inference"]))) for name in ("a", "b"))
+    book = TokenBook(TokenEntry(digest_of(name * 20), Caller(name, frozenset(["inference"]))) for name in ("a", "b"))
     body = b'{"prompt": "x"' + b" " * 100_000 + b"}"
 
     def asked(tenant: str) -> bytes:

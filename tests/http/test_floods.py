@@ -128,7 +128,7 @@ def test_what_is_over_is_freed_without_pythons_collector() -> None:
             gc.set_debug(0)
             gc.garbage.clear()
             gc.enable()
-        ours = ("Entry", "Reader", "Answer", "Request", "Submit", "QueueFull", "AbortError", "Generation")
+        ours = ("Entry", "Reader", "HttpReader", "Answer", "Request", "Submit", "QueueFull", "AbortError", "Generation")
         assert not {name: left[name] for name in ours if left[name]}
 
     over_http(story, shapes=(slow(0.02, max_batch=1),), scheduler=SchedulerSettings(max_queue=1))

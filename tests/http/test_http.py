@@ -15,7 +15,7 @@ import pytest
 from cluster.bench.engines import of_server
 from cluster.gateway.http.server import HttpServer
 from cluster.gateway.settings import GatewaySettings
-from cluster.serving.auth import Caller, Entry, TokenBook, digest_of
+from cluster.serving.auth import Caller, TokenBook, TokenEntry, digest_of
 from cluster.settings import SchedulerSettings
 from tests.cluster.front_door import PROMPT, Door, at_the_door, expected, long_seed, slow, text_model
 
@@ -407,7 +407,7 @@ def test_a_full_queue_says_when_to_come_back() -> None:
 
 
 def test_tokens_are_asked_for_before_anything_else() -> None:
-    book = TokenBook([Entry(digest_of("good"), Caller("a", frozenset(["inference"])))])
+    book = TokenBook([TokenEntry(digest_of("good"), Caller("a", frozenset(["inference"])))])
 
     async def story(door: Door, server: HttpServer, client: openai.AsyncOpenAI) -> None:
         assert (await client.models.list()).data[0].id == "m"

@@ -12,7 +12,7 @@ from kernels import reference
 from kernels.batch import Scoring
 from kernels.cpu.backend import CpuBackend
 from kernels.cpu.jit import Target, host
-from kernels.cpu.plan import Plan
+from kernels.cpu.plan import AttentionPlan
 from kernels.cpu.shapes import Tiling
 from kernels.layout import KeyOrder
 from tests.kernels.cases import RAGGED, Case, Geometry, assert_close, make_case
@@ -172,7 +172,7 @@ def test_beyond_a_hundred_thousand_positions(seed: int) -> None:
     case = make_case(geometry((2, 1)), (1, 1, 33), (131_072 + 5, 40, 100_100), seed=seed)
     run(case)
     plan = case.batch.tasks
-    assert isinstance(plan, Plan)
+    assert isinstance(plan, AttentionPlan)
     spans = plan.items[:, 5] - plan.items[:, 4]
     assert (spans[plan.items[:, 1] == 1] < 2 * Tiling().part_keys).all(), "a long decode must be cut into parts"
 

@@ -14,7 +14,7 @@ from kernels.batch import Scoring
 from kernels.cpu import call as cpu_call
 from kernels.cpu import math as cpu_math
 from kernels.cpu.backend import CpuBackend
-from kernels.cpu.call import ArgumentList, Call
+from kernels.cpu.call import ArgumentList, KernelCall
 from kernels.cpu.ir import BF16, F32, Code
 from kernels.cpu.jit import compile_kernel, host
 from kernels.cpu.memory import advise_huge_pages, new_pool
@@ -96,7 +96,7 @@ def test_exponentials_and_their_kin(seed: int) -> None:
     x[4:2000] = np.linspace(-1.0, 1.0, 1996)
     results = {name: np.full_like(x, np.nan) for name in names}
     bits = np.zeros(x.size, dtype=np.int16)
-    call = Call(arguments)
+    call = KernelCall(arguments)
     call.set(source=x.ctypes.data, size=x.size, bf16=bits.ctypes.data)
     call.set(**{name: array.ctypes.data for name, array in results.items()})
     call.run(compile_kernel("functions", emit, host()), 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kernels.device.seam import Device, device_of, find_device
-from kernels.device.twin.device import ORDER, Fault, card
+from kernels.device.twin.device import ORDER, OrderFault, card
 from kernels.device.twin.memory import OutOfMemory, PinnedMemory, pinned_array
 
 
@@ -66,7 +66,7 @@ def test_operations_are_late_and_right(twin: Device) -> None:
 )
 def test_the_host_waits_only_where_it_may(twin: Device, ask: object) -> None:
     x = numbers(twin)
-    with pytest.raises(Fault, match="makes the host wait"):
+    with pytest.raises(OrderFault, match="makes the host wait"):
         ask(x)  # type: ignore[operator]
     with twin.may_wait():
         ask(x)  # type: ignore[operator]
@@ -164,7 +164,7 @@ def test_graphs_of_one_pool_write_to_what_later_ones_left(twin: Device) -> None:
 )
 def test_a_capture_allows_no_wait_and_nothing_pinned(twin: Device, work: object) -> None:
     x = numbers(twin)
-    with twin.may_wait(), pytest.raises(Fault):
+    with twin.may_wait(), pytest.raises(OrderFault):
         twin.graphs().capture(lambda: work(twin, x))  # type: ignore[operator]
     twin.graphs().capture(lambda: x + 1)
 
@@ -172,18 +172,18 @@ def test_a_capture_allows_no_wait_and_nothing_pinned(twin: Device, work: object)
 def test_host_memory_is_nothing_to_the_device(twin: Device) -> None:
     x = numbers(twin)
     assert seen(twin, x + torch.tensor(2.0)) == [2, 3, 4, 5], "a number goes along"
-    with pytest.raises(Fault, match="host tensor"):
+    with pytest.raises(OrderFault, match="host tensor"):
         x + torch.ones(4)
-    with pytest.raises(Fault, match="host tensor"):
+    with pytest.raises(OrderFault, match="host tensor"):
         twin.call(lambda a, b: a.add_(b), x, torch.ones(4))
 
 
 def test_cards_are_apart(twin: Device, other: Device) -> None:
     x, y = numbers(twin), numbers(other)
-    with pytest.raises(Fault, match="cards"):
+    with pytest.raises(OrderFault, match="cards"):
         x + y
     assert seen(other, y * 2) == [0, 2, 4, 6], "torch's own operations follow their tensors"
-    with pytest.raises(Fault, match="launched on card 0 with memory of card 1"):
+    with pytest.raises(OrderFault, match="launched on card 0 with memory of card 1"):
         other.call(lambda a: a.add_(1), y)
     other.bind()
     other.call(lambda a: a.add_(1), y)

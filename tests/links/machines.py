@@ -9,7 +9,7 @@ from typing import Any
 from cluster.links.dialer import Dialer
 from cluster.links.frames import FrameBuffer
 from cluster.links.listener import Listener
-from cluster.links.terms import Close, Heard, Lost, Met, Order, Refused, Send, Terms
+from cluster.links.terms import Close, Heard, Met, Order, PeerLost, RefusedByPeer, Send, Terms
 
 TERMS = Terms(1, 1, silence_s=4.0, broken_s=1.0, part_bytes=8, max_message_bytes=1000)
 SILENT = 3.9
@@ -49,8 +49,8 @@ class Pair:
         self.down: list[bytes] = []  # what the dialer heard
         self.met_below: list[Met] = []
         self.met_above: list[Met] = []
-        self.lost: list[Lost] = []
-        self.refused: list[Refused] = []
+        self.lost: list[PeerLost] = []
+        self.refused: list[RefusedByPeer] = []
         self.closed: list[Close] = []
         # What the dialer holds: it is told whenever a listener asks.
         self.state = b"state"
@@ -152,7 +152,7 @@ class Pair:
                 self.met_above.append(order)
             elif isinstance(order, Heard):
                 self.up.append(order.message)
-            elif isinstance(order, Lost):
+            elif isinstance(order, PeerLost):
                 self.lost.append(order)
 
     def _at(self, connection: object) -> Wire:
@@ -174,5 +174,5 @@ class Pair:
                         self._send(self.wires[-1].up, frame)
             elif isinstance(order, Heard):
                 self.down.append(order.message)
-            elif isinstance(order, Refused):
+            elif isinstance(order, RefusedByPeer):
                 self.refused.append(order)

@@ -20,7 +20,7 @@ from cluster.links.dialing import DialingEnd, keep_open
 from cluster.links.frames import FrameBuffer, Welcome, pack
 from cluster.links.security import ClusterSecurity, TlsFiles
 from cluster.links.sockets import connect, local_name
-from cluster.links.terms import Heard, Met, Pulsed, Refused, Terms
+from cluster.links.terms import Heard, Met, Pulsed, RefusedByPeer, Terms
 from cluster.messages import CloseModel, HostPoolJoined, Plan, ReplicaJoined, Result, Start, ids
 from cluster.sampling import SamplingParams
 from cluster.serving.control_server import ControlServer
@@ -66,7 +66,7 @@ class Worker:
                 for order in self.end.read():
                     if isinstance(order, Met):
                         found.append("met" if order.is_new else "met again")
-                    elif isinstance(order, Refused):
+                    elif isinstance(order, RefusedByPeer):
                         found.append(f"refused: {order.detail}")
                     elif isinstance(order, Heard):
                         message = order.message

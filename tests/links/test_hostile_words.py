@@ -24,7 +24,7 @@ from cluster.gateway.front import LocalLink
 from cluster.gateway.gateway import Gateway
 from cluster.gateway.intake import read_generate
 from cluster.gateway.settings import GatewaySettings
-from cluster.links.terms import Heard, Lost, Met, Pulsed, unreadable
+from cluster.links.terms import Heard, Met, PeerLost, Pulsed, unreadable
 from cluster.messages import Accepted, HostPoolJoined, Logprobs, Reason, ReplicaJoined, Tokens, ids
 from cluster.serving.control_server import ControlServer
 from cluster.serving.front_server import FrontServer
@@ -121,7 +121,7 @@ def test_what_workers_and_host_pools_say(seed: int, num: int) -> None:
             results += name == "r0" and server.peers["r0"].result > results
             turn(centre)
             if words.random.random() < 0.01 and name in server.peers:
-                server.take(Lost(name, life, "a test"))
+                server.take(PeerLost(name, life, "a test"))
                 turn(centre)
         print(words.counts, {what: count for what, count in centre.scheduler.counters.items() if count})
         assert min(words.counts[kind] for kind in ("Result", "ReplicaState", "HostPoolSettled", "refused")) > num // 50
@@ -159,7 +159,7 @@ def test_what_gateways_say(seed: int, num: int) -> None:
             server.take(Heard("g0", message))
             turn(centre)
             if words.random.random() < 0.01:
-                server.take(Lost("g0", life, "a test"))
+                server.take(PeerLost("g0", life, "a test"))
                 turn(centre)
         print(words.counts, {what: count for what, count in centre.scheduler.counters.items() if count})
         assert words.counts["Submit"] and words.counts["StatePart"] and words.counts["Figures"]

@@ -31,8 +31,7 @@ from cluster.page.news import News
 from cluster.page.play import Gateways
 from cluster.page.serve import MAX_VIEWERS, Page, server_of
 from cluster.serving.admin_client import Admin
-from cluster.serving.auth import Caller, TokenBook, digest_of
-from cluster.serving.auth import Entry as TokenEntry
+from cluster.serving.auth import Caller, TokenBook, TokenEntry, digest_of
 from protos.quire.v1 import admin_pb2 as pb
 from protos.quire.v1.admin_pb2_grpc import add_AdminServiceServicer_to_server
 from tests.cluster.front_door import Door, at_the_door, slow

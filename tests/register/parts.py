@@ -7,12 +7,12 @@ from cluster.register.moving import Moving
 from cluster.register.register import Register, RegisterSettings
 from cluster.register.states import (
     Carrier,
+    NotObeyed,
     PoolLayout,
-    Refusal,
-    Refused,
     Reservation,
     TransferKey,
     TransferName,
+    WhyRefused,
 )
 
 LAYOUT = PoolLayout("f", 256, 128)
@@ -54,5 +54,5 @@ def fill(made: Register, moving: Moving, now: float, crc: int = 5) -> None:
     made.end_finish(moving, True, now)
 
 
-def refused(why: Refusal, words: str = "") -> "pytest.RaisesExc[Refused]":
-    return pytest.raises(Refused, match=words or None, check=lambda error: error.refusal is why)
+def refused(why: WhyRefused, words: str = "") -> "pytest.RaisesExc[NotObeyed]":
+    return pytest.raises(NotObeyed, match=words or None, check=lambda error: error.refusal is why)

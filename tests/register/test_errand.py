@@ -9,19 +9,19 @@ from cluster.errors import TransferError
 from cluster.messages import Road, Transfer, Transferred, ids
 from cluster.register.asking import Asking, AskingSettings
 from cluster.register.errand import Errand, ErrandSettings, Unknown
-from cluster.register.states import Carrier, Lost, Phase, Refusal, Refused
+from cluster.register.states import Carrier, CarrierLost, NotObeyed, TransferPhase, WhyRefused
 from cluster.register.steps import (
-    Abort,
-    Answer,
+    AnswerScheduler,
+    CallOff,
     Commit,
     Committed,
     Copied,
-    Copy,
     Finish,
     Meet,
-    Met,
+    MoveChunks,
     Outcome,
-    Pause,
+    PauseCopy,
+    PoolsMet,
     Ready,
     Reserve,
     Reserved,
@@ -30,7 +30,7 @@ from cluster.register.steps import (
 from tests.register.parts import INCARNATION, LAYOUT, fill, register
 
 THERE = 9
-MET = Met(THERE, (Carrier.STREAM,))
+MET = PoolsMet(THERE, (Carrier.STREAM,))
 DONE = Committed([], True)
 
 
@@ -53,7 +53,7 @@ class Way:
         step = self.errand.next(outcome, self.now)
         if step is not None:
             self.steps.append(step)
-        if isinstance(step, Answer):
+        if isinstance(step, AnswerScheduler):
             self.asking.answer(self.errand, step.transferred, self.now)
         self.asking.check()
         return step
@@ -81,66 +81,66 @@ def smooth(step: Step) -> Outcome:
         return MET
     if isinstance(step, Reserve):
         return Reserved(b"token")
-    if isinstance(step, Copy):
+    if isinstance(step, MoveChunks):
         return Copied()
     if isinstance(step, Commit):
         return DONE
-    return True if isinstance(step, Abort) else None
+    return True if isinstance(step, CallOff) else None
 
 
 def test_a_write_goes_out_and_is_answered() -> None:
     road = Way(Road.WRITE, [3, 1])
-    copy = road.until(Copy, smooth)
-    assert isinstance(copy, Copy) and copy.chunks == [(0, 4)] and copy.reserved.token == b"token"
+    copy = road.until(MoveChunks, smooth)
+    assert isinstance(copy, MoveChunks) and copy.chunks == [(0, 4)] and copy.reserved.token == b"token"
     assert (copy.part.there.pool_incarnation, copy.part.here.pool_incarnation) == (THERE, INCARNATION)
     assert road.register.num_live == 1, "nobody else may have the blocks meanwhile"
     assert isinstance(road.next(Copied(0, np.array([1, 2, 3, 4], np.uint32))), Commit)
     answer = road.next(DONE)
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, AnswerScheduler)
     assert (answer.transferred.ok, answer.transferred.size_bytes) == (True, 2 * LAYOUT.block_bytes)
     assert answer.transferred.detail == "by stream"
     assert road.next() is None
-    assert road.kinds() == ["Ready", "Meet", "Reserve", "Copy", "Commit", "Answer"]
+    assert road.kinds() == ["Ready", "Meet", "Reserve", "MoveChunks", "Commit", "AnswerScheduler"]
     assert road.register.num_live == 0
 
 
 def test_what_is_missing_there_is_sent_again() -> None:
     road = Way(Road.WRITE, [0, 1])
-    road.until(Copy, smooth)
-    assert isinstance(road.next(Lost("the connection broke")), Pause)
+    road.until(MoveChunks, smooth)
+    assert isinstance(road.next(CarrierLost("the connection broke")), PauseCopy)
     assert isinstance(road.next(), Commit)
     again = road.next(Committed([(1, 1), (3, 1)], False))
-    assert isinstance(again, Copy) and again.chunks == [(1, 1), (3, 1)]
+    assert isinstance(again, MoveChunks) and again.chunks == [(1, 1), (3, 1)]
     road.next(Copied())
-    assert isinstance(road.next(DONE), Answer)
+    assert isinstance(road.next(DONE), AnswerScheduler)
     assert road.answer.ok
 
 
 def test_a_read_is_answered_before_its_peer_lets_go() -> None:
     road = Way(Road.READ, [2])
-    copy = road.until(Copy, smooth)
-    assert isinstance(copy, Copy)
+    copy = road.until(MoveChunks, smooth)
+    assert isinstance(copy, MoveChunks)
     moving = road.register.live(copy.part.here, 0.0)
     # Half of it came before the connection broke.
     road.register.begin_chunks(moving, 0, 1, 0.1)
     road.register.end_chunks(moving, 0, 1, 5, 0.1)
-    assert isinstance(road.next(Lost("broke")), Pause)
+    assert isinstance(road.next(CarrierLost("broke")), PauseCopy)
     again = road.next()
-    assert isinstance(again, Copy) and again.chunks == [(1, 1)]
+    assert isinstance(again, MoveChunks) and again.chunks == [(1, 1)]
     fill(road.register, moving, 0.2)
     assert isinstance(road.next(Copied()), Finish)
     road.register.commit(copy.part.here, 0.2)
-    assert isinstance(road.next(), Answer)
+    assert isinstance(road.next(), AnswerScheduler)
     assert road.answer.ok
     assert isinstance(road.next(), Commit), "let go"
-    assert road.next(Lost("its deadline does it too")) is None
+    assert road.next(CarrierLost("its deadline does it too")) is None
 
 
 def test_parts_by_bytes_and_one_part_through_shared_memory() -> None:
     def parts(carrier: Carrier) -> list[list[int]]:
         road = Way(Road.WRITE, [0, 1, 2, 3, 4], part_bytes=2 * LAYOUT.block_bytes)
-        met = Met(THERE, (carrier,), session=7)
-        road.until(Answer, lambda step: met if isinstance(step, Meet) else smooth(step))
+        met = PoolsMet(THERE, (carrier,), session=7)
+        road.until(AnswerScheduler, lambda step: met if isinstance(step, Meet) else smooth(step))
         assert road.answer.ok
         asked = [step.asked for step in road.steps if isinstance(step, Reserve)]
         assert [one.name.key.part for one in asked] == list(range(len(asked)))
@@ -155,8 +155,8 @@ def test_a_peer_that_is_busy_is_asked_until_the_deadline_and_a_silent_one_not_so
     def seconds_until_given_up(outcome: Exception) -> float:
         road = Way(Road.WRITE, [0], timeout_s=60.0)
         step = road.until(Reserve, smooth)
-        while not isinstance(step, Abort):
-            if isinstance(step, Pause):
+        while not isinstance(step, CallOff):
+            if isinstance(step, PauseCopy):
                 assert step.seconds <= 0.5
                 road.now += step.seconds
                 step = road.next()
@@ -166,25 +166,27 @@ def test_a_peer_that_is_busy_is_asked_until_the_deadline_and_a_silent_one_not_so
                 step = road.next(outcome)
         return road.now
 
-    assert seconds_until_given_up(Refused(Refusal.BUSY, "a reader has yet to let go")) == pytest.approx(60.0, abs=0.6)
-    assert seconds_until_given_up(Lost("nothing")) == pytest.approx(6.0, abs=0.6)
-    assert seconds_until_given_up(Lost("never", final=True)) < 0.1
-    assert seconds_until_given_up(Refused(Refusal.QUARANTINED, "in quarantine")) < 0.1
+    assert seconds_until_given_up(NotObeyed(WhyRefused.BUSY, "a reader has yet to let go")) == pytest.approx(
+        60.0, abs=0.6
+    )
+    assert seconds_until_given_up(CarrierLost("nothing")) == pytest.approx(6.0, abs=0.6)
+    assert seconds_until_given_up(CarrierLost("never", final=True)) < 0.1
+    assert seconds_until_given_up(NotObeyed(WhyRefused.QUARANTINED, "in quarantine")) < 0.1
 
 
 def test_an_address_that_nobody_knows_is_waited_for_a_moment() -> None:
     road = Way(Road.WRITE, [0])
     step = road.until(Meet, smooth)
-    while not isinstance(step, Answer):
-        road.now += step.seconds if isinstance(step, Pause) else 0.0
+    while not isinstance(step, AnswerScheduler):
+        road.now += step.seconds if isinstance(step, PauseCopy) else 0.0
         assert step is not None
         step = road.next(Unknown("no address is known") if isinstance(step, Meet) else None)
     assert 1.0 <= road.now < 1.6
     assert road.answer.detail == "write of 1 blocks to p: no address is known"
-    assert "Abort" not in road.kinds(), "nothing was said to anybody"
+    assert "CallOff" not in road.kinds(), "nothing was said to anybody"
 
 
-@pytest.mark.parametrize("at", [Ready, Meet, Reserve, Copy, Commit])
+@pytest.mark.parametrize("at", [Ready, Meet, Reserve, MoveChunks, Commit])
 @pytest.mark.parametrize("road", [Road.WRITE, Road.READ])
 def test_given_up_at_any_step_the_peer_is_told_first(road: Road, at: type[Step]) -> None:
     if road is Road.READ and at is Commit:
@@ -193,12 +195,12 @@ def test_given_up_at_any_step_the_peer_is_told_first(road: Road, at: type[Step])
     made.until(at, smooth)
     made.asking.abort(1)
     step = made.next(TransferError(made.errand.why_stop(0.0)))
-    if at in (Reserve, Copy, Commit):
-        assert isinstance(step, Abort) and step.reason == "aborted by the scheduler"
+    if at in (Reserve, MoveChunks, Commit):
+        assert isinstance(step, CallOff) and step.reason == "aborted by the scheduler"
         assert made.register.num_live == 0, "here it has ended before"
         assert not made.asking.answers
         step = made.next(True)
-    assert isinstance(step, Answer)
+    assert isinstance(step, AnswerScheduler)
     assert made.next() is None
     verb = "write of 2 blocks to p" if road is Road.WRITE else "read of 2 blocks from p"
     assert (made.answer.ok, made.answer.detail) == (False, f"{verb}: aborted by the scheduler")
@@ -207,18 +209,18 @@ def test_given_up_at_any_step_the_peer_is_told_first(road: Road, at: type[Step])
 
 def test_the_deadline_ends_it() -> None:
     road = Way(Road.WRITE, [0], timeout_s=3.0)
-    road.until(Copy, smooth)
+    road.until(MoveChunks, smooth)
     road.now = 3.0
     assert road.errand.why_stop(road.now) == "not done within 3.0 s"
-    assert isinstance(road.next(Lost("stopped")), Pause)
-    assert isinstance(road.next(), Abort)
+    assert isinstance(road.next(CarrierLost("stopped")), PauseCopy)
+    assert isinstance(road.next(), CallOff)
     road.next(True)
     assert "not done within 3.0 s" in road.answer.detail
 
 
 def test_a_peer_that_did_not_hear_is_told_until_it_does() -> None:
     road = Way(Road.WRITE, [0])
-    road.until(Copy, smooth)
+    road.until(MoveChunks, smooth)
     road.asking.abort(1)
     road.next(TransferError("aborted"))
     road.next(False)
@@ -237,32 +239,32 @@ def test_a_peer_that_did_not_hear_is_told_until_it_does() -> None:
 
 def test_a_mistake_of_ours_is_an_answer_too() -> None:
     road = Way(Road.WRITE, [0])
-    road.until(Copy, smooth)
-    assert isinstance(road.next(ZeroDivisionError("of the test")), Abort)
-    assert isinstance(road.next(ZeroDivisionError("again")), Answer)
+    road.until(MoveChunks, smooth)
+    assert isinstance(road.next(ZeroDivisionError("of the test")), CallOff)
+    assert isinstance(road.next(ZeroDivisionError("again")), AnswerScheduler)
     assert road.answer.detail == "write of 1 blocks to p: ZeroDivisionError: of the test"
 
 
 def test_another_incarnation_and_orders_that_cannot_be() -> None:
     road = Way(Road.WRITE, [0])
     road.until(Meet, smooth)
-    road.next(Met(THERE + 1, (Carrier.STREAM,)))
+    road.next(PoolsMet(THERE + 1, (Carrier.STREAM,)))
     assert road.answer.detail.endswith("incarnation 10 of p is there, the order is for 9")
     road = Way(Road.WRITE, [0])
     road.until(Meet, smooth)
-    road.next(Met(THERE, ()))
+    road.next(PoolsMet(THERE, ()))
     assert road.answer.detail.endswith("p offers none of the carriers that may be used here")
 
 
 def test_blocks_that_another_transfer_has_here_are_not_touched() -> None:
     road = Way(Road.READ, [0])
     other = Transfer(2, Road.READ, "q", THERE, ids([0]), ids([5]), 10.0)
-    road.until(Copy, smooth)
+    road.until(MoveChunks, smooth)
     road.asking.order(other, 1, 0.0)
     second = road.asking.begin(0.0)
     assert second is not None
     step = second.next(None, 0.0)
-    while not isinstance(step, Answer):
+    while not isinstance(step, AnswerScheduler):
         assert isinstance(step, Ready | Meet)
         step = second.next(smooth(step), 0.0)
     assert "block 0 is being written by another transfer" in step.transferred.detail
@@ -302,6 +304,6 @@ def test_a_write_whose_own_deadline_passed_a_moment_before_is_done() -> None:
     road.until(Commit, smooth)
     road.now = 6.0
     road.register.expire(road.now)
-    assert isinstance(road.next(DONE), Answer)
+    assert isinstance(road.next(DONE), AnswerScheduler)
     assert road.answer.ok
-    assert all(moving.phase is Phase.ABORTED for moving in road.register.transfers())
+    assert all(moving.phase is TransferPhase.ABORTED for moving in road.register.transfers())

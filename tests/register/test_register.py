@@ -5,9 +5,9 @@ import numpy as np
 from cluster.register.blocks import COMMITTED, EMPTY, QUARANTINED, WRITING
 from cluster.register.states import (
     Carrier,
-    Phase,
     PoolLayout,
-    Refusal,
+    TransferPhase,
+    WhyRefused,
     layout_of,
 )
 from tests.register.parts import asked, fill, name, refused, register
@@ -17,9 +17,9 @@ def test_a_write_from_reservation_to_commit_to_read() -> None:
     made = register()
     moving = made.reserve(asked(name(1), [4, 2]), b"", 0.0)
     assert made.blocks.states.tolist() == [EMPTY, EMPTY, WRITING, EMPTY, WRITING, EMPTY]
-    with refused(Refusal.OCCUPIED, "block 2 is being written"):
+    with refused(WhyRefused.OCCUPIED, "block 2 is being written"):
         made.reserve(asked(name(2), [2], write=False), b"", 0.0)
-    assert made.commit(name(1), 0.1).phase is Phase.RESERVED  # nothing is here yet
+    assert made.commit(name(1), 0.1).phase is TransferPhase.RESERVED  # nothing is here yet
     assert moving.missing(10) == [(0, 4)]
     # Block 4 is the first, so chunk 1 is its second half.
     assert made.number_of(moving, 4, 128, 128) == 1
@@ -28,20 +28,20 @@ def test_a_write_from_reservation_to_commit_to_read() -> None:
     made.end_chunks(moving, 1, 1, 9, 0.2)
     assert moving.missing(10) == [(0, 1), (2, 2)] and moving.missing(1) == [(0, 1)]
     fill(made, moving, 0.3)
-    assert made.commit(name(1), 0.4).phase is Phase.COMMITTED
-    assert made.commit(name(1), 0.5).phase is Phase.COMMITTED
+    assert made.commit(name(1), 0.4).phase is TransferPhase.COMMITTED
+    assert made.commit(name(1), 0.5).phase is TransferPhase.COMMITTED
     assert made.blocks.crcs(np.array([4, 2], np.int32)).tolist() == [5, 9, 5, 5]  # type: ignore[union-attr]
     reading = made.reserve(asked(name(2), [2, 4], write=False), b"", 0.6)
-    with refused(Refusal.BUSY, "is being read"):
+    with refused(WhyRefused.BUSY, "is being read"):
         made.reserve(asked(name(3), [4]), b"", 0.6)
     made.commit(name(2), 0.7)
-    assert reading.phase is Phase.COMMITTED
+    assert reading.phase is TransferPhase.COMMITTED
     made.reserve(asked(name(3), [4]), b"", 0.8)
     made.check()
 
 
 def test_what_is_not_committed_cannot_be_read_unless_the_steps_own_it() -> None:
-    with refused(Refusal.UNREADABLE, "block 3 holds nothing committed"):
+    with refused(WhyRefused.UNREADABLE, "block 3 holds nothing committed"):
         register().reserve(asked(name(1), [3], write=False), b"", 0.0)
     assert register(own_content=True).reserve(asked(name(1), [3], write=False), b"", 0.0).live
 
@@ -56,9 +56,9 @@ def test_an_abort_frees_at_once_only_what_nobody_can_write() -> None:
         made.abort(name(transfer), "test", False, 0.2)
     assert made.blocks.states[:3].tolist() == [EMPTY, QUARANTINED, QUARANTINED]
     made.reserve(asked(name(4), [0]), b"", 0.3)
-    with refused(Refusal.QUARANTINED, "block 1 is in quarantine"):
+    with refused(WhyRefused.QUARANTINED, "block 1 is in quarantine"):
         made.reserve(asked(name(5), [1]), b"", 0.3)
-    with refused(Refusal.LATE):
+    with refused(WhyRefused.LATE):
         made.end_chunks(arriving, 0, 1, 9, 0.4)
     assert made.blocks.states[2] == EMPTY
     # A deadline that passes twice, a long time, another session's death: none is proof.
@@ -80,7 +80,7 @@ def test_a_dead_process_ends_its_transfers_and_their_quarantine() -> None:
     assert made.blocks.states[:3].tolist() == [EMPTY, EMPTY, WRITING]
     made.check()
     # What the dead one had asked for comes now: nobody would ever say that it has stopped.
-    with refused(Refusal.STALE, "session 3 does not hold"):
+    with refused(WhyRefused.STALE, "session 3 does not hold"):
         made.reserve(asked(name(4), [3], carrier=Carrier.SHARED_MEMORY, session=3), b"", 0.3)
 
 
@@ -88,7 +88,7 @@ def test_memory_is_reached_only_by_whom_it_was_given_to() -> None:
     made = register(own_content=True)
     made.session_began(5, "w", 1, write=False)
     for session, write, caller, life in ((5, True, "w", 1), (99, False, "w", 1), (3, True, "v", 1), (3, True, "w", 2)):
-        with refused(Refusal.STALE, f"session {session} does not hold"):
+        with refused(WhyRefused.STALE, f"session {session} does not hold"):
             wanted = asked(name(1, caller=caller, life=life), [0], write, Carrier.SHARED_MEMORY, session=session)
             made.reserve(wanted, b"", 0.0)
     made = register(own_content=True)
@@ -104,10 +104,10 @@ def test_deadlines_end_every_live_phase() -> None:
     for now in (2.0, 4.0, 6.0):
         assert made.touch(slow, now)
         made.expire(now)
-    assert silent.phase is Phase.ABORTED and silent.reason == "nothing heard for 4.0 s"
+    assert silent.phase is TransferPhase.ABORTED and silent.reason == "nothing heard for 4.0 s"
     assert slow.live and shared.live
     made.expire(8.0)
-    assert (slow.phase, shared.phase) == (Phase.ABORTED, Phase.ABORTED)
+    assert (slow.phase, shared.phase) == (TransferPhase.ABORTED, TransferPhase.ABORTED)
     assert slow.reason == "not committed within 8.0 s"
     assert not made.touch(slow, 8.1)
     made.check()
@@ -116,16 +116,16 @@ def test_deadlines_end_every_live_phase() -> None:
 def test_messages_of_older_lives_are_stale() -> None:
     made = register()
     first = made.reserve(asked(name(1, life=4), [0]), b"", 0.0)
-    with refused(Refusal.STALE, "incarnation 6 of this pool, 7 holds"):
+    with refused(WhyRefused.STALE, "incarnation 6 of this pool, 7 holds"):
         made.reserve(asked(name(2, pool=6), [1]), b"", 0.0)
     made.reserve(asked(name(2, life=5), [1]), b"", 0.0)
-    assert first.phase is Phase.ABORTED and first.reason == "incarnation 5 of w began"
-    with refused(Refusal.STALE):
+    assert first.phase is TransferPhase.ABORTED and first.reason == "incarnation 5 of w began"
+    with refused(WhyRefused.STALE):
         made.find(name(1, life=4), 0.1)
     second = made.find(name(2, life=5), 0.1)
     made.adopt_epoch(9, 0.2)
-    assert second.phase is Phase.ABORTED
-    with refused(Refusal.STALE, "epoch 9 holds"):
+    assert second.phase is TransferPhase.ABORTED
+    with refused(WhyRefused.STALE, "epoch 9 holds"):
         made.commit(name(2, life=5), 0.3)
     # That it stopped is good to hear of an older life too.
     assert made.abort(name(2, life=5), "late", True, 0.4) is second
@@ -145,44 +145,44 @@ def test_chunks_that_are_wrong_are_refused() -> None:
     made = register()
     moving = made.reserve(asked(name(1), [5]), b"", 0.0)
     for block, offset, length, why in (
-        (5, 0, 127, Refusal.TRUNCATED),
-        (5, 64, 128, Refusal.OUTSIDE),
-        (5, 256, 128, Refusal.OUTSIDE),
-        (4, 0, 128, Refusal.OUTSIDE),
+        (5, 0, 127, WhyRefused.TRUNCATED),
+        (5, 64, 128, WhyRefused.OUTSIDE),
+        (5, 256, 128, WhyRefused.OUTSIDE),
+        (4, 0, 128, WhyRefused.OUTSIDE),
     ):
         with refused(why):
             made.number_of(moving, block, offset, length)
     made.begin_chunks(moving, 0, 1, 0.1)
-    with refused(Refusal.DOUBLED):
+    with refused(WhyRefused.DOUBLED):
         made.begin_chunks(moving, 0, 1, 0.1)
     made.end_chunks(moving, 0, 1, None, 0.2)  # corrupt: missing again
     made.begin_chunks(moving, 0, 1, 0.3)
     made.end_chunks(moving, 0, 1, 9, 0.3)
-    with refused(Refusal.DOUBLED):
+    with refused(WhyRefused.DOUBLED):
         made.begin_chunks(moving, 0, 1, 0.4)
-    with refused(Refusal.OUTSIDE):
+    with refused(WhyRefused.OUTSIDE):
         made.begin_chunks(moving, 1, 2, 0.4)
-    with refused(Refusal.UNKNOWN):
+    with refused(WhyRefused.UNKNOWN):
         made.find(name(99), 0.5)
 
 
 def test_reservations_that_cannot_be() -> None:
     made = register(max_bytes_per_caller=600)
     for blocks, why in (
-        ([], Refusal.OUTSIDE),
-        ([6], Refusal.OUTSIDE),
-        ([-1], Refusal.OUTSIDE),
-        ([1, 1], Refusal.OUTSIDE),
+        ([], WhyRefused.OUTSIDE),
+        ([6], WhyRefused.OUTSIDE),
+        ([-1], WhyRefused.OUTSIDE),
+        ([1, 1], WhyRefused.OUTSIDE),
     ):
         with refused(why):
             made.reserve(asked(name(1), blocks), b"", 0.0)
-    with refused(Refusal.LAYOUT, "w has blocks of 512 bytes against 256 here"):
+    with refused(WhyRefused.LAYOUT, "w has blocks of 512 bytes against 256 here"):
         made.reserve(asked(name(1), [0], layout=PoolLayout("f", 512, 128)), b"", 0.0)
-    with refused(Refusal.LAYOUT, "laid out as g against f"):
+    with refused(WhyRefused.LAYOUT, "laid out as g against f"):
         made.reserve(asked(name(1), [0], layout=PoolLayout("g", 256, 128)), b"", 0.0)
     # One that is larger than the bound goes when it is alone; another caller is not hindered.
     made.reserve(asked(name(1), [0, 1, 2]), b"", 0.0)
-    with refused(Refusal.BUSY, "768 bytes under way and asks for 256 more; 600 is the most"):
+    with refused(WhyRefused.BUSY, "768 bytes under way and asks for 256 more; 600 is the most"):
         made.reserve(asked(name(2), [3]), b"", 0.0)
     made.reserve(asked(name(2, caller="v"), [3]), b"", 0.0)
     made.abort(name(1), "", True, 0.1)
@@ -193,20 +193,20 @@ def test_repetitions_get_the_same_answer() -> None:
     made = register()
     first = made.reserve(asked(name(1), [0, 1]), b"", 0.0)
     assert made.reserve(asked(name(1), [0, 1]), b"", 0.1) is first
-    with refused(Refusal.CONFLICT):
+    with refused(WhyRefused.CONFLICT):
         made.reserve(asked(name(1), [0, 2]), b"", 0.1)
     for otherwise in ({"write": False}, {"carrier": Carrier.STREAM}, {"session": 3}):
-        with refused(Refusal.CONFLICT, "with other blocks or another way"):
+        with refused(WhyRefused.CONFLICT, "with other blocks or another way"):
             made.reserve(asked(name(1), [0, 1], **otherwise), b"", 0.1)
     made.abort(name(1), "enough", True, 0.2)
-    with refused(Refusal.LATE, "was given up: enough"):
+    with refused(WhyRefused.LATE, "was given up: enough"):
         made.reserve(asked(name(1), [0, 1]), b"", 0.3)
     # An abort that overtakes its reservation.
     assert made.abort(name(2), "early", True, 0.4) is None
-    with refused(Refusal.LATE):
+    with refused(WhyRefused.LATE):
         made.reserve(asked(name(2), [0]), b"", 0.5)
     made.give_up(1, 3, 0.6)
-    with refused(Refusal.LATE):
+    with refused(WhyRefused.LATE):
         made.reserve(asked(name(3), [0]), b"", 0.7)
     # Ends are remembered for a while, and then forgotten.
     made.expire(200.0)
@@ -218,7 +218,7 @@ def test_a_reservation_that_was_held_up_does_not_push_out_newer_content() -> Non
     moving = made.reserve(asked(name(8), [0]), b"", 0.0)
     fill(made, moving, 0.1)
     made.commit(name(8), 0.1)
-    with refused(Refusal.STALE, "holds what a newer transfer wrote"):
+    with refused(WhyRefused.STALE, "holds what a newer transfer wrote"):
         made.reserve(asked(name(5), [0]), b"", 0.2)
     assert made.blocks.states[0] == COMMITTED
     made.reserve(asked(name(9), [0]), b"", 0.3)
@@ -265,7 +265,7 @@ def test_bytes_go_only_the_way_that_was_reserved() -> None:
         (name(2), True, Carrier.STREAM),
         (name(2), None, Carrier.SHARED_MEMORY),
     ):
-        with refused(Refusal.CONFLICT, "and by nothing else"):
+        with refused(WhyRefused.CONFLICT, "and by nothing else"):
             made.live_by(named, write, (carrier,), 0.1)
 
 
@@ -282,10 +282,10 @@ def test_all_that_is_kept_has_a_bound() -> None:
     assert len(made.take_settled()) == 8
     made.reserve(asked(name(2001), [0]), b"", 0.0)
     made.reserve(asked(name(2002), [1]), b"", 0.0)
-    with refused(Refusal.BUSY, "2 transfers are under way, 2 of w; at most 3 can be, 2 of one"):
+    with refused(WhyRefused.BUSY, "2 transfers are under way, 2 of w; at most 3 can be, 2 of one"):
         made.reserve(asked(name(2003), [2]), b"", 0.0)
     made.reserve(asked(name(2003, caller="v"), [2]), b"", 0.0)
-    with refused(Refusal.BUSY):
+    with refused(WhyRefused.BUSY):
         made.reserve(asked(name(2004, caller="u"), [3]), b"", 0.0)
 
 

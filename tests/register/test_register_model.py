@@ -12,9 +12,9 @@ from cluster.register.blocks import COMMITTED, EMPTY, QUARANTINED, WRITING
 from cluster.register.moving import Moving
 from cluster.register.states import (
     Carrier,
-    Phase,
-    Refused,
+    NotObeyed,
     TransferName,
+    TransferPhase,
 )
 from tests.register.parts import NUM_BLOCKS, asked, name, register
 
@@ -86,7 +86,7 @@ class Machine(RuleBasedStateMachine):
         ]
         try:
             moving = self.made.reserve(asked(named, blocks, write, carrier, timeout_s, session), b"", self.now)
-        except Refused:
+        except NotObeyed:
             return
         if any(told.moving is moving for told in self.told):
             return
@@ -110,7 +110,7 @@ class Machine(RuleBasedStateMachine):
             return
         try:
             self.made.begin_chunks(told.moving, chunk, 1, self.now)
-        except Refused:
+        except NotObeyed:
             return
         assert chunk not in told.writing
         told.writing.add(chunk)
@@ -122,7 +122,7 @@ class Machine(RuleBasedStateMachine):
         chunk = told.writing.pop()
         try:
             self.made.end_chunks(told.moving, chunk, 1, crc, self.now)
-        except Refused:
+        except NotObeyed:
             assert not told.moving.live
             return
         assert told.moving.live
@@ -140,7 +140,7 @@ class Machine(RuleBasedStateMachine):
             for chunk in range(first, first + count):
                 try:
                     self.made.begin_chunks(told.moving, chunk, 1, self.now)
-                except Refused:
+                except NotObeyed:
                     return
                 self.made.end_chunks(told.moving, chunk, 1, chunk + 1, self.now)
                 told.sums[chunk] = chunk + 1
@@ -157,9 +157,9 @@ class Machine(RuleBasedStateMachine):
             self.made.end_finish(told.moving, True, self.now)
         try:
             moving = self.made.commit(told.named, self.now)
-        except Refused:
+        except NotObeyed:
             return
-        if moving.phase is not Phase.COMMITTED or was is Phase.COMMITTED or not told.write:
+        if moving.phase is not TransferPhase.COMMITTED or was is TransferPhase.COMMITTED or not told.write:
             return
         told.at_large = False
         assert not told.writing and len(told.sums) == len(moving.chunks), "committed before all of it was there"
@@ -216,7 +216,7 @@ class Machine(RuleBasedStateMachine):
             return
         self.made.check()
         for told in self.told:
-            if told.write and (told.writing or told.at_large) and told.moving.phase is not Phase.COMMITTED:
+            if told.write and (told.writing or told.at_large) and told.moving.phase is not TransferPhase.COMMITTED:
                 states = self.made.blocks.states[told.moving.reservation.blocks]
                 assert np.isin(states, (WRITING, QUARANTINED)).all(), (
                     f"{told.named.key} can still write to a free block"
@@ -233,7 +233,7 @@ class Machine(RuleBasedStateMachine):
         assert self.made.num_live == 0
         for told in self.told:
             while told.writing:
-                with pytest.raises(Refused):
+                with pytest.raises(NotObeyed):
                     self.made.end_chunks(told.moving, told.writing.pop(), 1, None, self.now)
         for session in [*self.sessions["a"], *self.sessions["b"]]:
             self.made.session_died(session, self.now)

@@ -21,8 +21,7 @@ from cluster.centre.fetch import Fetch, Fetches
 from cluster.centre.host_cache import HostCache
 from cluster.centre.leases import Leases
 from cluster.centre.ledger import Ledger
-from cluster.centre.move import Move
-from cluster.centre.move import Phase as MovePhase
+from cluster.centre.move import Move, MovePhase
 from cluster.centre.moves import Moves
 from cluster.centre.nouns import HostPool, Replica, Request, Sequence, State
 from cluster.centre.revokes import Revokes
@@ -41,8 +40,8 @@ from cluster.messages import (
 from cluster.register.moving import ARRIVED
 from cluster.register.moving import Moving as RegisterMoving
 from cluster.register.register import Register
-from cluster.register.states import Phase as RegisterPhase
-from cluster.sim.transfers import Transfers
+from cluster.register.states import TransferPhase as RegisterPhase
+from cluster.sim.transfers import SimTransfers
 from tests.sim import planted_desk
 
 Patch = pytest.MonkeyPatch
@@ -203,15 +202,15 @@ def _doubled_chunk_counted(patch: Patch) -> None:
 
 
 def _transfer_told_as_done_too_early(patch: Patch) -> None:
-    begin = Transfers.begin
+    begin = SimTransfers.begin
 
-    def hasty(self: Transfers, order: Transfer, epoch: int) -> None:
+    def hasty(self: SimTransfers, order: Transfer, epoch: int) -> None:
         told, self._on_settled = self._on_settled, lambda transferred: None
         begin(self, order, epoch)
         told(Transferred(order.transfer, True, "", 1, 0.001))
         self._owner.after(1.0, setattr, self, "_on_settled", told)
 
-    patch.setattr(Transfers, "begin", hasty)
+    patch.setattr(SimTransfers, "begin", hasty)
 
 
 def _commit_before_the_last_chunk(patch: Patch) -> None:

@@ -19,7 +19,7 @@ from cluster.desk.loops import DROPPED, GOES_ON, NEVER
 from cluster.desk.names import BlockNames
 from cluster.desk.report import Reporter
 from cluster.desk.residence import Residence
-from cluster.desk.rows import Resident
+from cluster.desk.rows import RowResident
 from cluster.desk.words import Flight, GroupStep
 from cluster.messages import Copy, Fork, GroupTables, Plan, Reason, Revoke, Start, Transferred
 
@@ -38,7 +38,7 @@ def _freed_before_the_step_retired(patch: Patch) -> None:
             told.add(books.rows.at(row).seq)
         end(self, row, reason, detail, outputs)
 
-    def once(self: Reporter, resident: Resident, *rest: Any) -> None:
+    def once(self: Reporter, resident: RowResident, *rest: Any) -> None:
         if resident.seq not in told:
             stop(self, resident, *rest)
 
@@ -58,7 +58,7 @@ def _dropped_sequence_keeps_its_lease(patch: Patch) -> None:
 def _fork_without_its_tail(patch: Patch) -> None:
     wake = Residence._wake
 
-    def bare(self: Residence, parent: Resident) -> None:
+    def bare(self: Residence, parent: RowResident) -> None:
         before = len(self._books.orders)
         wake(self, parent)
         del self._books.orders[before:]
@@ -150,7 +150,7 @@ def _told_before_it_is_written(patch: Patch) -> None:
 def _asks_only_once_for_a_longer_lease(patch: Patch) -> None:
     advance = Reporter.advance
 
-    def forgetful(self: Reporter, resident: Resident) -> None:
+    def forgetful(self: Reporter, resident: RowResident) -> None:
         advance(self, resident)
         rows = self._rows
         if rows.asked[resident.row] != NEVER:
@@ -184,7 +184,7 @@ def _tokens_behind_the_end_count(patch: Patch) -> None:
 def _forks_do_not_wait_for_their_prompt(patch: Patch) -> None:
     enter = Residence._enter_fork
 
-    def hasty(self: Residence, start: Start, fork: Fork, parent: Resident) -> None:
+    def hasty(self: Residence, start: Start, fork: Fork, parent: RowResident) -> None:
         enter(self, start, fork, parent)
         self._books.batcher.paused[parent.forks[-1]] = False
 
@@ -194,7 +194,7 @@ def _forks_do_not_wait_for_their_prompt(patch: Patch) -> None:
 def _forks_told_as_written_before_they_are(patch: Patch) -> None:
     wake = Residence._wake
 
-    def early(self: Residence, parent: Resident) -> None:
+    def early(self: Residence, parent: RowResident) -> None:
         self.written_for(parent.forks)
         wake(self, parent)
 
@@ -216,7 +216,7 @@ def _begins_though_its_transfer_failed(patch: Patch) -> None:
 def _held_told_up_to_what_is_issued(patch: Patch) -> None:
     """A new scheduler is told of positions that no step has written yet."""
 
-    def early(self: Reporter, resident: Resident) -> int:
+    def early(self: Reporter, resident: RowResident) -> int:
         position = int(self._rows.known[resident.row])
         self._told(resident.row, position, position)
         return position

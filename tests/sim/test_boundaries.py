@@ -14,8 +14,8 @@ import pytest
 from cluster.register.steps import Outcome
 from cluster.sim.client import Ask
 from cluster.sim.history import History
-from cluster.sim.network import Link, Way, Weather
-from cluster.sim.transfers import Call
+from cluster.sim.network import SimLink, SimWay, Weather
+from cluster.sim.transfers import SimCall
 from cluster.sim.workload import Scenario, draw_scenario
 from tests.gateway.test_boundaries import run_at_each
 
@@ -78,7 +78,7 @@ STRIKES: dict[str, Strike] = {
 
 @pytest.mark.parametrize("how", ["lost", "said again", "late"])
 def test_each_frame_is_lost_said_again_or_late(how: str) -> None:
-    def struck(history: History, link: Link, way: Way) -> Callable[[], None] | None:
+    def struck(history: History, link: SimLink, way: SimWay) -> Callable[[], None] | None:
         if how == "lost":
             link.break_stream()
         elif how == "late":
@@ -90,7 +90,7 @@ def test_each_frame_is_lost_said_again_or_late(how: str) -> None:
 
 @pytest.mark.parametrize("strike", STRIKES)
 def test_something_dies_at_each_frame(strike: str) -> None:
-    def struck(history: History, link: Link, way: Way) -> None:
+    def struck(history: History, link: SimLink, way: SimWay) -> None:
         history.world.clock.after(0.0, STRIKES[strike], history)
 
     assert run_at_each(scenario(ROADS["shared memory"]), struck) > 25
@@ -101,9 +101,9 @@ class AtCall(History):
 
     def __init__(self, script: Scenario, at: int, patch: pytest.MonkeyPatch, befalls: str) -> None:
         self.num_calls = 0
-        begin, back = Call.begin, Call._back
+        begin, back = SimCall.begin, SimCall._back
 
-        def counted(call: Call, timeout_s: float, answered: Callable[[Outcome], None]) -> None:
+        def counted(call: SimCall, timeout_s: float, answered: Callable[[Outcome], None]) -> None:
             self.num_calls += 1
             is_it = self.num_calls == at
             if is_it and befalls in STRIKES:
@@ -119,7 +119,7 @@ class AtCall(History):
             if is_it and befalls == "the call comes twice":
                 self.world.clock.after(0.05, call._arrive, False)
 
-        patch.setattr(Call, "begin", counted)
+        patch.setattr(SimCall, "begin", counted)
         super().__init__(script)
 
 

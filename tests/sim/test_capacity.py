@@ -7,10 +7,10 @@ import pytest
 
 from cluster.cli import exits, main
 from cluster.settings import PreemptionName, SchedulerSettings
-from cluster.sim.capacity import Capacity, Outcome, Site
+from cluster.sim.capacity import Capacity, CapacityOutcome, PaperSite
 from cluster.sim.costs import StepCost, fit, machine
 from cluster.sim.gaps import Times
-from cluster.sim.load import Load, requests
+from cluster.sim.load import ArrivingLoad, requests
 from cluster.sim.traces import TRACES
 
 SMALL = machine("h100", "8b", 16, kv_bytes=3e9)
@@ -18,10 +18,10 @@ SMALL = machine("h100", "8b", 16, kv_bytes=3e9)
 
 def run(
     settings: SchedulerSettings, *, rate: float = 20.0, count: int = 150, host_blocks: int = 0, seed: int = 1
-) -> tuple[Capacity, Outcome]:
+) -> tuple[Capacity, CapacityOutcome]:
     """Two workers whose pools are short of the load's demand; ends when every request has."""
-    site = Site(2, SMALL, token_budget=2048, max_batch=64, host_blocks=host_blocks)
-    load = Load(TRACES["azure-conv"], rate, 4096, seed)
+    site = PaperSite(2, SMALL, token_budget=2048, max_batch=64, host_blocks=host_blocks)
+    load = ArrivingLoad(TRACES["azure-conv"], rate, 4096, seed)
     capacity = Capacity(site, load, settings, until_s=None, num_requests=count)
     return capacity, capacity.run()
 
@@ -57,8 +57,8 @@ def test_steps_that_are_counted_at_once_are_those_that_are_taken_one_by_one(pree
     outcomes = []
     for most_steps in (64, 1):
         capacity = Capacity(
-            Site(2, SMALL, token_budget=2048, max_batch=64, host_blocks=4000),
-            Load(TRACES["azure-conv"], 6.0, 4096, 3),
+            PaperSite(2, SMALL, token_budget=2048, max_batch=64, host_blocks=4000),
+            ArrivingLoad(TRACES["azure-conv"], 6.0, 4096, 3),
             SchedulerSettings(preemption=preemption),
             until_s=None,
             num_requests=60,
@@ -72,8 +72,8 @@ def test_steps_that_are_counted_at_once_are_those_that_are_taken_one_by_one(pree
 
 
 def test_times_of_a_lone_request_are_those_of_the_cost_model() -> None:
-    site = Site(1, SMALL, turn_s=0.0001)
-    load = Load(TRACES["azure-conv"], 1.0, 4096, prompt=1000, output=101)
+    site = PaperSite(1, SMALL, turn_s=0.0001)
+    load = ArrivingLoad(TRACES["azure-conv"], 1.0, 4096, prompt=1000, output=101)
     outcome = Capacity(site, load, SchedulerSettings(), until_s=None, num_requests=1).run()
     cost = SMALL.cost
     prefill = float(cost.seconds(np.array([1000.0]), np.array([500_000.0]), np.zeros(1))[0])

@@ -42,7 +42,7 @@ def _find(part: str) -> Mutation:
 def test_what_matters_is_seen_and_remembered(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     mutation = _find("Batcher.add: without `self.lease_end")
-    told: list[mutants.Found] = []
+    told: list[mutants.MutantFound] = []
     (found,) = mutants.run_mutations([mutation], 20, 1, results, told.append)
     assert found.history and found.failure
     # It is not run again as long as its source is the same.

@@ -12,7 +12,7 @@ import pytest
 from cluster.speech.harmony import MAX_HEADER_CHARS, HarmonyParser
 from cluster.speech.hermes import HermesParser
 from cluster.speech.llama import LlamaParser
-from cluster.speech.parts import Kind, Parser, Part, joined
+from cluster.speech.parts import Parser, Part, PartKind, joined
 from cluster.speech.thinking import ThinkingParser
 
 Make = Callable[[], Parser]
@@ -27,14 +27,14 @@ MAKERS: dict[str, Make] = {
     "open": lambda: ThinkingParser(HermesParser(), True),
     "qwen": lambda: ThinkingParser(HermesParser(), False),
 }
-T, R, C, A = Kind.TEXT, Kind.REASONING, Kind.CALL, Kind.ARGUMENTS
+T, R, C, A = PartKind.TEXT, PartKind.REASONING, PartKind.CALL, PartKind.ARGUMENTS
 ARGS = '{"city": "Par}is\\"</tool_call>", "days": [1, {"a": null}]}'
 CALL = f'<tool_call>\n{{"name": "weather", "arguments": {ARGS}}}\n</tool_call>'
 DEEP = f'{{"name": {"[" * 1_500 + "]" * 1_500}'
 LONG = "k" * 200
 CALLED = [(C, "weather"), (A, ARGS)]
 
-SAMPLES: list[tuple[str, str, list[tuple[Kind, str]]]] = [
+SAMPLES: list[tuple[str, str, list[tuple[PartKind, str]]]] = [
     ("hermes", "plain text, <b>bold</b> and a <tool", [(T, "plain text, <b>bold</b> and a <tool")]),
     ("hermes", CALL, [(C, "weather"), (A, ARGS)]),
     ("hermes", f"Let me see.\n\n{CALL}\n{CALL}", [(T, "Let me see."), *CALLED, *CALLED]),
@@ -105,10 +105,10 @@ def fed(parser: Parser, pieces: list[str]) -> tuple[list[list[Part]], list[Part]
 
 
 @pytest.mark.parametrize(("form", "text", "wanted"), SAMPLES)
-def test_every_cut_gives_the_same(form: str, text: str, wanted: list[tuple[Kind, str]]) -> None:
+def test_every_cut_gives_the_same(form: str, text: str, wanted: list[tuple[PartKind, str]]) -> None:
     letters, whole = fed(MAKERS[form](), list(text))
     if form == "harmony" and len(text) > MAX_HEADER_CHARS:
-        assert [part.kind for part in whole] == [Kind.TEXT]
+        assert [part.kind for part in whole] == [PartKind.TEXT]
     else:
         assert whole == [Part(kind, said) for kind, said in wanted]
     for at in range(1, len(text), 1 + len(text) // 300):
@@ -150,13 +150,13 @@ def test_whatever_comes_nothing_breaks_and_cuts_do_not_count(form: str) -> None:
         assert after[0] == letters[cut - 1], f"seed {seed}: {text!r} cut at {cut}"
         for at, part in enumerate(whole):
             assert part.text, f"seed {seed}"
-            assert part.kind is not Kind.ARGUMENTS or whole[at - 1].kind is Kind.CALL, f"seed {seed}: {whole}"
+            assert part.kind is not PartKind.ARGUMENTS or whole[at - 1].kind is PartKind.CALL, f"seed {seed}: {whole}"
 
 
 def test_arguments_come_while_they_are_written() -> None:
     parser = HermesParser()
     told = [parser.feed(letter) for letter in '<tool_call>\n{"name": "f", "arguments": {"text": "abc"}}\n</tool_call>']
-    pieces = [part.text for parts in told for part in parts if part.kind is Kind.ARGUMENTS]
+    pieces = [part.text for parts in told for part in parts if part.kind is PartKind.ARGUMENTS]
     assert len(pieces) > 10 and json.loads("".join(pieces)) == {"text": "abc"}
 
 

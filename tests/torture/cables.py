@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from cluster.bench.processes import Network
+from cluster.bench.processes import NodeNetwork
 
 HERE = "here"
 """This process's own end."""
@@ -40,7 +40,7 @@ class Cables:
         self._near = {place: f"qc{number}-{at}" for place, at in self._ports.items()}
         self.host = f"{subnet}.1"
         self.networks = {
-            place: Network(f"quire-{number}-{place}", f"{subnet}.{1 + self._ports[place]}") for place in places
+            place: NodeNetwork(f"quire-{number}-{place}", f"{subnet}.{1 + self._ports[place]}") for place in places
         }
         self._switch: subprocess.Popen[str] | None = None
 

@@ -14,7 +14,7 @@ import pytest
 
 from cluster.client.asynchronous import AsyncClient
 from cluster.client.request import Options
-from cluster.torture.asks import Ask
+from cluster.torture.asks import StreamAsk
 from cluster.torture.fires import Fires
 from cluster.torture.house import held
 from cluster.torture.paced import GATEWAYS, WORKERS, PacedHouse
@@ -49,7 +49,7 @@ def outcome(house: PacedHouse, streams: Streams) -> str:
     return "\n".join([*seen.wrong, *seen.lost, *left, *([] if seen.equal else ["nothing came"])])
 
 
-async def tokens(house: PacedHouse, gateway: str, ask: Ask) -> list[list[int]]:
+async def tokens(house: PacedHouse, gateway: str, ask: StreamAsk) -> list[list[int]]:
     outputs: list[list[int]] = [[] for _ in ask.answer]
     async with AsyncClient(gateway, token=house.token, tls=house.tls) as client:
         options = Options(model="demo", timeout_s=100.0)

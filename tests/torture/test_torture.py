@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 
 from cluster.errors import Unavailable
-from cluster.torture.asks import Ask
+from cluster.torture.asks import StreamAsk
 from cluster.torture.fires import Fire, Fires
 from cluster.torture.report import Verdict
 from cluster.torture.run import Torture, torture
@@ -47,7 +47,7 @@ class EmptyHouse:
     gateways: ClassVar = ("127.0.0.1:1",)
     http, token, tls = (), None, None
 
-    def asks(self, seed: int, num: int) -> list[Ask]:
+    def asks(self, seed: int, num: int) -> list[StreamAsk]:
         return []
 
     def pids(self, kind: str) -> list[int]:

@@ -15,7 +15,7 @@ from cluster.register.blocks import COMMITTED, QUARANTINED
 from worker import host_pool
 
 
-def shown(pool: host_pool.HostPool) -> dict[str, object]:
+def shown(pool: host_pool.HostPoolServer) -> dict[str, object]:
     with pool.end.lock:
         register = pool.end.register
         register.check()

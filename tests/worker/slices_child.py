@@ -12,7 +12,7 @@ import torch
 
 from kernels.device.seam import device_of, find_device
 from worker.ranks.blocks import MemberSlices
-from worker.ranks.team import CLEAR, END, MOVE, STEP, Place, Team
+from worker.ranks.team import CLEAR, END, MOVE, STEP, RankPlace, Team
 
 
 def slices_of(rank: int, num_blocks: int, slice_bytes: int) -> torch.Tensor:
@@ -26,7 +26,7 @@ def main() -> None:
     device = find_device(sys.argv[4])
     seam = device_of(device)
     seam.bind()
-    team = Team(Place(rank, size, sys.argv[3]), device)
+    team = Team(RankPlace(rank, size, sys.argv[3]), device)
     with seam.may_wait():
         pool = slices_of(rank, num_blocks, slice_bytes).to(device)
     mover = MemberSlices(pool, team)

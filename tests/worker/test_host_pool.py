@@ -17,7 +17,7 @@ from cluster.links.security import ClusterSecurity
 from cluster.messages import HostPoolJoined, HostPoolSettled, Road
 from cluster.register.blocks import COMMITTED
 from cluster.register.register import RegisterSettings
-from cluster.register.states import Carrier, Lost, Refusal, Refused
+from cluster.register.states import Carrier, CarrierLost, NotObeyed, WhyRefused
 from protos.quire.v1 import transfer_pb2 as pb
 from protos.quire.v1.transfer_pb2_grpc import TransferServiceStub
 from tests.worker.transfer_parts import (
@@ -35,7 +35,7 @@ from tests.worker.transfer_parts import (
     status_of,
     wait,
 )
-from worker.host_pool import HostPool, HostPoolSettings
+from worker.host_pool import HostPoolServer, HostPoolSettings
 
 BLOCK_BYTES = 1 << 16
 
@@ -96,7 +96,7 @@ def test_calls_need_the_secret_and_a_deadline(pool: PoolProcess) -> None:
             with pytest.raises(grpc.RpcError) as refused:
                 stub.Join(pb.JoinRequest(), timeout=CALL_S, metadata=metadata)
             assert status_of(refused.value)[0] is grpc.StatusCode.UNAUTHENTICATED
-    with pytest.raises(Lost, match=r"needs a deadline, of at most 120 s"):
+    with pytest.raises(CarrierLost, match=r"needs a deadline, of at most 120 s"):
         pool.calls.unary("Join", pb.JoinRequest(), pb.JoinResponse, 3600.0)
 
 
@@ -116,7 +116,7 @@ def test_joining_with_another_layout_is_refused(pool: PoolProcess) -> None:
     ):
         fields = {"fingerprint": FINGERPRINT, "block_bytes": BLOCK_BYTES, "chunk_bytes": BLOCK_BYTES, **changed}
         asked = pb.JoinRequest(caller="w", layout=pb.PoolLayout(**fields))  # type: ignore[arg-type]
-        with pytest.raises(Refused, match=words):
+        with pytest.raises(NotObeyed, match=words):
             pool.calls.unary("Join", asked, pb.JoinResponse, CALL_S)
 
 
@@ -176,7 +176,7 @@ def test_what_it_cannot_be_is_one_line(options: list[str], words: str, tmp_path:
 
 
 def test_the_scheduler_hears_when_a_transfer_is_settled(seed: int) -> None:
-    made = HostPool(settings(incarnation=5, register=RegisterSettings(idle_s=0.5)), SECURITY)
+    made = HostPoolServer(settings(incarnation=5, register=RegisterSettings(idle_s=0.5)), SECURITY)
     worker = WorkerPool(4, BLOCK_BYTES, seed)
     agent = worker.agent({"host-0": made.address}, Carrier.SHARED_MEMORY)
     try:
@@ -193,7 +193,7 @@ def test_the_scheduler_hears_when_a_transfer_is_settled(seed: int) -> None:
         wait(lambda: made.take_settled() == [HostPoolSettled("host-0", 5, 9)], "settled again")
         assert made.end.register.num_live == 0
         assert (made.end.register.blocks.states == COMMITTED).sum() == 2
-        assert made.end.refused[Refusal.LATE] >= 1
+        assert made.end.refused[WhyRefused.LATE] >= 1
         made.end.check()
     finally:
         agent.close()
@@ -203,7 +203,7 @@ def test_the_scheduler_hears_when_a_transfer_is_settled(seed: int) -> None:
 class PoolOrder:
     """Orders for a pool of this process."""
 
-    def __init__(self, pool: HostPool) -> None:
+    def __init__(self, pool: HostPoolServer) -> None:
         self.name = pool.settings.name
         self.incarnation = pool.incarnation
 
@@ -214,7 +214,7 @@ class PoolOrder:
 def test_bytes_under_way_of_a_caller_are_bounded(seed: int) -> None:
     """One after the other instead of at once: the second waits until the first has ended, and then goes."""
     bound = RegisterSettings(max_bytes_per_caller=3 * BLOCK_BYTES)
-    made = HostPool(settings(register=bound), SECURITY)
+    made = HostPoolServer(settings(register=bound), SECURITY)
     worker = WorkerPool(16, BLOCK_BYTES, seed)
     agent = worker.agent({"host-0": made.address}, Carrier.SOCKET, max_per_peer=4)
     try:
@@ -261,7 +261,7 @@ def test_a_call_that_was_given_up_while_the_pool_stood_still_holds_nothing(tmp_p
         )
         started.shown()
         started.stop()
-        with pytest.raises(Lost):
+        with pytest.raises(CarrierLost):
             started.calls.unary("Reserve", asked, pb.ReserveResponse, 0.5)
         started.resume()
         asked.name.transfer = 2

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.register.states import PoolLayout
 from worker.transfer.checksum import Checksummer, Fused, Plain, address_of, checksummer
-from worker.transfer.copy import Copier, Stopped, chunk_pieces, cut
+from worker.transfer.copy import Copier, CopyStopped, chunk_pieces, cut
 from worker.transfer.kernel import kernel_text
 
 SIZES = (0, 1, 7, 8, 63, 64, 127, 128, 129, 255, 256, 257, 511, 512, 513, 1000, 4096, 65_536, 1_000_003)
@@ -132,7 +132,7 @@ def test_copier_stops(num_threads: int) -> None:
         return asked > 3
 
     copier = Copier(num_threads)
-    with pytest.raises(Stopped):
+    with pytest.raises(CopyStopped):
         copier.copy(target.ctypes.data + offsets, source.ctypes.data + offsets, lengths, stop)
     copied = int(target.sum(dtype=np.int64))
     assert copied == 3 * (4 << 20)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from cluster.messages import Road
-from cluster.register.states import Carrier, Phase
+from cluster.register.states import Carrier, TransferPhase
 from tests.worker.transfer_child import content
 from tests.worker.transfer_parts import (
     ROOT,
@@ -191,7 +191,7 @@ def test_bytes_that_are_not_what_was_summed_reach_nobody(
     agent.close()
     assert not answer.ok
     assert reader.end.refused["corrupt"] >= 1
-    assert all(moving.phase is Phase.ABORTED for moving in reader.end.register.transfers())
+    assert all(moving.phase is TransferPhase.ABORTED for moving in reader.end.register.transfers())
     # The blocks are good for other bytes.
     written = next(numbers)
     assert overwrite(pool, written, [11])[0]

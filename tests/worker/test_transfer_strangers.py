@@ -25,7 +25,7 @@ import pytest
 from cluster.errors import TransferError
 from cluster.links.security import ClusterSecurity
 from cluster.messages import Road
-from cluster.register.states import Carrier, Lost, Refused
+from cluster.register.states import Carrier, CarrierLost, NotObeyed
 from protos.quire.v1 import transfer_pb2 as pb
 from tests.worker.test_transfer_handover import CHILD, Told, hello
 from tests.worker.transfer_faults import StreamFaults
@@ -258,9 +258,9 @@ def test_who_takes_a_pools_port_after_its_death_is_not_believed(tmp_path: Path, 
         try:
             for method in ("Commit", "Reserve"):
                 for _ in range(5):  # the first finds that the connection is gone
-                    with pytest.raises(Lost):
+                    with pytest.raises(CarrierLost):
                         peer.calls.unary(method, pb.CommitRequest(), pb.CommitResponse, 5.0)
-            with pytest.raises(Lost):
+            with pytest.raises(CarrierLost):
                 peer.calls.write(iter([b"blocks of ours"]), 5.0, lambda: None)
         finally:
             server.stop(None).wait()
@@ -274,7 +274,7 @@ def test_who_passes_words_on_gains_nothing(pool: PoolProcess) -> None:
         port = free.getsockname()[1]
     between = StreamFaults(port, pool.address, 1e-9, 1)
     calls = Calls(f"127.0.0.1:{port}", SECURITY)
-    with pytest.raises(Lost, match="does not know the secret of this cluster"):
+    with pytest.raises(CarrierLost, match="does not know the secret of this cluster"):
         calls.unary("Join", pb.JoinRequest(), pb.JoinResponse, CALL_S)
     calls.close()
     between.close()
@@ -455,14 +455,14 @@ def test_absurd_words_about_a_transfer_are_the_callers_mistake(pool: PoolProcess
 
 def test_a_message_beyond_the_bound_is_not_taken(pool: PoolProcess, numbers: Iterator[int]) -> None:
     asked = _reserve(pool, next(numbers), blocks=bytes(16 << 20))
-    with pytest.raises((Lost, Refused)):
+    with pytest.raises((CarrierLost, NotObeyed)):
         pool.calls.unary("Reserve", asked, pb.ReserveResponse, CALL_S)
     assert _status(pool, "Join", _join().SerializeToString()) is grpc.StatusCode.OK
 
 
 def test_another_secret_opens_nothing(pool: PoolProcess) -> None:
     calls = Calls(pool.address, ClusterSecurity("not the secret of these tests"))
-    with pytest.raises(Lost, match="does not know the secret"):
+    with pytest.raises(CarrierLost, match="does not know the secret"):
         calls.unary("Join", _join(), pb.JoinResponse, CALL_S)
     calls.close()
 

@@ -20,7 +20,7 @@ from kernels.device.seam import device_of, find_device
 from tests.worker.slices_child import slices_of
 from tests.worker.transfer_parts import FINGERPRINT, ROOT, SECURITY, answers, asking, host_pool, order, run, wait
 from worker.ranks.blocks import WholeBlocks
-from worker.ranks.team import CLEAR, STEP, Place, Team
+from worker.ranks.team import CLEAR, STEP, RankPlace, Team
 from worker.transfer.agent import TransferAgent
 from worker.transfer.end import PoolEnd
 
@@ -44,7 +44,7 @@ class Ranks:
         found = find_device(device)
         self.seam = device_of(found)
         self.seam.bind()
-        self.team = Team(Place(0, NUM_RANKS, meeting), found)
+        self.team = Team(RankPlace(0, NUM_RANKS, meeting), found)
         with self.seam.may_wait():
             self.pool = slices_of(0, NUM_BLOCKS, SLICE_BYTES).to(found)
         layout = layout_of(FINGERPRINT, BLOCK_BYTES)

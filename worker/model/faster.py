@@ -28,7 +28,7 @@ ACTIVATIONS: dict[str, Activation] = {
 }  # fmt: skip
 
 
-class Norm:
+class FasterNorm:
     """A norm over roots of mean squares, of one of the kinds that there are."""
 
     def __init__(self, module: Any, *, from_one: bool, rounds_first: bool) -> None:
@@ -56,7 +56,7 @@ def norm_ways(module: Any) -> Iterator[Forward]:
     if weight is None or weight.dim() != 1 or len(module._parameters) != 1 or module._modules or not has_epsilon:
         return
     for from_one, rounds_first in product((False, True), (True, False)):
-        yield Norm(module, from_one=from_one, rounds_first=rounds_first)
+        yield FasterNorm(module, from_one=from_one, rounds_first=rounds_first)
 
 
 def gated_ways(module: Any) -> Iterator[Forward]:
@@ -156,7 +156,7 @@ def _normed(x: torch.Tensor, module: Any, known: Known) -> torch.Tensor:
     norm = known.get(module)
     width = module.weight.numel()
     rows = x if width == x.shape[2] else x.reshape(x.shape[0], 1, -1)
-    made = norm.rows(rows) if isinstance(norm, Norm) else module.forward(rows)
+    made = norm.rows(rows) if isinstance(norm, FasterNorm) else module.forward(rows)
     return made.view(x.shape)
 
 
@@ -167,7 +167,7 @@ def layer_ways(module: Any, known: Known) -> Iterator[Forward]:
         return
     inner = getattr(module, "mlp", None) or getattr(module, "block_sparse_moe", None)
     norm = known.get(module.post_attention_layernorm)
-    if inner is None or not isinstance(norm, Norm):
+    if inner is None or not isinstance(norm, FasterNorm):
         return
     for is_tuple in (False, True):
 

@@ -26,7 +26,7 @@ from worker.model.model import Model
 from worker.model.proof import prove, try_out
 from worker.model.trial import Trial
 from worker.pool import DevicePool
-from worker.ranks.team import CLEAR, COPY, Place, Team
+from worker.ranks.team import CLEAR, COPY, RankPlace, Team
 
 Say = Callable[[str], None]
 CPU_TOKEN_BUDGET = 512
@@ -34,7 +34,7 @@ GPU_TOKEN_BUDGET = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
+class WorkerParts:
     """What a worker runs with."""
 
     device: torch.device
@@ -65,7 +65,7 @@ class Started:
         self.pool.clear(blocks)
 
 
-def start(settings: WorkerSettings, say: Say, place: Place | None = None) -> Started:
+def start(settings: WorkerSettings, say: Say, place: RankPlace | None = None) -> WorkerParts:
     """Loads, profiles, sizes, allocates; all ranks of a team at the same time. Raises ModelError or ConfigError."""
     device = loading.pick_device(settings.device)
     seam = device_of(device)
@@ -74,7 +74,7 @@ def start(settings: WorkerSettings, say: Say, place: Place | None = None) -> Sta
         return _start(settings, say, place, device)
 
 
-def _start(settings: WorkerSettings, say: Say, place: Place | None, device: torch.device) -> Started:
+def _start(settings: WorkerSettings, say: Say, place: RankPlace | None, device: torch.device) -> WorkerParts:
     began = time.perf_counter()
     seam = device_of(device)
     team = Team(place, device) if place is not None else None
@@ -149,7 +149,7 @@ def _start(settings: WorkerSettings, say: Say, place: Place | None, device: torc
     model.attach_pool(pool)
     for line in sizes.lines(loaded.max_model_len):
         say(line)
-    return Started(
+    return WorkerParts(
         device=device,
         backend=kernels,
         model=model,

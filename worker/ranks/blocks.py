@@ -28,9 +28,9 @@ from cluster.errors import TransferError, WorkFailed
 from cluster.register.states import Blocks, PoolLayout, Sums, layout_of
 from kernels.device.seam import Device, device_of
 from worker.ranks.team import MOVE, Team, Words
-from worker.transfer.bytes import Rows, Staged, Stop
+from worker.transfer.bytes import BlockRows, Staged, Stop
 from worker.transfer.checksum import Addresses
-from worker.transfer.copy import Copier, Stopped, chunk_pieces
+from worker.transfer.copy import Copier, CopyStopped, chunk_pieces
 from worker.transfer.device import pool_bytes
 from worker.transfer.handover import credentials_of
 from worker.transfer.memory import SharedMemory
@@ -80,7 +80,7 @@ class WholeBlocks:
     def checksums(self, blocks: Blocks) -> Sums:
         return self._copy(_OUT, blocks, None, None)
 
-    def rows(self, blocks: Blocks, write: bool) -> Rows:
+    def rows(self, blocks: Blocks, write: bool) -> BlockRows:
         memory = torch.empty(len(blocks) * self.layout.block_bytes, dtype=torch.uint8)
         places = memory.data_ptr() + np.arange(len(blocks), dtype=np.int64) * self.layout.block_bytes
         staged = Staged(self, blocks, places, memory)
@@ -113,7 +113,7 @@ class WholeBlocks:
                     settle()
                 held.append(area)
                 if stop is not None and stop():
-                    raise Stopped
+                    raise CopyStopped
                 piece = blocks[first : first + self._most]
                 there = None if rows is None else rows[first : first + self._most]
                 here = area.memory.address + np.arange(len(piece), dtype=np.int64) * self.layout.block_bytes

@@ -21,7 +21,7 @@ from kernels.device.seam import device_of
 from worker.model import loading
 from worker.model.startup import Say
 from worker.ranks import member
-from worker.ranks.team import Place, lost
+from worker.ranks.team import RankPlace, lost
 from worker.worker import Worker
 
 END_S = 10.0
@@ -52,10 +52,10 @@ class Ranks:
         self._folder = tempfile.mkdtemp(prefix="quire-ranks-")
         meeting = f"file://{self._folder}/meeting"
         for rank in range(1, self._size):
-            self.children.append(member.spawn(self._on_rank(rank), Place(rank, self._size, meeting)))
+            self.children.append(member.spawn(self._on_rank(rank), RankPlace(rank, self._size, meeting)))
         try:
             self._await_children(meeting)
-            worker = make(self._on_rank(0), place=Place(0, self._size, meeting))
+            worker = make(self._on_rank(0), place=RankPlace(0, self._size, meeting))
         except RuntimeError as error:
             _end(None, self.children, self._folder)
             raise lost(error) from error

@@ -29,13 +29,13 @@ from cluster.settings import WorkerSettings
 from kernels.device.seam import device_of
 from worker.batch import StepBuilder
 from worker.graphs import capture
-from worker.model.startup import Started, start
+from worker.model.startup import WorkerParts, start
 from worker.ranks.blocks import MemberSlices
-from worker.ranks.team import CLEAR, COPY, END, MOVE, STEP, Place, Words
+from worker.ranks.team import CLEAR, COPY, END, MOVE, STEP, RankPlace, Words
 from worker.state import BatchState
 
 
-def run(settings: WorkerSettings, place: Place) -> None:
+def run(settings: WorkerSettings, place: RankPlace) -> None:
     """Loads this rank's slice and obeys rank 0 until it ends the replica."""
     parts = start(settings, lambda line: None, place)
     team = parts.team
@@ -61,7 +61,7 @@ def run(settings: WorkerSettings, place: Place) -> None:
 class Member:
     """This rank's tensors of a step, laid out as rank 0 has laid out its own."""
 
-    def __init__(self, settings: WorkerSettings, parts: Started) -> None:
+    def __init__(self, settings: WorkerSettings, parts: WorkerParts) -> None:
         self._parts = parts
         self._seam = device_of(parts.device)
         self._state = BatchState(Rows(settings.max_batch, parts.max_model_len, settings.block_size), parts.device)
@@ -91,7 +91,7 @@ class Member:
         self._graphs = None
 
 
-def spawn(settings: WorkerSettings, place: Place) -> subprocess.Popen[bytes]:
+def spawn(settings: WorkerSettings, place: RankPlace) -> subprocess.Popen[bytes]:
     """A member as a child of this process, for an engine without a cluster."""
     child = subprocess.Popen(
         [sys.executable, "-m", "worker.ranks.member", str(place.rank), str(place.size), place.meeting],
@@ -114,7 +114,7 @@ def main() -> None:
     fields["hash_key"] = bytes.fromhex(fields["hash_key"])
     rank, size, meeting = sys.argv[1:4]
     came_file(meeting, int(rank)).touch()
-    run(WorkerSettings(**fields), Place(int(rank), int(size), meeting))
+    run(WorkerSettings(**fields), RankPlace(int(rank), int(size), meeting))
     # All is said and done. What torch lets go of as an interpreter ends may wait for a rank that has gone before.
     os._exit(0)
 

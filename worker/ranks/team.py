@@ -41,7 +41,7 @@ _IDLE_LIMIT = timedelta(days=3650)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RankPlace:
     """Which rank of how many, and where they meet: file:///PATH on one machine (a path that does not exist yet), or
     tcp://HOST:PORT where rank 0 listens, for a network that only the cluster can reach."""
 
@@ -59,7 +59,7 @@ class Place:
 class Team:
     """This process among its ranks. One per process: torch.distributed has one world."""
 
-    def __init__(self, place: Place, device: torch.device) -> None:
+    def __init__(self, place: RankPlace, device: torch.device) -> None:
         """Returns when all ranks have come."""
         self.rank, self.size = place.rank, place.size
         if dist.is_initialized():

@@ -34,7 +34,7 @@ class Pick:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class BeamChoice:
     """What a step chose: one child for each slot, or none if nothing can go on; and what ended."""
 
     children: list[Pick]
@@ -87,7 +87,7 @@ class BeamSearch:
         """Whether a beam lives there: where few tokens are allowed there are fewer beams than slots."""
         return bool(self._totals[slot] > _NOBODY)
 
-    def choose(self, best: Floats, tokens: Ints) -> Choice:
+    def choose(self, best: Floats, tokens: Ints) -> BeamChoice:
         """The best continuations of all. [slots, k]: the k likeliest `tokens` of each slot and their log-probabilities;
         in the first step there is one slot, the prompt's. Changes nothing."""
         totals = (self._totals[: len(best), None] + best).ravel()
@@ -103,7 +103,7 @@ class BeamSearch:
             elif rank < self.width:
                 # An end counts only among the best `width` of all: the others are there to be gone on with.
                 ended.append(pick)
-        return Choice(self._seated(children), ended)
+        return BeamChoice(self._seated(children), ended)
 
     def _seated(self, children: list[Pick]) -> list[Pick]:
         """The children in the order of their slots."""
@@ -119,7 +119,7 @@ class BeamSearch:
         unseated = iter(late)
         return [seats.get(slot) or next(unseated) for slot in range(self.width)]
 
-    def take(self, choice: Choice, logprobs: Sequence[Logprobs] = ()) -> None:
+    def take(self, choice: BeamChoice, logprobs: Sequence[Logprobs] = ()) -> None:
         """Goes on with this choice. `logprobs`, where asked for: those of the children's tokens, then of the ends'."""
         self.num_tokens += 1
         num_children = len(choice.children)

@@ -17,7 +17,7 @@ from cluster.links.security import ClusterSecurity
 from cluster.messages import Transfer, Transferred
 from cluster.register.asking import Asking, AskingSettings, Unheard
 from cluster.register.errand import Errand, Unknown
-from cluster.register.steps import Answer, Meet, Outcome
+from cluster.register.steps import AnswerScheduler, Meet, Outcome
 from worker.transfer.carry import Carry
 from worker.transfer.end import PoolEnd
 from worker.transfer.memory import keep_freed_memory
@@ -141,7 +141,7 @@ class TransferAgent:
         try:
             while (step := self._end.next_step(errand, outcome)) is not None:
                 outcome = None
-                if isinstance(step, Answer):
+                if isinstance(step, AnswerScheduler):
                     self._answer(errand, step.transferred)
                     continue
                 try:

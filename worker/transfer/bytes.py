@@ -18,7 +18,7 @@ from worker.transfer.memory import SharedMemory
 Stop = Callable[[], bool]
 
 
-class Rows(Protocol):
+class BlockRows(Protocol):
     """Where the blocks of one transfer lie for a carrier that goes chunk by chunk."""
 
     addresses: Addresses
@@ -44,7 +44,7 @@ class PoolBytes(Protocol):
     def checksums(self, blocks: Blocks) -> Sums:
         """The CRC32C of each chunk as it lies in the pool."""
 
-    def rows(self, blocks: Blocks, write: bool) -> Rows:
+    def rows(self, blocks: Blocks, write: bool) -> BlockRows:
         """For a carrier that writes (or reads) chunk by chunk."""
 
 
@@ -82,7 +82,7 @@ class HostBytes:
         sources, lengths = chunk_pieces(self.layout, block_rows(self._base, self.layout, blocks))
         return self._copier.copy(None, sources, lengths)
 
-    def rows(self, blocks: Blocks, write: bool) -> Rows:
+    def rows(self, blocks: Blocks, write: bool) -> BlockRows:
         return HostRows(block_rows(self._base, self.layout, blocks))
 
 

@@ -15,9 +15,9 @@ from google.protobuf.message import Message
 
 from cluster.errors import NotAuthenticated, ProtocolError, TransferError
 from cluster.links.security import ClusterSecurity
-from cluster.register.states import Lost
+from cluster.register.states import CarrierLost
 from cluster.wire.plans import parsed
-from worker.transfer.packed import SERVICE, Batch, pack, unpack
+from worker.transfer.packed import SERVICE, PackedBlocks, pack, unpack
 from worker.transfer.proof import Prover
 from worker.transfer.wire import error_from
 
@@ -53,8 +53,8 @@ class Calls:
             try:
                 return parsed(kind, raw)
             except ProtocolError as error:
-                raise Lost(f"{self.address}: {error}", final=True) from error
-        raise Lost(f"{self.address} wants one proof after another")
+                raise CarrierLost(f"{self.address}: {error}", final=True) from error
+        raise CarrierLost(f"{self.address} wants one proof after another")
 
     def write(self, chunks: Iterator[bytes], timeout_s: float, go_on: Callable[[], None]) -> None:
         """A call of Write with these messages, of which none goes out before the other end has proven itself. Ends the
@@ -86,7 +86,7 @@ class Calls:
         if not agreed.answers(call, "Write"):
             raise self._stranger()
 
-    def read(self, request: Message, timeout_s: float) -> Iterator[Batch]:
+    def read(self, request: Message, timeout_s: float) -> Iterator[PackedBlocks]:
         """The answers to a call of Read. Raises Refused or Lost."""
         agreed = self._prover.agreed
         say = self._channel.unary_stream(_path("Read"), pack, None)
@@ -100,7 +100,7 @@ class Calls:
         except grpc.RpcError as error:
             raise self._problem(error, proven) from error
         except ProtocolError as error:
-            raise Lost(f"{self.address}: {error}", final=True) from error
+            raise CarrierLost(f"{self.address}: {error}", final=True) from error
         finally:
             call.cancel()
 
@@ -109,19 +109,19 @@ class Calls:
         problem = error_from(error, self.address)
         try:
             if self._challenged(error):
-                return Lost(f"{self.address} is met on another connection, and asks for a proof of its own")
-        except Lost as stranger:
+                return CarrierLost(f"{self.address} is met on another connection, and asks for a proof of its own")
+        except CarrierLost as stranger:
             return stranger
-        return problem if proven or isinstance(problem, Lost) else self._stranger()
+        return problem if proven or isinstance(problem, CarrierLost) else self._stranger()
 
     def _challenged(self, error: grpc.RpcError) -> bool:
         try:
             return self._prover.challenged(error)
         except NotAuthenticated as wrong:
-            raise Lost(f"{self.address}: {wrong}", final=True) from error
+            raise CarrierLost(f"{self.address}: {wrong}", final=True) from error
 
-    def _stranger(self) -> Lost:
-        return Lost(f"{self.address}: who answers there has not proven that it knows the secret", final=True)
+    def _stranger(self) -> CarrierLost:
+        return CarrierLost(f"{self.address}: who answers there has not proven that it knows the secret", final=True)
 
 
 def _path(method: str) -> str:

@@ -13,18 +13,18 @@ from typing import Protocol
 from cluster.errors import TransferError
 from cluster.register.errand import Errand
 from cluster.register.moving import ARRIVED, Moving
-from cluster.register.states import Carrier, Lost, Range, Refused, Sums
+from cluster.register.states import Carrier, CarrierLost, NotObeyed, Range, Sums
 from cluster.register.steps import (
-    Abort,
+    CallOff,
     Commit,
     Copied,
-    Copy,
+    Covered,
     Finish,
     Meet,
-    Met,
+    MoveChunks,
     Outcome,
-    Part,
-    Pause,
+    PauseCopy,
+    PoolsMet,
     Ready,
     Reserve,
     Reserved,
@@ -34,9 +34,9 @@ from protos.quire.v1 import transfer_pb2 as pb
 from worker.transfer.bytes import Stop
 from worker.transfer.checksum import Addresses
 from worker.transfer.chunks import sums_from
-from worker.transfer.copy import Stopped, block_rows
+from worker.transfer.copy import CopyStopped, block_rows
 from worker.transfer.end import PoolEnd
-from worker.transfer.packed import Batch, pack_chunks
+from worker.transfer.packed import PackedBlocks, pack_chunks
 from worker.transfer.peer import PeerPool
 from worker.transfer.socket import Receiver, Sender
 from worker.transfer.wire import STREAM_BYTES, name_message, ranges_message
@@ -79,19 +79,19 @@ class Carry:
         if isinstance(step, Ready):
             if self._after is not None:
                 self._after()
-        elif isinstance(step, Pause):
+        elif isinstance(step, PauseCopy):
             self._pause(step.seconds)
         elif isinstance(step, Meet):
             return self._meet(step)
         elif isinstance(step, Reserve):
             return self.peer.reserve(step.asked, step.timeout_s)
-        elif isinstance(step, Copy):
+        elif isinstance(step, MoveChunks):
             return self._copy(step)
         elif isinstance(step, Finish):
             self._end.commit(step.part.here)
         elif isinstance(step, Commit):
             return self.peer.commit(step.name, step.copied, step.timeout_s)
-        elif isinstance(step, Abort):
+        elif isinstance(step, CallOff):
             return self.peer.abort(step.name, step.reason, step.timeout_s)
         return None
 
@@ -106,15 +106,15 @@ class Carry:
         while (left := end - time.monotonic()) > 0 and not self._errand.why_stop(self._end.now()):
             time.sleep(min(left, _LOOK_S))
 
-    def _meet(self, step: Meet) -> Met:
+    def _meet(self, step: Meet) -> PoolsMet:
         self.close()
         self._peer = self._peers.meet(step)
         carriers, session = self._peer.offers(step.carriers, write=step.write)
-        return Met(self._peer.incarnation, carriers, session)
+        return PoolsMet(self._peer.incarnation, carriers, session)
 
     # -- bytes
 
-    def _copy(self, step: Copy) -> Copied:
+    def _copy(self, step: MoveChunks) -> Copied:
         part = step.part
         mine = self._end.live(part.here)
         if part.carrier is Carrier.SHARED_MEMORY:
@@ -135,14 +135,14 @@ class Carry:
     def _call_s(self) -> float:
         return min(_STREAM_S, max(0.1, self._errand.deadline - self._end.now()))
 
-    def _rows(self, part: Part) -> Addresses:
+    def _rows(self, part: Covered) -> Addresses:
         """Where the peer's blocks begin in this process."""
         held = self.peer.memory(write=part.write)
         if held is None:
             raise TransferError(f"the memory of {self.peer.name} is not mapped here")
         return block_rows(held[0].address, self._end.layout, part.theirs)
 
-    def _write_shared(self, part: Part, missing: list[Range]) -> Copied:
+    def _write_shared(self, part: Covered, missing: list[Range]) -> Copied:
         """Copies what is missing first into the peer's memory, summing as it goes."""
         per_block = self._end.layout.chunks_per_block
         chunk, count = missing[0]
@@ -151,7 +151,7 @@ class Carry:
         sums = self._copying(lambda stop: self._end.pool.copy_out(blocks, rows, stop))
         return Copied(first * per_block, sums)
 
-    def _chunks(self, part: Part, mine: Moving, missing: list[Range]) -> Iterator[bytes]:
+    def _chunks(self, part: Covered, mine: Moving, missing: list[Range]) -> Iterator[bytes]:
         """Runs on a thread of gRPC; ends early when the transfer does."""
         name, chunks = name_message(part.there).SerializeToString(), self._end.chunks(mine)
         for first, end in chunks.batches(missing, STREAM_BYTES):
@@ -160,7 +160,7 @@ class Carry:
                 return
             yield packed
 
-    def _read_shared(self, part: Part, mine: Moving, reserved: Reserved) -> None:
+    def _read_shared(self, part: Covered, mine: Moving, reserved: Reserved) -> None:
         if reserved.sums is not None:
             self._read_pieces(part, mine, 0, reserved.sums)
             return
@@ -168,7 +168,7 @@ class Carry:
             if answer.sums is not None:
                 self._read_pieces(part, mine, answer.sums.first, sums_from(answer.sums.crc32c))
 
-    def _read_pieces(self, part: Part, mine: Moving, first_chunk: int, crcs: Sums) -> None:
+    def _read_pieces(self, part: Covered, mine: Moving, first_chunk: int, crcs: Sums) -> None:
         """Copies the blocks of these chunks out of the peer's memory and takes those that sum to `crcs`."""
         per_block = self._end.layout.chunks_per_block
         rows = self._rows(part)
@@ -181,7 +181,7 @@ class Carry:
                 wanted = crcs[(begin - first) * per_block :][: (until - begin) * per_block]
                 self._copy_in(part, mine, rows, begin, wanted)
 
-    def _copy_in(self, part: Part, mine: Moving, rows: Addresses, first: int, wanted: Sums) -> None:
+    def _copy_in(self, part: Covered, mine: Moving, rows: Addresses, first: int, wanted: Sums) -> None:
         """Blocks from the place `first` on, as many as `wanted` has sums for."""
         per_block = self._end.layout.chunks_per_block
         end = first + len(wanted) // per_block
@@ -191,7 +191,7 @@ class Carry:
 
         self._end.take_copied(mine, first * per_block, wanted, copy)
 
-    def _blocks_of(self, part: Part, first_chunk: int, num_chunks: int) -> tuple[int, int]:
+    def _blocks_of(self, part: Covered, first_chunk: int, num_chunks: int) -> tuple[int, int]:
         """The places of the blocks that these chunks make up: first and end."""
         first, rest = divmod(first_chunk, self._end.layout.chunks_per_block)
         count, more = divmod(num_chunks, self._end.layout.chunks_per_block)
@@ -199,18 +199,18 @@ class Carry:
             raise TransferError(f"{self.peer.name} sent {num_chunks} sums from {first_chunk} on: no whole blocks")
         return first, first + count
 
-    def _read_stream(self, part: Part, mine: Moving, missing: list[Range]) -> None:
+    def _read_stream(self, part: Covered, mine: Moving, missing: list[Range]) -> None:
         for answer in self._read_call(part, missing):
             for chunk in answer.chunks:
                 try:
                     self._end.receive(mine, chunk.block, chunk.offset, chunk.length, chunk.crc, chunk.data)
-                except Refused:
+                except NotObeyed:
                     # Counted; it stays missing and is asked for again.
                     if not self._end.touch(mine):
                         raise
             self._go_on()
 
-    def _read_call(self, part: Part, missing: list[Range]) -> Iterator[Batch]:
+    def _read_call(self, part: Covered, missing: list[Range]) -> Iterator[PackedBlocks]:
         request = pb.ReadRequest(name=name_message(part.there), chunks=ranges_message(missing))
         return self.peer.calls.read(request, self._call_s())
 
@@ -218,6 +218,6 @@ class Carry:
         """Runs a copy that ends early once the errand is to stop."""
         try:
             return copy(lambda: bool(self._errand.why_stop(self._end.now())))
-        except Stopped:
+        except CopyStopped:
             self._go_on()
-            raise Lost("a copy was stopped") from None
+            raise CarrierLost("a copy was stopped") from None

@@ -13,7 +13,7 @@ import numpy as np
 
 from cluster.errors import ProtocolError
 from cluster.register.states import Blocks, PoolLayout, Sums
-from worker.transfer.bytes import Rows
+from worker.transfer.bytes import BlockRows
 from worker.transfer.checksum import checksummer
 from worker.transfer.copy import chunk_pieces
 
@@ -45,7 +45,7 @@ class Outgoing(NamedTuple):
 class Chunks:
     """`sums` are those with which the blocks came into the pool; None: chunks are summed as they go."""
 
-    def __init__(self, layout: PoolLayout, wire_blocks: Blocks, rows: Rows, sums: Sums | None) -> None:
+    def __init__(self, layout: PoolLayout, wire_blocks: Blocks, rows: BlockRows, sums: Sums | None) -> None:
         self.rows = rows  # keeps the memory
         self._sums = sums
         self._per_block = layout.chunks_per_block

@@ -17,7 +17,7 @@ from worker.transfer.checksum import Addresses, Checksummer, checksummer
 SLICE_BYTES = 4 << 20
 
 
-class Stopped(Exception):
+class CopyStopped(Exception):
     """The copy was told to stop, and nothing of it runs any more."""
 
 
@@ -41,7 +41,7 @@ class Copier:
 
         def run(first: int, end: int) -> None:
             if stop is not None and stop():
-                raise Stopped
+                raise CopyStopped
             there = None if targets is None else targets[first:end]
             crcs[first:end] = self._way.copy_many(there, sources[first:end], lengths[first:end])
 

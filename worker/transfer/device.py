@@ -21,9 +21,9 @@ import torch
 from cluster.register.states import Blocks, PoolLayout, Sums
 from kernels.checksums import Checksums
 from kernels.device.seam import Event, Stream, device_of
-from worker.transfer.bytes import HostBytes, PoolBytes, Rows, Staged, Stop
+from worker.transfer.bytes import BlockRows, HostBytes, PoolBytes, Staged, Stop
 from worker.transfer.checksum import Addresses, memory_at
-from worker.transfer.copy import Copier, Stopped
+from worker.transfer.copy import Copier, CopyStopped
 from worker.transfer.memory import SharedMemory, mapping_at
 
 # What is handed to a stream at once, and how many such pieces may be on their way.
@@ -77,7 +77,7 @@ class DeviceBytes:
     def checksums(self, blocks: Blocks) -> Sums:
         return self._copy(self._out, blocks, None, None)
 
-    def rows(self, blocks: Blocks, write: bool) -> Rows:
+    def rows(self, blocks: Blocks, write: bool) -> BlockRows:
         # A piece at a time: to pin the memory of a long sequence at once would stop the steps of a worker for seconds.
         # None of the pieces that are copied lies in two of them.
         size, each = self.layout.block_bytes, 2 * self._step
@@ -111,7 +111,7 @@ class DeviceBytes:
         try:
             for first in range(0, len(blocks), step):
                 if stop is not None and stop():
-                    raise Stopped
+                    raise CopyStopped
                 piece = blocks[first : first + step]
                 moving.append(self._issue(stream, piece, None if rows is None else rows[first : first + step]))
                 if len(moving) >= _AHEAD:

@@ -19,7 +19,7 @@ import numpy as np
 from cluster.register.errand import Errand
 from cluster.register.moving import Moving
 from cluster.register.register import Register
-from cluster.register.states import Carrier, Range, Refusal, Refused, Reservation, Sums, TransferName
+from cluster.register.states import Carrier, NotObeyed, Range, Reservation, Sums, TransferName, WhyRefused
 from cluster.register.steps import Outcome, Step
 from worker.transfer.bytes import PoolBytes
 from worker.transfer.checksum import address_of
@@ -40,7 +40,7 @@ class PoolEnd:
         self.layout = register.layout
         self.incarnation = register.incarnation
         self.lock = threading.Lock()
-        self.refused: Counter[Refusal] = Counter()
+        self.refused: Counter[WhyRefused] = Counter()
         self._chunks: dict[Moving, Chunks] = {}
         self._chunks_lock = threading.Lock()
 
@@ -153,13 +153,13 @@ class PoolEnd:
             number, crc = self._decide(take)
         if crc != came.crc:
             raise self.refuse(
-                Refusal.CORRUPT, f"{moving.key}: chunk {number} sums to {crc:#010x}, not {came.crc:#010x}"
+                WhyRefused.CORRUPT, f"{moving.key}: chunk {number} sums to {crc:#010x}, not {came.crc:#010x}"
             )
 
     def receive(self, moving: Moving, block: int, offset: int, length: int, crc: int, data: memoryview) -> None:
         """Takes one chunk that came as a message; raises Refused."""
         if len(data) != length or not length:
-            raise self.refuse(Refusal.TRUNCATED, f"{moving.key}: {len(data):,} bytes came of {length:,}")
+            raise self.refuse(WhyRefused.TRUNCATED, f"{moving.key}: {len(data):,} bytes came of {length:,}")
         self.take(moving, self.chunks(moving), Came(block, offset, length, crc, address_of(data)))
 
     def take_sums(self, name: TransferName, first: int, crcs: Sums) -> None:
@@ -182,7 +182,9 @@ class PoolEnd:
         finally:
             self._decide(lambda now: self.register.end_chunks(moving, first, count, crcs if good else None, now))
         if not good:
-            raise self.refuse(Refusal.CORRUPT, f"{moving.key}: chunks from {first} on are not what the other end has")
+            raise self.refuse(
+                WhyRefused.CORRUPT, f"{moving.key}: chunks from {first} on are not what the other end has"
+            )
 
     # -- chunks out of this pool
 
@@ -209,11 +211,11 @@ class PoolEnd:
         """These ranges, if they are chunks of the transfer, none of them twice. Raises Refused."""
         return self._decide(lambda now: self.register.asked_for(moving, ranges))
 
-    def refuse(self, refusal: Refusal, detail: str) -> Refused:
+    def refuse(self, refusal: WhyRefused, detail: str) -> NotObeyed:
         """Counts what was refused outside the register; returns the error to raise."""
         with self.lock:
             self.refused[refusal] += 1
-        return Refused(refusal, detail)
+        return NotObeyed(refusal, detail)
 
     def check(self) -> None:
         """For tests: the register is consistent."""
@@ -225,7 +227,7 @@ class PoolEnd:
         with self.lock:
             try:
                 return question(self.now())
-            except Refused as refused:
+            except NotObeyed as refused:
                 self.refused[refused.refusal] += 1
                 raise
 

@@ -18,7 +18,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from cluster.links.handshake import NOTHING_YET
-from cluster.register.states import Lost, Range, TransferName
+from cluster.register.states import CarrierLost, Range, TransferName
 from worker.transfer.checksum import address_of, checksummer
 
 MARKER_BYTES = 12
@@ -38,7 +38,7 @@ HEADER_BYTES = _CHECKED + _CHECK.size
 _TICK_S = 0.05
 
 
-class Kind(IntEnum):
+class FrameKind(IntEnum):
     CHUNK = 1  # sender: bytes of a block
     END = 2  # sender: all that round `block` asked for has been sent
     WANT = 3  # receiver: round `block`; send these chunks (the bytes are ranges)
@@ -46,11 +46,11 @@ class Kind(IntEnum):
     GONE = 5  # either: the transfer has ended (the bytes say why)
 
 
-_KINDS = {kind.value: kind for kind in Kind}
+_KINDS = {kind.value: kind for kind in FrameKind}
 
 
 class Frame(NamedTuple):
-    kind: Kind
+    kind: FrameKind
     block: int
     offset: int
     length: int
@@ -74,7 +74,7 @@ class FrameWriter:
         self._transfer = transfer
         self._go_on = go_on
 
-    def header(self, kind: Kind, block: int, offset: int, length: int, crc: int) -> bytes:
+    def header(self, kind: FrameKind, block: int, offset: int, length: int, crc: int) -> bytes:
         head = b"%s%c\0\0\0%s%s" % (
             self._marker,
             kind,
@@ -83,7 +83,7 @@ class FrameWriter:
         )
         return head + _CHECK.pack(zlib.crc32(head))
 
-    def control(self, kind: Kind, number: int = 0, payload: bytes = b"") -> None:
+    def control(self, kind: FrameKind, number: int = 0, payload: bytes = b"") -> None:
         """A frame that carries no chunk."""
         crc = checksummer().checksum(address_of(payload), len(payload)) if payload else 0
         self.send(
@@ -104,7 +104,7 @@ class FrameWriter:
                 self._go_on()
                 continue
             except OSError as error:
-                raise Lost(f"the connection broke while sending: {error}") from error
+                raise CarrierLost(f"the connection broke while sending: {error}") from error
             while at < len(left) and sent >= len(left[at]):
                 sent -= len(left[at])
                 at += 1
@@ -229,13 +229,13 @@ class FrameReader:
             try:
                 came = self._connection.recv_into(view)
                 if came == 0:
-                    raise Lost("the other end closed the connection")
+                    raise CarrierLost("the other end closed the connection")
                 return came
             except NOTHING_YET:
                 if time.monotonic() >= deadline:
                     return 0
             except OSError as error:
-                raise Lost(f"the connection broke while receiving: {error}") from error
+                raise CarrierLost(f"the connection broke while receiving: {error}") from error
 
 
 def prepare(connection: socket.socket) -> None:

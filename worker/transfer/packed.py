@@ -38,7 +38,7 @@ class PackedChunk(NamedTuple):
     data: memoryview
 
 
-class Batch(NamedTuple):
+class PackedBlocks(NamedTuple):
     """What a WriteRequest or a ReadResponse holds."""
 
     chunks: list[PackedChunk]
@@ -69,7 +69,7 @@ def pack(message: bytes | Packs) -> bytes:
     return message if isinstance(message, bytes) else message.SerializeToString()
 
 
-def unpack(packed: bytes) -> Batch:
+def unpack(packed: bytes) -> PackedBlocks:
     """For gRPC; the chunks hold on to `packed`. Raises ProtocolError for what is no such message."""
     view, at, end = memoryview(packed), 0, len(packed)
     chunks: list[PackedChunk] = []
@@ -89,7 +89,7 @@ def unpack(packed: bytes) -> Batch:
             at += size
     except (IndexError, struct.error) as error:
         raise ProtocolError(f"a message of chunks of {end:,} bytes ends too early") from error
-    return Batch(chunks, sums)
+    return PackedBlocks(chunks, sums)
 
 
 def _chunk(packed: bytes, view: memoryview, at: int, end: int) -> PackedChunk:

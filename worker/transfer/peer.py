@@ -12,7 +12,7 @@ import threading
 from cluster.errors import TransferError
 from cluster.links.handshake import HANDSHAKE_S
 from cluster.links.security import ClusterSecurity
-from cluster.register.states import Carrier, Lost, Refused, Reservation, TransferName
+from cluster.register.states import Carrier, CarrierLost, NotObeyed, Reservation, TransferName
 from cluster.register.steps import Committed, Copied, Reserved
 from protos.quire.v1 import transfer_pb2 as pb
 from worker.transfer.calls import Calls
@@ -113,7 +113,7 @@ class PeerPool:
         try:
             connection = socket.create_connection((host, self._joined.data_port), HANDSHAKE_S)
         except OSError as error:
-            raise Lost(f"the data socket of {self.name} cannot be reached: {error}") from error
+            raise CarrierLost(f"the data socket of {self.name} cannot be reached: {error}") from error
         try:
             context = self._security.client_context()
             if context is not None and self._security.tls is not None:
@@ -122,7 +122,7 @@ class PeerPool:
             return connection, greet(connection, name_message(name), token)
         except OSError as error:
             connection.close()
-            raise Lost(f"the data socket of {self.name} broke: {error}") from error
+            raise CarrierLost(f"the data socket of {self.name} broke: {error}") from error
         except TransferError:
             connection.close()
             raise
@@ -145,7 +145,7 @@ class PeerPool:
         request = pb.AbortRequest(name=name_message(name), reason=reason[:MAX_REASON_CHARS], stopped=True)
         try:
             self.calls.unary("Abort", request, pb.AbortResponse, timeout_s)
-        except Refused:
+        except NotObeyed:
             pass  # a pool of another incarnation has no memory that this transfer could reach
         except TransferError:
             return False

@@ -21,7 +21,7 @@ from cluster.errors import ConfigError, QuireError
 from cluster.links.handshake import HANDSHAKE_S
 from cluster.links.security import ClusterSecurity
 from cluster.register.moving import Moving
-from cluster.register.states import Carrier, Lost, Refusal, Refused, TransferName
+from cluster.register.states import Carrier, CarrierLost, NotObeyed, TransferName, WhyRefused
 from protos.quire.v1 import transfer_pb2 as pb
 from worker.transfer.end import PoolEnd
 from worker.transfer.frames import prepare
@@ -169,9 +169,9 @@ class TransferServer:
 
             def go_on() -> None:
                 if self._closing.is_set():
-                    raise Lost("the pool is being closed")
+                    raise CarrierLost("the pool is being closed")
                 if not moving.live:
-                    raise Refused(Refusal.LATE, f"{moving.key} has ended: {moving.reason}")
+                    raise NotObeyed(WhyRefused.LATE, f"{moving.key} has ended: {moving.reason}")
 
             role = Receiver if moving.reservation.write else Sender
             role(connection, marker, self._end, moving, name, go_on).run()
@@ -187,7 +187,7 @@ class TransferServer:
         with self._lock:
             proven = [held for held in self._connections.values() if held]
             if len(proven) >= MAX_CONNECTIONS or proven.count(caller) >= MAX_CONNECTIONS_OF_CALLER:
-                raise Lost(f"{len(proven)} data connections are open, {proven.count(caller)} of {caller}")
+                raise CarrierLost(f"{len(proven)} data connections are open, {proven.count(caller)} of {caller}")
             self._connections[connection] = caller
 
     def _secure(self, plain: socket.socket, context: ssl.SSLContext) -> socket.socket:

@@ -17,13 +17,13 @@ from google.protobuf.message import Message
 from cluster.errors import ProtocolError, TransferError
 from cluster.register.errand import MAX_RANGES
 from cluster.register.moving import Moving
-from cluster.register.states import Carrier, Refusal, Refused, TransferName
+from cluster.register.states import Carrier, NotObeyed, TransferName, WhyRefused
 from cluster.wire.plans import parsed
 from protos.quire.v1 import transfer_pb2 as pb
 from worker.transfer.chunks import sums_from, sums_message
 from worker.transfer.end import PoolEnd
 from worker.transfer.handover import HandoverServer, boot_id
-from worker.transfer.packed import SERVICE, Batch, PackedChunk, pack, pack_chunks, unpack
+from worker.transfer.packed import SERVICE, PackedBlocks, PackedChunk, pack, pack_chunks, unpack
 from worker.transfer.proof import Challenger
 from worker.transfer.wire import (
     STREAM_BYTES,
@@ -46,7 +46,7 @@ SUMS_BYTES = 16 << 20
 SMALL_BYTES = 1 << 20
 LONGEST_CALL_S = 120.0
 # A chunk that is refused for one of these says nothing about the others of its call.
-_OF_A_CHUNK = {Refusal.DOUBLED, Refusal.CORRUPT, Refusal.TRUNCATED, Refusal.OUTSIDE}
+_OF_A_CHUNK = {WhyRefused.DOUBLED, WhyRefused.CORRUPT, WhyRefused.TRUNCATED, WhyRefused.OUTSIDE}
 
 
 class TransferService:
@@ -93,7 +93,7 @@ class TransferService:
         difference = end.layout.differs(layout_from(request.layout))
         if difference:
             raise end.refuse(
-                Refusal.LAYOUT,
+                WhyRefused.LAYOUT,
                 f"{request.caller} has {difference} in {end.name}: they cannot exchange blocks; "
                 "start both with the same model, dtype and block size",
             )
@@ -119,19 +119,19 @@ class TransferService:
             answer.crc32c = sums_message(sums)
         return answer
 
-    def Write(self, requests: Iterator[Batch]) -> pb.WriteResponse:
+    def Write(self, requests: Iterator[PackedBlocks]) -> pb.WriteResponse:
         """Chunks of one transfer, whose name each of them says."""
         num_refused, named, moving = 0, b"", None
         for request in requests:
             if request.sums is not None:
-                raise self._end.refuse(Refusal.CONFLICT, "sums of shared memory go with the commit")
+                raise self._end.refuse(WhyRefused.CONFLICT, "sums of shared memory go with the commit")
             for chunk in request.chunks:
                 if moving is None or chunk.name != named:
                     name = name_from(parsed(pb.TransferName, chunk.name))
                     moving, named = self._end.live_by(name, True, Carrier.STREAM), chunk.name
                 num_refused += self._refused(partial(self._take_chunk, moving), chunk)
         if moving is None:
-            raise self._end.refuse(Refusal.UNKNOWN, "nothing came that names a transfer")
+            raise self._end.refuse(WhyRefused.UNKNOWN, "nothing came that names a transfer")
         missing = ranges_message(moving.missing(MAX_RANGES))
         return pb.WriteResponse(phase=_phase(moving), missing=missing, num_refused=num_refused)
 
@@ -139,7 +139,7 @@ class TransferService:
         """1 if what is wrong is wrong with this part alone."""
         try:
             take(part)
-        except Refused as refused:
+        except NotObeyed as refused:
             if refused.refusal not in _OF_A_CHUNK:
                 raise
             return 1
@@ -179,7 +179,7 @@ class TransferService:
     def _check_live(self, moving: Moving) -> None:
         """What was read and summed before this was still the transfer's."""
         if not self._end.touch(moving):
-            raise self._end.refuse(Refusal.LATE, f"{moving.key} has ended: {moving.reason}")
+            raise self._end.refuse(WhyRefused.LATE, f"{moving.key} has ended: {moving.reason}")
 
     def Commit(self, request: pb.CommitRequest) -> pb.CommitResponse:
         name = name_from(request.name)

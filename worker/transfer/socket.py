@@ -14,7 +14,7 @@ from collections.abc import Callable
 from cluster.errors import NotAuthenticated, ProtocolError, TransferError
 from cluster.links import handshake
 from cluster.register.moving import Moving
-from cluster.register.states import Lost, Phase, Range, Refusal, Refused, TransferName
+from cluster.register.states import CarrierLost, NotObeyed, Range, TransferName, TransferPhase, WhyRefused
 from cluster.wire.plans import parsed
 from protos.quire.v1 import transfer_pb2 as pb
 from worker.transfer.chunks import Came
@@ -23,9 +23,9 @@ from worker.transfer.frames import (
     MARKER_BYTES,
     MAX_RANGES,
     Frame,
+    FrameKind,
     FrameReader,
     FrameWriter,
-    Kind,
     pack_name,
     pack_ranges,
     unpack_ranges,
@@ -68,7 +68,7 @@ def _agreed(connection: socket.socket, steps: handshake.Steps[bytes]) -> bytes:
     try:
         return handshake.drive(connection, steps)[:MARKER_BYTES]
     except (NotAuthenticated, ProtocolError, OSError) as error:
-        raise Lost(f"no handshake on a data socket: {error}") from error
+        raise CarrierLost(f"no handshake on a data socket: {error}") from error
 
 
 # -- the two roles
@@ -96,11 +96,11 @@ class Receiver:
         while True:
             self._go_on()
             if self._moving.num_missing == 0:
-                self._writer.control(Kind.DONE)
+                self._writer.control(FrameKind.DONE)
                 return
             if not self._moving.live:
-                self._writer.control(Kind.GONE, payload=self._moving.reason.encode())
-                raise Refused(Refusal.LATE, f"{self._moving.key} was given up: {self._moving.reason}")
+                self._writer.control(FrameKind.GONE, payload=self._moving.reason.encode())
+                raise NotObeyed(WhyRefused.LATE, f"{self._moving.key} was given up: {self._moving.reason}")
             frame = self._reader.next(stall_s)
             self._count_lost()
             if frame is None:
@@ -110,18 +110,18 @@ class Receiver:
             stall_s = _STALL_S
             if frame.transfer != self._name:
                 self._reader.skip(frame.length, _SOON_S)
-                self._end.refuse(Refusal.STALE, "a chunk of another transfer")
-            elif frame.kind is Kind.CHUNK:
+                self._end.refuse(WhyRefused.STALE, "a chunk of another transfer")
+            elif frame.kind is FrameKind.CHUNK:
                 self._take(frame)
-            elif frame.kind is Kind.END and frame.block == self._round and self._moving.num_missing:
+            elif frame.kind is FrameKind.END and frame.block == self._round and self._moving.num_missing:
                 self._ask()
-            elif frame.kind is Kind.GONE:
+            elif frame.kind is FrameKind.GONE:
                 reason = self._reader.text(frame, _SOON_S) or b""
                 raise TransferError(f"the other end gave the transfer up: {reason.decode(errors='replace')}")
 
     def _ask(self) -> None:
         self._round += 1
-        self._writer.control(Kind.WANT, self._round, pack_ranges(self._moving.missing(MAX_RANGES)))
+        self._writer.control(FrameKind.WANT, self._round, pack_ranges(self._moving.missing(MAX_RANGES)))
 
     def _take(self, frame: Frame) -> None:
         """One chunk. Whatever is wrong with it is counted, and it stays missing."""
@@ -130,13 +130,13 @@ class Receiver:
         if source is not None:
             try:
                 self._end.take(self._moving, self._chunks, Came(frame.block, frame.offset, length, frame.crc, source))
-            except Refused:
+            except NotObeyed:
                 pass  # if the transfer has ended, the loop sees it
             reader.skip(length, _SOON_S)
             return
         try:
             number = self._end.begin(self._moving, frame.block, frame.offset, length)
-        except Refused:
+        except NotObeyed:
             # Its bytes must not touch the pool: a good chunk may lie there.
             reader.skip(length, _SOON_S)
             return
@@ -146,15 +146,15 @@ class Receiver:
         finally:
             try:
                 self._end.end(self._moving, number, came if came == frame.crc else None)
-            except Refused:
+            except NotObeyed:
                 pass
         if came != frame.crc:
-            refusal = Refusal.TRUNCATED if came is None else Refusal.CORRUPT
+            refusal = WhyRefused.TRUNCATED if came is None else WhyRefused.CORRUPT
             self._end.refuse(refusal, f"chunk {number} of {self._moving.key}")
 
     def _count_lost(self) -> None:
         for _ in range(self._reader.num_lost):
-            self._end.refuse(Refusal.TRUNCATED, f"a frame of {self._moving.key} was cut short or garbled")
+            self._end.refuse(WhyRefused.TRUNCATED, f"a frame of {self._moving.key} was cut short or garbled")
         self._reader.num_lost = 0
 
 
@@ -183,24 +183,24 @@ class Sender:
                 continue
             if frame.transfer != self._name:
                 continue
-            if frame.kind is Kind.DONE:
+            if frame.kind is FrameKind.DONE:
                 return
             packed = self._reader.text(frame, _SOON_S)
             if packed is None:
                 continue
-            if frame.kind is Kind.GONE:
+            if frame.kind is FrameKind.GONE:
                 raise TransferError(f"the other end gave the transfer up: {packed.decode(errors='replace')}")
-            if frame.kind is Kind.WANT and frame.block > done_round:
+            if frame.kind is FrameKind.WANT and frame.block > done_round:
                 done_round = frame.block
                 self._send(self._end.asked_for(self._moving, unpack_ranges(packed)))
-                self._writer.control(Kind.END, done_round)
+                self._writer.control(FrameKind.END, done_round)
 
     def _send(self, ranges: list[Range]) -> None:
         """The chunks in batches, so that small ones share a system call."""
         for first, end in self._chunks.batches(ranges, _BATCH_BYTES):
             buffers: list[bytes | memoryview] = []
             for chunk in self._chunks.outgoing(first, end):
-                buffers.append(self._writer.header(Kind.CHUNK, chunk.block, chunk.offset, chunk.length, chunk.crc))
+                buffers.append(self._writer.header(FrameKind.CHUNK, chunk.block, chunk.offset, chunk.length, chunk.crc))
                 buffers.append(chunk.view())
             # The blocks were still ours after they were summed: if others get them from here on, the sums do not fit.
             self._check_live()
@@ -210,7 +210,7 @@ class Sender:
     def _check_live(self) -> None:
         if self._end.touch(self._moving):
             return
-        if self._moving.phase is Phase.COMMITTED:
-            raise Lost(f"{self._moving.key} is committed; nothing more to send")
-        self._writer.control(Kind.GONE, payload=self._moving.reason.encode())
-        raise Refused(Refusal.LATE, f"{self._moving.key} was given up: {self._moving.reason}")
+        if self._moving.phase is TransferPhase.COMMITTED:
+            raise CarrierLost(f"{self._moving.key} is committed; nothing more to send")
+        self._writer.control(FrameKind.GONE, payload=self._moving.reason.encode())
+        raise NotObeyed(WhyRefused.LATE, f"{self._moving.key} was given up: {self._moving.reason}")

@@ -16,14 +16,14 @@ from cluster.register.errand import MAX_RANGES
 from cluster.register.states import (
     Blocks,
     Carrier,
-    Lost,
+    CarrierLost,
+    NotObeyed,
     PoolLayout,
     Range,
-    Refusal,
-    Refused,
     Reservation,
     TransferKey,
     TransferName,
+    WhyRefused,
 )
 from protos.quire.v1 import transfer_pb2 as pb
 
@@ -36,13 +36,13 @@ _MAX_NUMBER = (1 << 63) - 1
 STREAM_BYTES = 1 << 20
 
 _STATUS = {
-    Refusal.OUTSIDE: grpc.StatusCode.INVALID_ARGUMENT,
-    Refusal.BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    Refusal.UNKNOWN: grpc.StatusCode.NOT_FOUND,
-    Refusal.LATE: grpc.StatusCode.ABORTED,
+    WhyRefused.OUTSIDE: grpc.StatusCode.INVALID_ARGUMENT,
+    WhyRefused.BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    WhyRefused.UNKNOWN: grpc.StatusCode.NOT_FOUND,
+    WhyRefused.LATE: grpc.StatusCode.ABORTED,
 }
 _METADATA = "quire-refusal"
-_REFUSALS = {refusal.value: refusal for refusal in Refusal}
+_REFUSALS = {refusal.value: refusal for refusal in WhyRefused}
 
 
 def name_message(name: TransferName) -> pb.TransferName:
@@ -136,7 +136,7 @@ def _check_chars(what: str, text: str, limit: int) -> None:
 
 def abort_call(context: grpc.ServicerContext, error: TransferError) -> None:
     """Ends a call with what was refused; raises, as every abort of gRPC does."""
-    if isinstance(error, Refused):
+    if isinstance(error, NotObeyed):
         context.set_trailing_metadata(((_METADATA, error.refusal.value),))
         context.abort(_STATUS.get(error.refusal, grpc.StatusCode.FAILED_PRECONDITION), str(error))
     context.abort(grpc.StatusCode.ABORTED, str(error))
@@ -150,11 +150,11 @@ _FINAL = (
 )
 
 
-def error_from(error: grpc.RpcError, peer: str) -> Refused | Lost:
+def error_from(error: grpc.RpcError, peer: str) -> NotObeyed | CarrierLost:
     """What a failed call means: Refused where the other end said so, else that there was no answer."""
     call: Any = error  # every error of a call is a Call too, which the types cannot say
     detail = call.details() or call.code().name.lower().replace("_", " ")
     for name, value in call.trailing_metadata() or ():
         if name == _METADATA and value in _REFUSALS:
-            return Refused(_REFUSALS[value], f"{peer}: {detail}")
-    return Lost(f"{peer} did not answer: {detail}", final=call.code() in _FINAL)
+            return NotObeyed(_REFUSALS[value], f"{peer}: {detail}")
+    return CarrierLost(f"{peer} did not answer: {detail}", final=call.code() in _FINAL)

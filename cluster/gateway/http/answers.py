@@ -12,7 +12,7 @@ from hashlib import blake2b
 from typing import Any
 
 from cluster.gateway.http.look import Look
-from cluster.speech.parts import Kind, Parser, Part, joined
+from cluster.speech.parts import Parser, Part, PartKind, joined
 from protos.quire.v1 import common_pb2
 from protos.quire.v1 import inference_pb2 as pb
 
@@ -25,7 +25,7 @@ _FINISH = {
 
 
 @dataclass(slots=True)
-class Choice:
+class HttpChoice:
     """One sequence on its way: what has come of it, and how far that was told."""
 
     index: int
@@ -59,7 +59,7 @@ class Writer:
         self._look = look
         self._spells = spells
         self._per_prompt = per_prompt
-        self.choices = [Choice(at) for at in range(per_prompt * num_prompts)]
+        self.choices = [HttpChoice(at) for at in range(per_prompt * num_prompts)]
         # Of each prompt, once it is known.
         self.prompt_tokens = [0] * num_prompts
         self._usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
@@ -75,7 +75,7 @@ class Writer:
             choice.parser = make()
             choice.skip = told[choice.index] if told else 0
 
-    def take(self, response: pb.GenerateResponse) -> Choice | None:
+    def take(self, response: pb.GenerateResponse) -> HttpChoice | None:
         """Notes what is new; returns the choice that has something to tell."""
         event = response.WhichOneof("event")
         if event == "tokens":
@@ -111,24 +111,24 @@ class Writer:
             self._cached += done.cached_tokens
         return None
 
-    def _say(self, choice: Choice, text: str) -> None:
+    def _say(self, choice: HttpChoice, text: str) -> None:
         if choice.parser is not None:
             self._note(choice, choice.parser.feed(text))
         elif text:
-            choice.parts.append(Part(Kind.TEXT, text))
+            choice.parts.append(Part(PartKind.TEXT, text))
 
-    def _note(self, choice: Choice, parts: Sequence[Part]) -> None:
+    def _note(self, choice: HttpChoice, parts: Sequence[Part]) -> None:
         for part in parts:
-            size = 1 if part.kind is Kind.CALL else len(part.text)
+            size = 1 if part.kind is PartKind.CALL else len(part.text)
             choice.position += size
             told = min(size, choice.skip)
             choice.skip -= told
-            if part.kind is Kind.CALL:
+            if part.kind is PartKind.CALL:
                 choice.num_calls += 1
             if told < size:
-                choice.parts.append(part if part.kind is Kind.CALL else Part(part.kind, part.text[told:]))
+                choice.parts.append(part if part.kind is PartKind.CALL else Part(part.kind, part.text[told:]))
 
-    def _choice(self, tag: int, sequence: int) -> Choice:
+    def _choice(self, tag: int, sequence: int) -> HttpChoice:
         return self.choices[tag * self._per_prompt + sequence]
 
     def usage(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class Writer:
     def whole(self) -> dict[str, Any]:
         return {**self._head, "choices": [self._whole(choice) for choice in self.choices], "usage": self.usage()}
 
-    def _whole(self, choice: Choice) -> dict[str, Any]:
+    def _whole(self, choice: HttpChoice) -> dict[str, Any]:
         found: dict[str, Any] = {"index": choice.index}
         if self._is_chat:
             message = self._spoken(choice, choice.parts)
@@ -151,7 +151,7 @@ class Writer:
         found["logprobs"] = self._logprobs(choice, choice.logprobs)
         return self._ended(found, choice, choice.ids)
 
-    def _ended(self, found: dict[str, Any], choice: Choice, ids: Iterable[int]) -> dict[str, Any]:
+    def _ended(self, found: dict[str, Any], choice: HttpChoice, ids: Iterable[int]) -> dict[str, Any]:
         found["finish_reason"] = choice.finish
         if choice.finish is not None:
             found["stop_reason"] = choice.stop_reason
@@ -171,7 +171,7 @@ class Writer:
             for choice in self.choices
         ]
 
-    def chunk(self, choice: Choice) -> dict[str, Any] | None:
+    def chunk(self, choice: HttpChoice) -> dict[str, Any] | None:
         """What of a choice was not told yet; None if that is nothing that a reader could see."""
         parts, ids, logprobs = choice.parts, choice.ids, choice.logprobs
         if not parts and choice.finish is None and not logprobs and not self._look.returns_ids:
@@ -197,17 +197,17 @@ class Writer:
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self._chunk_head, "choices": choices}
 
-    def _spoken(self, choice: Choice, parts: Sequence[Part]) -> dict[str, Any]:
+    def _spoken(self, choice: HttpChoice, parts: Sequence[Part]) -> dict[str, Any]:
         """Parts as a message, or as the delta of one."""
         found: dict[str, Any] = {}
         calls: list[dict[str, Any]] = []
-        at = choice.num_calls - sum(part.kind is Kind.CALL for part in parts) - 1
+        at = choice.num_calls - sum(part.kind is PartKind.CALL for part in parts) - 1
         for part in joined(parts):
-            if part.kind is Kind.TEXT:
+            if part.kind is PartKind.TEXT:
                 found["content"] = found.get("content", "") + part.text
-            elif part.kind is Kind.REASONING:
+            elif part.kind is PartKind.REASONING:
                 found["reasoning_content"] = found.get("reasoning_content", "") + part.text
-            elif part.kind is Kind.CALL:
+            elif part.kind is PartKind.CALL:
                 at += 1
                 call = {"index": at, "id": self._call_id(choice, at), "type": "function"}
                 calls.append({**call, "function": {"name": part.text, "arguments": ""}})
@@ -217,7 +217,7 @@ class Writer:
                 calls[-1]["function"]["arguments"] += part.text
         return {**found, "tool_calls": calls} if calls else found
 
-    def _call_id(self, choice: Choice, at: int) -> str:
+    def _call_id(self, choice: HttpChoice, at: int) -> str:
         """The same wherever the client comes back."""
         name = f"{self._head['id']}/{choice.index}/{at}"
         return "call_" + blake2b(name.encode(), digest_size=12).hexdigest()
@@ -234,7 +234,7 @@ class Writer:
         spelt = self._spells(token)
         return {"token": spelt, "logprob": max(logprob, -9999.0), "bytes": list(spelt.encode())}
 
-    def _logprobs(self, choice: Choice, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    def _logprobs(self, choice: HttpChoice, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         if self._look.num_top is None:
             return None
         if self._is_chat:

@@ -29,10 +29,10 @@ from cluster.gateway.gateway import Gateway
 from cluster.gateway.http import asks
 from cluster.gateway.http.answers import Writer
 from cluster.gateway.http.errors import body_of
-from cluster.gateway.http.generation import Generation, Held, Speech, failed
+from cluster.gateway.http.generation import Generation, HeldAnswers, Speech, failed
 from cluster.gateway.http.look import Look
 from cluster.gateway.http.openapi import document
-from cluster.gateway.http.reader import Again, Reader
+from cluster.gateway.http.reader import Again, HttpReader
 from cluster.gateway.intake import read_generate
 from cluster.gateway.models import TextModel
 from cluster.gateway.settings import MAX_REQUEST_ID_CHARS
@@ -58,7 +58,7 @@ class HttpDoor:
         self.gateway = gateway
         self._is_public = is_public
         self._document: bytes | None = None
-        self._held = Held(gateway.settings.unread)
+        self._held = HeldAnswers(gateway.settings.unread)
         self._bodies = Bodies(gateway.settings.max_message_bytes)
         self._paths = Starlette(
             routes=[
@@ -194,7 +194,7 @@ class HttpDoor:
             questions.append(replace(question, look=look.to_text()))
         per_prompt = max(1, asked.requests[0].sampling.n)
         writer = Writer(look, per_prompt, len(questions), request_id, served.name, _speller(model))
-        generation = Generation(Reader(self.gateway, caller.tenant), writer, questions, request_id, speech)
+        generation = Generation(HttpReader(self.gateway, caller.tenant), writer, questions, request_id, speech)
         if asked.streams:
             return await generation.stream(positions)
         return await generation.whole(request, self._held)
@@ -217,7 +217,7 @@ class HttpDoor:
         speech = Speech.of(look, model, positions)
         writer = Writer(look, num_sequences, 1, request_id, submit.model, _speller(model))
         told = (0,) * num_sequences if positions is None or speech is not None else positions
-        reader = Reader(self.gateway, caller.tenant)
+        reader = HttpReader(self.gateway, caller.tenant)
         return await Generation(reader, writer, [Again(submit, told)], request_id, speech).stream(positions)
 
     async def cancel(self, request: Request, caller: Caller) -> Response:

@@ -25,7 +25,7 @@ _STREAM_OPTIONS = ("include_usage", "continuous_usage_stats", "include_obfuscati
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class HttpAsked:
     """What one HTTP request asks for: a wire request for each prompt, and how the answer is to look."""
 
     requests: tuple[pb.GenerateRequest, ...]
@@ -34,7 +34,7 @@ class Asked:
     timeout_s: float | None
 
 
-def read(kind: str, body: Mapping[str, Any], request_id: str) -> Asked:
+def read(kind: str, body: Mapping[str, Any], request_id: str) -> HttpAsked:
     """Raises `InvalidRequest` with the field's name. `request_id` is what the answer will say, whatever the body's."""
     given = {name: value for name, value in body.items() if value is not None}
     for name, value in given.items():
@@ -66,7 +66,7 @@ def read(kind: str, body: Mapping[str, Any], request_id: str) -> Asked:
         tools=read_tools(requests[0].prompt.chat).names if kind == "chat" else (),
         created=int(time.time()),
     )
-    return Asked(requests, look, streams, _timeout(given))
+    return HttpAsked(requests, look, streams, _timeout(given))
 
 
 def read_id(body: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from cluster.gateway.errors import without_frames
 from cluster.gateway.http.answers import Writer
 from cluster.gateway.http.errors import body_of, headers_of, status_of
 from cluster.gateway.http.look import Look
-from cluster.gateway.http.reader import Asking, Reader
+from cluster.gateway.http.reader import Asking, HttpReader
 from cluster.gateway.models import TextModel
 from cluster.messages import Ids
 from protos.quire.v1 import inference_pb2 as pb
@@ -54,7 +54,7 @@ class Speech:
         writer.parse(lambda: self.model.form.parser(self.tools, is_open), self.told)
 
 
-class Held:
+class HeldAnswers:
     """Bytes of the answers that are put together whole at one door. They are unread, and bounded as such."""
 
     def __init__(self, bounds: UnreadBounds) -> None:
@@ -78,7 +78,7 @@ class Generation:
     """One generation over HTTP, as one body or as a stream of events."""
 
     def __init__(
-        self, reader: Reader, writer: Writer, asked: Sequence[Asking], request_id: str, speech: Speech | None
+        self, reader: HttpReader, writer: Writer, asked: Sequence[Asking], request_id: str, speech: Speech | None
     ) -> None:
         self._reader = reader
         self._writer = writer
@@ -92,7 +92,7 @@ class Generation:
         if self._speech is not None:
             self._speech.parse(self._writer, self._reader.prompt)
 
-    async def whole(self, request: Request, held: Held) -> Response:
+    async def whole(self, request: Request, held: HeldAnswers) -> Response:
         """The request ends with its client's connection."""
         gone = asyncio.create_task(_until_gone(request))
         work = asyncio.create_task(self._gather(held))
@@ -112,7 +112,7 @@ class Generation:
             # What the work has raised names this frame, and the work keeps it (see `without_frames`).
             del gone, work
 
-    async def _gather(self, held: Held) -> None:
+    async def _gather(self, held: HeldAnswers) -> None:
         await self._begin()
         size = 0
         try:
@@ -174,7 +174,7 @@ class Generation:
 class EventStream(Response):
     """Writes events until they end or the client is gone. One that takes nothing for long the server cuts off."""
 
-    def __init__(self, events: AsyncIterator[bytes], reader: Reader, headers: dict[str, str]) -> None:
+    def __init__(self, events: AsyncIterator[bytes], reader: HttpReader, headers: dict[str, str]) -> None:
         super().__init__(media_type="text/event-stream", headers={**headers, "cache-control": "no-cache"})
         del self.headers["content-length"]
         self._events = events

@@ -31,7 +31,7 @@ class Again:
 Asking: TypeAlias = Question | Again
 
 
-class Reader:
+class HttpReader:
     """`begin`, then `batches`, then `leave`, whatever happened between."""
 
     def __init__(self, gateway: Gateway, tenant: str) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from kernels.device.twin.memory import GraphMemory, Heap, Memory, PinnedMemory, poison
-from kernels.device.twin.order import Fault, Order, TwinStream
+from kernels.device.twin.order import Order, OrderFault, TwinStream
 
 # One of each in a process: every card is as late as the same dice say.
 ORDER = Order()
@@ -47,7 +47,7 @@ class Card:
     @contextmanager
     def on(self, stream: TwinStream) -> Iterator[None]:
         if stream.index != self.index:
-            raise Fault(f"a stream of card {stream.index} was chosen on card {self.index}")
+            raise OrderFault(f"a stream of card {stream.index} was chosen on card {self.index}")
         before, self._chosen.stream = self._chosen.stream, stream
         try:
             yield
@@ -92,7 +92,7 @@ class Card:
         """The host needs to know what the device has computed, now."""
         stream = self.stream
         if not CHOSEN.may_wait and stream.pending:
-            raise Fault(f"{what} makes the host wait for the device in the middle of its work")
+            raise OrderFault(f"{what} makes the host wait for the device in the middle of its work")
         stream.wait()
 
     def capture(self, pool: GraphMemory, stream: TwinStream, work: Callable[[], object]) -> list[Callable[[], object]]:
@@ -100,7 +100,7 @@ class Card:
         with ORDER.lock:
             self.tidy()
             if ORDER.capturing is not None:
-                raise Fault("a capture was begun inside another")
+                raise OrderFault("a capture was begun inside another")
             self.steps.wait()
             pool.num_captures += 1
             tape: list[Callable[[], object]] = []

@@ -18,13 +18,13 @@ from kernels.device.host_memory import available_bytes
 from kernels.device.twin import tensors
 from kernels.device.twin.card import CHOSEN, ORDER, PINNED, Card
 from kernels.device.twin.memory import MIDDLE_SEGMENT, SMALL_SEGMENT, GraphMemory, pinned_array, poison
-from kernels.device.twin.order import Fault, TwinEvent, TwinStream
+from kernels.device.twin.order import OrderFault, TwinEvent, TwinStream
 from kernels.device.twin.tensors import NAME, card, card_of, raw
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-__all__ = ["NAME", "ORDER", "Fault", "TwinDevice", "card", "open_twin"]
+__all__ = ["NAME", "ORDER", "OrderFault", "TwinDevice", "card", "open_twin"]
 
 # What a driver keeps of a graph, and of each launch in it.
 GRAPH_BYTES, NODE_BYTES = 64 << 10, 2 << 10
@@ -103,7 +103,7 @@ class TwinGraph:
             self._card.tidy()
             stream = self._card.stream
             if stream.tape is not None:
-                raise Fault("a graph was replayed inside a capture")
+                raise OrderFault("a graph was replayed inside a capture")
             ORDER.num_launches += 1
             for base in self._pool.behind(self._number):
                 stream.issue(_spoiling(base))
@@ -153,7 +153,7 @@ class TwinDevice:
     def pinned(self, shape: int | tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         with ORDER.lock:
             if self._card.stream.tape is not None:
-                raise Fault("host memory was pinned inside a capture")
+                raise OrderFault("host memory was pinned inside a capture")
         shape = (shape,) if isinstance(shape, int) else shape
         count = int(np.prod(shape, dtype=np.int64))
         with torch.inference_mode(False):
@@ -248,7 +248,7 @@ class TwinDevice:
     def call(self, work: Callable[P, object], *args: P.args, **more: P.kwargs) -> None:
         found = card_of(work, args, more)
         if found.index != CHOSEN.card:
-            raise Fault(f"{work} was launched on card {CHOSEN.card} with memory of card {found.index}")
+            raise OrderFault(f"{work} was launched on card {CHOSEN.card} with memory of card {found.index}")
         name = getattr(work, "__name__", "")
         if getattr(work, "__module__", "").startswith("torch.distributed") and name not in self.ways:
             found.heap.hold(WAYS_BYTES)

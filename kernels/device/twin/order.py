@@ -19,7 +19,7 @@ MOST_PENDING = 20_000
 HASTES = (0.0, 0.5, 0.02, 0.2, 0.8, 0.0, 0.05, 1.0)
 
 
-class Fault(AssertionError):
+class OrderFault(AssertionError):
     """What would have gone wrong on a real device, most often without a word."""
 
 
@@ -105,7 +105,7 @@ class TwinStream:
         assert isinstance(other, TwinStream)
         with self.order.lock:
             if self.tape is not None or other.tape is not None:
-                raise Fault("streams were ordered inside a capture, which would become a part of it")
+                raise OrderFault("streams were ordered inside a capture, which would become a part of it")
             number = other.num_issued
             self.issue(lambda: other.reach(number))
 
@@ -117,7 +117,7 @@ class TwinStream:
     def host_waits(self) -> None:
         """The host is about to wait for this stream."""
         if self.order.capturing is not None:
-            raise Fault("the host waits for the device inside a capture")
+            raise OrderFault("the host waits for the device inside a capture")
         self.order.num_waits += 1
         self.order.come_on()
 
@@ -135,7 +135,7 @@ class TwinEvent:
         assert isinstance(chosen, TwinStream)
         with chosen.order.lock:
             if chosen.tape is not None:
-                raise Fault("an event was recorded inside a capture: it comes in no replay")
+                raise OrderFault("an event was recorded inside a capture: it comes in no replay")
             self._stream, self._number = chosen, chosen.num_issued
 
     def wait(self) -> None:

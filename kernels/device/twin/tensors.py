@@ -15,7 +15,7 @@ import torch
 
 from kernels.device.twin.card import CHOSEN, ORDER, PINNED, Card
 from kernels.device.twin.memory import Memory
-from kernels.device.twin.order import Fault
+from kernels.device.twin.order import OrderFault
 
 NAME = "twin"
 aten: Any = torch.ops.aten
@@ -152,7 +152,7 @@ def card_of(func: Any, *parts: Any) -> Card:
         part = waiting.pop()
         if isinstance(part, TwinTensor):
             if found is not None and part.card is not found:
-                raise Fault(f"{func} is given tensors of cards {found.index} and {part.card.index}")
+                raise OrderFault(f"{func} is given tensors of cards {found.index} and {part.card.index}")
             found = part.card
         elif isinstance(part, (list, tuple)):
             waiting.extend(part)
@@ -168,7 +168,7 @@ def raw(part: Any) -> Any:
         return part.raw
     if isinstance(part, torch.Tensor):
         if part.dim():
-            raise Fault(f"a host tensor {list(part.shape)} was given to the device, which can't read it")
+            raise OrderFault(f"a host tensor {list(part.shape)} was given to the device, which can't read it")
         return part.clone()
     if isinstance(part, (list, tuple)):
         return type(part)(raw(one) for one in part) if not hasattr(part, "_fields") else type(part)(*map(raw, part))
@@ -229,7 +229,7 @@ def _fresh(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if device.type == "cpu":
             # Only what looks at no values: zeros_like and its kin.
             return func(*plain, **more)
-        raise Fault(f"{func} to {device}")
+        raise OrderFault(f"{func} to {device}")
     kinds = _kinds(func, args, kwargs)
     made = [new(card, *kind) if isinstance(kind, tuple) else kind for kind in kinds[1]]
     targets = [one.raw if isinstance(one, TwinTensor) else None for one in made]
@@ -387,7 +387,7 @@ def _to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     device, source = kwargs.get("device"), args[0]
     if device is None or device.type == NAME:
         if device is not None and device.index not in (None, source.card.index):
-            raise Fault(f"a copy from card {source.card.index} to card {device.index}")
+            raise OrderFault(f"a copy from card {source.card.index} to card {device.index}")
         # Pinned memory and lateness mean nothing inside one card.
         more = {name: value for name, value in kwargs.items() if name not in ("non_blocking", "pin_memory")}
         return _fresh(func, args, {**more, "device": source.device})
