@@ -23,7 +23,7 @@ from cluster.desk.report import Reporter
 from cluster.desk.residence import DeskBooks, Residence
 from cluster.desk.rows import Rows
 from cluster.desk.starts import StartBounds
-from cluster.desk.steps import Steps
+from cluster.desk.steps import Steps, most_at_once
 from cluster.desk.words import Abort, Clear, Copies, DeskSettings, DeviceOrder, Drawn, Flight
 from cluster.errors import ProtocolError
 from cluster.messages import (
@@ -305,8 +305,8 @@ class Desk:
 
     @property
     def most_at_once(self) -> int:
-        """So many steps may run in one go and leave time to renew the leases that they near the end of."""
-        return max(1, self.reporter.ahead - 1)
+        """See `steps.most_at_once`."""
+        return most_at_once(self.reporter.ahead)
 
     def most_steps(self, batch: Batch, allowed: int, part_keys: int) -> int:
         """See `Steps.most_steps`."""

@@ -21,6 +21,12 @@ from cluster.messages import Copy, Reason
 _REASONS = {loops.STOP: Reason.STOP, loops.LENGTH: Reason.LENGTH, loops.BROKEN: Reason.FAILED}
 
 
+def most_at_once(ahead: int) -> int:
+    """Steps in one go where leases are asked for so many slots ahead: one less, so that there is time yet to renew
+    those that they near the end of."""
+    return max(1, ahead - 1)
+
+
 class Steps:
     """The steps of one desk."""
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from cluster.centre.scheduler import Scheduler
+from cluster.desk.steps import most_at_once
 from cluster.errors import InvalidRequest, QueueFull, QuireError
 from cluster.gateway.door.log import RequestLog
 from cluster.gateway.texts import Texts, take_tokens
@@ -89,9 +90,9 @@ class Embedded:
         self.scheduling_seconds = 0.0
         self._hasher = BlockHasher(worker.settings.hash_key, worker.parts.digest, b"", worker.settings.block_size)
         self._caches = settings.prefix_caching
-        # Steps since a result was taken, and how many may pass: one less than the slots that a lease has left then.
+        # Steps since a result was taken, and how many may pass.
         self._steps_alone = 0
-        self._steps_ahead = max(1, settings.ahead - 1)
+        self._steps_ahead = most_at_once(settings.ahead)
         self._num_submitted = 0
         self._began = time.monotonic()
         self._events: list[Event] = [worker.joined()]

@@ -68,7 +68,7 @@ class Blocks:
         self.content[target][:size] = self.content[source][:size]
 
 
-class WholeBlocks:
+class StackedBlocks:
     """The blocks of a pool as transfers see them: the slices of all its ranks, one behind the other."""
 
     def __init__(self, ranks: Sequence[Blocks]) -> None:

@@ -11,7 +11,7 @@ from random import Random
 from cluster.messages import HostPoolJoined, HostPoolSettled
 from cluster.register.states import layout_of
 from cluster.sim.clock import Clock, Process
-from cluster.sim.device import Blocks, WholeBlocks
+from cluster.sim.device import Blocks, StackedBlocks
 from cluster.sim.shape import fingerprint_of
 from cluster.sim.transfers import LOOK_S, Mover, register_of
 
@@ -35,7 +35,7 @@ class SimHostPool(Process):
         self.random = Random(f"{seed}/{name}/{incarnation}")
         self.num_blocks, block_size, num_ranks = size
         self.blocks = Blocks(self.num_blocks, num_ranks * block_size, self.random)
-        self.wholes = WholeBlocks((self.blocks,))
+        self.wholes = StackedBlocks((self.blocks,))
         self.layout = layout_of(fingerprint_of(num_ranks), self.wholes.num_bytes)
         self.register = register_of(self.layout, self.num_blocks, incarnation, own_content=False)
         self._tell = tell

@@ -48,7 +48,7 @@ from cluster.register.steps import (
     Step,
 )
 from cluster.sim.clock import Action, Clock
-from cluster.sim.device import Blocks, SimStream, WholeBlocks
+from cluster.sim.device import Blocks, SimStream, StackedBlocks
 from cluster.sim.network import Weather
 
 LOOK_S = 0.05
@@ -73,7 +73,7 @@ class Pool(Protocol):
     alive: bool
     stopped: bool
     blocks: Blocks
-    wholes: WholeBlocks
+    wholes: StackedBlocks
     random: Random
     register: Register
 

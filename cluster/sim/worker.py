@@ -15,7 +15,7 @@ from cluster.desk.words import DeskSettings
 from cluster.messages import Plan, ReplicaJoined, ReplicaState, Result, Tokens, Transfer, Transferred
 from cluster.register.states import layout_of
 from cluster.sim.clock import Clock, Process
-from cluster.sim.device import WholeBlocks
+from cluster.sim.device import StackedBlocks
 from cluster.sim.model import END_TOKEN, SLOT_BYTES, VOCAB_SIZE, digest_of
 from cluster.sim.network import Weather
 from cluster.sim.shape import WorkerShape
@@ -73,7 +73,7 @@ class SimWorker(Process):
         self.outlets = outlets
         # What befalls it behind the tokens with which a sequence ends.
         self.at_an_end: Callable[[], None] | None = None
-        self.wholes = WholeBlocks((self.blocks, *self.steps.others))
+        self.wholes = StackedBlocks((self.blocks, *self.steps.others))
         layout = layout_of(shape.fingerprint, self.wholes.num_bytes)
         self.register = register_of(layout, shape.num_blocks, incarnation, own_content=True)
         self.transfers = SimTransfers(self, self.steps.stream, outlets, self._on_settled)

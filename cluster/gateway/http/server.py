@@ -80,7 +80,7 @@ class HttpServer:
         )
         config.load()
         most, most_of_one = settings.max_connections, settings.max_connections_per_machine
-        share = _Share(share_of_descriptors(most), share_of_descriptors(most_of_one))
+        share = _Connections(share_of_descriptors(most), share_of_descriptors(most_of_one))
         config.http_protocol_class = partial(_Connection, share)  # type: ignore[assignment]
         if files is not None:
             # Certificates that are renewed count from the next connection on.
@@ -127,7 +127,7 @@ class _Server(uvicorn.Server):
 
 
 @dataclass(slots=True)
-class _Share:
+class _Connections:
     """Connections that are there, in all and of each machine, and how many may be."""
 
     most: int
@@ -152,7 +152,7 @@ class _Connection(H11Protocol):
     """Closes a connection on which the head of a request has begun and does not end, or never begins; one that takes
     nothing; and one too many."""
 
-    def __init__(self, share: _Share, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, share: _Connections, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._share = share
         self._machine = ""
