@@ -177,6 +177,8 @@ def render(rows: Sequence[Row]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     if not columns:
         return "(no rows)"
+    # A column in which nothing stands says nothing.
+    columns = [column for column in columns if any(_cell(row.get(column)) for row in rows)]
     texts = [[_cell(row.get(column)) for column in columns] for row in rows]
     widths = [max(len(column), *(len(line[i]) for line in texts)) for i, column in enumerate(columns)]
     figures = [all(isinstance(row.get(column), int | float | None) for row in rows) for column in columns]

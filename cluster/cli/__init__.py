@@ -13,14 +13,16 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.main import get_command
 
 from cluster import __version__
 from cluster.cli import exits
 from cluster.errors import QuireError
 
+HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 # Files of this folder with `register(app)`, in the order of the help page.
 GROUPS = (
     "up",
@@ -42,13 +44,13 @@ GROUPS = (
 )
 
 
-def build() -> typer.Typer:
-    """The whole command line as one typer app."""
+def build() -> Any:
+    """The whole command line as one command of typer's."""
     app = typer.Typer(
         name="quire",
         help="Serve language models from paged memory.",
         epilog=exits.EPILOG,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings=HELP_NAMES,
         # --install-completion and --show-completion, for bash, zsh, fish and PowerShell.
         add_completion=True,
         pretty_exceptions_enable=False,
@@ -60,7 +62,21 @@ def build() -> typer.Typer:
         groups = [import_module(f"cluster.cli.{group}") for group in GROUPS]
     for group in groups:
         group.register(app)
-    return app
+    command = get_command(app)
+    _name_kinds(command)
+    return command
+
+
+def _name_kinds(command: Any) -> None:
+    """In a help a list of texts is a text, a range stands behind the words, and a flag takes nothing. Earlier versions
+    of typer have words of their own."""
+    for one in getattr(command, "commands", {}).values():
+        _name_kinds(one)
+    context = typer.Context(command, **{**HELP_NAMES, **command.context_settings})
+    for option in command.get_params(context):
+        if option.param_type_name == "option" and option.metavar is None and hasattr(option, "display_type"):
+            kind = option.display_type(context).replace("list[str]", "str").replace(" range", "")
+            option.metavar = "" if option.is_flag else kind
 
 
 @contextmanager

@@ -120,7 +120,7 @@ def _opened(file: str) -> Iterator[BinaryIO]:
             kept.seek(0)
             yield kept
     except OSError as error:
-        raise InvalidRequest("file", f"{file} cannot be read: {error}", "give a file of JSON lines, or -") from error
+        raise ConfigError(f"--file {file} cannot be read: {error.strerror}; give a file of JSON lines, or -") from error
 
 
 def _read(lines: BinaryIO, file: str, defaults: Defaults) -> list[Place]:
@@ -134,19 +134,25 @@ def _read(lines: BinaryIO, file: str, defaults: Defaults) -> list[Place]:
             places.append((number, at, _question(raw, number, file, defaults).fingerprint))
         at += len(raw)
     if not places:
-        raise InvalidRequest("file", f"{file} holds no line", "give one JSON object a line")
+        raise InvalidRequest("--file", f"{_shown(file)} holds no line", "give one JSON object a line")
     return places
 
 
 def _question(raw: bytes, number: int, file: str, defaults: Defaults) -> LineAsked:
+    place = f"line {number} of {_shown(file)}"
     if len(raw) > MAX_LINE_BYTES:
-        raise InvalidRequest("file", f"line {number} of {file} is longer than {MAX_LINE_BYTES >> 20} MiB", "cut it")
+        raise InvalidRequest(place, f"is longer than {MAX_LINE_BYTES >> 20} MiB", "cut it")
     try:
         return read_line(raw.decode(), defaults.params, defaults.model)
     except UnicodeDecodeError as error:
-        raise InvalidRequest("file", f"line {number} of {file} is no UTF-8: {error}", "encode it so") from error
+        raise InvalidRequest(place, f"is no UTF-8: {error}", "encode it so") from error
     except InvalidRequest as error:
-        raise InvalidRequest("file", f"line {number} of {file}: {error}") from error
+        where = place if error.field == "line" else f"{place}: {error.field}"
+        raise InvalidRequest(where, error.problem, error.remedy) from error
+
+
+def _shown(file: str) -> str:
+    return "the pipe" if file == "-" else file
 
 
 def _asked(lines: BinaryIO, left: list[Place], defaults: Defaults, kept: dict[int, LineAsked]) -> Iterator[LineAsked]:

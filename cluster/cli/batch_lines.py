@@ -49,7 +49,8 @@ def read_line(text: str, params: SamplingParams, model: str) -> LineAsked:
     except RecursionError as error:
         raise InvalidRequest("line", "is nested too deeply", "give one flat object") from error
     except ValueError as error:
-        raise InvalidRequest("line", f"is no JSON: {error}", "give one object on each") from error
+        why = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
+        raise InvalidRequest("line", f"is no JSON: {why}", "give one object on each") from error
     if isinstance(line, str):
         line = {"prompt": line}
     if not isinstance(line, dict):

@@ -13,7 +13,10 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(context: typer.Context) -> None:
-    """Run a benchmark; without a name, list them. `quire bench NAME --help` shows its options."""
+    """Run a benchmark; without a name, list them.
+
+    `quire bench NAME --help` shows its options.
+    """
     from cluster.bench.__main__ import run
 
     raise typer.Exit(run(context.args))

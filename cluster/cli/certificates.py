@@ -132,7 +132,7 @@ def add(
 
 def listed(tokens: TokensOption = None) -> None:
     """The tenants of the token file, what each may do, and until when."""
-    from cluster.serving.auth import read_entries, read_list
+    from cluster.serving.auth import read_entries
 
     path = _token_file(tokens)
     now = datetime.now(UTC).timestamp()
@@ -140,19 +140,28 @@ def listed(tokens: TokensOption = None) -> None:
         {
             "tenant": entry.caller.tenant,
             "rights": ", ".join(sorted(entry.caller.rights)),
-            "expires": str(item.get("expires", "-")),
-            "": "expired" if entry.until is not None and entry.until <= now else "",
+            "until": _until(entry.until, now),
             "sha256": f"{entry.digest.hex()[:12]}...",
         }
-        for entry, item in zip(read_entries(path), read_list(path), strict=True)
+        for entry in read_entries(path)
     ]
     print(render(rows) if rows else f"{path} lets nobody in; `quire tenants add NAME` changes that")
+
+
+def _until(until: float | None, now: float) -> str:
+    if until is None:
+        return "revoked"
+    told = datetime.fromtimestamp(until, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"{told}, expired" if until <= now else told
 
 
 def revoke(
     tenant: Annotated[str, typer.Argument(help="As `quire tenants list` shows it.")], tokens: TokensOption = None
 ) -> None:
-    """Take back all tokens of a tenant. What runs for it ends by itself; nothing new is taken."""
+    """Take back all tokens of a tenant.
+
+    What runs for it ends by itself; nothing new is taken.
+    """
     from cluster.serving.auth import read_entries, read_list, write_list
 
     path = _token_file(tokens)

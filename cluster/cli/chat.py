@@ -59,7 +59,10 @@ def chat(
         int | None, typer.Option(help="The same seed draws the same answers. Default: new ones.", show_default=False)
     ] = None,
 ) -> None:
-    """Talk with a model. /help lists what can be said to the command itself; Ctrl-D ends it."""
+    """Talk with a model.
+
+    /help lists what can be said to the command itself; Ctrl-D ends it.
+    """
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
     with open_client(address, token_file) as client:
         talk = ChatConversation(client, model, params, system)
@@ -127,7 +130,7 @@ def _number(word: str, text: str, kind: type) -> float | int | None:
     try:
         value: float | int | None = kind(text) if text else None
     except ValueError as error:
-        raise InvalidRequest(f"/{word}", f"is {text!r}", "give a number, or nothing") from error
+        raise InvalidRequest(f"/{word} {text}", "is no number", "give one, or nothing") from error
     return value
 
 

@@ -206,4 +206,7 @@ def show(stream: Iterable[StreamOutput], prompts: Sequence[str], chat: Sequence[
     if not quiet:
         rate = num_tokens / max(took, 1e-9)
         count = f"{len(titles)} request{'' if len(titles) == 1 else 's'}"
-        print(f"{count}, {num_tokens:,} tokens in {took:.2f} s: {rate:,.0f} tokens/s", file=sys.stderr)
+        print(
+            f"{count}, {num_tokens:,} token{'' if num_tokens == 1 else 's'} in {took:.2f} s: {rate:,.0f} tokens/s",
+            file=sys.stderr,
+        )

@@ -46,7 +46,10 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="One picture, then end.")] = False,
     by_request: Annotated[bool, typer.Option("--by-request", help="Colour blocks by request. Key: r.")] = False,
 ) -> None:
-    """Watch requests, speeds, queues and the memory map live. Enter: a request's tables; ?: the keys; q: leave."""
+    """Watch requests, speeds, queues and the memory map live.
+
+    Enter: a request's tables; ?: the keys; q: leave.
+    """
     from rich.console import Console
     from rich.live import Live
 
@@ -175,7 +178,7 @@ class Eyes:
 
 
 def _pool(name: str, states: bytes, owners: list[str], pool: Any) -> PoolPicture:
-    return PoolPicture(name, pool.kind == 2, states, owners, pool.num_free, pool.num_cached)
+    return PoolPicture(name, states, owners, pool.num_free, pool.num_cached)
 
 
 def _request(one: Any) -> dict[str, Any]:

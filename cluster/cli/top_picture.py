@@ -43,7 +43,6 @@ class PoolPicture:
     """One pool: `states` a byte a block, `owners` the name of the request that holds it, or ""."""
 
     name: str
-    is_host: bool
     states: bytes
     owners: Sequence[str] = ()
     num_free: int = 0
@@ -105,13 +104,12 @@ def draw(scene: Scene, width: int, plain: bool, view: View, height: int | None =
     letters = _letters(scene.pools) if by_request else {}
     for pool in scene.pools[: room.pools]:
         used = len(pool.states) - pool.num_free - pool.num_cached
-        kind = "host memory" if pool.is_host else "device"
-        figures = f"{used:,} of {len(pool.states):,} blocks used, {pool.num_cached:,} cached, {pool.num_free:,} free"
+        figures = f"{used:,} of {len(pool.states):,} used, {pool.num_cached:,} cached, {pool.num_free:,} free"
         rows = room.map_rows
         run = _blocks_of_a_cell(len(pool.states), width, rows)
         # Before the figures, which a narrow terminal cuts: without it the map cannot be read.
-        cell = "" if run == 1 else f"; {run:,} a cell"
-        parts.append(Text(f"\n{pool.name} ({kind}{cell}): {figures}"[: width + 1]))
+        cell = "" if run == 1 else f" ({run:,} a cell)"
+        parts.append(Text(f"\n{pool.name}{cell}: {figures}"[: width + 1]))
         parts.append(
             _owner_map(pool, letters, width, rows) if by_request else _state_map(pool.states, width, plain, rows)
         )
@@ -233,8 +231,14 @@ def _legend(plain: bool) -> Text:
 
 
 def _owner_legend(letters: Mapping[str, str], width: int) -> Text:
-    named = [(letter, owner) for owner, letter in letters.items() if letter != "*"][:6]
-    return Text(("  ".join(f"{letter} {owner[-10:]}" for letter, owner in named) or "nobody holds a block")[:width])
+    """As many as there is room for, those with most blocks first, by the names that the list below has."""
+    if not letters:
+        return Text("nobody holds a block")
+    named = [f"{letter} {owner[-12:]}" for owner, letter in letters.items() if letter != "*"]
+    more = f"and {len(letters):,} more"
+    shown = named[: max(1, (width - len(more)) // 16)]
+    left = len(letters) - len(shown)
+    return Text("  ".join([*shown, f"and {left:,} more"] if left else shown)[:width])
 
 
 # -- lists

@@ -14,7 +14,7 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from cluster.client.asynchronous import AsyncClient, ModelCard
-from cluster.client.connection import DEFAULT_ADDRESS, Tls
+from cluster.client.connection import DEFAULT_ADDRESS, PARTING_S, Tls
 from cluster.client.request import Options, Prompt
 from cluster.errors import QuireError, Unavailable
 from cluster.offline.outputs import RequestOutput, StreamOutput
@@ -160,6 +160,9 @@ class Client:
         await asyncio.gather(*under_way, return_exceptions=True)
         # Streams that were left have their last word now.
         await self._client.close()
+        # The loop ends with us, and so gRPC's own tasks have to be over: they are told that their calls have ended.
+        if rest := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(rest, timeout=PARTING_S)
 
     def _iterate(self, outputs: AsyncGenerator[T, None]) -> Generator[T, None, None]:
         pieces: queue.SimpleQueue[tuple[T] | BaseException | None] = queue.SimpleQueue()

@@ -73,7 +73,7 @@ class Tls:
                 for path in (self.authority, self.key, self.certificate)
             ]
         except OSError as error:
-            raise ConfigError(f"TLS: {error}") from error
+            raise ConfigError(f"TLS: {error.filename} cannot be read: {error.strerror}") from error
         return grpc.ssl_channel_credentials(*parts)
 
 

@@ -31,6 +31,8 @@ from protos.quire.v1 import common_pb2 as pb
 
 # How TLS says that nobody we trust has signed a certificate.
 _NOT_SIGNED = ("CERTIFICATE_VERIFY_FAILED", "BAD_SIGNATURE", "certificate signature failure")
+# How grpc's resolver says that nobody has that name.
+_NO_NAME = ("errors resolving", "DNS resolution failed")
 DETAILS_KEY = "grpc-status-details-bin"
 # What grpc's own end says where a connection broke while a call was begun, so that no status came.
 _NO_STATUS = "Internal error from Core"
@@ -57,11 +59,13 @@ def error_from_call(error: grpc.aio.AioRpcError) -> QuireError:
 
 
 def connection_error(error: QuireError, address: str, *, has_tls: bool, has_certificate: bool) -> QuireError:
-    """What a broken connection says of TLS, by which mistake it is; any other error as it was."""
+    """What a broken connection says of names and TLS, by which mistake it is; any other error as it was."""
     said = str(error)
+    host = address.rpartition(":")[0]
+    if isinstance(error, Unavailable) and any(one in said for one in _NO_NAME):
+        return Unavailable(f"no machine is known by the name {host}; is the address right?")
     if not isinstance(error, Unavailable) or "failed to connect" not in said:
         return error
-    host = address.rpartition(":")[0]
     if "WRONG_VERSION_NUMBER" in said:
         return ConfigError(f"{address} does not speak TLS; leave the authority out, or is it another port?")
     if "Hostname Verification" in said or "not in peer certificate" in said:

@@ -239,7 +239,9 @@ def _from_file(file: Path, known: Mapping[str, Any]) -> dict[str, Any]:
         if len(text) > MAX_FILE_BYTES:
             raise ConfigError(f"the settings file {file} has more than {MAX_FILE_BYTES:,} bytes; is it the right one?")
         read = tomllib.loads(text.decode())
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise ConfigError(f"the settings file {file} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"the settings file {file} cannot be read: {error}") from error
     for name, value in read.items():
         if name not in known:

@@ -201,7 +201,7 @@ def scale(workers: int, model: str | None, say: Say) -> None:
     with own_fleet(say) as (_, fleet):
         chosen = _choose(model, sorted({one.model for one in fleet.workers()}))
         before, after = fleet.set_size(chosen, workers)
-    say(f"{chosen}: {before} workers before, {after} now")
+    say(f"{chosen}: {after} worker{'' if after == 1 else 's'} now, {before} before")
 
 
 def load(model: ModelToServe, workers: int, say: Say) -> None:

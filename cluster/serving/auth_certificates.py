@@ -75,7 +75,8 @@ def renew_certificates(folder: Path, hosts: Sequence[str] = (), days: int = 825)
         key = load_pem_private_key(read_private(files.authority_key, "the authority's key"), None)
         standing = x509.load_pem_x509_certificate(files.server_certificate.read_bytes())
     except (OSError, ValueError) as error:
-        detail = f"{folder} cannot be renewed: {error}; it needs authority.pem, authority.key and server.pem"
+        why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+        detail = f"{folder} cannot be renewed: {why}; it needs authority.pem, authority.key and server.pem"
         raise ConfigError(f"{detail}, as `quire certificates FOLDER` makes them") from error
     names = standing.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     _sign_both(files, _Authority(days, (certificate, key)), list(hosts) or [str(name.value) for name in names])

@@ -90,7 +90,7 @@ async def _response(head: bytes, door: PublicPort, collect: Collect, machine: st
     try:
         door.tokens.caller(_authorization(head)).require("admin")
     except AccessDenied as error:
-        refused.note("the figures", machine, str(error))
+        refused.note("a scrape of figures", machine, str(error))
         status, kind, body = "401 Unauthorized", "text/plain", f"{error}\n".encode()
     else:
         if words[:2] == [b"GET", b"/metrics"]:

@@ -121,6 +121,8 @@ def test_answers_never_go_among_the_questions(name: str, tmp_path: Path, capsys:
 def test_each_wrong_line_is_one_error_with_the_name_of_what_is_wrong(line: str, said: str) -> None:
     with pytest.raises(InvalidRequest) as told:
         read_line(line, DEFAULTS, "")
+    # Where in the line, not in the text of it.
+    assert "line 1 column" not in str(told.value)
     assert said in str(told.value) and "\n" not in str(told.value) and len(str(told.value)) < 1_000
 
 

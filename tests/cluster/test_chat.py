@@ -77,7 +77,7 @@ def test_a_conversation_goes_on_whatever_happens(tmp_path: Path) -> None:
             terminal.until("> ")
             # A Ctrl-C ends the answer, at the gateway too, and is no end of the conversation.
             terminal.type("/temperature hot")
-            terminal.until("give a number")
+            terminal.until("/temperature hot: is no number")
             terminal.type("wdaa")
             terminal.until("\r\n w")
             terminal.type("", end="\x03")

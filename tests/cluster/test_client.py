@@ -115,6 +115,15 @@ def test_nobody_there_is_told_in_seconds():
     assert asyncio.run(run()) < 12.0
 
 
+def test_a_name_that_no_machine_has_is_told():
+    async def run() -> None:
+        async with AsyncClient("no.such.name.invalid:1") as client:
+            with pytest.raises(Unavailable, match=r"^no machine is known by the name no\.such\.name\.invalid; "):
+                await client.models()
+
+    asyncio.run(run())
+
+
 def test_several_addresses_are_tried_in_turn():
     async def story(door: Door) -> None:
         async with AsyncClient(["127.0.0.1:1", door.address]) as client:

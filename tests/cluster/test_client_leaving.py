@@ -46,6 +46,21 @@ def test_what_a_client_leaves_ends_though_it_could_be_resumed():
     at_the_door(story, shapes=[slow()])
 
 
+def test_a_client_that_is_closed_leaves_nothing_on_its_loop():
+    """gRPC's own tasks end after their calls have, like this one; Python would say at exit that they were destroyed."""
+
+    async def story(door: Door) -> None:
+        def leave() -> set[asyncio.Task]:
+            with Client(door.address) as client:
+                assert client.generate(PROMPT, max_tokens=2).outputs
+                asyncio.run_coroutine_threadsafe(asyncio.sleep(0.05), client._loop)
+            return asyncio.all_tasks(client._loop)
+
+        assert not await asyncio.to_thread(leave)
+
+    at_the_door(story)
+
+
 def test_each_answer_of_a_batch_comes_when_it_is_there(monkeypatch):
     """A slow one holds none back, wrong ones are told in their places, and no more is read than there is room for."""
     monkeypatch.setattr(streams, "WINDOW", 4)

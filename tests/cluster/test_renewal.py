@@ -78,6 +78,8 @@ def test_what_tenants_says(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     assert main(["tenants", "list"]) == 0
     told = capsys.readouterr().out
     assert "shop" in told and "admin, inference" in told and token not in told
+    heads, rule, _ = told.splitlines()
+    assert heads.split() == ["tenant", "rights", "until", "sha256"] and len(rule.split()) == 4
     for words, code, said in (
         (["revoke", "nobody"], exits.WRONG_INPUT, "there is shop"),
         (["add", "a/b"], exits.WRONG_INPUT, "without a slash"),

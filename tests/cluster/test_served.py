@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.main import get_command
 
 import worker.demo
 from cluster import cli
@@ -77,7 +76,7 @@ def commands(group: Any, name: str = "quire") -> Iterator[tuple[str, Any]]:
 
 
 def test_every_help_has_defaults_and_the_names_of_the_environment() -> None:
-    found = dict(commands(get_command(cli.build())))
+    found = dict(commands(cli.build()))
     for name, command in found.items():
         for option in command.params:
             if option.param_type_name != "option" or getattr(option, "is_flag", False):
@@ -86,6 +85,8 @@ def test_every_help_has_defaults_and_the_names_of_the_environment() -> None:
             shown = getattr(option, "show_default", False)
             has_default = isinstance(shown, str) or (shown and option.default is not None)
             assert has_default or "default" in told, f"{name} {option.opts[0]} says no default"
+            # A word for a person, and none behind a flag: no list of Python's; a range stands behind the text.
+            assert option.metavar and not re.search(r"\[| range", option.metavar), f"{name} {option.opts[0]}"
     options = {option.name: option for option in found["quire up"].params}
     for field in fields(ClusterSettings):
         # Those of file and environment only.

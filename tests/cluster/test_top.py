@@ -79,7 +79,7 @@ def scene(blocks: int, random: Random) -> Scene:
         tokens_per_s=123_456.0,
         first_ms=250.0,
         gap_ms=None,
-        pools=[PoolPicture(f"demo-{at}", at == 2, states, owners, 10, 20) for at in range(3)],
+        pools=[PoolPicture(f"demo-{at}", states, owners, 10, 20) for at in range(3)],
         workers=[worker],
         requests=requests,
         notes=[Note(1, 3.0, "preempted", "local/00ab", f"local/00cd needs a block and none is free; swap, {REASON}")],
@@ -117,7 +117,7 @@ def test_a_picture_fits_on_the_terminal_with_its_reasons(height: int, pools: int
     Console(file=out, width=80).print(draw(shown, 80, True, View(by_request=by_request), height))
     lines = out.getvalue().splitlines()
     assert lines[0].startswith("as it was last: nothing answers" if shown.away else "Quire 0.1.0  12 workers  345 run")
-    assert len(lines) < height and "demo-0 (device" in out.getvalue() and "demo-0: 31 sequences" in out.getvalue()
+    assert len(lines) < height and " a cell): 9,970 of 10,000 used" in out.getvalue() and "demo-0: 31 sequences" in out.getvalue()
     if height >= 24:
         assert any(REASON[:20] in line for line in lines)
         assert len(lines) >= min(height - 4, 20) and "s ago preempted" in out.getvalue()
@@ -129,7 +129,7 @@ def test_a_cell_shows_the_busiest_state_of_its_blocks() -> None:
     busy[0], busy[5], busy[1_279] = 2, 6, 3
     maps = []
     for shown in (states, bytes(busy)):
-        picture = Scene({}, 0.0, None, None, [PoolPicture("p", False, shown)], (), (), ())
+        picture = Scene({}, 0.0, None, None, [PoolPicture("p", shown)], (), (), ())
         picture.head = {"version": "", "workers": 0, "running": 0, "waiting": 0, "turn_us": 0.0, "share": 0.0}
         out = io.StringIO()
         Console(file=out, width=80).print(draw(picture, 80, True, View()))
@@ -167,14 +167,16 @@ def test_states_are_told_apart_without_colours_and_cells_say_how_many_blocks_the
     shown, out = scene(10_000, Random(2)), io.StringIO()
     Console(file=out, width=80, force_terminal=True, color_system="standard").print(draw(shown, 80, False, View()))
     text = out.getvalue()
-    assert "\x1b[" in text and "■" not in text and "; 16 a cell)" in text
+    assert "\x1b[" in text and "■" not in text and " (16 a cell): " in text
     for letter in LETTERS[1:]:
         assert letter in text
     # Of a pool with long figures too, and what requests are sorted by.
-    shown.pools = [PoolPicture("host-aaa831f8-86d0", True, shown.pools[0].states * 10, (), 100_000, 0)]
+    shown.pools = [PoolPicture("host-aaa831f8-86d0", shown.pools[0].states * 10, (), 100_000, 0)]
     out = io.StringIO()
     Console(file=out, width=80).print(draw(shown, 80, True, View(sort="tokens")))
-    assert "host-aaa831f8-86d0 (host memory; 157 a cell): " in out.getvalue() and "sorted by tokens" in out.getvalue()
+    drawn = out.getvalue()
+    assert "host-aaa831f8-86d0 (157 a cell): 0 of 100,000 used, 0 cached, 100,000 free\n" in drawn
+    assert "sorted by tokens" in drawn
     few = io.StringIO()
     Console(file=few, width=80).print(draw(scene(7, Random(2)), 80, True, View()))
     assert "a cell" not in few.getvalue()

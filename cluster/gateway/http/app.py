@@ -106,7 +106,7 @@ class HttpDoor:
             caller = self.gateway.settings.tokens.caller(request.headers.get("authorization"))
             caller.require("inference")
         except AccessDenied as error:
-            refused.note("HTTP", request.client.host if request.client else "", str(error))
+            refused.note("a call over HTTP", request.client.host if request.client else "", str(error))
             raise
         return caller
 
