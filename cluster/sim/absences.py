@@ -10,7 +10,7 @@ from __future__ import annotations
 from cluster.messages import CloseModel
 from cluster.sim.clock import Process
 from cluster.sim.mishaps import Mishaps
-from cluster.sim.network import SILENCE_S
+from cluster.sim.network import SILENCE_S, SimLink
 
 PATIENCE_S = 1.0
 """What was accepted of a model that is unloaded may end for so long."""
@@ -42,6 +42,21 @@ class Absences:
             process.stop()
             self._world.clock.after(seconds, process.wake)
             self._world.num_frozen += seconds > SILENCE_S
+
+    def outlast_scheduler(self, number: int, seconds: float) -> None:
+        """The scheduler gives up a replica that it cannot hear, and dies: the next one hears of attempts that
+        have gone on elsewhere since."""
+        world, worker = self._world, self._world.workers[f"w{number}"]
+        link = world.worker_streams[worker.name].link
+        if worker.alive and not link.is_cut and worker.name not in world.lost:
+            link.set_cut(True)
+            world.clock.after(world.shape.lost_after_s, self._mishaps.lose_worker, worker, "it is silent")
+            world.clock.after(world.shape.lost_after_s + seconds, self._begin_anew, link)
+
+    def _begin_anew(self, link: SimLink) -> None:
+        self._mishaps.kill_scheduler(0.1)
+        link.set_cut(False)
+        self._world.num_outlasted += 1
 
     def bury_worker(self, number: int) -> None:
         """It dies and never comes back, unless no other replica of its model would be left."""

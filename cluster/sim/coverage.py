@@ -50,6 +50,7 @@ WANTED = (
     "rank lost",
     "model unloaded",
     "steps at once",
+    "outlasted scheduler",
 )
 """Each must be met by at least 5 % of the histories of a run."""
 
@@ -139,6 +140,7 @@ class Coverage:
         counts["migrate"] = scheduler.counters["moved"]
         counts["replica of another size"] = world.fewest is not None
         counts["frozen beyond silence"] = world.num_frozen
+        counts["outlasted scheduler"] = world.num_outlasted
         counts["model unloaded"] = len(world.unloaded)
         counts["rank lost"] = world.num_ranks_lost
         counts["replica that never comes back"] = len(world.buried)
@@ -146,6 +148,7 @@ class Coverage:
         counts["fetch"] = scheduler.counters["fetches done"]
         counts["write behind"] = scheduler.counters["blocks written behind"]
         counts["wait on a prefix"] = scheduler.counters["parked on a prefix"]
+        counts["wait on a fetch"] = scheduler.counters["parked on a fetch"]
         counts["stale tokens"] = sum(gateway.door.num_stale for gateway in world.gateways.values())
         counts["steps at once"] = sum(worker.steps.num_ahead for worker in world.workers.values())
         counts["beam swap of parents"] = sum(worker.steps.num_beam_swaps for worker in world.workers.values())

@@ -71,6 +71,9 @@ BOTH_ONE_IN = 6
 UNLOADS_ONE_IN = 9
 """In these a model is unloaded, and loaded again."""
 
+OUTLASTS_ONE_IN = 8
+"""In these a scheduler that has given up a replica dies before that can hear of it."""
+
 RESIZES = (0.02, 0.4, 0.75, 1.5)
 """Not seconds: how much of its first pool a replica comes back with, next to nothing or more."""
 
@@ -123,6 +126,10 @@ def draw_more(seed: int, shape: WorldShape, span_s: float) -> tuple[Fault, ...]:
     if not random.randrange(UNLOADS_ONE_IN):
         at, target = random.uniform(0.05, span_s), random.randrange(1 << 16)
         more.append(Fault(at, "unload model", target, random.uniform(0.2, 1.5)))
+    random = Random(f"outlasts/{seed}")
+    if not random.randrange(OUTLASTS_ONE_IN):
+        at, target = random.uniform(0.05, span_s), random.randrange(1 << 16)
+        more.append(Fault(at, "outlast scheduler", target, random.uniform(0.05, 0.6)))
     ranked = [number for number, worker in enumerate(shape.workers) if worker.num_ranks > 1]
     if ranked:
         random = Random(f"ranks lost/{seed}")
@@ -170,6 +177,7 @@ def strike(mishaps: Mishaps, fault: Fault, clients: list[SimClient], come_back: 
         "kill rank": lambda: mishaps.kill_rank(worker, 0.3 * fault.seconds),
         "stop host pool": lambda: absences.freeze_pool(node, fault.seconds),
         "unload model": lambda: absences.unload_model(worker, fault.seconds),
+        "outlast scheduler": lambda: absences.outlast_scheduler(worker, fault.seconds),
         "bury worker": lambda: absences.bury_worker(worker),
         "kill scheduler at a stop": lambda: mishaps.kill_scheduler_at_a_stop(fault.seconds),
     }

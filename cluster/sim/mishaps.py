@@ -46,7 +46,7 @@ class Mishaps:
         if not worker.alive:
             return
         self._end_worker(number, worker)
-        self.world.clock.after(self.world.shape.detect_s, self._lose_worker, worker, "its process died")
+        self.world.clock.after(self.world.shape.detect_s, self.lose_worker, worker, "its process died")
 
     def kill_rank(self, number: int, seconds: float) -> None:
         """One of its ranks dies: the others wait for it in vain until that is noticed, and then all end. Until then the
@@ -87,10 +87,10 @@ class Mishaps:
         """It was silent for too long. It is ended, but what it began may still be written until that is sure."""
         if not worker.alive:
             return
-        self._lose_worker(worker, "it is silent")
+        self.lose_worker(worker, "it is silent")
         self.world.clock.after(settle_s, self._end_worker, number, worker)
 
-    def _lose_worker(self, worker: SimWorker, detail: str) -> None:
+    def lose_worker(self, worker: SimWorker, detail: str) -> None:
         lost = ReplicaLost(worker.name, worker.incarnation, detail)
         self.world.clock.after(0.001, self.world.shell.run, self._forget, self.world.ends, worker.name, lost)
 
@@ -279,7 +279,7 @@ class Mishaps:
             worker = self.world.workers[f"w{index}"]
             if worker.alive and worker.name not in self.world.lost:
                 self.world.lost.add(worker.name)
-                self._lose_worker(worker, "its node is cut off")
+                self.lose_worker(worker, "its node is cut off")
         pool = self.world.pools.get(f"h{number}")
         if pool is not None and pool.alive and pool.name not in self.world.lost:
             self.world.lost.add(pool.name)

@@ -87,6 +87,7 @@ class World:
         # Where tenants are cleared: all that was ever written into host memory.
         self.written: set[bytes] = set()
         self.num_ranks_lost = 0
+        self.num_outlasted = 0  # schedulers, by replicas that they had given up
         self.num_frozen = 0  # for longer than any silence is borne
         # What a worker or host pool does that hears of its loss.
         self.on_refused: Callable[[str, int], None] = lambda name, life: None

@@ -19,13 +19,14 @@ from cluster.centre.fetch import Fetches
 from cluster.centre.host_cache import HostCache
 from cluster.centre.nouns import Request
 from cluster.centre.placement import Board
+from cluster.centre.rebuild import Rebuild
 from cluster.centre.sealing import Sealing
 from cluster.centre.waiting import Refusal, Waiting
 from cluster.desk.departures import Departures
 from cluster.desk.desk import Desk
 from cluster.links.frames import Hello
 from cluster.links.listener import Listener
-from cluster.messages import Find, Ids, Reason
+from cluster.messages import Find, Ids, OpenRequest, Reason
 from cluster.register.states import PoolLayout
 from cluster.sim.workload import Scenario
 
@@ -149,6 +150,15 @@ def found_though_only_a_worker_has_told_of_it(patch: Patch) -> None:
     patch.setattr(Adoption, "_show", credulous)
 
 
+def an_attempt_counts_though_its_gateway_has_sealed_it(patch: Patch) -> None:
+    hear = Rebuild._hear
+
+    def credulous(self: Rebuild, request: Request, told: OpenRequest) -> None:
+        hear(self, request, replace(told, attempt=min(told.attempt, request.attempt)))
+
+    patch.setattr(Rebuild, "_hear", credulous)
+
+
 def what_was_copied_is_copied_again(patch: Patch) -> None:
     """Where all that is cached is more than host memory holds, without end."""
     choose = HostCache._choose
@@ -170,6 +180,7 @@ KIND_PLANTS: dict[str, tuple[Plant, Kind]] = {
         (what_a_cleared_tenant_wrote_stays, has_cleared_tenants),
         (written_behind_while_a_cleared_tenant_writes, has_cleared_tenants),
         (what_was_copied_is_copied_again, writes_behind_at_once),
+        (an_attempt_counts_though_its_gateway_has_sealed_it, meets("outlast scheduler")),
         (an_unloaded_model_stays_closed, meets("unload model")),
         (slices_are_read_by_who_has_no_such_slices, has_ranks),
         (tokens_without_logprobs_are_not_drawn_again, has_logprobs),
