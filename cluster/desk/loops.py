@@ -148,7 +148,8 @@ def find_reports(rows, batcher, state, ahead, size, found):
         left = lease_end[row] - position
         near = left <= ahead and lease_end[row] < limit[row]
         near = near and (asked[row] == NEVER or (left == 0 and asked[row] > 0))
-        filled = position // size > reported[row] // size and position <= num_start[row]
+        # Of several steps in one go the last may be far behind that block.
+        filled = min(position, num_start[row]) // size > reported[row] // size
         if near:
             asked[row] = left
         if near or filled:
