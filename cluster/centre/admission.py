@@ -1,8 +1,8 @@
 """Who starts next and where: heads of the queues, prefix hits, parking behind a prefix, and the choice of a replica.
 
 Admission is exact. What fits starts in order of the queue; what does not fit now waits, and nothing overtakes it. Two
-requests that share a prompt compute it once: the later one parks until the earlier has filled the blocks that both
-need. It starts requests on replicas; it never takes one off.
+requests that share a prompt compute or fetch it once: the later one parks until the earlier has filled the blocks that
+both need. It starts requests on replicas; it never takes one off.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Admission:
                     continue
                 names = _matchable(request, board)
                 hits = self._books.index.match(names)
-                owner = self._prefix_owner(request, names, hits)
+                owner = self._prefix_owner(request, names, hits.longest)
                 if owner is not None:
                     queue.remove(request)
                     self._waiting.park(request, *owner)
@@ -83,6 +83,11 @@ class Admission:
                 if host is not None and host.joined.fingerprint != place.replica.joined.fingerprint:
                     # Nobody there could read what lies in host memory: it is computed again.
                     self._host_memory.forget(request)
+                    continue
+                owner = self._owner_there(request, names, hits, place)
+                if owner is not None:
+                    queue.remove(request)
+                    self._waiting.park(request, *owner)
                     continue
                 self._take(request, queue)
                 self._start(request, place, hits)
@@ -129,28 +134,40 @@ class Admission:
                 return True
         return False
 
-    def _prefix_owner(self, request: Request, names: bytes, hits: Hits) -> tuple[Sequence, int] | None:
-        """Who computes the next block that this request lacks, and up to where it should wait for that."""
+    def _prefix_owner(
+        self, request: Request, names: bytes, held: int, there: Replica | None = None
+    ) -> tuple[Sequence, int] | None:
+        """Who computes the next block behind the `held` ones, `there` if it is given, and up to where this request
+        should wait for that."""
         computing = self._books.computing
         if not names or not computing:
             return None
-        held = hits.longest
         owner = computing.owner(names[held * HASH_BYTES : (held + 1) * HASH_BYTES])
         if owner is None or not owner.seq or owner.request is request or owner.request.state is not State.RUNNING:
             return None
         assert owner.request.replica is not None
         size = owner.request.replica.block_size
-        if owner.position // size > held:
+        if owner.position // size > held or there not in (None, owner.request.replica):
             return None
         depth = held + 1
         while computing.owner(names[depth * HASH_BYTES : (depth + 1) * HASH_BYTES]) is owner:
             depth += 1
         return owner, depth * size
 
+    def _owner_there(self, request: Request, names: bytes, hits: Hits, place: Place) -> tuple[Sequence, int] | None:
+        """Of what other pools hold: who brings it to this place already, or computes it there if this request would."""
+        held = len(place.hit)
+        if held >= hits.longest or request.host is not None:
+            return None
+        if self._fetches.would_begin(request, place, hits):
+            return self._fetches.coming(request, place)
+        return self._prefix_owner(request, names, held, place.replica)
+
     def why_waiting(self, request: Request) -> str:
         """The reason why a request waits, for people."""
         if request.parked_on is not None:
-            return f"{request.parked_on.request.request_id} computes its prefix"
+            owner = request.parked_on.request
+            return f"{owner.request_id} {'fetches' if owner.state is State.RESTORING else 'computes'} its prefix"
         if self._waiting.is_aside(request):
             return "no replica that is here could hold it, and one that could may come back"
         board = self._boards.find(request.model)

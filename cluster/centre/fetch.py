@@ -2,7 +2,8 @@
 
 Admission asks when it starts a request whose prompt is cached further elsewhere than where it goes. The target reads
 from the device pool of another replica, or from a host pool; the Start rides on that read. The source keeps its blocks
-as moving until the read has ended. A read that fails sends the request back to its queue, and it fetches no more.
+as moving until the read has ended. Who would fetch what is on its way to the same replica already waits for that. A
+read that fails sends the request back to its queue, and neither it nor who waited for it fetches any more.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from cluster.centre.boards import Boards
 from cluster.centre.books import Books
 from cluster.centre.endings import Endings
 from cluster.centre.leaving import Leaving
-from cluster.centre.nouns import HostPool, Replica, Request
+from cluster.centre.nouns import HostPool, Replica, Request, Sequence
+from cluster.centre.placement import Place
 from cluster.centre.prefix import Hits
 from cluster.centre.starts import Starts
 from cluster.centre.transfers import Transfers
+from cluster.hashing import HASH_BYTES
 from cluster.messages import Road, Transferred
 
 
@@ -26,13 +29,14 @@ class Fetch:
     """One read under way. `source` None: its pool was lost meanwhile."""
 
     replica: Replica
-    request: Request
+    sequence: Sequence
     source: Replica | HostPool | None
     theirs: list[int]
+    names: list[bytes]
 
     @property
     def held_up(self) -> Request:
-        return self.request
+        return self.sequence.request
 
 
 class Fetches:
@@ -48,13 +52,37 @@ class Fetches:
         self._endings = endings
         self._leaving = leaving
         self._starts = starts
+        # What is on its way to each pool, by name, and who begins with it.
+        self._coming: dict[tuple[int, bytes], Sequence] = {}
+
+    def would_begin(self, request: Request, place: Place, hits: Hits) -> bool:
+        """Whether it would fetch what this place lacks. `hits`: cached blocks that begin it, by pool."""
+        first, last = _lacking(request, place)
+        return self._may_fetch(request, hits) and self._cheapest(place.replica, hits, first, last) is not None
+
+    def coming(self, request: Request, place: Place) -> tuple[Sequence, int] | None:
+        """Who fetches to there already what it would fetch next, and up to where it should wait for that."""
+        replica, sequence = place.replica, request.live[0]
+        depth, last = _lacking(request, place)
+        owner = self._owner(replica, sequence, depth)
+        if owner is None:
+            return None
+        while depth < last and self._owner(replica, sequence, depth) is owner:
+            depth += 1
+        return owner, depth * replica.block_size
+
+    def _owner(self, replica: Replica, sequence: Sequence, block: int) -> Sequence | None:
+        return self._coming.get((replica.ledger.pool, _name(sequence, block)))
+
+    def _may_fetch(self, request: Request, hits: Hits) -> bool:
+        return self._settings.fetch_prefixes and request.may_fetch and bool(hits)
 
     def begin(self, request: Request, hits: Hits) -> int:
         """Its table stands: orders a read of what another pool has of it beyond. `hits`: cached blocks that begin it,
         by pool. Returns the transfer; 0: nothing is fetched."""
         replica, sequence = request.replica, request.live[0]
         assert replica is not None
-        if not self._settings.fetch_prefixes or not request.may_fetch or not hits:
+        if not self._may_fetch(request, hits):
             return 0
         size = replica.block_size
         first, last = sequence.position // size, (sequence.length - 1) // size
@@ -70,8 +98,11 @@ class Fetches:
             self._boards.refresh(source)
         mine = sequence.table[first : first + len(theirs)]
         sequence.saved = (first + len(theirs)) * size
+        names = [_name(sequence, block) for block in range(first, first + len(theirs))]
+        for name in names:
+            self._coming.setdefault((replica.ledger.pool, name), sequence)
         self._books.counters["fetches begun"] += 1
-        return self._transfers.order(Fetch(replica, request, source, theirs), Road.READ, source, mine, theirs)
+        return self._transfers.order(Fetch(replica, sequence, source, theirs, names), Road.READ, source, mine, theirs)
 
     def _cheapest(
         self, replica: Replica, hits: Hits, first: int, last: int
@@ -107,17 +138,21 @@ class Fetches:
         return bool(replica.joined.bytes_per_s and source.joined.bytes_per_s)
 
     def ended(self, fetch: Fetch, told: Transferred) -> None:
-        replica, request = fetch.replica, fetch.request
+        replica, request = fetch.replica, fetch.held_up
         if fetch.source is not None and told.ok:
             nodes = replica.joined.node, fetch.source.joined.node
             self._transfers.rates.note(*nodes, told.size_bytes, told.seconds)
         self._let_go(fetch)
+        self._came(fetch)
         self._books.counters[f"fetches {'done' if told.ok else 'failed'}"] += 1
         if told.ok:
             self._starts.restored(request)
-        else:
-            request.may_fetch = False
-            self._leaving.give_up(replica, request)
+            return
+        if not request.is_cancelled:
+            for _, waiter in (fetch.sequence.waiters or {}).values():
+                waiter.may_fetch = False
+        request.may_fetch = False
+        self._leaving.give_up(replica, request)
 
     def _let_go(self, fetch: Fetch) -> None:
         source, fetch.source = fetch.source, None
@@ -127,11 +162,29 @@ class Fetches:
                 # Whoever waits for blocks there looks again in this turn.
                 source.write()
 
+    def _came(self, fetch: Fetch) -> None:
+        """Or it will not come."""
+        for name in fetch.names:
+            place = fetch.replica.ledger.pool, name
+            if self._coming.get(place) is fetch.sequence:
+                del self._coming[place]
+
     def lose(self, pool: Replica | HostPool) -> None:
         """This pool is gone: reads into it with it; reads from it succeed or fail by themselves."""
         if isinstance(pool, Replica):
             for _, fetch in self._transfers.lose(pool, Fetch):
-                self._endings.when_deaf(fetch.request, partial(self._let_go, fetch))
+                self._came(fetch)
+                self._endings.when_deaf(fetch.held_up, partial(self._let_go, fetch))
         for _, fetch in self._transfers.all(Fetch):
             if fetch.source is pool:
                 self._let_go(fetch)
+
+
+def _lacking(request: Request, place: Place) -> tuple[int, int]:
+    """The first block that it does not find there, and the one of its last token, which it computes."""
+    last = (request.live[0].length - 1) // place.replica.block_size
+    return min(len(place.hit), last), last
+
+
+def _name(sequence: Sequence, block: int) -> bytes:
+    return sequence.names[block * HASH_BYTES : (block + 1) * HASH_BYTES]

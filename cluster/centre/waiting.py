@@ -148,7 +148,8 @@ class Waiting:
         self._num_parked[request.model] += 1
         assert owner.request.replica is not None
         owner.request.replica.awaited[owner.seq] = owner
-        self._books.counters["parked on a prefix"] += 1
+        what = "fetch" if owner.request.state is State.RESTORING else "prefix"
+        self._books.counters[f"parked on a {what}"] += 1
 
     def _leave_parking(self, request: Request) -> None:
         owner = request.parked_on

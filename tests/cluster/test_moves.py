@@ -9,6 +9,7 @@ from cluster.centre.nouns import State
 from cluster.centre.scheduler import Scheduler
 from cluster.messages import (
     Advances,
+    Cancel,
     Drain,
     HostPoolJoined,
     Order,
@@ -225,16 +226,51 @@ def test_a_prefix_that_another_replica_has_is_fetched_where_that_is_cheaper() ->
     assert two.scheduler.requests["other"].state is State.RUNNING
 
 
-def test_as_many_as_a_batch_holds_fetch_one_prefix_at_once() -> None:
-    two = Two(num_blocks=4096, max_batch=300)
+def fetching(num: int, **replica: int) -> tuple[Two, dict[str, Plan]]:
+    """So many requests are asked at once for r1, whose prompt is cached on r0 only."""
+    two = Two(num_blocks=4096, max_batch=300, **replica)
     begun = two.start(max_tokens=8)
     two.tell("r0", stopped=(Stopped(begun.seq, Reason.STOP, len(PROMPT) + 2, ids([7]), b""),))
     two.turn(Drain("r0"), Drain("r1", on=False))
-    found = two.turn(*[submit(f"other{number}", [*PROMPT, 9, number], 4) for number in range(300)])
-    assert len(found["r1"].transfers) == 300
-    two.tell("r1", tuple([Transferred(one.transfer, True, "", 4096, 0.001) for one in found["r1"].transfers]))
+    return two, two.turn(*[submit(f"other{number}", [*PROMPT, 9, number], 4) for number in range(num)])
+
+
+def test_as_many_as_a_batch_holds_wait_for_one_fetch() -> None:
+    two, found = fetching(300)
+    (fetched,) = found["r1"].transfers
+    assert [start.request_id for start in found["r1"].starts] == ["other0"]
+    assert two.scheduler.admission.why_waiting(two.scheduler.requests["other299"]) == "other0 fetches its prefix"
+    found = two.done("r1", fetched)
+    assert len(found["r1"].starts) == 299 and not found["r1"].transfers
+    assert {start.position for start in found["r1"].starts} == {len(PROMPT)}
+    first = two.scheduler.requests["other0"].sequences[0].table[: len(PROMPT) // SIZE]
+    assert all(start.table[: len(first)] == first for start in found["r1"].starts)
     assert two.scheduler.replicas["r0"].ledger.counts().moving == 0
-    assert two.scheduler.requests["other299"].state is State.RUNNING
+
+
+def test_who_waited_for_a_fetch_that_failed_fetches_no_more() -> None:
+    two, found = fetching(20)
+    (fetched,) = found["r1"].transfers
+    found = two.tell("r1", (Transferred(fetched.transfer, False, "its peer was silent", 0, 9.0),))
+    # One of them computes the prompt, and the others wait for that.
+    assert len(found["r1"].starts) == 1 and not found["r1"].transfers
+    assert two.scheduler.counters["fetches begun"] == 1
+
+
+def test_who_waited_for_a_fetch_that_nobody_wants_any_more_fetches_itself() -> None:
+    two, found = fetching(20)
+    (fetched,) = found["r1"].transfers
+    found = two.turn(Cancel("other0"))
+    assert list(found["r1"].aborts) == [fetched.transfer] and not found["r1"].starts
+    found = two.tell("r1", (Transferred(fetched.transfer, False, "aborted", 0, 0.01),))
+    assert len(found["r1"].starts) == len(found["r1"].transfers) == 1
+
+
+def test_who_waited_for_a_fetch_looks_elsewhere_when_its_replica_is_lost() -> None:
+    two, found = fetching(20)
+    assert len(found["r1"].transfers) == 1
+    found = two.turn(ReplicaLost("r1", 1, "its process died"), Drain("r0", on=False))
+    assert len(found["r0"].starts) == 19 and not found["r0"].transfers
 
 
 def cached_and_written() -> tuple[Two, Transfer]:
