@@ -7,11 +7,13 @@ name its results are kept as `tests/bench/results/LABEL.json`, from where pages 
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 
 from cluster.bench.results import FOLDER
 
@@ -27,12 +29,22 @@ def names(folder: Path = Path(__file__).parent) -> list[str]:
     return found
 
 
+def _purpose(path: Path) -> str:
+    """The first sentence of a benchmark's file, which begins with its command."""
+    told = ast.get_docstring(ast.parse(path.read_text())) or ""
+    return re.split(r"(?<=\.)\s", told.partition(": ")[2], maxsplit=1)[0].replace("\n", " ")
+
+
 def run(argv: Sequence[str], package: str = "cluster.bench") -> int:
     """Runs the benchmark of this package that `argv` begins with and returns its exit code."""
-    known = names(ROOT.joinpath(*package.split(".")))
+    folder = ROOT.joinpath(*package.split("."))
+    known = names(folder)
     if not argv or argv[0] in ("-h", "--help"):
         command = f"python -m {package}" if package != "cluster.bench" else "quire bench"
-        print(f"usage: {command} [--keep LABEL] NAME ...\nbenchmarks: {', '.join(known)}")
+        print(f"usage: {command} [--keep LABEL] NAME ...\n\n--keep LABEL: into tests/bench/results/LABEL.json as well")
+        print(f"{command} NAME --help shows the options of one of these:\n")
+        for name in known:
+            print("\n".join(wrap(f"{name:12}{_purpose(folder / f'{name}.py')}", 100, subsequent_indent=" " * 12)))
         return 0
     kept: list[str] = []
     if argv[0] == "--keep":

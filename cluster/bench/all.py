@@ -23,7 +23,7 @@ from typing import Any
 
 from cluster.bench.noise import Change, Figure, changes, figures, noise_of, yardstick
 from cluster.bench.page import Line, PagePlot, section, whole
-from cluster.bench.report import Report, Row
+from cluster.bench.report import RawHelp, Report, Row
 
 ROOT = Path(__file__).parents[2]
 FIGURES = "Figures: absolute times and rates in yardsticks"
@@ -125,9 +125,7 @@ def main(argv: list[str]) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="quire bench all", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="quire bench all", description=__doc__, formatter_class=RawHelp)
     parser.add_argument("--quick", action="store_true", help="shortened forms")
     parser.add_argument("--list", action="store_true", help="only say what would run, and for how long")
     parser.add_argument("--only", nargs="+", choices=[part.name for part in PARTS], metavar="PART")

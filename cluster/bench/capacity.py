@@ -13,7 +13,7 @@ from statistics import median
 
 import torch
 
-from cluster.bench.report import Report
+from cluster.bench.report import BenchHelp, Report
 from cluster.offline.engine import LLM
 from cluster.sampling import SamplingParams
 from cluster.sim.costs import fit
@@ -52,7 +52,7 @@ def run_recorded(
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="quire bench capacity", description=__doc__)
+    parser = argparse.ArgumentParser(prog="quire bench capacity", description=__doc__, formatter_class=BenchHelp)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--blocks", type=int, default=60, help="of 8 tokens in the engine's pool")

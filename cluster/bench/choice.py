@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cluster.bench.report import Report, Row
+from cluster.bench.report import BenchHelp, Report, Row
 from cluster.serving.shell import tune_collector
 from cluster.settings import PreemptionName
 from cluster.sim.choice import BLOCK_SIZES, PROMPTS, ROADS, SECONDS, Measured, cells, measure
@@ -18,7 +18,7 @@ NAMES: dict[str, PreemptionName] = {"swap": "swap", "recompute": "recompute", "c
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="quire bench choice", description=__doc__)
+    parser = argparse.ArgumentParser(prog="quire bench choice", description=__doc__, formatter_class=BenchHelp)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="simulated, of each policy in each cell")
     parser.add_argument("--prompts", default=",".join(map(str, PROMPTS)))
     parser.add_argument("--blocks", default=",".join(map(str, BLOCK_SIZES)))

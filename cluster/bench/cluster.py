@@ -24,7 +24,7 @@ from cluster.bench.control import cpu_s
 from cluster.bench.offline_engines import Ours
 from cluster.bench.offline_models import Workload, folder_of, workload
 from cluster.bench.processes import Processes
-from cluster.bench.report import Cell, Report
+from cluster.bench.report import BenchHelp, Cell, Report
 from cluster.client.asynchronous import AsyncClient
 from cluster.client.request import Options
 from cluster.lifecycle.ports import free_port
@@ -225,7 +225,7 @@ PARTS = ("engine", "workers", "door")
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="quire bench cluster", description=__doc__)
+    parser = argparse.ArgumentParser(prog="quire bench cluster", description=__doc__, formatter_class=BenchHelp)
     parser.add_argument("--json", help="also write the figures to this file")
     parser.add_argument("--shape", choices=("14m", "125m"), default="125m")
     parser.add_argument("--rounds", type=int, default=3)

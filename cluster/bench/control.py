@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from cluster.bench.processes import Processes
-from cluster.bench.report import Cell, Report
+from cluster.bench.report import BenchHelp, Cell, Report
 from cluster.messages import Event, Extends, Plan, ReplicaJoined, Result, Start, Stopped, ids
 from cluster.sampling import SamplingParams
 from cluster.serving.control_server import ControlServer
@@ -282,7 +282,7 @@ def _report(
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="quire bench control", description=__doc__)
+    parser = argparse.ArgumentParser(prog="quire bench control", description=__doc__, formatter_class=BenchHelp)
     parser.add_argument("--json", help="also write the figures to this file")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the time of each part")
     options = parser.parse_args(argv)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cluster.bench.gpu_command import open_device
 from cluster.bench.gpu_slices import SLICES, Scale
-from cluster.bench.report import Report, Row
+from cluster.bench.report import BenchHelp, Report, Row
 
 LIMIT_S = 240.0
 # What a slice begins nothing new in, so that what it has begun ends in time.
@@ -83,7 +83,7 @@ def _file_of(summary: Path, name: str) -> Path:
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="quire bench gpu", description=__doc__)
+    parser = argparse.ArgumentParser(prog="quire bench gpu", description=__doc__, formatter_class=BenchHelp)
     parser.add_argument("--slice", nargs="+", choices=list(SLICES), help="only these, in this process")
     parser.add_argument("--limit", type=float, default=LIMIT_S, metavar="S", help="seconds of a slice (default 240)")
     parser.add_argument("--batches", nargs="+", type=int, help="of decode steps (default 1 to 256)")

@@ -10,11 +10,13 @@ import argparse
 import random
 
 from cluster.bench import cpu_command, gpu_command
-from cluster.bench.report import Report
+from cluster.bench.report import BenchHelp, Report
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="quire bench kernels", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="quire bench kernels", description=__doc__.splitlines()[0], formatter_class=BenchHelp
+    )
     parser.add_argument("--device", choices=("auto", "gpu", "cpu"), default="auto", help="what to time (default auto)")
     parser.add_argument("--json", metavar="FILE", help="also write command, versions, machine, date and rows here")
     parser.add_argument("--seed", type=int, default=None, help="seed of what is drawn at random; printed")

@@ -20,7 +20,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from cluster.bench.page import Line, PagePlot
-from cluster.bench.report import Report, Row
+from cluster.bench.report import RawHelp, Report, Row
 from cluster.bench.shell import report_shell
 from cluster.errors import ConfigError
 from cluster.messages import Event, Plan, Result
@@ -72,9 +72,7 @@ class Watched:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="quire bench limits", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="quire bench limits", description=__doc__, formatter_class=RawHelp)
     parser.add_argument("--workers", nargs="+", type=int, default=list(SIZES))
     parser.add_argument("--gpu", default="h100")
     parser.add_argument("--model", default="8b")

@@ -18,7 +18,7 @@ from cluster.bench.offline_limits import MachineLimits, limits
 from cluster.bench.offline_models import DEFAULT_REQUESTS, SHAPES, WORKLOADS, Workload, folder_of, workload
 from cluster.bench.offline_step import breakdown, prefix_cost, step_cost
 from cluster.bench.peers import agreement
-from cluster.bench.report import Report, Row
+from cluster.bench.report import BenchHelp, Report, Row
 
 ENGINES = ("quire", "static", "continuous")
 CHECKED, CHECKED_TOKENS = 3, 24
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="quire bench offline", description=__doc__)
+    parser = argparse.ArgumentParser(prog="quire bench offline", description=__doc__, formatter_class=BenchHelp)
     parser.add_argument("--workload", nargs="*", choices=WORKLOADS, default=["sharegpt"])
     parser.add_argument("--device", default="cpu", help='"cuda" on a GPU, with --shape 1b or 8b and --dtype bfloat16')
     parser.add_argument("--batches", nargs="+", type=int, help="decode steps at these batches beside transformers")

@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from cluster.bench.report import Report
+from cluster.bench.report import RawHelp, Report
 
 PARTS = ("memory", "sharing", "load", "engine", "kernel", "swap")
 # Seconds that a part takes on two quiet cores; quick ones behind.
@@ -33,9 +33,7 @@ ABOUT_S = {
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="quire bench paper", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="quire bench paper", description=__doc__, formatter_class=RawHelp)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--requests", type=int, default=1500, help="of the memory part")

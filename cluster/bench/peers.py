@@ -22,7 +22,7 @@ from typing import Any
 
 from cluster.bench.offline_models import DEFAULT_REQUESTS, SHAPES, WORKLOADS, Workload, folder_of, workload
 from cluster.bench.page import Line, PagePlot
-from cluster.bench.report import Report, Row
+from cluster.bench.report import BenchHelp, Report, Row
 
 # Engine -> the file of its adapter, the function in it, and the package that it needs.
 ENGINES: Mapping[str, tuple[str, str, str]] = {
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="quire bench peers", description=__doc__)
+    parser = argparse.ArgumentParser(prog="quire bench peers", description=__doc__, formatter_class=BenchHelp)
     parser.add_argument("--venv", nargs="*", type=Path, default=[], help="virtual environments that have engines")
     parser.add_argument("--server", help="http://host:port of a server that serves the same checkpoint")
     parser.add_argument("--server-model", default="", help="its name there; default: the first that it lists")

@@ -7,6 +7,7 @@ SVG. Standard library only, so that a bare checkout can report. It measures noth
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -40,6 +41,21 @@ PACKAGES = (
     "flash-attn",
     "flashinfer-python",
 )
+
+
+class BenchHelp(argparse.HelpFormatter):
+    """The help of a benchmark: what an option is unless it is given stands behind what it says."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        told = action.help or ""
+        is_said = not action.option_strings or "default" in told
+        return (
+            told if is_said or action.default in (None, False, argparse.SUPPRESS) else f"{told} (default %(default)s)"
+        )
+
+
+class RawHelp(BenchHelp, argparse.RawDescriptionHelpFormatter):
+    """Of a description in columns."""
 
 
 class Report:

@@ -18,7 +18,7 @@ import numpy as np
 
 from cluster.bench.made_up_workers import LONGEST, MEAN_OUTPUT, MEAN_PROMPT, MadeUpWorkers, submits
 from cluster.bench.many_pools import report_many_pools
-from cluster.bench.report import Report
+from cluster.bench.report import BenchHelp, Report
 from cluster.centre.scheduler import Scheduler
 from cluster.hashing import HASH_BYTES
 from cluster.messages import Closed, Done, Event, Plan, ReplicaJoined, Submit, ids
@@ -255,7 +255,7 @@ def _waste(report: Report, seed: int) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="quire bench scheduler", description=__doc__)
+    parser = argparse.ArgumentParser(prog="quire bench scheduler", description=__doc__, formatter_class=BenchHelp)
     parser.add_argument("--steps", type=int, default=64, help="steps of every worker that are timed")
     parser.add_argument(
         "--sizes", default="1x64,1x1024,8x256,64x256,64x1024,1024x64,400x256", help="workers x sequences"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from cluster.bench.report import Report, Row
+from cluster.bench.report import BenchHelp, Report, Row
 from cluster.centre.ledger import Ledger, TurnClock
 from cluster.centre.prefix import PrefixIndex
 from cluster.centre.scheduler import Scheduler
@@ -308,7 +308,7 @@ def traditional(built: Built) -> Callable[[], torch.Tensor]:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="quire bench seeds", description=__doc__)
+    parser = argparse.ArgumentParser(prog="quire bench seeds", description=__doc__, formatter_class=BenchHelp)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each scenario's attention; 0: none")
     parser.add_argument("--json")

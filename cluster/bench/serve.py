@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from cluster.bench.page import Line, PagePlot, page
-from cluster.bench.report import Report, Row
+from cluster.bench.report import BenchHelp, Report, Row
 from cluster.bench.serve_figures import Floats, Limits, ServeFigures, figures, percentiles, under_way
 from cluster.bench.serve_load import ARRIVALS, LoadShape
 from cluster.errors import ConfigError, QuireError, Unavailable
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="quire bench serve", description=__doc__)
+    parser = argparse.ArgumentParser(prog="quire bench serve", description=__doc__, formatter_class=BenchHelp)
     add = parser.add_argument
     add("--address", help="a gateway; default: that of `quire up`")
     add("--token-file", type=Path, help="with the caller's token; default: QUIRE_TOKEN_FILE, or QUIRE_TOKEN itself")

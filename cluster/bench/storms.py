@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from cluster.bench.report import Report
+from cluster.bench.report import BenchHelp, Report
 from cluster.serving.shell import tune_collector
 from cluster.sim.storms import STORMS, weather
 
@@ -14,7 +14,7 @@ MINUTE_S = 8.0
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="quire bench storms", description=__doc__)
+    parser = argparse.ArgumentParser(prog="quire bench storms", description=__doc__, formatter_class=BenchHelp)
     parser.add_argument("--minutes", type=float, default=10.0, help="simulated, of each storm")
     parser.add_argument("--only", choices=[storm.name for storm in STORMS], help="the storm of this name alone")
     parser.add_argument("--seed", type=int, default=1)

@@ -21,7 +21,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from cluster.bench.cluster import with_tokenizer
-from cluster.bench.report import Cell, Report
+from cluster.bench.report import BenchHelp, Cell, Report
 from cluster.offline.engine import LLM
 from cluster.sampling import SamplingParams
 from cluster.structure import StructuredOutputsParams
@@ -243,7 +243,7 @@ def _problem(check: Any, text: str) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="quire bench structures", description=__doc__)
+    parser = argparse.ArgumentParser(prog="quire bench structures", description=__doc__, formatter_class=BenchHelp)
     parser.add_argument("--json", help="also write the figures to this file")
     parser.add_argument("--model", default="125m", help="14m or 125m, of random weights, or any model (default: 125m)")
     parser.add_argument("--batch", type=int, default=32)

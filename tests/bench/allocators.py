@@ -12,7 +12,7 @@ import random
 import time
 from dataclasses import dataclass, field
 
-from cluster.bench.report import Report
+from cluster.bench.report import BenchHelp, Report
 from cluster.centre.ledger import Ledger, TurnClock
 from cluster.centre.prefix import PrefixIndex
 from cluster.hashing import HASH_BYTES
@@ -114,7 +114,9 @@ def _look_at_free(ledger: Ledger, outcome: Outcome) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench allocators", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench allocators", description=__doc__, formatter_class=BenchHelp
+    )
     parser.add_argument("--requests", type=int, default=4000)
     parser.add_argument("--blocks", type=int, default=4096)
     parser.add_argument("--seed", type=int, default=1)

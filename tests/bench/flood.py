@@ -22,7 +22,7 @@ from typing import Any
 
 import grpc.aio
 
-from cluster.bench.report import Report
+from cluster.bench.report import RawHelp, Report
 from cluster.client.errors import error_from_call
 from cluster.errors import QueueFull
 from protos.quire.v1 import common_pb2
@@ -353,9 +353,7 @@ async def measure(options: argparse.Namespace, report: Report) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.bench flood", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="python -m tests.bench flood", description=__doc__, formatter_class=RawHelp)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
     parser.add_argument("--cancels", type=int, default=500, help="requests that are cancelled, 500 a second")

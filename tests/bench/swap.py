@@ -18,7 +18,7 @@ from typing import Any
 
 from cluster import Client
 from cluster.bench.processes import Processes
-from cluster.bench.report import Report, Row
+from cluster.bench.report import BenchHelp, Report, Row
 from cluster.offline.outputs import RequestOutput
 from cluster.sampling import SamplingParams
 from cluster.settings import PreemptionName, SchedulerSettings, WorkerSettings
@@ -276,7 +276,9 @@ def report_storm(report: Report, found: Storm) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench swap", description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench swap", description=(__doc__ or "").split("\n\n")[0], formatter_class=BenchHelp
+    )
     parser.add_argument("--choice", type=int, default=7, help="rounds of each policy; 0: none (default: %(default)s)")
     parser.add_argument("--storm", type=float, default=60.0, help="seconds; 0: none (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1)

@@ -16,7 +16,7 @@ from statistics import median
 
 import numpy as np
 
-from cluster.bench.report import Report
+from cluster.bench.report import BenchHelp, Report
 from cluster.links.security import ClusterSecurity
 from cluster.messages import Road, Transfer, ids
 from cluster.register.asking import AskingSettings
@@ -53,7 +53,9 @@ GOALS = (
 
 def main(argv: list[str]) -> int:
     about = (__doc__ or "").split("\n\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m tests.bench transfer", description=about)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench transfer", description=about, formatter_class=BenchHelp
+    )
     parser.add_argument("--blocks", default="16,64,256,1024,4096", help="block sizes in KiB (default: %(default)s)")
     parser.add_argument("--mib", type=int, default=256, help="MiB that each call moves (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="calls of each, in turn (default: %(default)s)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,7 +81,10 @@ def test_benchmarks_are_found_by_their_main(capsys: pytest.CaptureFixture[str]) 
     assert "there is no benchmark named 'no-such-thing'; there are " in capsys.readouterr().err
     for words in ([], ["--help"]):
         assert bench.run(words) == 0
-        assert "usage: quire bench [" in (told := capsys.readouterr().out) and "kernels" in told
+        told = capsys.readouterr().out
+        assert told.startswith("usage: quire bench [")
+        # What each is for, in a sentence.
+        assert all(re.search(rf"^{name} .*", told, re.MULTILINE) for name in bench.names()) and told.endswith(".\n")
 
 
 @pytest.mark.parametrize(("package", "name"), BENCHMARKS)
@@ -88,7 +92,11 @@ def test_every_benchmark_can_write_json(package: str, name: str, capsys: pytest.
     with pytest.raises(SystemExit) as left:
         bench.run([name, "--help"], package)
     assert left.value.code == 0
-    assert "--json" in capsys.readouterr().out
+    told = " ".join(capsys.readouterr().out.split())
+    assert "--json" in told
+    if name == "serve":
+        assert "default: half of what the model takes --max-output" in told
+        assert re.search(r"--warm-up WARM_UP seconds at the beginning that do not count \(default [\d.]+\)", told)
 
 
 def test_kernels_on_a_cpu(tmp_path: Path) -> None:
