@@ -123,9 +123,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # typer's own exceptions, whose class moved between its versions, tell what is wrong with the command line.
         told = getattr(error, "format_message", None)
         if told is not None:
-            return _fail(
-                f"{' '.join(told().split()).rstrip('.')}; `quire --help` lists what there is", exits.WRONG_INPUT, debug
-            )
+            line = " ".join(told().split()).partition(", unable to parse")[0].rstrip(".")
+            where = getattr(getattr(error, "ctx", None), "command_path", "quire")
+            end = "" if line.endswith("?") else ";"
+            return _fail(f"{line}{end} `{where} --help` lists what there is", exits.WRONG_INPUT, debug)
         if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] not in ("cluster", "worker"):
             remedy = "this command needs the serving side: pip install 'quire[serve]'"
             return _fail(f"the package {error.name} is not installed; {remedy}", exits.WRONG_INPUT, debug)

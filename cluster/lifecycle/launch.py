@@ -74,7 +74,8 @@ def up(settings: ClusterSettings, say: Say) -> Running:
             running = Running(**told)
     except BaseException:
         with _undisturbed():
-            down(lambda line: None)
+            say("what was started is taken away")
+            down(say)
         raise
     running.starter = 0
     running.save()

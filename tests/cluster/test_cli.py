@@ -73,6 +73,16 @@ def test_a_wrong_command_line_is_one_line(words: list[str]) -> None:
     assert (done.stdout, done.stderr.count("\n")) == ("", 1), done.stderr
 
 
+def test_a_wrong_command_line_names_the_help_of_its_own_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        ("scale three", "Invalid value for 'workers': Input should be a valid integer; `quire scale --help`"),
+        ("tenants ad", "`quire tenants --help`"),
+        ("genrate", "Did you mean 'generate'? `quire --help`"),
+    ):
+        assert main(words.split()) == exits.WRONG_INPUT
+        assert f"{said} lists what there is\n" in capsys.readouterr().err
+
+
 def test_a_traceback_only_with_debug() -> None:
     wrong = ["size", "--model", "nowhere"]
     assert "Traceback" not in quire(*wrong).stderr

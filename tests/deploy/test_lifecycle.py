@@ -110,13 +110,16 @@ def cmdline(pid: int) -> bytes:
 def interrupted_after(home: Path, seconds: float) -> None:
     process = start(home, *UP)
     time.sleep(seconds)
-    has = Holdings.of(home) if noted(home) else Holdings(home=home)
+    had_begun = bool(noted(home))
+    has = Holdings.of(home) if had_begun else Holdings(home=home)
     code, told = interrupt(process)
     # It may have been ready already: then there is a cluster, and it is ended like any other.
     if code == 0:
         assert quire(home, "down").returncode == 0
     else:
         assert (code, told.splitlines()[-1]) == (130, "error: interrupted"), told
+        # What comes of it is proven, and said, as by `quire down`.
+        assert "down: nothing is left\n" in told or not had_begun, told
     assert not has.left(patience_s=2.0), has.left()
     assert not noted(home)
 
