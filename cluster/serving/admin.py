@@ -126,7 +126,7 @@ class AdminServer:
                 num_sequences=len(replica.residents),
                 max_batch=replica.joined.max_batch,
                 num_blocks=replica.ledger.num_blocks,
-                num_available=replica.ledger.num_available,
+                num_free=replica.ledger.num_available,
                 steps=peer.step if peer else 0,
                 step_s=peer.step_seconds if peer else 0.0,
                 dry_leases=replica.num_dry,

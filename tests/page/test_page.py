@@ -64,9 +64,7 @@ class MadeUp:
         return pb.GetClusterResponse(version="0", num_running=300, num_waiting=100, num_workers=1, notes=[note])
 
     def ListWorkers(self, request: Any, context: Any) -> pb.ListWorkersResponse:
-        worker = pb.Worker(
-            name="demo-0", model="demo", num_sequences=300, max_batch=400, num_available=900, step_s=0.0123
-        )
+        worker = pb.Worker(name="demo-0", model="demo", num_sequences=300, max_batch=400, num_free=900, step_s=0.0123)
         return pb.ListWorkersResponse(workers=[worker])
 
     def ListPools(self, request: Any, context: Any) -> pb.ListPoolsResponse:

@@ -214,7 +214,7 @@ function takeLists(told) {
   for (const one of told.requests) if (one[7]) reasons.set(one[0], one[7]);
   fill("requests", told.requests.map((one) => [one[0], one[2], one[3], one[4], one[5], one[6], one[7]]), showTables);
   fill("workers", told.workers.map((one) => [one.name + (one.draining ? " (draining)" : ""), one.model,
-    `${one.num_sequences}/${one.max_batch}`, number(one.num_available), (one.step_s * 1000).toFixed(1)]));
+    `${one.num_sequences}/${one.max_batch}`, number(one.num_free), (one.step_s * 1000).toFixed(1)]));
   fill("tenants", told.tenants.map((one) => [one.tenant, number(one.num_requests),
     number(one.prompt_tokens + one.output_tokens), number(one.device_block_seconds)]));
   const list = $("notes");

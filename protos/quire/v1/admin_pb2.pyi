@@ -132,7 +132,7 @@ class MissingWorker(_message.Message):
     def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class Worker(_message.Message):
-    __slots__ = ("name", "incarnation", "node", "model", "draining", "num_sequences", "max_batch", "num_blocks", "num_available", "steps", "step_s", "dry_leases", "prefill_waiting", "silent_s")
+    __slots__ = ("name", "incarnation", "node", "model", "draining", "num_sequences", "max_batch", "num_blocks", "num_free", "steps", "step_s", "dry_leases", "prefill_waiting", "silent_s")
     NAME_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
@@ -141,7 +141,7 @@ class Worker(_message.Message):
     NUM_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
-    NUM_AVAILABLE_FIELD_NUMBER: _ClassVar[int]
+    NUM_FREE_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     STEP_S_FIELD_NUMBER: _ClassVar[int]
     DRY_LEASES_FIELD_NUMBER: _ClassVar[int]
@@ -155,13 +155,13 @@ class Worker(_message.Message):
     num_sequences: int
     max_batch: int
     num_blocks: int
-    num_available: int
+    num_free: int
     steps: int
     step_s: float
     dry_leases: int
     prefill_waiting: int
     silent_s: float
-    def __init__(self, name: _Optional[str] = ..., incarnation: _Optional[int] = ..., node: _Optional[str] = ..., model: _Optional[str] = ..., draining: _Optional[bool] = ..., num_sequences: _Optional[int] = ..., max_batch: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_available: _Optional[int] = ..., steps: _Optional[int] = ..., step_s: _Optional[float] = ..., dry_leases: _Optional[int] = ..., prefill_waiting: _Optional[int] = ..., silent_s: _Optional[float] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., incarnation: _Optional[int] = ..., node: _Optional[str] = ..., model: _Optional[str] = ..., draining: _Optional[bool] = ..., num_sequences: _Optional[int] = ..., max_batch: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_free: _Optional[int] = ..., steps: _Optional[int] = ..., step_s: _Optional[float] = ..., dry_leases: _Optional[int] = ..., prefill_waiting: _Optional[int] = ..., silent_s: _Optional[float] = ...) -> None: ...
 
 class ListPoolsRequest(_message.Message):
     __slots__ = ()
