@@ -14,11 +14,11 @@ from cluster.centre.books import Books
 from cluster.centre.endings import Endings
 from cluster.centre.fairness import WaitingQueue
 from cluster.centre.fetch import Fetches
-from cluster.centre.host_memory import HostMemory
 from cluster.centre.nouns import Replica, Request, Sequence, State
 from cluster.centre.pins import Pins
 from cluster.centre.placement import Board, Place
 from cluster.centre.prefix import Hits
+from cluster.centre.sealing import Sealing
 from cluster.centre.starts import Starts, uses_cache
 from cluster.centre.swap import Swaps
 from cluster.centre.waiting import Waiting
@@ -34,23 +34,23 @@ class Admission:
         books: Books,
         boards: Boards,
         waiting: Waiting,
-        host_memory: HostMemory,
         endings: Endings,
         pins: Pins,
         starts: Starts,
         swaps: Swaps,
         fetches: Fetches,
+        sealing: Sealing,
     ) -> None:
         self._books = books
         self._settings = books.settings
         self._boards = boards
         self._waiting = waiting
-        self._host_memory = host_memory
         self._endings = endings
         self._pins = pins
         self._starts = starts
         self._swaps = swaps
         self._fetches = fetches
+        self._sealing = sealing
 
     def admit(self, touched: Iterable[Replica]) -> None:
         """Starts what fits, in order of each model's queue. Figures of `touched` replicas have changed."""
@@ -63,7 +63,8 @@ class Admission:
                 request = queue.head()
                 if request is None:
                     break
-                if board.replicas and request.digest != board.digest and not self._goes_on(request, board):
+                if board.replicas and request.digest != board.digest:
+                    self._sealing.meet_other_weights(request, board.digest)
                     continue
                 if request.measured != board.sizes.version and not self._measure(request, board):
                     continue
@@ -82,7 +83,7 @@ class Admission:
                 host = request.host
                 if host is not None and host.joined.fingerprint != place.replica.joined.fingerprint:
                     # Nobody there could read what lies in host memory: it is computed again.
-                    self._host_memory.forget(request)
+                    self._swaps.forget(request)
                     continue
                 owner = self._owner_there(request, names, hits, place)
                 if owner is not None:
@@ -112,19 +113,6 @@ class Admission:
         else:
             self._waiting.set_aside(request, min(later, default=now))
         return False
-
-    def _goes_on(self, request: Request, board: Board) -> bool:
-        """Another model has its model's name by now: all replicas went, and then came others. Nothing that is known of
-        its blocks counts there; an answer that has begun, and what was to be kept, end here (False)."""
-        if request.pin_until is not None or any(sequence.outputs for sequence in request.sequences):
-            digests = f"digest {request.digest.hex()} before and {board.digest.hex()} now"
-            detail = f"model {request.model} was replaced by another of this name before the end ({digests}); ask again"
-            self._endings.break_off(request, "CANCELLED", detail, Reason.DROPPED)
-            return False
-        self._host_memory.forget(request)
-        request.forget_names()
-        request.digest = board.digest
-        return True
 
     def _give_up_pin(self, board: Board) -> bool:
         """Nothing runs on a replica and still the head does not fit: pins give way to work."""

@@ -119,6 +119,7 @@ class Adoption:
             books.tell(Refused(*where, "INVALID_ARGUMENT", problem, 0.0, field))
             return True
         self._confirming.told(request, submit)
+        self._sealing.tell_weights(request, submit)
         self.own(request, submit.gateway, submit.route)
         self.tell_all(request)
         return True

@@ -111,6 +111,7 @@ class Rebuild:
             self._sealing.hear(request, place, open_request.outputs, open_request.finished)
             books.tell(HandOver(*place, submit.request_id))
             return
+        self._sealing.tell_weights(request, submit)
         # What was sent to one that was given up has not arrived.
         is_behind = not is_first and (place != known or request.orphaned_until is not None)
         if is_first:

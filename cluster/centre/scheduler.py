@@ -116,7 +116,7 @@ class Scheduler:
         self.moves = moves = Moves(books, movable, transfers, endings, leaving, starts, arrivals, self.pauses)
         roads = Roads(transfers, swaps, fetches, moves, self.host_cache)
         # Who starts, who goes, and where to.
-        self.admission = Admission(books, boards, waiting, host_memory, endings, pins, starts, swaps, fetches)
+        self.admission = Admission(books, boards, waiting, endings, pins, starts, swaps, fetches, sealing)
         self.balance = Balance(books, boards, transfers, movable, moves)
         self.pressure = Pressure(books, leases, revokes, endings, pins, swaps, moves, self.balance)
         self.drains = Drains(books, boards, movable, moves, self.pressure)

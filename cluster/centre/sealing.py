@@ -14,7 +14,7 @@ from cluster.centre.endings import Endings
 from cluster.centre.host_memory import HostMemory
 from cluster.centre.nouns import Request, Sequence, State
 from cluster.centre.waiting import Waiting
-from cluster.messages import GatewayLost, Ids, Reason, Replay, Seal, Sealed, Tokens, ids
+from cluster.messages import GatewayLost, Ids, Reason, Replay, Seal, Sealed, Submit, Tokens, ids
 
 
 class Sealing:
@@ -52,7 +52,27 @@ class Sealing:
         owner = request.gateway, request.route
         if owner not in request.witnesses:
             request.witnesses.append(owner)
-        self._books.tell(Seal(*owner, request.request_id, request.attempt))
+        self._books.tell(Seal(*owner, request.request_id, request.attempt, request.digest))
+
+    def meet_other_weights(self, request: Request, digest: bytes) -> None:
+        """Another model has the name of this waiting request's model by now: all replicas went, and then came others.
+        Nothing that is known of its blocks counts there; an answer that has begun, and what was to be kept, end here.
+        What has not begins there once its gateway knows, which tells a scheduler after this one whose tokens it has."""
+        if request.pin_until is not None or any(sequence.outputs for sequence in request.sequences):
+            digests = f"digest {request.digest.hex()} before and {digest.hex()} now"
+            detail = f"model {request.model} was replaced by another of this name before the end ({digests}); ask again"
+            self._endings.break_off(request, "CANCELLED", detail, Reason.DROPPED)
+            return
+        self._waiting.withdraw(request)
+        self._host_memory.forget(request)
+        request.forget_names()
+        request.digest = digest
+        self.seal(request)
+
+    def tell_weights(self, request: Request, submit: Submit) -> None:
+        """A gateway asked for it as of other weights than those that it is computed with."""
+        if submit.digest != request.digest:
+            self._books.tell(Seal(submit.gateway, submit.route, request.request_id, 0, request.digest))
 
     def _wait(self, request: Request) -> None:
         request.seal_deadline = self._books.now + self._books.settings.seal_timeout_s
@@ -64,7 +84,7 @@ class Sealing:
         if request.witnesses:
             self._wait(request)
         for gateway, route in request.witnesses:
-            self._books.tell(Seal(gateway, route, request.request_id, request.attempt))
+            self._books.tell(Seal(gateway, route, request.request_id, request.attempt, request.digest))
         self._go_on_if_said(request)
 
     def on_sealed(self, sealed: Sealed) -> None:

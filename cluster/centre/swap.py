@@ -169,6 +169,10 @@ class Swaps:
 
     # -- how a transfer ended
 
+    def forget(self, request: Request) -> None:
+        """It starts where nobody could read it: it is computed again."""
+        self._host_memory.forget(request)
+
     def ended(self, swap: Swap, told: Transferred) -> None:
         books, request, replica = self._books, swap.request, swap.replica
         outcome = "done" if told.ok else "failed"

@@ -50,12 +50,16 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """Take no more tokens of attempts up to and including `attempt`, and tell what you hold (Sealed)."""
+    """Take no more tokens of attempts up to and including `attempt`, and tell what you hold (Sealed).
+
+    `digest`: of the weights that it is computed with from now on, or was before.
+    """
 
     gateway: str
     route: int
     request_id: str
     attempt: int
+    digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

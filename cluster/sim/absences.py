@@ -7,9 +7,12 @@ host pool ends by that and is started again; a gateway goes on as its next life.
 
 from __future__ import annotations
 
-from cluster.messages import CloseModel
+from dataclasses import replace
+
+from cluster.messages import CloseModel, Result
 from cluster.sim.clock import Process
 from cluster.sim.mishaps import Mishaps
+from cluster.sim.model import other_weights
 from cluster.sim.network import SILENCE_S, SimLink
 
 PATIENCE_S = 1.0
@@ -58,6 +61,26 @@ class Absences:
         link.set_cut(False)
         self._world.num_outlasted += 1
 
+    def replace_weights(self, number: int, seconds: float) -> None:
+        """It dies and comes back with other weights under its model's name, and after a while with those of before."""
+        world = self._world
+        model = world.shapes[number].model
+        world.replaced.add(model)
+        world.shapes[number] = replace(world.shapes[number], weights=other_weights(model))
+        self._mishaps.kill_worker(number)
+        world.clock.after(world.shape.restart_s + seconds, self._put_back, number)
+
+    def _put_back(self, number: int) -> None:
+        world = self._world
+        world.shapes[number] = replace(world.shapes[number], weights="")
+        if world.workers[f"w{number}"].shape.weights:
+            self._mishaps.kill_worker(number)
+
+    def tell_what_cannot_be(self, number: int) -> None:
+        worker = self._world.workers[f"w{number}"]
+        self._world.liars.add((worker.name, worker.incarnation))
+        worker.tells = _beyond_its_lease
+
     def bury_worker(self, number: int) -> None:
         """It dies and never comes back, unless no other replica of its model would be left."""
         world = self._world
@@ -100,3 +123,13 @@ class Absences:
 
     def _workers_of(self, model: str) -> list[int]:
         return [number for number, shape in enumerate(self._world.shapes) if shape.model == model]
+
+
+def _beyond_its_lease(result: Result) -> Result:
+    """The last of its sequences has come farther than it may."""
+    advances = result.advances
+    if not advances.positions:
+        return result
+    positions = advances.positions[:]
+    positions[-1] += 1 << 12
+    return replace(result, advances=replace(advances, positions=positions))

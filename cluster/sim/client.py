@@ -131,21 +131,33 @@ class SimClient:
         if not self.outcome:
             self.reasons[index] = reason
 
-    def judge(self) -> None:
-        """What it has is what the model says, and all of it if it is done; called once it has ended."""
+    def judge(self, others: Sequence[str] = ()) -> None:
+        """What it has is what the model says, and all of it if it is done; called once it has ended. `others`: weights
+        that were there under the model's name, one of which may have said all of it instead."""
+        failure: Violation | None = None
+        for weights in (self.ask.model, *others):
+            try:
+                self._judge(weights)
+                return
+            except Violation as violation:
+                failure = failure or violation
+        assert failure is not None
+        raise failure
+
+    def _judge(self, weights: str) -> None:
         ask = self.ask
         if ask.prompt_logprobs and self.outcome == "done":
-            self._judge_prompt()
+            self._judge_prompt(weights)
         if ask.beam_width:
-            self._judge_beams()
+            self._judge_beams(weights)
             return
         for index, mine in enumerate(self.received):
             name = f"{ask.request_id}[{index}] ({self.outcome})"
-            wrong = follow(ask.model, ask.prompt, (ask.seed, index, self.num_noises), mine, self.end_one_in)
+            wrong = follow(weights, ask.prompt, (ask.seed, index, self.num_noises), mine, self.end_one_in)
             if wrong is not None:
                 raise Violation(f"{name} has a wrong token at {wrong}: {mine}")
             if ask.logprobs:
-                self._judge_logprobs(name, index)
+                self._judge_logprobs(name, index, weights)
             limit = ask.max_tokens
             if ask.stop_at is not None and ask.stop_at[0] == index:
                 limit = min(limit, ask.stop_at[1])
@@ -158,26 +170,26 @@ class SimClient:
             if self.reasons[index] is Reason.NONE:
                 raise Violation(f"{name} was never told why it ended")
 
-    def _judge_logprobs(self, name: str, index: int) -> None:
+    def _judge_logprobs(self, name: str, index: int, weights: str) -> None:
         """Each token has its own, whatever died: what was told without is drawn again. Only who came back may lack
         some, because another gateway may have been told its tokens by somebody who had not drawn them."""
         mine, got = self.received[index], self.logprobs[index]
-        _, wanted = logprobs(self.ask.model, self.ask.prompt, mine)
+        _, wanted = logprobs(weights, self.ask.prompt, mine)
         for at, (one, token, value) in enumerate(zip(got, mine, wanted, strict=True)):
             if one is None and not self.has_come_back:
                 raise Violation(f"{name} got token {at} without its logprob")
             if one is not None and (one.token, one.logprob) != (token, value):
                 raise Violation(f"{name} got token {at} with {one}, not {token} with {value}")
 
-    def _judge_prompt(self) -> None:
+    def _judge_prompt(self, weights: str) -> None:
         """Each token of the prompt but the first has its logprob, for whom did not come back."""
         ask = self.ask
-        wanted, _ = logprobs(ask.model, ask.prompt, [])
+        wanted, _ = logprobs(weights, ask.prompt, [])
         judged = [(one.token, one.logprob) for one in self.prompt_logprobs[1:] if one is not None]
         if judged != list(zip(ask.prompt[1:], wanted, strict=True)) and not self.has_come_back:
             raise Violation(f"{ask.request_id} got prompt logprobs {self.prompt_logprobs}, not {wanted}")
 
-    def _judge_beams(self) -> None:
+    def _judge_beams(self, weights: str) -> None:
         """Each beam comes whole or not at all, and they are those that the search finds without any cluster. A client
         that leaves while it reads has the first of them."""
         ask = self.ask
@@ -185,7 +197,7 @@ class SimClient:
             return
         wanted = []
         for noise in range(self.num_noises):
-            found = search(ask.model, ask.prompt, ask.seed + noise, ask.beam_width, ask.max_tokens, self.end_one_in)
+            found = search(weights, ask.prompt, ask.seed + noise, ask.beam_width, ask.max_tokens, self.end_one_in)
             wanted.append([list(each.tokens) for each in best(found, ask.n)])
         num = len(self.received) if self.outcome == "done" else sum(map(bool, self.received))
         if any(self.received[num:]) or self.received[:num] not in [beams[:num] for beams in wanted]:

@@ -51,6 +51,8 @@ WANTED = (
     "model unloaded",
     "steps at once",
     "outlasted scheduler",
+    "replica turned away",
+    "replica expelled",
 )
 """Each must be met by at least 5 % of the histories of a run."""
 
@@ -140,6 +142,8 @@ class Coverage:
         counts["migrate"] = scheduler.counters["moved"]
         counts["replica of another size"] = world.fewest is not None
         counts["frozen beyond silence"] = world.num_frozen
+        counts["replica turned away"] = world.num_turned_away
+        counts["replica expelled"] = world.num_expelled
         counts["outlasted scheduler"] = world.num_outlasted
         counts["model unloaded"] = len(world.unloaded)
         counts["rank lost"] = world.num_ranks_lost

@@ -71,6 +71,9 @@ BOTH_ONE_IN = 6
 UNLOADS_ONE_IN = 9
 """In these a model is unloaded, and loaded again."""
 
+REPLACES_ONE_IN = LIES_ONE_IN = 8
+"""In these a replica comes back with other weights under its model's name; one tells what cannot be so."""
+
 OUTLASTS_ONE_IN = 8
 """In these a scheduler that has given up a replica dies before that can hear of it."""
 
@@ -130,6 +133,11 @@ def draw_more(seed: int, shape: WorldShape, span_s: float) -> tuple[Fault, ...]:
     if not random.randrange(OUTLASTS_ONE_IN):
         at, target = random.uniform(0.05, span_s), random.randrange(1 << 16)
         more.append(Fault(at, "outlast scheduler", target, random.uniform(0.05, 0.6)))
+    for kind, one_in in (("replace weights", REPLACES_ONE_IN), ("tell what cannot be", LIES_ONE_IN)):
+        random = Random(f"{kind}/{seed}")
+        if not random.randrange(one_in):
+            at, target = random.uniform(0.05, span_s), random.randrange(1 << 16)
+            more.append(Fault(at, kind, target, random.uniform(0.2, 2.0)))
     ranked = [number for number, worker in enumerate(shape.workers) if worker.num_ranks > 1]
     if ranked:
         random = Random(f"ranks lost/{seed}")
@@ -177,6 +185,8 @@ def strike(mishaps: Mishaps, fault: Fault, clients: list[SimClient], come_back: 
         "kill rank": lambda: mishaps.kill_rank(worker, 0.3 * fault.seconds),
         "stop host pool": lambda: absences.freeze_pool(node, fault.seconds),
         "unload model": lambda: absences.unload_model(worker, fault.seconds),
+        "replace weights": lambda: absences.replace_weights(worker, fault.seconds),
+        "tell what cannot be": lambda: absences.tell_what_cannot_be(worker),
         "outlast scheduler": lambda: absences.outlast_scheduler(worker, fault.seconds),
         "bury worker": lambda: absences.bury_worker(worker),
         "kill scheduler at a stop": lambda: mishaps.kill_scheduler_at_a_stop(fault.seconds),

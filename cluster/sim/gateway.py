@@ -65,6 +65,7 @@ class SimGateway(Process):
         self._resting: set[int] = set()
         # Models that were unloaded: of these not every prefix is kept.
         self.unloaded: Collection[str] = ()
+        self.replaced: Collection[str] = ()
         # Whether this model is served; and whether this life was told so. Of the first lives none begins before.
         self.serves: Callable[[str], bool] = lambda model: True
         self._is_told = life == 1
@@ -244,7 +245,9 @@ class SimGateway(Process):
             if entry.is_gone and entry.route not in self._resting:
                 self._clients.pop(entry.route, None)
         for _, refusal in orders.pins:
-            if isinstance(refusal, AlreadyExists | NotFound | WorkFailed | Aborted) and not self.unloaded:
+            if isinstance(refusal, AlreadyExists | NotFound | WorkFailed | Aborted) and not (
+                self.unloaded or self.replaced
+            ):
                 raise Violation(f"{self.name}: a prefix was not kept: {refusal}")
         for route, found in orders.found:
             self._take_found(route, found)
@@ -267,7 +270,9 @@ class SimGateway(Process):
     def _read(self, entry: Entry) -> None:
         """As a connection does: for a client that is gone as well, until that is noticed."""
         reader, client = entry.reader, self._clients[entry.route]
-        if isinstance(entry.failure, WorkFailed | Aborted) and not client.outcome and not entry.is_cancelled:
+        is_replaced = "was replaced by another" in str(entry.failure) and bool(self.replaced)
+        is_failed = isinstance(entry.failure, WorkFailed | Aborted) and not is_replaced
+        if is_failed and not client.outcome and not entry.is_cancelled:
             raise Violation(f"{self.name} gave {entry.request_id} up: {entry.failure}")
         was_told = reader.is_told
         if was_told or not entry.is_read:

@@ -11,7 +11,7 @@ from cluster.centre.scheduler import Scheduler
 from cluster.gateway.door.check import check
 from cluster.messages import Event
 from cluster.sim.client import SimClient, Violation
-from cluster.sim.model import before_first, pairs_of, values
+from cluster.sim.model import before_first, other_weights, pairs_of, values
 from cluster.sim.progress import Standstills
 from cluster.sim.transfers import Pool
 from cluster.sim.world import World
@@ -70,7 +70,7 @@ class Judge:
         ask, outcome = client.ask, client.outcome
         if not outcome:
             raise Violation(f"{ask.request_id} never ended: {_where(world, client)}")
-        client.judge()
+        client.judge(() if ask.model not in world.replaced else (other_weights(ask.model),))
         if outcome == "lost" and client.num_orphaned and _worker_died(world):
             # Only the death of its gateway, of the scheduler and of a worker at once takes all that was known of it.
             return
@@ -81,6 +81,8 @@ class Judge:
         is_of_unloaded = loaded_at is not None and ask.at < loaded_at + LOADED_S
         if is_of_unloaded and code in ("lost", "NOT_FOUND", "INVALID_ARGUMENT"):
             # It was cut short, or asked for what is gone.
+            return
+        if code == "CANCELLED" and ask.model in world.replaced and "was replaced by another" in client.detail:
             return
         if code == "DEADLINE_EXCEEDED" and ask.deadline_s is not None:
             return

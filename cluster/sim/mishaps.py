@@ -19,10 +19,7 @@ from cluster.sim.network import SimLink
 from cluster.sim.shell import SimShell
 from cluster.sim.streams import SchedulerEnds
 from cluster.sim.worker import SimWorker
-from cluster.sim.world import World, node_name
-
-SETTLE_S = 0.03
-"""Until a process that was declared lost is proven dead, or refused by all others."""
+from cluster.sim.world import SETTLE_S, World, node_name
 
 
 class Mishaps:

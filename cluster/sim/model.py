@@ -41,6 +41,11 @@ def before_first(model: str) -> int:
     return crc32(model.encode(), _FIRST)
 
 
+def other_weights(model: str) -> str:
+    """What may come under the name of a model in its place."""
+    return f"{model} of other weights"
+
+
 def digest_of(model: str) -> bytes:
     """What the names of a model's blocks depend on."""
     return before_first(model).to_bytes(SLOT_BYTES, "little")

@@ -17,11 +17,13 @@ from cluster.errors import ProtocolError
 from cluster.links.dialer import Dialer
 from cluster.links.frames import Frame, FrameBuffer
 from cluster.links.listener import Listener
-from cluster.links.terms import PULSES, Close, Order, Send, Terms
+from cluster.links.terms import PULSES, Close, Order, RefusedByPeer, Send, Terms
 from cluster.sim.clock import Clock, Process
 
 SILENCE_S = 1.6
 BROKEN_S = 0.9
+AWAY_S = 0.3
+"""Until whoever was turned away asks again."""
 HEARS_S = 4 * SILENCE_S
 """An end that was left with a dead connection is left alone for so long: a client waits for no gateway for ever."""
 _NAME_BYTES = 8
@@ -125,6 +127,10 @@ class Called:
         if self.life_of(name) == life:
             self._do(self.listener.lose(name, detail, self.process.clock.now))
 
+    def turn_away(self, name: str, life: int, detail: str) -> None:
+        if self.life_of(name) == life:
+            self._do(self.listener.turn_away(name, detail, self.process.clock.now))
+
     def hear(self, wire: Wire) -> None:
         """Bytes have arrived, or what has is read now."""
         now = self.process.clock.now
@@ -194,6 +200,7 @@ class SimLink:
         # When it last began, was cut off or lost a connection otherwise than by leaving it itself.
         self._troubled_at = network.clock.now
         self._hears_until = 0.0
+        self._is_away = False
         self._find = find
         self._take = take
         self._card = card
@@ -275,7 +282,8 @@ class SimLink:
         if self._wire is wire:
             self._wire = None
             self.dialer.broke()
-            self._dial_after(self.network.weather.reconnect_s * (0.5 + self.random.random()))
+            wait_s, self._is_away = AWAY_S if self._is_away else self.network.weather.reconnect_s, False
+            self._dial_after(wait_s * (0.5 + self.random.random()))
 
     def _dial_after(self, delay_s: float) -> None:
         self.process.after(delay_s, self._dial)
@@ -337,6 +345,7 @@ class SimLink:
         if not orders:
             return
         told: list[Order] = []
+        self._is_away = any(isinstance(order, RefusedByPeer) and order.reason == "away" for order in orders)
         for order in orders:
             if isinstance(order, Send):
                 self._send([order.frame])

@@ -21,9 +21,15 @@ class WorkerShape:
     per_token_s: float = 0.0002
     end_one_in: int = 40
     model: str = "m"
+    weights: str = ""  # other ones than those of its model's name
     key: bytes = b"simulated"
     num_noises: int = 1  # 1: all replicas draw the same tokens; else a replica has one of so many noises of its own
     num_ranks: int = 1  # each holds its slice of every block; a replica lives for as long as all of them do
+
+    @property
+    def content(self) -> str:
+        """What its blocks and draws depend on."""
+        return self.weights or self.model
 
     @property
     def fingerprint(self) -> str:

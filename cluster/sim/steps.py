@@ -61,10 +61,10 @@ class SimSteps:
         self, owner: Process, desk: Desk, shape: WorkerShape, random: Random, on_retire: Callable[[], None]
     ) -> None:
         self.shape = shape
-        self.blocks = Blocks(shape.num_blocks, shape.block_size, random, shape.model)
+        self.blocks = Blocks(shape.num_blocks, shape.block_size, random, shape.content)
         # What the further ranks of the replica hold: the same positions, each its own slice.
         self.others = [
-            Blocks(shape.num_blocks, shape.block_size, random, shape.model) for _ in range(shape.num_ranks - 1)
+            Blocks(shape.num_blocks, shape.block_size, random, shape.content) for _ in range(shape.num_ranks - 1)
         ]
         self.stream = SimStream(owner)
         self._owner = owner

@@ -13,6 +13,7 @@ from cluster.links.dialer import Dialer
 from cluster.links.terms import Heard, Met, Order, PeerLost, RefusedByPeer
 from cluster.messages import (
     Event,
+    Expel,
     GatewayLost,
     GatewayState,
     GiveUp,
@@ -25,6 +26,7 @@ from cluster.messages import (
     ReplicaState,
     Result,
     Tokens,
+    TurnAway,
 )
 from cluster.messages import Order as SchedulerOrder
 from cluster.sim.client import Violation
@@ -76,6 +78,12 @@ class SchedulerEnds:
     def plan(self, plan: Plan) -> None:
         if self.workers.life_of(plan.replica) == plan.incarnation:
             self.workers.say(plan.replica, plan)
+
+    def turn_away(self, order: TurnAway) -> None:
+        self.workers.turn_away(order.replica, order.incarnation, order.detail)
+
+    def expel(self, order: Expel) -> None:
+        self.workers.lose(order.replica, order.incarnation, order.detail)
 
     def give_up(self, order: GiveUp) -> None:
         if self.workers.life_of(order.pool) == order.incarnation:

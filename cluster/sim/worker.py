@@ -64,13 +64,15 @@ class SimWorker(Process):
                 max_model_len=shape.max_model_len,
                 prefill_tokens_per_s=1.0 / shape.per_token_s,
                 bytes_per_s=shape.num_ranks * shape.block_size * SLOT_BYTES / SimTransfers.PIECE_S,
-                digest=digest_of(shape.model),
+                digest=digest_of(shape.content),
             ),
             DeskSettings(shape.token_budget, VOCAB_SIZE, shape.key),
         )
         self.steps = SimSteps(self, self.desk, shape, self.random, self._tell)
         self.blocks = self.steps.blocks
         self.outlets = outlets
+        # What it makes of what it tells the scheduler.
+        self.tells: Callable[[Result], Result] = lambda result: result
         # What befalls it behind the tokens with which a sequence ends.
         self.at_an_end: Callable[[], None] | None = None
         self.wholes = StackedBlocks((self.blocks, *self.steps.others))
@@ -141,4 +143,4 @@ class SimWorker(Process):
         self.desk.cannot_reach(self.outlets.unreached())
         result = self.desk.take_result(self.steps.step_seconds)
         if result is not None:
-            self.outlets.result(result.number, result)
+            self.outlets.result(result.number, self.tells(result))

@@ -53,6 +53,10 @@ class WorldShape:
     unread: UnreadBounds | None = None  # of each gateway; None: those that ship
 
 
+SETTLE_S = 0.03
+"""Until a process that was declared lost is proven dead, or refused by all others."""
+
+
 def node_name(number: int) -> str:
     return f"node{number}"
 
@@ -84,6 +88,10 @@ class World:
         self.buried: set[str] = set()  # workers that do not come back
         # Models that were unloaded, and when they were loaded again.
         self.unloaded: dict[str, float] = {}
+        # Models of whose name other weights have come, and workers that tell what cannot be.
+        self.replaced: set[str] = set()
+        self.liars: set[tuple[str, int]] = set()
+        self.num_turned_away = self.num_expelled = 0
         # Where tenants are cleared: all that was ever written into host memory.
         self.written: set[bytes] = set()
         self.num_ranks_lost = 0
@@ -182,7 +190,7 @@ class World:
         unread = self.shape.unread or UnreadBounds()
         gateway = SimGateway(name, life, self.clock, tell, names, unread)
         gateway.at_a_stop = self._stop_found
-        gateway.unloaded, gateway.serves = self.unloaded, self.serves
+        gateway.unloaded, gateway.replaced, gateway.serves = self.unloaded, self.replaced, self.serves
         self.gateways[name] = gateway
         self.intakes[name] = intake_of(self, gateway)
         stream = self.front_streams[name] = FrontStream(self, gateway)
@@ -205,6 +213,11 @@ class World:
         self._unjoined.discard(worker)
         if not self._unjoined:
             self.complete_at = min(self.complete_at, self.clock.now)
+
+    def _note_turned_away(self, order: TurnAway) -> None:
+        stream = self.worker_streams[order.replica]
+        if stream.worker.incarnation == order.incarnation:
+            stream.joined_epoch = 0
 
     def serves(self, model: str) -> bool:
         """A gateway takes requests once it was told that their model is served."""
@@ -264,9 +277,19 @@ class World:
             ends.plan(order)
             return
         if isinstance(order, TurnAway):
-            raise Violation(f"{order.replica} was turned away: {order.detail}")
+            if not self.replaced:
+                raise Violation(f"{order.replica} was turned away: {order.detail}")
+            self.num_turned_away += 1
+            ends.turn_away(order)
+            self._note_turned_away(order)
+            return
         if isinstance(order, Expel):
-            raise Violation(f"{order.replica} was expelled: {order.detail}")
+            if (order.replica, order.incarnation) not in self.liars:
+                raise Violation(f"{order.replica} was expelled: {order.detail}")
+            self.num_expelled += 1
+            ends.expel(order)
+            self.clock.after(SETTLE_S, self.on_refused, order.replica, order.incarnation)
+            return
         if isinstance(order, GiveUp):
             ends.give_up(order)
             return

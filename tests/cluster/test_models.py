@@ -24,6 +24,7 @@ from cluster.messages import (
     ReplicaLost,
     ReplicaState,
     Result,
+    Seal,
     Sealed,
     Start,
     Submit,
@@ -101,6 +102,11 @@ def starts(orders: list[Order]) -> dict[str, Start]:
     return {start.request_id: start for order in orders if isinstance(order, Plan) for start in order.starts}
 
 
+def sealed_by(seal: Seal) -> Sealed:
+    """Its gateway has nothing of it."""
+    return Sealed(seal.request_id, seal.gateway, seal.route, seal.attempt, (ids(),), (Reason.NONE,))
+
+
 def filled(scheduler: Scheduler, name: str, incarnation: int, start: Start, number: int = 1) -> Result:
     """Its prompt is written, and one token drawn."""
     advances = Advances(array("q", [start.seq]), ids([start.num_prompt]), ids([1]), ids([7]), ids([0]), b"")
@@ -145,11 +151,16 @@ def test_what_began_with_other_weights_ends_and_what_waits_is_named_by_nothing()
     (refused,) = refusals(orders)
     assert (refused.request_id, refused.code) == ("1", "CANCELLED")
     assert b"old".hex() in refused.detail and b"new".hex() in refused.detail
-    second = starts(orders)["2"]
+    (seal,) = [order for order in orders if isinstance(order, Seal)]
+    assert (seal.request_id, seal.digest) == ("2", b"new") and not starts(orders), "its gateway knows first"
+    second = starts(scheduler.turn([sealed_by(seal)], 3.5))["2"]
     assert not second.position and not second.chain
     scheduler.turn([filled(scheduler, "r0", 2, second)], 4.0)
     # A gateway that has not heard of the change yet names by the old digest: nothing is found, nothing is listed.
-    third = starts(scheduler.turn([submit("3", digest=b"old", prompt=9)], 5.0))["3"]
+    (seal,) = [
+        order for order in scheduler.turn([submit("3", digest=b"old", prompt=9)], 5.0) if isinstance(order, Seal)
+    ]
+    third = starts(scheduler.turn([sealed_by(seal)], 5.5))["3"]
     assert not third.position and not third.chain and not len(scheduler.index)
     # One that has heard of it shares as ever.
     fourth = starts(scheduler.turn([submit("4", digest=b"new", prompt=9)], 6.0))["4"]

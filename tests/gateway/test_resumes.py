@@ -106,6 +106,13 @@ def test_what_is_handed_over_is_told_and_remembered_until_its_new_owner_must_hav
     assert at.take(Seal("a", entry.route, "t/q", 8)) == [Sealed(*place, 8, (), ())]
 
 
+def test_a_new_scheduler_is_told_with_which_weights_a_request_goes_on():
+    at, reader = begun()
+    at.take(Seal("a", reader.entry.route, "t/q", 1, b"others"))
+    ((state,),) = [at.meet()]
+    assert (state.requests[0].submit.digest, state.requests[0].submit.hashes) == (b"others", ())
+
+
 def test_a_hand_over_that_a_claim_has_overtaken_is_not_obeyed():
     at, reader = begun()
     at.leave(reader)

@@ -20,13 +20,15 @@ from cluster.centre.host_cache import HostCache
 from cluster.centre.nouns import Request
 from cluster.centre.placement import Board
 from cluster.centre.rebuild import Rebuild
+from cluster.centre.recovery import Recovery
 from cluster.centre.sealing import Sealing
 from cluster.centre.waiting import Refusal, Waiting
 from cluster.desk.departures import Departures
 from cluster.desk.desk import Desk
+from cluster.gateway.door.door import Door
 from cluster.links.frames import Hello
 from cluster.links.listener import Listener
-from cluster.messages import Find, Ids, OpenRequest, Reason
+from cluster.messages import Find, Ids, OpenRequest, Reason, Seal
 from cluster.register.states import PoolLayout
 from cluster.sim.workload import Scenario
 
@@ -159,6 +161,28 @@ def an_attempt_counts_though_its_gateway_has_sealed_it(patch: Patch) -> None:
     patch.setattr(Rebuild, "_hear", credulous)
 
 
+def other_weights_join_under_a_models_name(patch: Patch) -> None:
+    patch.setattr(Board, "why_not", lambda self, joined: "")
+
+
+def an_answer_goes_on_with_other_weights(patch: Patch) -> None:
+    patch.setattr(Sealing, "meet_other_weights", lambda self, request, digest: setattr(request, "digest", digest))
+
+
+def a_gateway_does_not_learn_whose_tokens_it_has(patch: Patch) -> None:
+    on_seal = Door._on_seal
+
+    def deaf(self: Door, seal: Seal, now: float) -> None:
+        entry = self.entries.get(seal.route)
+        on_seal(self, seal if entry is None else replace(seal, digest=entry.submit.digest), now)
+
+    patch.setattr(Door, "_on_seal", deaf)
+
+
+def who_tells_what_cannot_be_stays(patch: Patch) -> None:
+    patch.setattr(Recovery, "expel", lambda self, replica, detail: None)
+
+
 def what_was_copied_is_copied_again(patch: Patch) -> None:
     """Where all that is cached is more than host memory holds, without end."""
     choose = HostCache._choose
@@ -181,6 +205,10 @@ KIND_PLANTS: dict[str, tuple[Plant, Kind]] = {
         (written_behind_while_a_cleared_tenant_writes, has_cleared_tenants),
         (what_was_copied_is_copied_again, writes_behind_at_once),
         (an_attempt_counts_though_its_gateway_has_sealed_it, meets("outlast scheduler")),
+        (other_weights_join_under_a_models_name, meets("replace weights")),
+        (an_answer_goes_on_with_other_weights, meets("replace weights")),
+        (a_gateway_does_not_learn_whose_tokens_it_has, meets("replace weights")),
+        (who_tells_what_cannot_be_stays, meets("tell what cannot be")),
         (an_unloaded_model_stays_closed, meets("unload model")),
         (slices_are_read_by_who_has_no_such_slices, has_ranks),
         (tokens_without_logprobs_are_not_drawn_again, has_logprobs),

@@ -141,6 +141,7 @@ FOUND = {
     1584: "a request was swapped out in its prompt, and what its worker had judged of that was lost",
     1673: "a gateway was lost while it was sealed, and what it lacked was told again",
     1603: "a replica was lost behind the loss of its request's gateway, which came back with more than was reported",
+    109: "a new scheduler went on with other weights than those that had drawn what a gateway had",
     2322: "what a replica remembered of an attempt before was recalled behind the end of the request",
 }
 

@@ -343,16 +343,18 @@ class RefusedNotice(_message.Message):
     def __init__(self, gateway: _Optional[str] = ..., route: _Optional[int] = ..., request_id: _Optional[str] = ..., code: _Optional[str] = ..., detail: _Optional[str] = ..., retry_after_s: _Optional[float] = ..., field: _Optional[str] = ...) -> None: ...
 
 class SealNotice(_message.Message):
-    __slots__ = ("gateway", "route", "request_id", "attempt")
+    __slots__ = ("gateway", "route", "request_id", "attempt", "digest")
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     gateway: str
     route: int
     request_id: str
     attempt: int
-    def __init__(self, gateway: _Optional[str] = ..., route: _Optional[int] = ..., request_id: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
+    digest: bytes
+    def __init__(self, gateway: _Optional[str] = ..., route: _Optional[int] = ..., request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class HandOverNotice(_message.Message):
     __slots__ = ("gateway", "route", "request_id")
