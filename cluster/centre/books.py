@@ -1,11 +1,12 @@
 """The books: all that the scheduler knows, and what it tells. Every rule holds them; no rule stands in here.
 
 Requests, replicas, host pools, tenants, the prefix index, clock, counters, notes, and the orders of this turn. Numbers
-that must never be given twice are given here: attempts, arrivals, pools.
+that must never be given twice are given here: attempts, arrivals; and pools, whose are used again.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 
 from cluster.centre.computing import Computing
@@ -79,6 +80,7 @@ class Books(TurnClock):
         self.touched: dict[str, Replica] = {}
         self.orders: list[Order] = []
         self._num_attempts = self._num_pools = 0
+        self._free_pools: list[int] = []
         # Behind all requests of schedulers before this one, whose numbers stay theirs.
         self._first_arrival = self._num_arrivals = ((epoch - 1) & 0xFF) << 32
 
@@ -119,6 +121,12 @@ class Books(TurnClock):
         return self.epoch << EPOCH_BITS | self._num_attempts
 
     def next_pool(self) -> int:
-        """A number for a pool in the prefix index."""
+        """A number for a pool in the prefix index, the lowest that is free: masks of pools have a bit for each."""
+        if self._free_pools:
+            return heapq.heappop(self._free_pools)
         self._num_pools += 1
         return self._num_pools
+
+    def give_back_pool(self, number: int) -> None:
+        """Its ledger is closed, and nobody goes by its number any more."""
+        heapq.heappush(self._free_pools, number)

@@ -52,7 +52,7 @@ class Counts(NamedTuple):
 
 
 class Ledger:
-    """The blocks of one pool. `pool` is its number in the prefix index."""
+    """The blocks of one pool. `pool` is its number in the prefix index; 0 once it is closed."""
 
     def __init__(
         self, pool: int, num_blocks: int, allocator: AllocatorName, index: PrefixIndex, clock: TurnClock
@@ -223,8 +223,13 @@ class Ledger:
 
     # -- names: what a prefix hit may find
 
+    def forget_copies(self, pool: int) -> None:
+        """What was copied to that pool is gone with it."""
+        self.copied = {block: where for block, where in self.copied.items() if where != pool}
+
     def set_names(self, blocks: Sequence[int], names: Sequence[bytes]) -> None:
         """Retired steps filled these blocks. The first block of a name in a pool is listed, a second stays unnamed."""
+        assert self.pool, "blocks of a pool that is gone are named"
         holders, known, claim, first = self._holders, self._names, self.index.claim, self.pool << BLOCK_BITS
         for block, name in zip(blocks, names, strict=True):
             assert holders[block] or self._moving[block], self._blame(block, "named while free")
@@ -261,6 +266,7 @@ class Ledger:
         for block, name in enumerate(self._names):
             if name:
                 self._unname(block)
+        self.pool = 0
 
     def restore(self, holders: dict[int, int], moving: Iterable[int], names: dict[int, bytes]) -> None:
         """Takes over a pool that a scheduler before this one kept: who holds what, what moves, what is cached."""

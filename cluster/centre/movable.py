@@ -23,24 +23,24 @@ class Movable:
     def __init__(self, settings: SchedulerSettings) -> None:
         self._settings = settings
         self.by_request: dict[str, Move] = {}
-        # By the number of the target's pool.
-        self._incoming: dict[int, dict[str, Move]] = {}
+        # By the target's life.
+        self._incoming: dict[tuple[str, int], dict[str, Move]] = {}
 
     def incoming(self, target: Replica) -> list[Move]:
         """Requests that are on their way there and still run elsewhere."""
-        return list(self._incoming.get(target.ledger.pool, {}).values())
+        return list(self._incoming.get(_life(target), {}).values())
 
     def add(self, move: Move) -> None:
         request_id = move.request.request_id
         self.by_request[request_id] = move
-        self._incoming.setdefault(move.target.ledger.pool, {})[request_id] = move
+        self._incoming.setdefault(_life(move.target), {})[request_id] = move
         move.target.num_places += move.num_places
 
     def remove(self, move: Move) -> None:
-        request_id, pool = move.request.request_id, move.target.ledger.pool
-        del self.by_request[request_id], self._incoming[pool][request_id]
-        if not self._incoming[pool]:
-            del self._incoming[pool]
+        request_id, life = move.request.request_id, _life(move.target)
+        del self.by_request[request_id], self._incoming[life][request_id]
+        if not self._incoming[life]:
+            del self._incoming[life]
         move.target.num_places -= move.num_places
 
     def can_move(self, request: Request) -> bool:
@@ -81,9 +81,13 @@ class Movable:
 
     def _is_open(self, source: Replica, target: Replica) -> bool:
         """Whether anything could move from one to the other now."""
-        num_incoming = len(self._incoming.get(target.ledger.pool, ()))
+        num_incoming = len(self._incoming.get(_life(target), ()))
         if target is source or target.is_draining or target.wanting or num_incoming >= MAX_INCOMING:
             return False
         if not target.joined.bytes_per_s or not source.joined.bytes_per_s:
             return False  # its pool serves no peers
         return target.joined.fingerprint == source.joined.fingerprint and target.block_size == source.block_size
+
+
+def _life(replica: Replica) -> tuple[str, int]:
+    return replica.name, replica.incarnation

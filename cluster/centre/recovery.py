@@ -13,7 +13,7 @@ from cluster.centre.endings import Endings
 from cluster.centre.host_memory import HostMemory
 from cluster.centre.leaving import Leaving
 from cluster.centre.ledger import Ledger
-from cluster.centre.nouns import HostPool, Replica, State
+from cluster.centre.nouns import HostPool, Replica, Request, State
 from cluster.centre.residents import new_replica
 from cluster.centre.roads import Roads
 from cluster.centre.sealing import Sealing
@@ -127,21 +127,25 @@ class Recovery:
         (self._given_back.add if has_left else self._given_back.discard)(_home(replica))
         del books.replicas[replica.name]
         self._boards.remove(replica)
-        del books.owners[replica.ledger.pool]
+        pool = replica.ledger.pool
+        del books.owners[pool]
         self._leaving.lose(replica, self._roads.lose_replica(replica))
-        self._ask_of_ended(replica.ledger.pool)
+        self._ask_of_ended(pool)
+        books.give_back_pool(pool)
 
     def _ask_of_ended(self, pool: int) -> None:
         """The tokens of what ended there may have died with it."""
         for request in list(self._books.unclosed.values()):
             if any(sequence.last_pool == pool for sequence in request.sequences):
                 self._sealing.ask(request)
+                _forget_pool(request, pool)
         # So may those of single sequences, whose siblings went on elsewhere: to ask would stop these.
         for request in list(self._books.requests.values()):
             if request.state is not State.SEALING and len(request.sequences) > 1:
                 for sequence in request.sequences:
                     if sequence.is_ended and sequence.cut is None and sequence.last_pool == pool:
                         self._sealing.replay(request, sequence)
+            _forget_pool(request, pool)
 
     def on_drain(self, drain: Drain) -> None:
         replica = self._books.replicas.get(drain.replica)
@@ -203,12 +207,23 @@ class Recovery:
         """Its memory is gone: what lay there is computed again."""
         books = self._books
         books.counters["host pools left" if self._is_given_back(host) else "host pools lost"] += 1
-        del books.pools[host.name], books.owners[host.ledger.pool]
+        pool = host.ledger.pool
+        del books.pools[host.name], books.owners[pool]
+        for replica in books.replicas.values():
+            replica.ledger.forget_copies(pool)
         self._host_memory.lose(host)
         for request in list(host.requests.values()):
             if request.state in (State.QUEUED, State.SEALING):
                 self._host_memory.forget(request)
         self._roads.lose_pool(host)
+        books.give_back_pool(pool)
+
+
+def _forget_pool(request: Request, pool: int) -> None:
+    """Its number will be another's."""
+    for sequence in request.sequences:
+        if sequence.last_pool == pool:
+            sequence.last_pool = 0
 
 
 def _home(member: Replica | HostPool) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from cluster.messages import (
     Cancel,
     Drain,
     HostPoolJoined,
+    HostPoolLost,
     Order,
     Plan,
     Reason,
@@ -271,6 +272,19 @@ def test_who_waited_for_a_fetch_looks_elsewhere_when_its_replica_is_lost() -> No
     assert len(found["r1"].transfers) == 1
     found = two.turn(ReplicaLost("r1", 1, "its process died"), Drain("r0", on=False))
     assert len(found["r0"].starts) == 19 and not found["r0"].transfers
+
+
+def test_numbers_of_pools_that_are_gone_are_used_again() -> None:
+    """Masks of the prefix index have a bit for each number."""
+    two = Two()
+    for incarnation in range(1, 100):
+        two.turn(HostPoolJoined("h0", incarnation, "node", 32, 4096, "f", 1e9))
+        two.turn(replace(two.joined("r1"), incarnation=incarnation + 1))
+        two.turn(ReplicaLost("r1", incarnation + 1, "its process died"))
+        two.turn(HostPoolLost("h0", incarnation, "its process died"))
+    two.turn(HostPoolJoined("h0", 100, "node", 32, 4096, "f", 1e9), replace(two.joined("r1"), incarnation=200))
+    members = [*two.scheduler.replicas.values(), *two.scheduler.pools.values()]
+    assert sorted(member.ledger.pool for member in members) == [1, 2, 3]
 
 
 def cached_and_written() -> tuple[Two, Transfer]:
