@@ -23,6 +23,8 @@ class TenantLimits:
     tokens_per_s: float = 0.0
     # Prefixes that are being warmed or kept.
     pins: int = 0
+    # GenerateMany streams at once. What is half sent on each takes memory, up to the largest message.
+    streams: int = 0
     # Lower goes first.
     least_priority: int = -MAX_PRIORITY
     most_priority: int = MAX_PRIORITY

@@ -112,6 +112,11 @@ class Gateway:
                 span.end(str(error))
             raise
 
+    def begin_stream(self, tenant: str) -> None:
+        """Raises QueueFull where this tenant has too many streams for many requests."""
+        settings = self.settings
+        self.door.quotas.begin_stream(tenant, settings.tokens.limits(tenant), settings.max_streams_per_tenant)
+
     async def resume(self, tenant: str, question: Question, outlet: Outlet, tag: int = 0) -> Answer:
         """Goes on with a request at the client's positions, whichever gateway it began at. Raises `QuireError`."""
         assert question.positions is not None

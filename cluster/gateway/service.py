@@ -88,11 +88,14 @@ class InferenceService:
         return await _begin(self._gateway, call.caller.tenant, question, outlet, 0)
 
     async def generate_many(self, requests: AsyncIterator[pb.GenerateManyRequest], call: Call) -> None:
+        gateway, tenant = self._gateway, call.caller.tenant
+        gateway.begin_stream(tenant)
         self._pace.num_streams += 1
         try:
-            await ManyStream(self._gateway, call).run(requests)
+            await ManyStream(gateway, call).run(requests)
         finally:
             self._pace.num_streams -= 1
+            gateway.door.quotas.end_stream(tenant)
 
     async def cancel(self, request: pb.CancelRequest, call: Call) -> pb.CancelResponse:
         if not request.request_id:

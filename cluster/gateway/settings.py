@@ -52,6 +52,8 @@ class GatewaySettings:
     max_connections_per_machine: int = 2_048
     # Requests under way here, over all clients; one more is refused with a time to try again.
     max_open: int = 20_000
+    # GenerateMany streams of one tenant at once: a message that is half sent on each is kept until the rest comes.
+    max_streams_per_tenant: int = 256
     # Requests under way on one GenerateMany stream; the gateway reads no further until one has ended.
     max_open_per_stream: int = 4_096
     # What clients have not read of their answers; where it is more, what has most unread ends.

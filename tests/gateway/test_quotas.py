@@ -199,6 +199,42 @@ def test_a_tenant_is_refused_with_the_figure_over_a_socket(tmp_path):
     at_the_door(story, settings=GatewaySettings(port=0, tokens=load_tokens(path)), shapes=[slow(0.02)])
 
 
+def test_streams_of_many_requests_are_bounded_by_tenant(tmp_path):
+    """What is half sent on each takes memory, up to the largest message, and nobody sees it come."""
+    path = tmp_path / "tokens.json"
+    tokens = make_tokens(path, [("one", ["inference"]), ("two", ["inference"])])
+    listed = json.loads(path.read_text())
+    listed[0]["limits"] = {"streams": 2}
+    path.write_text(json.dumps(listed))
+    metadata = {name: (("authorization", f"Bearer {token}"),) for name, token in tokens.items()}
+
+    async def story(door: Door) -> None:
+        def open_streams(tenant: str, count: int) -> list:
+            return [door.stub.GenerateMany(metadata=metadata[tenant]) for _ in range(count)]
+
+        async def refusal(tenant: str) -> str:
+            with pytest.raises(QueueFull) as caught:
+                await raised(door.stub.GenerateMany(metadata=metadata[tenant]))
+            return str(caught.value)
+
+        def num_streams() -> int:
+            return door.gateway.pace.num_streams
+
+        one, two = open_streams("one", 2), open_streams("two", 3)
+        await door.until(lambda: num_streams() == 5)
+        assert "2 GenerateMany streams of this tenant are open here, and 2 is its bound" in await refusal("one")
+        assert "3 is its bound" in await refusal("two")
+        one[0].cancel()
+        await door.until(lambda: num_streams() == 4)
+        one += open_streams("one", 1)
+        await door.until(lambda: num_streams() == 5)
+        for stream in (*one, *two):
+            stream.cancel()
+
+    settings = GatewaySettings(port=0, tokens=load_tokens(path), max_streams_per_tenant=3)
+    at_the_door(story, settings=settings)
+
+
 def test_what_is_only_read_is_bounded_as_what_is_asked(tmp_path):
     """Tokenize and resume read prompts of any length, as often as one liked."""
     path = tmp_path / "tokens.json"

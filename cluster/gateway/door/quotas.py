@@ -32,10 +32,10 @@ class _Bucket:
 
 
 class _Tenant:
-    __slots__ = ("num_open", "pins", "requests", "returns", "tokens")
+    __slots__ = ("num_open", "num_streams", "pins", "requests", "returns", "tokens")
 
     def __init__(self) -> None:
-        self.num_open = 0
+        self.num_open = self.num_streams = 0
         # Until when each prefix is kept, by route.
         self.pins: dict[int, float] = {}
         self.requests, self.tokens, self.returns = _Bucket(), _Bucket(), _Bucket()
@@ -105,6 +105,19 @@ class Quotas:
         tenant = self._tenants[submit.tenant]
         tenant.num_open -= 1
         tenant.tokens.left += num_unwritten
+
+    def begin_stream(self, tenant: str, limits: TenantLimits, most: int) -> None:
+        """On which many requests may come, `most` of them unless the tenant's own bound is lower. Raises QueueFull."""
+        known, most = self._tenants.setdefault(tenant, _Tenant()), min(most, limits.streams or most)
+        if known.num_streams >= most:
+            detail = (
+                f"{known.num_streams:,} GenerateMany streams of this tenant are open here, and {most:,} is its bound"
+            )
+            raise QueueFull(f"{detail}; ask on one of them", RETRY_S)
+        known.num_streams += 1
+
+    def end_stream(self, tenant: str) -> None:
+        self._tenants[tenant].num_streams -= 1
 
     def pin(self, tenant: str, route: int, until: float, limits: TenantLimits, now: float) -> None:
         """A prefix is to be kept until then. Raises QueueFull."""
