@@ -197,13 +197,17 @@ def show(stream: Iterable[StreamOutput], prompts: Sequence[str], chat: Sequence[
 
     titles = [f"{i + 1} {' '.join(question.split())}" for i, question in enumerate([*prompts, *chat])]
     titles = [title if len(title) < 70 else f"{title[:67]}..." for title in titles]
-    num_tokens, began = 0, time.monotonic()
+    num_tokens, began, cut = 0, time.monotonic(), dict[str, list[int]]()
     with ShownTexts(titles, [*prompts, *("" for _ in chat)], quiet=quiet) as streams:
         for news in stream:
             num_tokens += len(news.token_ids)
             streams.add(news.prompt_index, news.text, news.finish_reason)
+            if news.detail:
+                cut.setdefault(news.detail, []).append(news.prompt_index + 1)
     took = time.monotonic() - began
     if not quiet:
+        for detail, numbers in cut.items():
+            print(f"{', '.join(map(str, numbers))} ended there: {detail}", file=sys.stderr)
         rate = num_tokens / max(took, 1e-9)
         count = f"{len(titles)} request{'' if len(titles) == 1 else 's'}"
         print(

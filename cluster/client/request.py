@@ -90,7 +90,7 @@ def generate_message(prompt: Prompt, params: SamplingParams, options: Options) -
 
 
 class _Sequence:
-    __slots__ = ("finish_reason", "ids", "logprobs", "score", "stop_reason", "text")
+    __slots__ = ("detail", "finish_reason", "ids", "logprobs", "score", "stop_reason", "text")
 
     def __init__(self, has_logprobs: bool) -> None:
         self.ids: list[int] = []
@@ -99,6 +99,7 @@ class _Sequence:
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
         self.score: float | None = None
+        self.detail = ""
 
 
 class Reception:
@@ -203,8 +204,15 @@ class Reception:
         stopped_by = finished.WhichOneof("stopped_by")
         sequence.stop_reason = None if stopped_by is None else getattr(finished, stopped_by)
         sequence.score = finished.score if finished.HasField("score") else None
+        sequence.detail = finished.detail
         return StreamOutput(
-            self.number, finished.sequence, finished.text, [], sequence.finish_reason, sequence.stop_reason
+            self.number,
+            finished.sequence,
+            finished.text,
+            [],
+            sequence.finish_reason,
+            sequence.stop_reason,
+            detail=finished.detail,
         )
 
     def _take_done(self, done: pb.Done) -> None:
@@ -246,6 +254,7 @@ class Reception:
             finish_reason=sequence.finish_reason,
             stop_reason=sequence.stop_reason,
             score=sequence.score,
+            detail=sequence.detail,
         )
 
 

@@ -16,6 +16,7 @@ from hashlib import blake2b
 from typing import TypeAlias
 
 from cluster.errors import InvalidRequest, NotFound, Unavailable
+from cluster.gateway.answer import Longest
 from cluster.gateway.intake import Question, check_length, read_prompt
 from cluster.gateway.models import TextModel
 from cluster.gateway.work import Work
@@ -154,6 +155,11 @@ class Catalogue:
             sampling=model.resolve(params, len(prompt), longest, seed=known.sampling.seed or 0),
             priority=question.priority,
         )
+
+    def longest(self, name: str) -> Longest:
+        """Of a model that is served here, or was."""
+        served, model = self.served.get(name), self.models[name]
+        return Longest(model.max_model_len if served is None else _longest(served, model), model.max_model_len)
 
     async def tokenize(self, tenant: str, model_name: str, prompt: pb.Prompt) -> tuple[Ids, int]:
         """A prompt's token ids, and the length that its model ends at."""

@@ -171,7 +171,8 @@ class Gateway:
             submit = entry.submit
             model, figures = self.catalogue.models[submit.model], self.watch.metrics.of(submit.model)
             texts = Texts(submit.sampling.n, model.cutters(submit.sampling))
-            answer = Answer(entry, texts, model.vocab_size, time.monotonic(), figures, span)
+            longest = self.catalogue.longest(submit.model)
+            answer = Answer(entry, texts, model.vocab_size, time.monotonic(), figures, span, longest)
             self._answers[entry.route] = answer
         old = answer.outlet
         answer.outlet, answer.cursor = outlet, Cursor(self.door, answer, reader)

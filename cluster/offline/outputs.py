@@ -32,6 +32,8 @@ class CompletionOutput:
     """The stop id or stop string that ended it; None for an end token of the model."""
     score: float | None = None
     """Beam search: the sum of the log-probabilities divided by length ** length_penalty; None elsewhere."""
+    detail: str = ""
+    """Why it ended with "length" before it was as long as it was asked to be; from a cluster."""
 
     def finished(self) -> bool:
         return self.finish_reason is not None
@@ -82,3 +84,5 @@ class StreamOutput:
     stop_reason: int | str | None = None
     logprobs: list[dict[int, Logprob]] | None = None
     error: str | None = None
+    detail: str = ""
+    """Why it ended before it was as long as it was asked to be, where the model takes no more tokens."""

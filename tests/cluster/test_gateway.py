@@ -40,6 +40,24 @@ def chunks(responses, sequence=0):
     return [r.tokens for r in responses if r.WhichOneof("event") == "tokens" and r.tokens.sequence == sequence]
 
 
+def test_an_answer_that_is_cut_to_the_room_says_so_with_the_figure():
+    async def story(door: Door) -> None:
+        room = len(PROMPT) + 6
+
+        async def finished(max_tokens: int) -> pb.Finished:
+            asked = request(seed=5, max_tokens=max_tokens, ignore_eos=True)
+            return (await collect(door.stub.Generate(asked)))[-2].finished
+
+        cut = await finished(100)
+        assert (cut.num_tokens, cut.reason) == (6, common_pb2.FINISH_REASON_LENGTH)
+        assert cut.detail == (
+            f"prompt and answer have {room} tokens, the most that this model takes here (the model itself: 2,048)"
+        )
+        assert (await finished(5)).detail == ""
+
+    at_the_door(story, shapes=[slow(0.001, max_model_len=len(PROMPT) + 6)])
+
+
 def test_one_request_from_accepted_to_done():
     async def story(door: Door) -> None:
         responses = await collect(door.stub.Generate(request(seed=5, max_tokens=40, request_id="mine")))
