@@ -52,6 +52,17 @@ _is_ready() {
     done
 }
 
+# An environment runs the code of one checkout: through a link it would be taken away from that.
+_leave_anothers() {
+    local owner
+    [ -L "$QUIRE_VENV" ] || return 0
+    owner="$(sed -n 3p "$QUIRE_VENV/quire.stamp" 2>/dev/null)" || return 0
+    if [ -n "$owner" ] && [ "$owner" != "$QUIRE_ROOT" ] && [ -d "$owner" ]; then
+        say "$QUIRE_VENV is a link to the environment of $owner, which stays as it is; this checkout gets one of its own."
+        rm "$QUIRE_VENV"
+    fi
+}
+
 # True if the interpreter already has a torch that fits: then it is used, instead of downloading another.
 _has_torch() {
     "$1" - 2>/dev/null <<'PY'
@@ -108,6 +119,7 @@ quire_setup() {
         say "Environment $QUIRE_VENV is up to date."
         return
     fi
+    _leave_anothers
     [ -f "$QUIRE_ROOT/constraints.txt" ] || die "constraints.txt is missing in $QUIRE_ROOT; this is not a whole checkout"
     python="$(_find_python)" || exit 1
     "$python" -c 'import venv, ensurepip' 2>/dev/null ||
@@ -139,6 +151,6 @@ quire_setup() {
     # --only-binary: a package that had to be compiled would need a compiler on the user's machine.
     "$QUIRE_BIN/python" -m pip install "${quiet[@]}" --disable-pip-version-check --only-binary :all: -c "$constraints" \
         -e "$QUIRE_ROOT[$extras]" || die "pip could not install Quire; its message is above"
-    { _fingerprint && say "$extras"; } >"$QUIRE_VENV/quire.stamp"
+    { _fingerprint && say "$extras" && say "$QUIRE_ROOT"; } >"$QUIRE_VENV/quire.stamp"
     say "Environment $QUIRE_VENV is ready."
 }

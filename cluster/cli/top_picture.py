@@ -100,7 +100,7 @@ def draw(scene: Scene, width: int, plain: bool, view: View, height: int | None =
     num_listed = sum(map(len, listed))
     everything = Room(len(scene.pools), MAP_ROWS, len(scene.workers), num_listed)
     room = everything if height is None else Room.on(height, scene, num_listed)
-    parts: list[Text] = [*_head(scene, width, plain, view), Text(_pressure(scene.counters)[:width])]
+    parts: list[Text] = [*_head(scene, width, plain, view), Text(_joined(_pressure(scene.counters), width))]
     letters = _letters(scene.pools) if by_request else {}
     for pool in scene.pools[: room.pools]:
         used = len(pool.states) - pool.num_free - pool.num_cached
@@ -165,10 +165,17 @@ def _head(scene: Scene, width: int, plain: bool, view: View) -> list[Text]:
     return [Text(line[:width], style="" if plain else "bold") for line in lines]
 
 
-def _pressure(counters: Mapping[str, int]) -> str:
+def _pressure(counters: Mapping[str, int]) -> list[str]:
     parts = [f"dry leases {counters.get('dry leases', 0):,}"]
     shown = sorted(name for name in counters if name.startswith(("preempted", "transfer", "moved")))
-    return "  ".join(parts + [f"{name} {counters[name]:,}" for name in shown])
+    return parts + [f"{name} {counters[name]:,}" for name in shown]
+
+
+def _joined(parts: Sequence[str], width: int) -> str:
+    """As many as fit whole on a line."""
+    while len(line := "  ".join(parts)) > width:
+        parts = parts[:-1]
+    return line
 
 
 # -- maps

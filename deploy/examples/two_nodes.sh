@@ -11,7 +11,9 @@ quire_setup serve,http
 port="${RAY_PORT:-6399}"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN="${RAY_AUTH_TOKEN:-$(openssl rand -hex 32)}"
 PATH="$QUIRE_BIN:$PATH"
-head=(--head --port "$port" --node-ip-address 127.0.0.1 --num-cpus 2 --include-dashboard false)
+# What ends it ends every Ray of this user on this machine.
+! quire status >/dev/null 2>&1 || die "a cluster of yours is up, and this example would end it; \`quire down\` does so"
+head=(--head --port "$port" --node-ip-address 127.0.0.1 --num-cpus 1 --include-dashboard false)
 ray start "${head[@]}" --disable-usage-stats >/dev/null
 trap 'quire down || true; ray stop >/dev/null' EXIT
 ray start --address "127.0.0.1:$port" --node-ip-address 127.0.0.1 --num-cpus 1 >/dev/null

@@ -83,7 +83,13 @@ def scene(blocks: int, random: Random) -> Scene:
         workers=[worker],
         requests=requests,
         notes=[Note(1, 3.0, "preempted", "local/00ab", f"local/00cd needs a block and none is free; swap, {REASON}")],
-        counters={"preempted swap": 3, "preempted recompute": 4, "transfer write done": 5, "dry leases": 6},
+        counters={
+            "preempted swap": 3,
+            "preempted recompute": 4,
+            "transfer write done": 5,
+            "transfer write lost": 7,
+            "dry leases": 6,
+        },
     )
 
 
@@ -102,7 +108,8 @@ def test_a_picture_fits_into_80_columns_and_says_why(blocks: int, by_request: bo
         assert said in text
     assert "queue: 26" in text and "needs 40 blocks on demo-0" in text
     assert "preempted 0000" not in text and "preempted local/00ab: local/00cd needs a block" in text
-    assert "preempted recompute 4  preempted swap 3" in text
+    # What does not fit whole is left out.
+    assert "preempted recompute 4  preempted swap 3  transfer write done 5\n" in text
 
 
 @pytest.mark.parametrize("by_request", [False, True])

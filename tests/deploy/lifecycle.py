@@ -20,6 +20,14 @@ from typing import Any
 from cluster.lifecycle import ray_head
 
 ROOT = Path(__file__).parents[2]
+
+
+def is_set_up_for(checkout: Path) -> bool:
+    """Whether deploy/setup.sh made this environment, and for this checkout: what runs the scripts begins there."""
+    stamp = Path(sys.prefix) / "quire.stamp"
+    return stamp.exists() and stamp.read_text().splitlines()[2:] in ([], [str(checkout)])
+
+
 UP = ("up", "--workers", "1", "--cpus-per-worker", "0.5", "--kv-blocks", "256", "--host-memory", "16MiB")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.lifecycle import ROOT, UP, environment, noted, quire
+from tests.deploy.lifecycle import ROOT, UP, environment, is_set_up_for, noted, quire
 from tests.engine import models
 
 EXAMPLES = ROOT / "deploy" / "examples"
@@ -83,6 +83,16 @@ def test_a_warm_prefix_is_cached(home: Path, gateway: str) -> None:
     (kept,) = (int(count) for count in re.findall(r"^(\d+) tokens of the prefix", told))
     cached = [int(count) for count in re.findall(r"^(\d+) tokens were cached", told, re.MULTILINE)]
     assert kept >= 16 and len(cached) == 3 and min(cached) >= kept
+
+
+@pytest.mark.skipif(not is_set_up_for(ROOT), reason="this environment was not made by deploy/setup.sh here")
+def test_two_nodes_leave_a_cluster_that_is_up_alone(home: Path, gateway: str) -> None:
+    around = environment(home, QUIRE_VENV=sys.prefix)
+    ran = subprocess.run(
+        [str(EXAMPLES / "two_nodes.sh")], env=around, capture_output=True, text=True, timeout=110, check=False
+    )
+    assert ran.returncode == 1 and "a cluster of yours is up" in ran.stderr, ran.stderr
+    assert quire(home, "status").returncode == 0
 
 
 def test_openais_client(home: Path) -> None:

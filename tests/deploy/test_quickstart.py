@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.deploy.lifecycle import is_set_up_for
+
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.skipif(
-    not (Path(sys.prefix) / "quire.stamp").exists(),
-    reason="this environment was not made by deploy/setup.sh, so the quick start would begin with an installation",
+    not is_set_up_for(ROOT),
+    reason="this environment was not made by deploy/setup.sh here, so the quick start would begin with an installation",
 )
 
 

@@ -124,3 +124,21 @@ def test_the_test_command_refuses_what_it_does_not_know() -> None:
         )
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
         assert says in done.stderr
+
+
+def test_an_environment_of_another_checkout_is_left_alone(machine: Path) -> None:
+    """What a link leads to goes on running the code that it ran."""
+    link, theirs, checkout = (machine.parent / name for name in ("venv", "theirs", "checkout"))
+    theirs.mkdir()
+    checkout.mkdir()
+    link.symlink_to(theirs)
+    (theirs / "quire.stamp").write_text(f"1 2\nserve\n{checkout}\n")
+    done = setup(machine)
+    assert "stays as it is; this checkout gets one of its own." in done.stdout
+    fails_with(done, "no Python 3.11 or 3.12 found")
+    assert [path.name for path in theirs.iterdir()] == ["quire.stamp"]
+    # That checkout is gone: then nothing is taken from it.
+    checkout.rmdir()
+    link.symlink_to(theirs)
+    setup(machine)
+    assert link.is_symlink()
