@@ -123,6 +123,9 @@ class SimGateway(Process):
         else:
             deadline = self.clock.now + found.rest_s if found.rest_s else None
             wanted = self._submit_of(client.ask)
+            if client.ask.model in self.replaced:
+                # It may have begun with the others.
+                wanted = replace(wanted, digest=found.submit.digest)
             if replace(found.submit, gateway="", route=0, hashes=wanted.hashes, deadline=wanted.deadline) != wanted:
                 raise Violation(f"{client.ask.request_id} was found otherwise than it was asked: {found.submit}")
             self._go_on(client, replace(found.submit, deadline=deadline))
