@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from cluster.errors import ProtocolError, QuireError
 from cluster.gateway.door.door import Door
@@ -61,24 +60,6 @@ class Outlet:
         return ready
 
 
-@dataclass(frozen=True, slots=True)
-class Longest:
-    """How many tokens prompt and answer can have together: where the model is served, and of the model itself."""
-
-    here: int
-    of_model: int
-
-    def why_cut(self, num_tokens: int) -> str:
-        """Why so many were not asked for on, if they are all that there could be; else empty."""
-        if num_tokens != self.here:
-            return ""
-        more = f" (the model itself: {self.of_model:,})" if self.of_model > self.here else ""
-        return f"prompt and answer have {self.here:,} tokens, the most that this model takes here{more}"
-
-
-NO_BOUND = Longest(0, 0)
-
-
 class Answer:
     """What the gateway has of a request beside the door's entry."""
 
@@ -91,11 +72,11 @@ class Answer:
         "is_counted",
         "is_started",
         "last_token",
-        "longest",
         "outlet",
         "span",
         "texts",
         "vocab_size",
+        "why_cut",
     )
 
     def __init__(
@@ -106,10 +87,11 @@ class Answer:
         now: float,
         figures: ModelFigures,
         span: Span | None,
-        longest: Longest = NO_BOUND,
+        why_cut: Callable[[int], str] = lambda num_tokens: "",
     ) -> None:
+        """`why_cut`: see `TextModel.why_cut`."""
         self.entry = entry
-        self.longest = longest
+        self.why_cut = why_cut
         self.vocab_size = vocab_size
         self.texts = texts
         self.arrived = now
@@ -250,7 +232,7 @@ class Cursor:
         message.text = texts.rest(sequence.index)
         message.detail = sequence.detail
         if sequence.reason is Reason.LENGTH:
-            message.detail = self._answer.longest.why_cut(len(self._answer.submit.prompt) + (sampling.max_tokens or 0))
+            message.detail = self._answer.why_cut(len(self._answer.submit.prompt) + (sampling.max_tokens or 0))
         stop_string = texts.stop_string(sequence.index)
         if stop_string is not None:
             message.stop_string = stop_string

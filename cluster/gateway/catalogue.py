@@ -16,7 +16,6 @@ from hashlib import blake2b
 from typing import TypeAlias
 
 from cluster.errors import InvalidRequest, NotFound, Unavailable
-from cluster.gateway.answer import Longest
 from cluster.gateway.intake import Question, check_length, read_prompt
 from cluster.gateway.models import TextModel
 from cluster.gateway.work import Work
@@ -144,8 +143,7 @@ class Catalogue:
         """A request that is kept here, as a client asks for it who comes back. Raises `InvalidRequest`."""
         model = self.models[known.model]
         prompt = await read_prompt(question.prompt, model, self.work, known.tenant)
-        served, params = self.served.get(known.model), _with_structure(question, model, prompt).params
-        longest = model.max_model_len if served is None else _longest(served, model)
+        params, longest = _with_structure(question, model, prompt).params, self.longest(known.model)
         if params.max_tokens is None:
             params = replace(params, max_tokens=known.sampling.max_tokens)
         return replace(
@@ -156,10 +154,10 @@ class Catalogue:
             priority=question.priority,
         )
 
-    def longest(self, name: str) -> Longest:
-        """Of a model that is served here, or was."""
+    def longest(self, name: str) -> int:
+        """How many tokens prompt and answer can have together, of a model that is served or was."""
         served, model = self.served.get(name), self.models[name]
-        return Longest(model.max_model_len if served is None else _longest(served, model), model.max_model_len)
+        return model.max_model_len if served is None else _longest(served, model)
 
     async def tokenize(self, tenant: str, model_name: str, prompt: pb.Prompt) -> tuple[Ids, int]:
         """A prompt's token ids, and the length that its model ends at."""

@@ -214,6 +214,14 @@ class TextModel:
             seed=seed,
         )
 
+    def why_cut(self, longest: int, num_tokens: int) -> str:
+        """Why an answer went no further with which there are so many tokens, prompt included; empty where it was not
+        asked to. `longest`: as many can be where the model is served."""
+        if num_tokens != longest:
+            return ""
+        more = f" (the model itself: {self.max_model_len:,})" if self.max_model_len > longest else ""
+        return f"prompt and answer have {longest:,} tokens, the most that this model takes here{more}"
+
     def check_structure(self, params: SamplingParams) -> None:
         """Whether the structure that resolved settings ask for can be obeyed; takes long at times. Raises
         `InvalidRequest`."""

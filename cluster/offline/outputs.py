@@ -33,7 +33,7 @@ class CompletionOutput:
     score: float | None = None
     """Beam search: the sum of the log-probabilities divided by length ** length_penalty; None elsewhere."""
     detail: str = ""
-    """Why it ended with "length" before it was as long as it was asked to be; from a cluster."""
+    """Why it ended with "length" before it was as long as it was asked to be."""
 
     def finished(self) -> bool:
         return self.finish_reason is not None

@@ -40,6 +40,17 @@ def test_greedy_forks_say_the_same(tiny_llama: Path, model: Any, prefix_caching:
         assert [[one.index for one in output.outputs] for output in outputs] == [[0, 1, 2]] * 5
 
 
+def test_an_answer_that_is_cut_to_a_pool_of_two_blocks_says_so(tiny_llama: Path) -> None:
+    llm = engine(tiny_llama, block_size=16, kv_blocks=2)
+    told = "prompt and answer have 32 tokens, the most that this model takes here"
+    for asked, detail in ((100, told), (26, "")):
+        params = SamplingParams(temperature=0, max_tokens=asked, ignore_eos=True)
+        ((output,),) = [one.outputs for one in llm.generate(PROMPTS[:1], params)]
+        assert (len(output.token_ids), output.finish_reason) == (min(asked, 27), "length")
+        assert output.detail == detail
+        assert [one.detail for one in llm.stream(PROMPTS[:1], params)][-1] == detail
+
+
 def test_n_sequences_say_what_n_single_requests_say(tiny_llama: Path) -> None:
     """For every n, with the seeds that the sequences of a request draw with."""
     llm = engine(tiny_llama, block_size=8, kv_blocks=200, max_batch=24)
