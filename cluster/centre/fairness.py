@@ -100,6 +100,18 @@ class WaitingQueue:
             del lines[name]
         return best
 
+    def check(self) -> None:
+        """The head is of the first priority, and of those that go next there it has got least, or came first."""
+        waiting, head = list(self), self.head()
+        assert (head is None) == (not waiting), f"{len(waiting)} wait, and {head} is the first of them"
+        if head is None:
+            return
+        assert head.priority == min(one.priority for one in waiting), f"{head} goes before its betters"
+        mine = head.tenant.service, head.arrival
+        for line in self._lines[head.priority].values():
+            other = line.head(self._tickets)
+            assert other is None or mine <= (other.tenant.service, other.arrival), f"{head} goes before {other}"
+
     def __iter__(self) -> Iterator[Request]:
         """All that wait, in no promised order (for reports)."""
         for lines in self._lines.values():

@@ -85,6 +85,13 @@ class Recall:
                 del books.departed[request_id]
         self._look_at = max(books.now + wait_s, min(until.values()))
 
+    def check(self) -> None:
+        books = self._books
+        if books.departed and books.hearing.ends_at is None:
+            longest = max(map(self._longest_grace_s, books.departed))
+            until = self._told_at + longest + 3 * books.settings.rebuild_s
+            assert books.now <= until, f"{len(books.departed)} departed requests are kept, and nobody comes for them"
+
     def _enter(self, request: Request, told: Mapping[int, tuple[Departed, ReplicaJoined]]) -> None:
         """What has ended is told; all else waits, sealed, for the gateway that its client comes back through."""
         books = self._books

@@ -13,6 +13,7 @@ from cluster.centre.books import Books
 from cluster.centre.ledger import Ledger
 from cluster.centre.nouns import Replica, Sequence
 from cluster.messages import ReplicaJoined, ids
+from cluster.settings import SchedulerSettings
 
 
 def new_replica(joined: ReplicaJoined, books: Books) -> Replica:
@@ -80,7 +81,7 @@ def close(replica: Replica) -> None:
     replica.ledger.close()
 
 
-def check(replica: Replica, lent: list[list[int]]) -> None:
+def check(replica: Replica, lent: list[list[int]], settings: SchedulerSettings) -> None:
     """Proves the ledger against the tables of all residents; `lent`: blocks that are kept for requests on their way."""
     tables: list[array[int] | list[int]] = [sequence.table for sequence in replica.residents.values()]
     tables += [[block] for _, block in replica.copying]
@@ -89,7 +90,20 @@ def check(replica: Replica, lent: list[list[int]]) -> None:
     replica.ledger.check(tables)
     for sequence in replica.residents.values():
         assert sequence.lease_end <= len(sequence.table) * replica.block_size, f"{sequence} has leave without blocks"
+        if not sequence.request.width and settings.reserve == "none":
+            _check_lease(replica, sequence, settings.ahead)
         _check_writable(replica, sequence)
+
+
+def _check_lease(replica: Replica, sequence: Sequence, ahead: int) -> None:
+    """Nobody has leave, or blocks, beyond what it began with or needs for what comes next."""
+    size, held = replica.block_size, len(sequence.table)
+    needed = max(sequence.first_end(ahead), sequence.position + ahead + max(1, ahead - size + 1) + size - 1)
+    most = min(sequence.limit, -(-needed // size) * size)
+    assert sequence.lease_end <= most, f"{sequence} has leave up to {sequence.lease_end}, and needs {most}"
+    assert held <= -(-sequence.lease_end // size), (
+        f"{sequence} holds {held} blocks for leave up to {sequence.lease_end}"
+    )
 
 
 def _check_writable(replica: Replica, sequence: Sequence) -> None:

@@ -232,7 +232,7 @@ class Scheduler:
         """Proves the rules of the ledgers and of every request; raises AssertionError with the figures."""
         for replica in self.replicas.values():
             kept = [*(move.kept() for move in self.movable.incoming(replica)), *self.host_cache.kept(replica)]
-            residents.check(replica, kept)
+            residents.check(replica, kept, self.settings)
         for host in self.pools.values():
             tables = self.host_cache.held(host)
             for request in host.requests.values():
@@ -241,6 +241,9 @@ class Scheduler:
                 tables += [sequence.host_table for sequence in request.sequences]
             host.ledger.check(tables)
         self.moves.check()
+        self.recall.check()
+        for queue in self.waiting.queues.values():
+            queue.check()
         for request in self.requests.values():
             on_replica = [sequence for sequence in request.sequences if sequence.seq]
             assert bool(on_replica) == (request.state in (State.RUNNING, State.STOPPING, State.RESTORING)), (

@@ -64,6 +64,8 @@ def _check_positions(books: DeskBooks) -> None:
     for row in rows.row_of.values():
         position, written = int(batcher.position[row]), int(rows.written[row])
         what = f"row {row} ({rows.at(row).seq})"
+        stops = rows.stops[row]
+        assert stops[stops >= 0].tolist() == list(rows.at(row).sampling.stop_ids), f"{what} stops at {stops}"
         assert position <= batcher.length[row], f"{what}: position {position} behind its length {batcher.length[row]}"
         assert rows.reported[row] <= written, f"{what}: {rows.reported[row]} positions told, {written} written"
         assert rows.reported_known[row] <= rows.known[row] <= rows.end[row], f"{what}: {rows.known[row]} tokens"

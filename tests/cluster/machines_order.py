@@ -245,6 +245,7 @@ class TableMachine(Counted):
         joined = ReplicaJoined("r", 1, "n", "m", self.NUM_BLOCKS, size, 64, "f", 8, 512)
         settings = SchedulerSettings(ahead=ahead, pressure=0.0)
         self.replica = residents.new_replica(joined, Books(settings, 1))
+        self.settings = settings
         self.leases = Leases(settings)
         self.tenants = Tenants({})
         self.live: list[Written] = []
@@ -304,7 +305,7 @@ class TableMachine(Counted):
     def agrees(self) -> None:
         if not hasattr(self, "replica"):
             return
-        residents.check(self.replica, [])
+        residents.check(self.replica, [], self.settings)
         taken: set[tuple[int, int]] = set()
         for written in self.live:
             for position, slot in written.slots.items():
