@@ -135,7 +135,9 @@ class Rebuild:
             else:
                 books.tell(Accepted(*place, submit.request_id, 0, "", request.turn))
                 self._takeover.reroute(request, *known)
-                if is_first and request.state is State.RUNNING:
+                # Its replica tells this very gateway itself, and with logprobs, which only it knows.
+                is_told = place == known and request.wants_logprobs
+                if is_first and request.state is State.RUNNING and not is_told:
                     self._tell_ended(request, open_request.finished)
 
     def _tell_ended(self, request: Request, finished: tuple[Reason, ...]) -> None:

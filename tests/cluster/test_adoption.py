@@ -376,6 +376,26 @@ def test_what_a_gateway_lacks_of_an_ended_request_is_drawn_again_with_its_logpro
     assert (again.attempt, len(again.tokens)) == (start.attempt + 1, 42)
 
 
+@pytest.mark.parametrize("gateway", ["a", "b"])
+def test_of_two_sequences_the_one_that_ends_before_its_gateway_is_heard_keeps_its_logprobs(gateway: str) -> None:
+    """Its replica tells the gateway that it was started for; only to another one the scheduler tells it."""
+    driver = Driver()
+    asked = at("a", 1, submit("t/q", range(40), 30, n=2))
+    asked = replace(asked, sampling=replace(asked.sampling, logprobs=1))
+    start = starts(driver.turn(asked))["t/q"]
+    new = Scheduler(SchedulerSettings(rebuild_s=2.0), epoch=2)
+    (first,) = state_of(start, 2).residents
+    (fork,) = start.forks
+    second = replace(first, seq=fork.seq, index=1, table=fork.table, lease_end=fork.lease_end)
+    new.turn([replace(state_of(start, 2), residents=(first, second))], 10.0)
+    ended = Stopped(fork.seq, Reason.STOP, 42, ids([8]))
+    new.turn([Result("r0", 1, 2, 1, 0, 1, Advances(), (ended,))], 10.1)
+    held = OpenRequest(at(gateway, 1, asked), start.attempt, (ids([7]), ids([7])), (Reason.NONE, Reason.NONE))
+    orders = new.turn([GatewayState(gateway, (held,))], 10.2)
+    told = [(one.gateway, one.tokens.index, list(one.tokens.ids)) for one in of(Replay, orders)]
+    assert told == ([] if gateway == "a" else [("b", 1, [7, 7, 8])])
+
+
 def test_a_gateway_that_was_given_up_tells_what_it_holds_and_goes_on() -> None:
     driver = Driver(SchedulerSettings(orphan_grace_s=0.5))
     asked, start = running(driver)

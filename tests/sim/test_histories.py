@@ -142,6 +142,7 @@ FOUND = {
     1673: "a gateway was lost while it was sealed, and what it lacked was told again",
     1603: "a replica was lost behind the loss of its request's gateway, which came back with more than was reported",
     109: "a new scheduler went on with other weights than those that had drawn what a gateway had",
+    6286: "of two sequences one ended before a new scheduler heard its gateway, which was told it without logprobs",
     2322: "what a replica remembered of an attempt before was recalled behind the end of the request",
 }
 
