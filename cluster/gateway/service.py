@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import AsyncIterator
 
 from cluster.errors import InvalidRequest, QuireError
@@ -19,6 +18,7 @@ from cluster.gateway.errors import resumed_elsewhere, status_of
 from cluster.gateway.gateway import Gateway
 from cluster.gateway.gateways import lister
 from cluster.gateway.intake import Question, check_request_id, read_generate, read_ttl
+from cluster.gateway.pace import PacedStream
 from protos.quire.v1 import inference_pb2 as pb
 
 MAX_REFUSALS = 256
@@ -32,7 +32,6 @@ class InferenceService:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._pace = gateway.pace
 
     @property
     def methods(self) -> dict[str, Method]:
@@ -60,27 +59,26 @@ class InferenceService:
             messages.append(pb.GenerateResponse())
             return messages[-1]
 
-        wrote_at = 0.0
-        self._pace.num_streams += 1
+        pace = PacedStream(self._gateway.pace)
         try:
             while not cursor.is_told:
                 if not cursor.has_more:
                     await outlet.news()
                     if not answer.is_over:
-                        await self._pace.wait(wrote_at)
+                        await pace.wait()
                     outlet.take()
                 if answer.cursor is not cursor:
                     raise resumed_elsewhere()
                 # Its first token waits for nothing.
                 if cursor.fill(add) and answer.first_token is not None:
-                    wrote_at = time.monotonic()
+                    pace.writes()
                 for message in messages:
                     await call.write(message)
                 messages.clear()
             if answer.failure is not None:
                 raise answer.failure
         finally:
-            self._pace.num_streams -= 1
+            pace.rests()
             self._gateway.leave(answer, cursor, is_final=call.is_past_deadline)
 
     async def _ask(self, request: pb.GenerateRequest, call: Call, outlet: Outlet) -> Answer:
@@ -90,11 +88,9 @@ class InferenceService:
     async def generate_many(self, requests: AsyncIterator[pb.GenerateManyRequest], call: Call) -> None:
         gateway, tenant = self._gateway, call.caller.tenant
         gateway.begin_stream(tenant)
-        self._pace.num_streams += 1
         try:
             await ManyStream(gateway, call).run(requests)
         finally:
-            self._pace.num_streams -= 1
             gateway.door.quotas.end_stream(tenant)
 
     async def cancel(self, request: pb.CancelRequest, call: Call) -> pb.CancelResponse:
@@ -143,7 +139,7 @@ class ManyStream:
     def __init__(self, gateway: Gateway, call: Call) -> None:
         self._gateway = gateway
         self._call = call
-        self._pace = gateway.pace
+        self._pace = PacedStream(gateway.pace)
         self._outlet = Outlet()
         self._answers: dict[int, tuple[Answer, Cursor]] = {}
         self._refused: list[tuple[int, QuireError]] = []
@@ -153,17 +149,19 @@ class ManyStream:
     async def run(self, requests: AsyncIterator[pb.GenerateManyRequest]) -> None:
         reader = asyncio.create_task(self._read(requests))
         reader.add_done_callback(lambda task: self._outlet.nudge())
-        wrote_at = 0.0
         try:
             while not (reader.done() and not self._answers and not self._refused):
                 await self._outlet.news()
-                await self._pace.wait(wrote_at)
+                await self._pace.wait()
                 ready = self._outlet.take()
-                wrote_at = time.monotonic()
+                self._pace.writes()
                 if reader.done() and not reader.cancelled() and reader.exception() is not None:
                     reader.result()
                 await self._write(ready)
+                if not self._answers:
+                    self._pace.rests()
         finally:
+            self._pace.rests()
             reader.cancel()
             for answer, cursor in self._answers.values():
                 self._gateway.leave(answer, cursor, is_final=self._call.is_past_deadline)

@@ -71,6 +71,8 @@ class GatewaySettings:
             raise ConfigError(f"gateway name {self.name!r}: give 1 to 128 characters")
         if not 0 <= self.port < 65536:
             raise ConfigError(f"gateway port is {self.port}; give 0 (any) to 65535")
+        if self.max_messages_per_s < 1:
+            raise ConfigError(f"max_messages_per_s is {self.max_messages_per_s}; give at least 1")
         if self.max_message_bytes < 1 << 16:
             raise ConfigError(f"max_message_bytes is {self.max_message_bytes:,}; give at least 65,536")
 

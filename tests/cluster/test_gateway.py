@@ -402,9 +402,32 @@ def test_two_clients_at_once_do_not_wait_for_each_other():
 def test_the_pace_is_shared_by_all_streams_and_bounded():
     pace = Pace(10_000)
     gaps = []
-    for pace.num_streams in (1, 64, 250, 20_000):
+    for pace.num_writing in (1, 64, 250, 20_000):
         gaps.append(pace.gap_s)
     assert gaps == [0.0001, 0.0064, 0.025, 0.04]
+
+
+@pytest.mark.parametrize("is_many", [False, True])
+def test_streams_that_say_nothing_slow_nobody_down(is_many: bool):
+    """Some are open for later, others wait for their turn."""
+
+    async def story(door: Door) -> None:
+        many = [door.stub.GenerateMany() for _ in range(20)]
+        await door.until(lambda: door.gateway.door.quotas.num_streams == 20)
+        assert door.gateway.pace.gap_s == 0.0
+        message = request(seed=6, max_tokens=200, ignore_eos=True)
+        calls = [door.stub.Generate(message) for _ in range(30)]
+        if is_many:
+            await many[0].write(pb.GenerateManyRequest(tag=1, generate=request(seed=7, max_tokens=20)))
+        await door.until(lambda: door.gateway.pace.num_writing >= 2)
+        assert door.gateway.num_open - is_many == 30 and door.gateway.pace.num_writing <= 10 + is_many
+        for call in calls:
+            call.cancel()
+        await door.until(lambda: door.gateway.pace.num_writing == 0)
+        for stream in many:
+            stream.cancel()
+
+    at_the_door(story, shapes=[slow(0.01, max_batch=10)])
 
 
 @pytest.mark.parametrize("is_many", [False, True])

@@ -218,7 +218,7 @@ def test_streams_of_many_requests_are_bounded_by_tenant(tmp_path):
             return str(caught.value)
 
         def num_streams() -> int:
-            return door.gateway.pace.num_streams
+            return door.gateway.door.quotas.num_streams
 
         one, two = open_streams("one", 2), open_streams("two", 3)
         await door.until(lambda: num_streams() == 5)

@@ -51,6 +51,11 @@ class Quotas:
         """By tenant."""
         return {name: tenant.num_open for name, tenant in self._tenants.items() if tenant.num_open}
 
+    @property
+    def num_streams(self) -> int:
+        """Of all tenants."""
+        return sum(tenant.num_streams for tenant in self._tenants.values())
+
     def check(self, tenant: str, limits: TenantLimits, now: float) -> None:
         """Raises QueueFull where this tenant gets nothing more now."""
         known = self._tenants.get(tenant)

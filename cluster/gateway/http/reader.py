@@ -6,7 +6,6 @@ the gateway, which aborts them, or keeps them for their grace.
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -16,6 +15,7 @@ from cluster.gateway.answer import Answer, Cursor, Outlet
 from cluster.gateway.errors import resumed_elsewhere
 from cluster.gateway.gateway import Gateway
 from cluster.gateway.intake import Question
+from cluster.gateway.pace import PacedStream
 from cluster.messages import Ids, Submit
 from protos.quire.v1 import inference_pb2 as pb
 
@@ -39,12 +39,10 @@ class HttpReader:
         self.tenant = tenant
         self._outlet = Outlet()
         self._open: dict[int, tuple[Answer, Cursor]] = {}
-        self._has_begun = False
+        self._pace = PacedStream(gateway.pace)
 
     async def begin(self, asked: Sequence[Asking]) -> None:
         """Asks or resumes each. Raises `QuireError`; what was asked before it is left."""
-        self._has_begun = True
-        self._gateway.pace.num_streams += 1
         for tag, one in enumerate(asked):
             if isinstance(one, Again):
                 submit = one.submit
@@ -75,14 +73,13 @@ class HttpReader:
 
     async def batches(self) -> AsyncIterator[list[pb.GenerateResponse]]:
         """Until all have ended. Raises the first failure."""
-        wrote_at = 0.0
         while self._open:
             await self._outlet.news()
             if not any(answer.is_over for answer in self._outlet.ready.values()):
-                await self._gateway.pace.wait(wrote_at)
+                await self._pace.wait()
             # First tokens wait for nothing.
             if any(answer.first_token is not None for answer in self._outlet.ready.values()):
-                wrote_at = time.monotonic()
+                self._pace.writes()
             batch: list[pb.GenerateResponse] = []
 
             def add(batch: list[pb.GenerateResponse] = batch) -> pb.GenerateResponse:
@@ -106,9 +103,7 @@ class HttpReader:
                 yield batch
 
     def leave(self, *, is_final: bool) -> None:
-        if self._has_begun:
-            self._has_begun = False
-            self._gateway.pace.num_streams -= 1
+        self._pace.rests()
         for answer, cursor in self._open.values():
             self._gateway.leave(answer, cursor, is_final=is_final)
         self._open.clear()
