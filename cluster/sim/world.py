@@ -201,7 +201,8 @@ class World:
         self.num_silent_stops += not self.shell.alive or self.shell.stopped
 
     def is_refused(self, name: str, life: int) -> None:
-        if self.loses:
+        # Who was turned away and did not hear that, because its connection broke, goes on with what is void.
+        if self.loses or self.replaced:
             self.on_refused(name, life)
 
     def note_joined(self, worker: str, epoch: int) -> None:
