@@ -65,7 +65,8 @@ class Pair:
         sampling = params.resolve(
             {"eos_token_id": models.EOS}, vocab_size=models.VOCAB, max_model_len=200, num_prompt_tokens=10, seed=0
         )
-        self.submit = Submit("q", "g", 7, str(folder), "", ids(PROMPT), (), sampling)
+        digest = self.worker.joined().digest
+        self.submit = Submit("q", "g", 7, str(folder), "", ids(PROMPT), (), sampling, digest=digest)
         self.log = RequestLog(params.n)
         self.texts = Texts(params.n, lambda: None)
         self.attempts: set[int] = set()
