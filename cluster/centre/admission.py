@@ -147,9 +147,12 @@ class Admission:
         held = len(place.hit)
         if held >= hits.longest or request.host is not None:
             return None
-        if self._fetches.would_begin(request, place, hits):
-            return self._fetches.coming(request, place)
-        return self._prefix_owner(request, names, held, place.replica)
+        coming = self._fetches.coming(request, place)
+        owner = self._prefix_owner(request, names, held, place.replica)
+        if coming is None and owner is None:
+            return None
+        # Looks at all pools, and seldom has to.
+        return coming if self._fetches.would_begin(request, place, hits) else owner
 
     def why_waiting(self, request: Request) -> str:
         """The reason why a request waits, for people."""

@@ -111,7 +111,6 @@ class Rebuild:
             self._sealing.hear(request, place, open_request.outputs, open_request.finished)
             books.tell(HandOver(*place, submit.request_id))
             return
-        self._sealing.tell_weights(request, submit)
         # What was sent to one that was given up has not arrived.
         is_behind = not is_first and (place != known or request.orphaned_until is not None)
         if is_first:
@@ -119,16 +118,22 @@ class Rebuild:
             request.is_adopted |= open_request.turn > 0
         elif place != known:
             self._adoption.own(request, *place, open_request.turn)
+            if request.state is not State.RUNNING and request.digest != submit.digest:
+                # What it holds was computed with these weights.
+                request.forget_names()
+                request.digest = submit.digest
         request.orphaned_until = None
+        self._sealing.tell_weights(request, submit)
         if request.state is State.ENDED:
             # It may not have heard of the end, nor of what led to it. What it lacks of logprobs is drawn again.
             if place == known and request.wants_logprobs and not request.is_adopted:
                 self._sealing.ask(request)
             self._adoption.tell_all(request)
-        elif is_first and request.state is State.RUNNING and request.attempt < open_request.attempt:
-            self._takeover.disown(request)
-            books.hearing.unplaced[submit.request_id] = self._from_gateway(open_request)
+        elif request.state is State.RUNNING and request.attempt < open_request.attempt:
+            self._begin_anew(request, open_request)
         else:
+            # No replica that was given up goes on with an attempt that is sealed.
+            request.attempt = max(request.attempt, open_request.attempt)
             self._confirm(request, open_request)
             if is_behind:
                 self._adoption.tell_all(request)
@@ -139,6 +144,13 @@ class Rebuild:
                 is_told = place == known and request.wants_logprobs
                 if is_first and request.state is State.RUNNING and not is_told:
                     self._tell_ended(request, open_request.finished)
+
+    def _begin_anew(self, request: Request, open_request: OpenRequest) -> None:
+        """What runs was given up, and its gateway takes nothing from it any more. Owners before it are still heard."""
+        self._takeover.disown(request)
+        anew = self._books.hearing.unplaced[open_request.submit.request_id] = self._from_gateway(open_request)
+        anew.witnesses, anew.heard = request.witnesses, request.heard
+        anew.is_adopted |= request.is_adopted
 
     def _tell_ended(self, request: Request, finished: tuple[Reason, ...]) -> None:
         """Of what had ended on its replica before, its gateway may lack all: it may have come to it later."""

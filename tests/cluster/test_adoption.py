@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
 
+from cluster.centre.nouns import State
 from cluster.centre.scheduler import Scheduler
 from cluster.messages import (
     Accepted,
@@ -487,6 +489,51 @@ def test_an_attempt_that_a_later_one_has_followed_is_dropped_and_never_starts_ag
     assert list(new.requests) == ["t/q"] and new.requests["t/q"].attempt == later.attempt
     assert {tenant.name: tenant.num_active for tenant in new.tenants} == {"": 0, "t": 1}
     new.check()
+
+
+@pytest.mark.parametrize("order", list(permutations(("replica", "owner", "before"))), ids="-".join)
+def test_an_attempt_that_its_owner_has_sealed_is_dropped_though_an_older_gateway_knows_of_no_seal(
+    order: tuple[str, ...],
+) -> None:
+    """It was sealed where its client had come back; a replica that had been given up still runs it."""
+    driver = Driver()
+    asked, start = running(driver)
+    told = {
+        "replica": state_of(start, 2),
+        "owner": GatewayState("b", (OpenRequest(at("b", 9, asked), 2, (ids([7]),), (Reason.NONE,), 1 << 20),)),
+        "before": GatewayState("a", (OpenRequest(asked, 0, (ids([7, 8]),), (Reason.NONE,), 0),)),
+    }
+    new = Scheduler(SchedulerSettings(rebuild_s=2.0), epoch=2)
+    orders: list[Order] = []
+    for number, name in enumerate(order):
+        orders += new.turn([told[name]], 10.0 + number / 10)
+    assert drops(orders) == [start.seq] and HandOver("a", 1, "t/q") in orders
+    request = new.requests["t/q"]
+    assert (request.state, request.gateway, request.attempt) == (State.SEALING, "b", 2)
+    # It goes on from all that both have, under a number that was not given yet.
+    orders = new.turn([Sealed("t/q", "a", 1, 0, (ids([7, 8]),), (Reason.NONE,))], 12.2)
+    dropped = Stopped(start.seq, Reason.DROPPED, 41, ids())
+    orders += new.turn([Result("r0", 1, 2, 1, 0, 1, Advances(), (dropped,))], 12.4)
+    (seal,) = [one for one in of(Seal, orders) if isinstance(one, Seal) and one.gateway == "b"]
+    again = starts(new.turn([Sealed("t/q", "b", 9, seal.attempt, (ids([7]),), (Reason.NONE,))], 12.5))["t/q"]
+    assert again.attempt > 2 and list(again.tokens[40:]) == [7, 8]
+    new.check()
+
+
+@pytest.mark.parametrize("first", ["owner", "before"])
+def test_the_owner_says_with_which_weights_its_tokens_were_drawn(first: str) -> None:
+    """Only it was told that the request began with others than it was asked of."""
+    asked = replace(submit("t/q", range(40), 30), digest=b"old")
+    owner = GatewayState(
+        "b",
+        (OpenRequest(replace(at("b", 9, asked), digest=b"new", hashes=()), 1, (ids([7]),), (Reason.NONE,), 1 << 20),),
+    )
+    before = GatewayState("a", (OpenRequest(at("a", 1, asked), 0, (ids(),), (Reason.NONE,), 0),))
+    new = Scheduler(SchedulerSettings(rebuild_s=2.0), epoch=2)
+    for number, told in enumerate((owner, before)[:: 1 if first == "owner" else -1]):
+        new.turn([told], 10.0 + number / 10)
+    request = new.requests["t/q"]
+    assert (request.digest, request.names) == (b"new", b"")
 
 
 @pytest.mark.parametrize("first", ["owner", "before"])

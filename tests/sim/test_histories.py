@@ -144,6 +144,7 @@ FOUND = {
     1603: "a replica was lost behind the loss of its request's gateway, which came back with more than was reported",
     109: "a new scheduler went on with other weights than those that had drawn what a gateway had",
     6286: "of two sequences one ended before a new scheduler heard its gateway, which was told it without logprobs",
+    7116: "a replica that was given up went on with what its gateway had sealed, for an older gateway knew of no seal",
     2322: "what a replica remembered of an attempt before was recalled behind the end of the request",
 }
 
