@@ -32,7 +32,7 @@ MACHINES = (
     "cluster.links.numbers",
 )
 """The modules and packages of the machines that histories run."""
-NOT_RUN = ("journal", "replay", "notes", "rates")
+NOT_RUN = ("journal", "notes", "pauses", "rates", "replay")
 """Files of theirs that write or read for people, or say only what something costs: no promise hangs on them."""
 MOST_HISTORIES = 500
 HANGS_S = 120

@@ -179,7 +179,7 @@ def _of_expression(parent: ast.AST, field: str, index: int | None) -> Iterator[_
             for at, item in enumerate(value):
                 if isinstance(item, ast.expr):
                     yield from _of_expression(node, name, at)
-                elif isinstance(item, ast.keyword):
+                elif isinstance(item, ast.keyword) and item.arg != "strict":  # which asserts
                     yield from _of_expression(item, "value", None)
                 elif isinstance(item, ast.comprehension):
                     yield from _of_expression(item, "iter", None)
