@@ -239,9 +239,7 @@ def read(path: Path, *, life: int = -1) -> Journal:
         if not heads:
             raise ConfigError(f"{path} is not a journal of Quire: its first line does not say so")
         if not -len(heads) <= life < len(heads):
-            raise ConfigError(
-                f"{path} has {len(heads)} lives of a scheduler, 0 to {len(heads) - 1}; there is no {life}"
-            )
+            raise ConfigError(f"{path} holds lives 0 to {len(heads) - 1} of a scheduler, and none of number {life}")
         at, head = heads[life]
         if head["quire journal"] != VERSION:
             version = head["quire journal"]
@@ -251,7 +249,9 @@ def read(path: Path, *, life: int = -1) -> Journal:
         epochs = tuple([int(other["epoch"]) for _, other in heads])
     except ConfigError:
         raise
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read as a journal: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path} cannot be read as a journal: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         detail = f"{type(error).__name__}: {error}"

@@ -262,7 +262,8 @@ class Board:
             return f"{len(self.replicas)} replicas: {draining} drain, the others are full or grow first"
         if self._seats[row] < need.num_places:
             return f"needs {need.num_places} places in the batch of {replica.name}, {self._seats[row]} are free"
-        return f"needs {need.num_blocks} blocks on {replica.name}, {self._free[row]} are free beside the reserve"
+        num_free = max(0, self._free[row])
+        return f"needs {need.num_blocks} blocks on {replica.name}, {num_free} are free beside the reserve"
 
 
 def share_at_hand(replica: Replica) -> float:

@@ -64,7 +64,7 @@ def test_a_new_life_erases_none_before_it(tmp_path: Path) -> None:
     assert read(path).epochs == (1, 2, 3)
     assert [len(read(path, life=life).turns) for life in (0, 1, 2, -1)] == [3, 1, 2, 2]
     assert "request b" in describe(replay(read(path, life=0)))
-    with pytest.raises(ConfigError, match=r"^[^ ]* has 3 lives of a scheduler, 0 to 2; there is no 3"):
+    with pytest.raises(ConfigError, match=r"^[^ ]* holds lives 0 to 2 of a scheduler, and none of number 3"):
         read(path, life=3)
 
 
