@@ -230,3 +230,19 @@ def test_tokens_that_do_not_fit_together_end_their_request_and_no_other(position
     at.leave(reader)
     at.take(done(entry))
     assert at.wait(2.0) == [Closed("t/q", "a", entry.route)] and at.tokens(other.entry, 0, 5) == 1
+
+
+def test_what_a_worker_could_not_go_on_with_is_a_failure_whoever_says_so():
+    """The scheduler died before it had said so, and the next one knew no more than that all had ended."""
+    at = At()
+    reader = at.ask(submit(n=2))
+    entry = reader.entry
+    at.take(accepted(entry))
+    at.tokens(entry, 0, 5, 6, reason=Reason.LENGTH)
+    at.tokens(entry, 0, 7, index=1)
+    at.tokens(entry, 1, index=1, reason=Reason.FAILED, detail="the step failed")
+    assert entry.failure is None and at.take(done(entry)) == []
+    at.read(reader)
+    assert reader.is_told and isinstance(entry.failure, WorkFailed) and "the step failed" in str(entry.failure)
+    at.leave(reader)
+    assert at.wait(2.0) == [Closed("t/q", "a", entry.route)]

@@ -565,6 +565,10 @@ class Door:
         if entry.done is None or not entry.log.is_complete or entry.is_gone:
             return
         entry.waits_until = None
+        failed = entry.log.failed
+        if failed is not None and entry.failure is None and not entry.is_cancelled:
+            # As the scheduler says too, unless it died before anybody heard that.
+            self._fail(entry, WorkFailed(failed.detail or f"a worker could not go on with {entry.client_id}"))
         if entry.ended is None:
             entry.ended = now
         if not entry.is_read and (entry.failure is not None or entry.is_cancelled):

@@ -61,6 +61,11 @@ class RequestLog:
         return Reason.NONE not in [sequence.reason for sequence in self.sequences]
 
     @property
+    def failed(self) -> SequenceLog | None:
+        """The first that a worker could not go on with."""
+        return next((sequence for sequence in self.sequences if sequence.reason is Reason.FAILED), None)
+
+    @property
     def outputs(self) -> tuple[Ids, ...]:
         return tuple([ids(sequence.ids) for sequence in self.sequences])
 
