@@ -89,7 +89,7 @@ class Recall:
         books = self._books
         if books.departed and books.hearing.ends_at is None:
             longest = max(map(self._longest_grace_s, books.departed))
-            until = self._told_at + longest + 3 * books.settings.rebuild_s
+            until = self._told_at + longest + 2 * books.settings.rebuild_s
             assert books.now <= until, f"{len(books.departed)} departed requests are kept, and nobody comes for them"
 
     def _enter(self, request: Request, told: Mapping[int, tuple[Departed, ReplicaJoined]]) -> None:

@@ -167,11 +167,11 @@ class Swaps:
             return 0
         return self._order(Swap(replica, request, host, Road.READ, list(pairs), list(pairs.values())))
 
-    # -- how a transfer ended
-
     def forget(self, request: Request) -> None:
         """It starts where nobody could read it: it is computed again."""
         self._host_memory.forget(request)
+
+    # -- how a transfer ended
 
     def ended(self, swap: Swap, told: Transferred) -> None:
         books, request, replica = self._books, swap.request, swap.replica

@@ -150,7 +150,7 @@ def listed(tokens: TokensOption = None) -> None:
 
 def _until(until: float | None, now: float) -> str:
     if until is None:
-        return "revoked"
+        return "it is revoked"
     told = datetime.fromtimestamp(until, UTC).strftime("%Y-%m-%d %H:%M UTC")
     return f"{told}, expired" if until <= now else told
 

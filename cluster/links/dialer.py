@@ -153,7 +153,7 @@ class Dialer:
                 elif kind == PULSE:
                     orders.append(Pulsed(self.peer, body))
                 elif kind == REFUSAL:
-                    self._turned_away(body, orders)
+                    self._refused(body, orders)
                     break
                 else:
                     raise ProtocolError(f"a frame of kind {kind} in the midst of a conversation")
@@ -178,8 +178,7 @@ class Dialer:
         if not self.is_open:
             return
         if kind == REFUSAL:
-            refusal = refusal_from(body)
-            orders += [RefusedByPeer(refusal.reason, refusal.detail), self._close(f"it refuses: {refusal.detail}")]
+            self._refused(body, orders)
             return
         if kind != WELCOME:
             known = "a hello" if kind == HELLO else f"a frame of kind {kind}"
@@ -204,13 +203,14 @@ class Dialer:
         self.silence_s, self.is_met = welcome.silence_s, True
         orders.append(Met(self.peer, welcome.life, is_new, self.owes_state, card))
 
-    def _turned_away(self, body: bytes, orders: list[Order]) -> None:
-        """In the midst of a conversation, which is void."""
+    def _refused(self, body: bytes, orders: list[Order]) -> None:
+        """Who is turned away hears so in the midst of a conversation, or with its next hello: what was said is void."""
         refusal = refusal_from(body)
-        if refusal.reason != "away":
+        if refusal.reason == "away":
+            self.is_anew, self.owes_state, self.numbers = True, False, Numbers(self.terms)
+        elif self.is_met:
             raise ProtocolError(f"a refusal in the midst of a conversation: {refusal.detail}")
-        self.is_anew, self.owes_state, self.numbers = True, False, Numbers(self.terms)
-        orders += [RefusedByPeer(refusal.reason, refusal.detail), self._close(f"it turns us away: {refusal.detail}")]
+        orders += [RefusedByPeer(refusal.reason, refusal.detail), self._close(f"it refuses: {refusal.detail}")]
 
     def _meet_anew(self, life: int, wants_state: bool) -> None:
         is_first, self.peer_life, self.is_anew = self.peer_life == 0, life, False

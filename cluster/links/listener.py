@@ -64,6 +64,8 @@ class Listener:
         self._read_card = read_card
         # The highest life of each name that was lost.
         self._lost: dict[str, int] = {}
+        # The life of each name that was turned away, and may not have heard that.
+        self._away: dict[str, int] = {}
         # Connections that have said nothing yet, by when they came; and whose the others are.
         self._silent: dict[Connection, float] = {}
         self._owners: dict[Connection, Peer] = {}
@@ -141,6 +143,7 @@ class Listener:
         if peer is not None and is_new:
             orders += self.lose(peer.name, f"it started anew as {hello.life}", now)
         if peer is None or is_new:
+            self._away.pop(hello.name, None)
             peer = self.peers[hello.name] = Peer(hello.name, hello.life, Numbers(self.terms), now)
             peer.wants_state = hello.has_state
         self._adopt(peer, connection, hello, now, orders)
@@ -184,6 +187,8 @@ class Listener:
             return refused("outlived", f"{name} lives as {peer.life}; this is {life}")
         is_known = peer is not None and peer.life == life
         if hello.peer_life == self.life and not is_known and not hello.is_anew:
+            if self._away.get(name) == life:
+                return refused("away", f"life {life} of {name} was turned away; begin anew")
             return refused("lost", f"life {life} of {name} is not known here any more; come with a higher one")
         if is_known and peer is not None and taken > peer.numbers.said and hello.peer_life == self.life:
             return refused("numbers", f"{name} has taken {taken} frames, and was said {peer.numbers.said}")
@@ -261,6 +266,7 @@ class Listener:
     def turn_away(self, name: str, detail: str, now: float) -> list[Order]:
         """As things are this peer is of no use here: it is as if it had never come, and may come again."""
         peer = self.peers.pop(name)
+        self._away[name] = peer.life
         if peer.connection is None:
             return []
         refusal = Refusal("away", self.life, detail)

@@ -201,8 +201,7 @@ class World:
         self.num_silent_stops += not self.shell.alive or self.shell.stopped
 
     def is_refused(self, name: str, life: int) -> None:
-        # Who was turned away and did not hear that, because its connection broke, goes on with what is void.
-        if self.loses or self.replaced:
+        if self.loses:
             self.on_refused(name, life)
 
     def note_joined(self, worker: str, epoch: int) -> None:

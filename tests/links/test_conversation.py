@@ -12,8 +12,8 @@ from cluster.links.frames import MESSAGE, PART, PULSE, WELCOME, FrameBuffer, Hel
 from cluster.links.terms import Terms
 from tests.links.machines import SILENT, TERMS, Pair, Wire, frames_of
 
-# A short conversation: who says what, or who is new. "U" and "D" are longer than a frame.
-SCRIPTS = ("uuu", "ddd", "udud", "UuDd", "DDuu", "uNuu", "dNdud", "UNUdD", "uuuNdddNudU")
+# A short conversation: who says what, who is new, or that it is turned away (A). "U" and "D" are longer than a frame.
+SCRIPTS = ("uuu", "ddd", "udud", "UuDd", "DDuu", "uNuu", "dNdud", "UNUdD", "uuuNdddNudU", "AuDd", "uUAdu", "dNdAuNd")
 # How a connection breaks: who notices, and whether what is under way is lost.
 CUTS: dict[str, dict[str, bool]] = {
     "both see it": {},
@@ -51,6 +51,10 @@ def play(pair: Pair, script: str, breaks: dict[int, str]) -> tuple[list[bytes], 
             pair.up.clear()
             pair.down.clear()
             up, down = [pair.state], []
+        elif word == "A":
+            # What was said before is void, and may come or not.
+            pair._listener_does(pair.listener.turn_away("d", "not as things are", pair.now))
+            up, down = [pair.state], []
         elif word in "uU":
             up.append(text)
             pair.say_up(text)
@@ -66,9 +70,14 @@ def play(pair: Pair, script: str, breaks: dict[int, str]) -> tuple[list[bytes], 
 
 
 def judge(pair: Pair, up: list[bytes], down: list[bytes]) -> None:
-    assert pair.up == up
-    assert pair.down == down
-    assert not pair.lost and not pair.refused
+    if pair.refused:
+        # It was turned away once. Of what was said before some may have come.
+        (refused,) = pair.refused
+        assert refused.reason == "away"
+        assert pair.up[len(pair.up) - len(up) :] == up and pair.down[len(pair.down) - len(down) :] == down
+    else:
+        assert (pair.up, pair.down) == (up, down)
+    assert not pair.lost
     assert not [one for one in pair.closed if one.is_garbled]
     # What both ends know to be taken is kept by neither.
     assert pair.dialer.numbers.num_kept == 0
@@ -88,7 +97,7 @@ def test_a_connection_breaks_at_every_boundary(script: str, piece: int) -> None:
             judge(pair, *play(pair, script, {at: cut}))
 
 
-@pytest.mark.parametrize("script", ["uudd", "UdN", "dNu", "uNd"])
+@pytest.mark.parametrize("script", ["uudd", "UdN", "dNu", "uNd", "uAd"])
 def test_connections_break_at_every_two_boundaries(script: str) -> None:
     pair = Pair()
     play(pair, script, {})
@@ -261,7 +270,9 @@ def test_who_was_lost_and_goes_on_as_its_next_life_is_asked_for_what_it_holds() 
     assert pair.up == [b"before", b"state", b"after"]
 
 
-def test_who_is_turned_away_begins_anew_and_tells_its_state_again() -> None:
+@pytest.mark.parametrize("hears", ["there", "late", "later"])
+def test_who_is_turned_away_begins_anew_and_tells_its_state_again(hears: str) -> None:
+    """It may hear that only with its next hello, because its connection broke before that, or had broken already."""
     pair = Pair()
     pair.open()
     pair.run()
@@ -270,10 +281,20 @@ def test_who_is_turned_away_begins_anew_and_tells_its_state_again() -> None:
     pair.run()
     assert (pair.up, pair.down) == ([b"taken"], [b"void"])
     pair.say_down(b"lost with it")
+    if hears == "later":
+        pair.run()
+        pair.cut()
     pair._listener_does(pair.listener.turn_away("d", "not as things are", pair.now))
+    if hears == "late":
+        pair.cut()
     pair.say_up(b"void too")
+    if hears != "there":
+        pair.open()
     pair.run()
-    assert [(one.reason, one.detail) for one in pair.refused] == [("away", "not as things are")]
+    details = {"there": "not as things are"}
+    assert [(one.reason, one.detail) for one in pair.refused] == [
+        ("away", details.get(hears, "life 1 of d was turned away; begin anew"))
+    ]
     assert not pair.lost and not pair.listener.peers and pair.wire is None
     for _ in range(2):
         # The welcome is lost the first time.
@@ -285,7 +306,8 @@ def test_who_is_turned_away_begins_anew_and_tells_its_state_again() -> None:
     pair.say_up(b"anew")
     pair.say_down(b"and down")
     pair.run()
-    assert (pair.up, pair.down) == ([b"taken", b"state", b"anew"], [b"void", b"lost with it", b"and down"])
+    came = [b"void", b"and down"] if hears == "late" else [b"void", b"lost with it", b"and down"]
+    assert (pair.up, pair.down) == ([b"taken", b"state", b"anew"], came)
     assert pair.met_below[-1].is_new
 
 
