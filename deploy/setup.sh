@@ -53,7 +53,7 @@ _is_ready() {
 }
 
 # An environment runs the code of one checkout: through a link it would be taken away from that.
-_leave_anothers() {
+_leave_linked() {
     local owner
     [ -L "$QUIRE_VENV" ] || return 0
     owner="$(sed -n 3p "$QUIRE_VENV/quire.stamp" 2>/dev/null)" || return 0
@@ -119,7 +119,7 @@ quire_setup() {
         say "Environment $QUIRE_VENV is up to date."
         return
     fi
-    _leave_anothers
+    _leave_linked
     [ -f "$QUIRE_ROOT/constraints.txt" ] || die "constraints.txt is missing in $QUIRE_ROOT; this is not a whole checkout"
     python="$(_find_python)" || exit 1
     "$python" -c 'import venv, ensurepip' 2>/dev/null ||

@@ -47,11 +47,11 @@ class BenchHelp(argparse.HelpFormatter):
     """The help of a benchmark: what an option is unless it is given stands behind what it says."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        told = action.help or ""
-        is_said = not action.option_strings or "default" in told
-        return (
-            told if is_said or action.default in (None, False, argparse.SUPPRESS) else f"{told} (default %(default)s)"
-        )
+        told, default = action.help or "", action.default
+        has_none = default is None or default is False or default == argparse.SUPPRESS
+        if has_none or not action.option_strings or "default" in told:
+            return told
+        return f"{told} (default %(default)s)"
 
 
 class RawHelp(BenchHelp, argparse.RawDescriptionHelpFormatter):

@@ -130,17 +130,14 @@ class Admission:
         computing = self._books.computing
         if not names or not computing:
             return None
-        owner = computing.owner(names[held * HASH_BYTES : (held + 1) * HASH_BYTES])
+        owner = computing.owner(names, held)
         if owner is None or not owner.seq or owner.request is request or owner.request.state is not State.RUNNING:
             return None
         assert owner.request.replica is not None
         size = owner.request.replica.block_size
         if owner.position // size > held or there not in (None, owner.request.replica):
             return None
-        depth = held + 1
-        while computing.owner(names[depth * HASH_BYTES : (depth + 1) * HASH_BYTES]) is owner:
-            depth += 1
-        return owner, depth * size
+        return owner, computing.reach(owner, names, held) * size
 
     def _owner_there(self, request: Request, names: bytes, hits: Hits, place: Place) -> tuple[Sequence, int] | None:
         """Of what other pools hold: who brings it to this place already, or computes it there if this request would."""

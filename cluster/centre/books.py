@@ -1,7 +1,7 @@
 """The books: all that the scheduler knows, and what it tells. Every rule holds them; no rule stands in here.
 
-Requests, replicas, host pools, tenants, the prefix index, clock, counters, notes, and the orders of this turn. Numbers
-that must never be given twice are given here: attempts, arrivals; and pools, whose are used again.
+Requests, replicas, host pools, tenants, the prefix index, clock, counters, notes, and the orders of this turn. Attempts
+and arrivals are numbered here, and never twice; pools too, whose numbers are used again.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from functools import partial
 
 from cluster.centre.boards import Boards
 from cluster.centre.books import Books
+from cluster.centre.computing import Fillers
 from cluster.centre.endings import Endings
 from cluster.centre.leaving import Leaving
 from cluster.centre.nouns import HostPool, Replica, Request, Sequence
@@ -32,7 +33,7 @@ class Fetch:
     sequence: Sequence
     source: Replica | HostPool | None
     theirs: list[int]
-    names: list[bytes]
+    names: bytes
 
     @property
     def held_up(self) -> Request:
@@ -52,8 +53,8 @@ class Fetches:
         self._endings = endings
         self._leaving = leaving
         self._starts = starts
-        # What is on its way to each pool, by name, and who begins with it.
-        self._coming: dict[tuple[int, bytes], Sequence] = {}
+        # What is on its way, by the pool that it comes to.
+        self._coming: dict[int, Fillers] = {}
 
     def would_begin(self, request: Request, place: Place, hits: Hits) -> bool:
         """Whether it would fetch what this place lacks. `hits`: cached blocks that begin it, by pool."""
@@ -62,17 +63,13 @@ class Fetches:
 
     def coming(self, request: Request, place: Place) -> tuple[Sequence, int] | None:
         """Who fetches to there already what it would fetch next, and up to where it should wait for that."""
-        replica, sequence = place.replica, request.live[0]
-        depth, last = _lacking(request, place)
-        owner = self._owner(replica, sequence, depth)
-        if owner is None:
+        pool, names = place.replica.ledger.pool, request.live[0].names
+        first, last = _lacking(request, place)
+        coming = self._coming.get(pool)
+        owner = None if coming is None else coming.owner(names, first)
+        if coming is None or owner is None:
             return None
-        while depth < last and self._owner(replica, sequence, depth) is owner:
-            depth += 1
-        return owner, depth * replica.block_size
-
-    def _owner(self, replica: Replica, sequence: Sequence, block: int) -> Sequence | None:
-        return self._coming.get((replica.ledger.pool, _name(sequence, block)))
+        return owner, min(last, coming.reach(owner, names, first)) * place.replica.block_size
 
     def _may_fetch(self, request: Request, hits: Hits) -> bool:
         return self._settings.fetch_prefixes and request.may_fetch and bool(hits)
@@ -98,9 +95,8 @@ class Fetches:
             self._boards.refresh(source)
         mine = sequence.table[first : first + len(theirs)]
         sequence.saved = (first + len(theirs)) * size
-        names = [_name(sequence, block) for block in range(first, first + len(theirs))]
-        for name in names:
-            self._coming.setdefault((replica.ledger.pool, name), sequence)
+        names = sequence.names[first * HASH_BYTES : (first + len(theirs)) * HASH_BYTES]
+        self._coming.setdefault(replica.ledger.pool, Fillers()).add(sequence, names)
         self._books.counters["fetches begun"] += 1
         return self._transfers.order(Fetch(replica, sequence, source, theirs, names), Road.READ, source, mine, theirs)
 
@@ -164,10 +160,10 @@ class Fetches:
 
     def _came(self, fetch: Fetch) -> None:
         """Or it will not come."""
-        for name in fetch.names:
-            place = fetch.replica.ledger.pool, name
-            if self._coming.get(place) is fetch.sequence:
-                del self._coming[place]
+        pool = fetch.replica.ledger.pool
+        self._coming[pool].remove(fetch.sequence, fetch.names)
+        if not self._coming[pool]:
+            del self._coming[pool]
 
     def lose(self, pool: Replica | HostPool) -> None:
         """This pool is gone: reads into it with it; reads from it succeed or fail by themselves."""
@@ -184,7 +180,3 @@ def _lacking(request: Request, place: Place) -> tuple[int, int]:
     """The first block that it does not find there, and the one of its last token, which it computes."""
     last = (request.live[0].length - 1) // place.replica.block_size
     return min(len(place.hit), last), last
-
-
-def _name(sequence: Sequence, block: int) -> bytes:
-    return sequence.names[block * HASH_BYTES : (block + 1) * HASH_BYTES]

@@ -238,6 +238,11 @@ class Request:
         for sequence in self.sequences:
             sequence.names = b""
 
+    def take_weights(self, digest: bytes) -> None:
+        """It is computed with these, for which its gateway has made no names."""
+        self.forget_names()
+        self.digest = digest
+
     def __repr__(self) -> str:
         return f"request {self.request_id} ({self.state.name.lower()}, attempt {self.attempt})"
 

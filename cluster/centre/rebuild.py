@@ -120,8 +120,7 @@ class Rebuild:
             self._adoption.own(request, *place, open_request.turn)
             if request.state is not State.RUNNING and request.digest != submit.digest:
                 # What it holds was computed with these weights.
-                request.forget_names()
-                request.digest = submit.digest
+                request.take_weights(submit.digest)
         request.orphaned_until = None
         self._sealing.tell_weights(request, submit)
         if request.state is State.ENDED:
@@ -141,8 +140,8 @@ class Rebuild:
                 books.tell(Accepted(*place, submit.request_id, 0, "", request.turn))
                 self._takeover.reroute(request, *known)
                 # Its replica tells this very gateway itself, and with logprobs, which only it knows.
-                is_told = place == known and request.wants_logprobs
-                if is_first and request.state is State.RUNNING and not is_told:
+                replica_tells = place == known and request.wants_logprobs
+                if is_first and request.state is State.RUNNING and not replica_tells:
                     self._tell_ended(request, open_request.finished)
 
     def _begin_anew(self, request: Request, open_request: OpenRequest) -> None:

@@ -16,6 +16,8 @@ from cluster.centre.nouns import Request, Sequence, State
 from cluster.centre.waiting import Waiting
 from cluster.messages import GatewayLost, Ids, Reason, Replay, Seal, Sealed, Submit, Tokens, ids
 
+REPLACED = "was replaced by another of this name"
+
 
 class Sealing:
     """Asks, hears, and sends on from what was heard."""
@@ -57,16 +59,16 @@ class Sealing:
     def meet_other_weights(self, request: Request, digest: bytes) -> None:
         """Another model has the name of this waiting request's model by now: all replicas went, and then came others.
         Nothing that is known of its blocks counts there; an answer that has begun, and what was to be kept, end here.
-        What has not begins there once its gateway knows, which tells a scheduler after this one whose tokens it has."""
+        What has not begins there once its gateway knows, which tells a scheduler after this one with which weights its
+        tokens were drawn."""
         if request.pin_until is not None or any(sequence.outputs for sequence in request.sequences):
             digests = f"digest {request.digest.hex()} before and {digest.hex()} now"
-            detail = f"model {request.model} was replaced by another of this name before the end ({digests}); ask again"
+            detail = f"model {request.model} {REPLACED} before the end ({digests}); ask again"
             self._endings.break_off(request, "CANCELLED", detail, Reason.DROPPED)
             return
         self._waiting.withdraw(request)
         self._host_memory.forget(request)
-        request.forget_names()
-        request.digest = digest
+        request.take_weights(digest)
         self.seal(request)
 
     def tell_weights(self, request: Request, submit: Submit) -> None:
@@ -92,7 +94,8 @@ class Sealing:
         request = self._books.find(sealed.request_id)
         place = sealed.gateway, sealed.route
         if request is None or place not in request.witnesses:
-            counters["stale seals"] += 1
+            # Attempt 0 was no seal, and only news.
+            counters["stale seals"] += sealed.attempt > 0
             return
         is_owner = place == (request.gateway, request.route)
         if is_owner and sealed.attempt != request.attempt:

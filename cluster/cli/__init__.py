@@ -68,8 +68,8 @@ def build() -> Any:
 
 
 def _name_kinds(command: Any) -> None:
-    """In a help a list of texts is a text, a range stands behind the words, and a flag takes nothing. Earlier versions
-    of typer have words of their own."""
+    """Shows a list of texts as `str`, drops the word range, and shows no kind for a flag. Earlier versions of typer
+    have words of their own."""
     for one in getattr(command, "commands", {}).values():
         _name_kinds(one)
     context = typer.Context(command, **{**HELP_NAMES, **command.context_settings})

@@ -207,7 +207,7 @@ def show(stream: Iterable[StreamOutput], prompts: Sequence[str], chat: Sequence[
     took = time.monotonic() - began
     if not quiet:
         for detail, numbers in cut.items():
-            print(f"{', '.join(map(str, numbers))} ended there: {detail}", file=sys.stderr)
+            print(f"{', '.join(map(str, numbers))}: {detail}", file=sys.stderr)
         rate = num_tokens / max(took, 1e-9)
         count = f"{len(titles)} request{'' if len(titles) == 1 else 's'}"
         print(

@@ -76,7 +76,7 @@ class Answer:
         "span",
         "texts",
         "vocab_size",
-        "why_cut",
+        "why_full",
     )
 
     def __init__(
@@ -87,11 +87,11 @@ class Answer:
         now: float,
         figures: ModelFigures,
         span: Span | None,
-        why_cut: Callable[[int], str] = lambda num_tokens: "",
+        why_full: str,
     ) -> None:
-        """`why_cut`: see `TextModel.why_cut`."""
+        """`why_full`: see `TextModel.why_full`."""
         self.entry = entry
-        self.why_cut = why_cut
+        self.why_full = why_full
         self.vocab_size = vocab_size
         self.texts = texts
         self.arrived = now
@@ -232,7 +232,7 @@ class Cursor:
         message.text = texts.rest(sequence.index)
         message.detail = sequence.detail
         if sequence.reason is Reason.LENGTH:
-            message.detail = self._answer.why_cut(len(self._answer.submit.prompt) + (sampling.max_tokens or 0))
+            message.detail = self._answer.why_full
         stop_string = texts.stop_string(sequence.index)
         if stop_string is not None:
             message.stop_string = stop_string

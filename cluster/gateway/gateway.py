@@ -15,7 +15,6 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TypeVar
 
 from cluster.errors import ProtocolError, QuireError, Unavailable
@@ -172,8 +171,8 @@ class Gateway:
             submit = entry.submit
             model, figures = self.catalogue.models[submit.model], self.watch.metrics.of(submit.model)
             texts = Texts(submit.sampling.n, model.cutters(submit.sampling))
-            why_cut = partial(model.why_cut, self.catalogue.longest(submit.model))
-            answer = Answer(entry, texts, model.vocab_size, time.monotonic(), figures, span, why_cut)
+            why_full = model.why_full(len(submit.prompt), submit.sampling, self.catalogue.longest(submit.model))
+            answer = Answer(entry, texts, model.vocab_size, time.monotonic(), figures, span, why_full)
             self._answers[entry.route] = answer
         old = answer.outlet
         answer.outlet, answer.cursor = outlet, Cursor(self.door, answer, reader)

@@ -214,10 +214,10 @@ class TextModel:
             seed=seed,
         )
 
-    def why_cut(self, longest: int, num_tokens: int) -> str:
-        """Why an answer went no further with which there are so many tokens, prompt included; empty where it was not
-        asked to. `longest`: as many can be where the model is served."""
-        if num_tokens != longest:
+    def why_full(self, num_prompt: int, params: SamplingParams, longest: int) -> str:
+        """What an answer says that is as long as it may be: that no more tokens fit. Empty where they would. `longest`:
+        as many fit where the model is served."""
+        if num_prompt + (params.max_tokens or 0) < longest:
             return ""
         more = f" (the model itself: {self.max_model_len:,})" if self.max_model_len > longest else ""
         return f"prompt and answer have {longest:,} tokens, the most that this model takes here{more}"

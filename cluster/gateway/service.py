@@ -154,7 +154,9 @@ class ManyStream:
                 await self._outlet.news()
                 await self._pace.wait()
                 ready = self._outlet.take()
-                self._pace.writes()
+                # First tokens wait for nothing, and what only waits does not count.
+                if any(answer.first_token is not None for answer in ready):
+                    self._pace.writes()
                 if reader.done() and not reader.cancelled() and reader.exception() is not None:
                     reader.result()
                 await self._write(ready)

@@ -52,14 +52,14 @@ class Refused:
 class Seal:
     """Take no more tokens of attempts up to and including `attempt`, and tell what you hold (Sealed).
 
-    `digest`: of the weights that it is computed with from now on, or was before.
+    `digest`: of the weights with which its tokens were or will be drawn. Attempt 0 seals nothing, and only tells that.
     """
 
     gateway: str
     route: int
     request_id: str
     attempt: int
-    digest: bytes = b""
+    digest: bytes
 
 
 @dataclass(frozen=True, slots=True)

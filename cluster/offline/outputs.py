@@ -33,7 +33,7 @@ class CompletionOutput:
     score: float | None = None
     """Beam search: the sum of the log-probabilities divided by length ** length_penalty; None elsewhere."""
     detail: str = ""
-    """Why it ended with "length" before it was as long as it was asked to be."""
+    """Of an end by "length" at the most tokens that the model takes here: how many these are."""
 
     def finished(self) -> bool:
         return self.finish_reason is not None
@@ -85,4 +85,4 @@ class StreamOutput:
     logprobs: list[dict[int, Logprob]] | None = None
     error: str | None = None
     detail: str = ""
-    """Why it ended before it was as long as it was asked to be, where the model takes no more tokens."""
+    """See `CompletionOutput.detail`."""

@@ -83,7 +83,7 @@ class OfflineResults:
                 stop_reason=_stop_reason(sequence, live) if ended else None,
                 logprobs=self._logprobs(sequence, sent),
                 error=sequence.detail if sequence.reason is Reason.FAILED else None,
-                detail=self._why_cut(sequence, live),
+                detail=self._why_full(sequence, live),
             )
             self._sent[key] = -1 if ended else known
 
@@ -99,13 +99,13 @@ class OfflineResults:
             finish_reason=_FINISH[sequence.reason],
             stop_reason=_stop_reason(sequence, live),
             score=sequence.score if live.sampling.width else None,
-            detail=self._why_cut(sequence, live),
+            detail=self._why_full(sequence, live),
         )
 
-    def _why_cut(self, sequence: SequenceLog, live: Live) -> str:
+    def _why_full(self, sequence: SequenceLog, live: Live) -> str:
         if sequence.reason is not Reason.LENGTH:
             return ""
-        return self._text.why_cut(self._text.max_model_len, len(live.prompt) + (live.sampling.max_tokens or 0))
+        return self._text.why_full(len(live.prompt), live.sampling, self._text.max_model_len)
 
     def _whole_text(self, sequence: SequenceLog, live: Live, token_ids: list[int]) -> str:
         params = live.sampling

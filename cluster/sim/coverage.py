@@ -14,6 +14,7 @@ from cluster.messages import (
     Order,
     Pin,
     Plan,
+    Reason,
     Refused,
     ReplicaLost,
     Result,
@@ -51,6 +52,7 @@ WANTED = (
     "model unloaded",
     "steps at once",
     "outlasted scheduler",
+    "failed step",
     "replica turned away",
     "replica expelled",
 )
@@ -97,6 +99,7 @@ class Coverage:
                 counts["queue full"] += order.code == "RESOURCE_EXHAUSTED" and "requests wait" in order.detail
 
     def _result(self, result: Result) -> None:
+        self.counts["failed step"] += any(stopped.reason is Reason.FAILED for stopped in result.stopped)
         for transferred in result.transferred:
             if not transferred.ok:
                 self.counts["transfer abort"] += 1

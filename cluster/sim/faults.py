@@ -71,8 +71,14 @@ BOTH_ONE_IN = 6
 UNLOADS_ONE_IN = 9
 """In these a model is unloaded, and loaded again."""
 
-REPLACES_ONE_IN = LIES_ONE_IN = 8
-"""In these a replica comes back with other weights under its model's name; one tells what cannot be so."""
+REPLACES_ONE_IN = 8
+"""In these a replica comes back with other weights under its model's name."""
+
+LIES_ONE_IN = 8
+"""In these a replica tells what cannot be so."""
+
+FAILS_ONE_IN = 6
+"""In these a device refuses a step."""
 
 OUTLASTS_ONE_IN = 8
 """In these a scheduler that has given up a replica dies before that can hear of it."""
@@ -98,9 +104,8 @@ def draw_faults(random: Random, shape: WorldShape, span_s: float) -> tuple[Fault
 
 
 def draw_more(seed: int, shape: WorldShape, span_s: float) -> tuple[Fault, ...]:
-    """One fault of `MORE` and one of `STILL`, or none; in every third history a replica that a gateway cannot hear; in
-    every fourth replicas that come back with a pool of another size; in every sixth a gateway and the scheduler die at
-    once."""
+    """What only some histories meet, each drawn by itself, so that one more changes no other: see the constants above.
+    In every third a gateway cannot hear a replica; in every fourth replicas come back with a pool of another size."""
     more: list[Fault] = []
     random = Random(f"more/{seed}")
     if not random.randrange(MORE_ONE_IN):
@@ -129,6 +134,9 @@ def draw_more(seed: int, shape: WorldShape, span_s: float) -> tuple[Fault, ...]:
     if not random.randrange(UNLOADS_ONE_IN):
         at, target = random.uniform(0.05, span_s), random.randrange(1 << 16)
         more.append(Fault(at, "unload model", target, random.uniform(0.2, 1.5)))
+    random = Random(f"fails/{seed}")
+    if not random.randrange(FAILS_ONE_IN):
+        more.append(Fault(random.uniform(0.05, span_s), "fail step", random.randrange(1 << 16)))
     random = Random(f"outlasts/{seed}")
     if not random.randrange(OUTLASTS_ONE_IN):
         at, target = random.uniform(0.05, span_s), random.randrange(1 << 16)
@@ -188,6 +196,7 @@ def strike(mishaps: Mishaps, fault: Fault, clients: list[SimClient], come_back: 
         "replace weights": lambda: absences.replace_weights(worker, fault.seconds),
         "tell what cannot be": lambda: absences.tell_what_cannot_be(worker),
         "outlast scheduler": lambda: absences.outlast_scheduler(worker, fault.seconds),
+        "fail step": lambda: mishaps.fail_step(worker),
         "bury worker": lambda: absences.bury_worker(worker),
         "kill scheduler at a stop": lambda: mishaps.kill_scheduler_at_a_stop(fault.seconds),
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
+from cluster.centre.sealing import REPLACED
 from cluster.errors import (
     Aborted,
     AlreadyExists,
@@ -28,7 +29,7 @@ from cluster.messages import Event, Found, Ids, Pin, Replay, Submit, Tokens, ids
 from cluster.sampling import SamplingParams
 from cluster.sim.client import GRACE_S, Ask, SimClient, Violation, Warm
 from cluster.sim.clock import Clock, Process
-from cluster.sim.model import END_TOKEN, digest_of
+from cluster.sim.model import END_TOKEN, STEP_FAILED, digest_of
 
 AGAIN_S = 0.1
 """A client that was sent away comes back after this."""
@@ -66,6 +67,8 @@ class SimGateway(Process):
         # Models that were unloaded: of these not every prefix is kept.
         self.unloaded: Collection[str] = ()
         self.replaced: Collection[str] = ()
+        # Requests that were in a step which a device refused.
+        self.failed: Collection[str] = ()
         # Whether this model is served; and whether this life was told so. Of the first lives none begins before.
         self.serves: Callable[[str], bool] = lambda model: True
         self._is_told = life == 1
@@ -248,9 +251,8 @@ class SimGateway(Process):
             if entry.is_gone and entry.route not in self._resting:
                 self._clients.pop(entry.route, None)
         for _, refusal in orders.pins:
-            if isinstance(refusal, AlreadyExists | NotFound | WorkFailed | Aborted) and not (
-                self.unloaded or self.replaced
-            ):
+            is_wrong = isinstance(refusal, AlreadyExists | NotFound | WorkFailed | Aborted)
+            if is_wrong and not (self.unloaded or self.replaced or STEP_FAILED in str(refusal)):
                 raise Violation(f"{self.name}: a prefix was not kept: {refusal}")
         for route, found in orders.found:
             self._take_found(route, found)
@@ -273,8 +275,9 @@ class SimGateway(Process):
     def _read(self, entry: Entry) -> None:
         """As a connection does: for a client that is gone as well, until that is noticed."""
         reader, client = entry.reader, self._clients[entry.route]
-        is_replaced = "was replaced by another" in str(entry.failure) and bool(self.replaced)
-        is_failed = isinstance(entry.failure, WorkFailed | Aborted) and not is_replaced
+        is_replaced = REPLACED in str(entry.failure) and bool(self.replaced)
+        is_excused = is_replaced or entry.request_id in self.failed
+        is_failed = isinstance(entry.failure, WorkFailed | Aborted) and not is_excused
         if is_failed and not client.outcome and not entry.is_cancelled:
             raise Violation(f"{self.name} gave {entry.request_id} up: {entry.failure}")
         was_told = reader.is_told

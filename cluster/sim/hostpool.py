@@ -35,8 +35,8 @@ class SimHostPool(Process):
         self.random = Random(f"{seed}/{name}/{incarnation}")
         self.num_blocks, block_size, num_ranks = size
         self.blocks = Blocks(self.num_blocks, num_ranks * block_size, self.random)
-        self.wholes = StackedBlocks((self.blocks,))
-        self.layout = layout_of(fingerprint_of(num_ranks), self.wholes.num_bytes)
+        self.stacked = StackedBlocks((self.blocks,))
+        self.layout = layout_of(fingerprint_of(num_ranks), self.stacked.num_bytes)
         self.register = register_of(self.layout, self.num_blocks, incarnation, own_content=False)
         self._tell = tell
         # Processes that can reach the memory by themselves, by session.
@@ -93,7 +93,7 @@ class SimHostPool(Process):
             incarnation=self.incarnation,
             node=self.node,
             num_blocks=self.num_blocks,
-            block_bytes=self.wholes.num_bytes,
+            block_bytes=self.stacked.num_bytes,
             fingerprint=self.layout.fingerprint,
-            bytes_per_s=self.wholes.num_bytes / 0.001,
+            bytes_per_s=self.stacked.num_bytes / 0.001,
         )

@@ -8,6 +8,7 @@ settled. On the way no request may stand still while memory is free. It looks in
 from __future__ import annotations
 
 from cluster.centre.scheduler import Scheduler
+from cluster.centre.sealing import REPLACED
 from cluster.gateway.door.check import check
 from cluster.messages import Event
 from cluster.sim.client import SimClient, Violation
@@ -82,7 +83,10 @@ class Judge:
         if is_of_unloaded and code in ("lost", "NOT_FOUND", "INVALID_ARGUMENT"):
             # It was cut short, or asked for what is gone.
             return
-        if code == "CANCELLED" and ask.model in world.replaced and "was replaced by another" in client.detail:
+        if code == "CANCELLED" and ask.model in world.replaced and REPLACED in client.detail:
+            return
+        if ask.request_id in world.failed and code in ("INTERNAL", "lost"):
+            # Nobody remembers it when its gateway and the scheduler have died: there is nothing to go on with.
             return
         if code == "DEADLINE_EXCEEDED" and ask.deadline_s is not None:
             return

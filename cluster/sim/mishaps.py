@@ -63,6 +63,10 @@ class Mishaps:
         worker = self.world.workers[f"w{number}"]
         worker.at_an_end = lambda: self.kill_worker(number)
 
+    def fail_step(self, number: int) -> None:
+        """Its device refuses the next step: all requests in it fail."""
+        self.world.workers[f"w{number}"].steps.refused = self.world.failed
+
     def kill_scheduler_at_a_stop(self, down_s: float) -> None:
         """It dies as the next stop string is found, so that it is told of that while it is away, or never."""
         self.world.at_a_stop = lambda: self.kill_scheduler(down_s)

@@ -15,6 +15,7 @@ from zlib import crc32
 
 SLOT_BYTES = 4
 END_TOKEN = 0
+STEP_FAILED = "the step failed: the device has refused it"
 VOCAB_SIZE = 10_000
 # Such that the slots of the model "m" begin behind 0x51554952, on which seeds in tests depend.
 _FIRST = 0x8423187A

@@ -35,7 +35,7 @@ from cluster.messages import Copy, Logprobs, Transfer
 from cluster.sim.beams import MadeUpSearch
 from cluster.sim.clock import Process
 from cluster.sim.device import Blocks, SimStream
-from cluster.sim.model import draw, logprob
+from cluster.sim.model import STEP_FAILED, draw, logprob
 from cluster.sim.shape import WorkerShape
 from cluster.sim.transfers import SimTransfers
 
@@ -71,6 +71,8 @@ class SimSteps:
         self.step_seconds = 0.0
         self.num_ahead = 0
         self.num_beam_swaps = 0
+        # The device refuses the next step, and those whose requests were in it come into this set.
+        self.refused: set[str] | None = None
         self._desk = desk
         self._random = random
         self._noise = random.randrange(shape.num_noises)
@@ -127,6 +129,8 @@ class SimSteps:
             self.carry_out()
             if not batch.num_tokens:
                 return
+            if self._has_failed(batch):
+                continue
             seconds = self.shape.step_base_s + self.shape.per_token_s * batch.num_tokens
             seconds *= 0.9 + 0.2 * self._random.random()
             self._num_issued += 1
@@ -143,10 +147,25 @@ class SimSteps:
     def _issue_run(self, seconds: float) -> None:
         batch = self._desk.next()
         self.carry_out()
-        if batch.num_tokens:
+        if batch.num_tokens and not self._has_failed(batch):
             self.stream.issue(0.0, partial(self._run, batch, seconds))
-        else:
-            self._num_issued = 0
+            return
+        self._num_issued = 0
+        if batch.num_tokens:
+            self._issue_at_once()
+
+    def _has_failed(self, batch: Batch) -> bool:
+        """The device refuses it: what is in it ends, all else goes on. Nothing else is under way then."""
+        if self.refused is None or self._desk.steps.flights:
+            return False
+        # A row without a resident is one more beam of a request that is in it.
+        residents = [self._desk.rows.residents[row] for row in batch.rows.tolist()]
+        self.refused.update(one.start.request_id for one in residents if one is not None)
+        self.refused = None
+        self._desk.fail_batch(batch, STEP_FAILED)
+        self.carry_out()
+        self._owner.after(0.0, self._on_retire)
+        return True
 
     def _run(self, batch: Batch, seconds: float) -> None:
         """All of it at one moment; how many steps it takes depends on what they draw, and on what came for the host."""

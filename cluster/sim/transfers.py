@@ -73,7 +73,7 @@ class Pool(Protocol):
     alive: bool
     stopped: bool
     blocks: Blocks
-    wholes: StackedBlocks
+    stacked: StackedBlocks
     random: Random
     register: Register
 
@@ -134,7 +134,7 @@ class SimTransfers:
         self._roads = roads
         self._on_settled = on_settled
         self.faults = Faults()
-        size = owner.wholes.num_bytes
+        size = owner.stacked.num_bytes
         errand = ErrandSettings(
             call_s=0.2,
             patience_s=0.5,
@@ -372,13 +372,13 @@ class _Run:
         part, at, pool = step.part, places[0], self._mapped
         assert pool is not None
         mine, theirs = int(part.mine[at]), int(part.theirs[at])
-        content = self._owner.wholes.read(mine) if part.write else pool.wholes.read(theirs)
+        content = self._owner.stacked.read(mine) if part.write else pool.stacked.read(theirs)
 
         def land() -> None:
             came = self._spoiled(content)
             if part.write:
                 self._roads.landed(self.errand.order, theirs, came)
-                pool.wholes.write(theirs, came)
+                pool.stacked.write(theirs, came)
                 sums.append(crc32(content))
             else:
                 wanted = step.reserved.sums
@@ -399,7 +399,7 @@ class _Run:
         block = int(moving.reservation.blocks[number])
 
         def write(number: int) -> int:
-            self._owner.wholes.write(block, content)
+            self._owner.stacked.write(block, content)
             return crc32(content)
 
         if register.take_chunk(moving, number, wanted, write, now) != wanted:
@@ -409,7 +409,7 @@ class _Run:
         part, at = step.part, places[0]
         mine, theirs = int(part.mine[at]), int(part.theirs[at])
         if part.write:
-            content = self._owner.wholes.read(mine)
+            content = self._owner.stacked.read(mine)
             came = self._spoiled(content)
             request = partial(self._chunk_in, part.there, theirs, came, crc32(content))
         else:
@@ -447,7 +447,7 @@ class _Run:
 
         def write(number: int) -> int:
             self._roads.landed(self.errand.order, block, content)
-            pool.wholes.write(block, content)
+            pool.stacked.write(block, content)
             return crc32(content)
 
         register.take_chunk(moving, number, wanted, write, now)
@@ -460,7 +460,7 @@ class _Run:
             except NotObeyed as refused:
                 reply(refused)
                 return
-            content = pool.wholes.read(block)
+            content = pool.stacked.read(block)
             stored = pool.register.blocks.crcs(np.array([block], np.int32))
             pool.register.touch(moving, self._clock.now)
             reply(SimChunk(content, crc32(content) if stored is None else int(stored[0])))

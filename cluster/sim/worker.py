@@ -75,8 +75,8 @@ class SimWorker(Process):
         self.tells: Callable[[Result], Result] = lambda result: result
         # What befalls it behind the tokens with which a sequence ends.
         self.at_an_end: Callable[[], None] | None = None
-        self.wholes = StackedBlocks((self.blocks, *self.steps.others))
-        layout = layout_of(shape.fingerprint, self.wholes.num_bytes)
+        self.stacked = StackedBlocks((self.blocks, *self.steps.others))
+        layout = layout_of(shape.fingerprint, self.stacked.num_bytes)
         self.register = register_of(layout, shape.num_blocks, incarnation, own_content=True)
         self.transfers = SimTransfers(self, self.steps.stream, outlets, self._on_settled)
         self.steps.move_with(self.transfers)

@@ -88,6 +88,8 @@ class World:
         self.buried: set[str] = set()  # workers that do not come back
         # Models that were unloaded, and when they were loaded again.
         self.unloaded: dict[str, float] = {}
+        # Requests that were in a step which a device refused.
+        self.failed: set[str] = set()
         # Models of whose name other weights have come, and workers that tell what cannot be.
         self.replaced: set[str] = set()
         self.liars: set[tuple[str, int]] = set()
@@ -191,6 +193,7 @@ class World:
         gateway = SimGateway(name, life, self.clock, tell, names, unread)
         gateway.at_a_stop = self._stop_found
         gateway.unloaded, gateway.replaced, gateway.serves = self.unloaded, self.replaced, self.serves
+        gateway.failed = self.failed
         self.gateways[name] = gateway
         self.intakes[name] = intake_of(self, gateway)
         stream = self.front_streams[name] = FrontStream(self, gateway)

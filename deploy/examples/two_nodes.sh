@@ -12,7 +12,9 @@ port="${RAY_PORT:-6399}"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN="${RAY_AUTH_TOKEN:-$(openssl rand -hex 32)}"
 PATH="$QUIRE_BIN:$PATH"
 # What ends it ends every Ray of this user on this machine.
-! quire status >/dev/null 2>&1 || die "a cluster of yours is up, and this example would end it; \`quire down\` does so"
+if quire status >/dev/null 2>&1 || ray status >/dev/null 2>&1; then
+    die "a cluster of yours is up, and this example would end it; \`quire down\` does so, or \`ray stop\` for a Ray alone"
+fi
 head=(--head --port "$port" --node-ip-address 127.0.0.1 --num-cpus 1 --include-dashboard false)
 ray start "${head[@]}" --disable-usage-stats >/dev/null
 trap 'quire down || true; ray stop >/dev/null' EXIT

@@ -194,7 +194,7 @@ def test_a_seal_waits_for_who_is_silent_until_it_is_lost() -> None:
     for _ in range(3):
         driver.now += 5.0
         orders = driver.turn()
-        assert not starts(orders) and of(Seal, orders) == [Seal("a", 1, "t/q", seal.attempt)]
+        assert not starts(orders) and of(Seal, orders) == [Seal("a", 1, "t/q", seal.attempt, b"")]
     orders = driver.turn(GatewayLost("a"))
     assert len(starts(orders)["t/q"].tokens) == 48
 

@@ -287,7 +287,9 @@ def test_streams_that_nobody_reads_do_not_grow_a_gateway_without_bound():
         door.cluster.feeds.clear()
         answers = list(door.gateway._answers.values())
         for answer in answers:
-            door.gateway.take(Seal("gateway-0", answer.route, answer.request_id, answer.log.attempt))
+            door.gateway.take(
+                Seal("gateway-0", answer.route, answer.request_id, answer.log.attempt, answer.submit.digest)
+            )
         top = tuple((token, -1.0) for token in range(5))
         most = 0
         for _ in range(10):

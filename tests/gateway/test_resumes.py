@@ -101,9 +101,9 @@ def test_what_is_handed_over_is_told_and_remembered_until_its_new_owner_must_hav
     assert (told.outputs, told.finished, told.submit.route) == ((ids([1, 2]),), (Reason.STOP,), entry.route)
     # The scheduler that took it for this gateway's must not forget it: its new owner may be about to tell.
     assert at.take(done_at(entry.route)) == []
-    assert at.take(Seal("a", entry.route, "t/q", 7)) == [Sealed(*place, 7, (ids([1, 2]),), (Reason.STOP,))]
+    assert at.take(Seal("a", entry.route, "t/q", 7, b"")) == [Sealed(*place, 7, (ids([1, 2]),), (Reason.STOP,))]
     assert at.wait(HANDED_S) == [Closed(*place)] and not at.door.handed
-    assert at.take(Seal("a", entry.route, "t/q", 8)) == [Sealed(*place, 8, (), ())]
+    assert at.take(Seal("a", entry.route, "t/q", 8, b"")) == [Sealed(*place, 8, (), ())]
 
 
 def test_a_new_scheduler_is_told_with_which_weights_a_request_goes_on():
@@ -146,7 +146,7 @@ def test_a_new_scheduler_is_told_all_and_what_a_state_does_not_say():
     at.resume(submit("t/back"))
     asks = at.resume(submit("t/asks"))
     at.tokens(runs.entry, 0, 5, attempt=3)
-    at.take(Seal("a", runs.entry.route, "t/runs", 3))
+    at.take(Seal("a", runs.entry.route, "t/runs", 3, runs.entry.submit.digest))
     route = at.door.pin(Pin("t/p", "", 0, "m", "t", ids([1]), (), 0.0), at.now)
     at.step()
     state, *others = at.meet()

@@ -26,6 +26,7 @@ from cluster.centre.waiting import Refusal, Waiting
 from cluster.desk.departures import Departures
 from cluster.desk.desk import Desk
 from cluster.gateway.door.door import Door
+from cluster.gateway.door.log import RequestLog
 from cluster.links.frames import Hello
 from cluster.links.listener import Listener
 from cluster.messages import Find, Ids, OpenRequest, Reason, Seal
@@ -183,6 +184,10 @@ def who_tells_what_cannot_be_stays(patch: Patch) -> None:
     patch.setattr(Recovery, "expel", lambda self, replica, detail: None)
 
 
+def what_failed_ends_as_if_it_were_whole(patch: Patch) -> None:
+    patch.setattr(RequestLog, "failed", None)
+
+
 def what_was_copied_is_copied_again(patch: Patch) -> None:
     """Where all that is cached is more than host memory holds, without end."""
     choose = HostCache._choose
@@ -209,6 +214,7 @@ KIND_PLANTS: dict[str, tuple[Plant, Kind]] = {
         (an_answer_goes_on_with_other_weights, meets("replace weights")),
         (a_gateway_does_not_learn_whose_tokens_it_has, meets("replace weights")),
         (who_tells_what_cannot_be_stays, meets("tell what cannot be")),
+        (what_failed_ends_as_if_it_were_whole, meets("fail step")),
         (an_unloaded_model_stays_closed, meets("unload model")),
         (slices_are_read_by_who_has_no_such_slices, has_ranks),
         (tokens_without_logprobs_are_not_drawn_again, has_logprobs),

@@ -80,8 +80,8 @@ class HttpServer:
         )
         config.load()
         most, most_of_one = settings.max_connections, settings.max_connections_per_machine
-        share = _Connections(share_of_descriptors(most), share_of_descriptors(most_of_one))
-        config.http_protocol_class = partial(_Connection, share)  # type: ignore[assignment]
+        connections = _Connections(share_of_descriptors(most), share_of_descriptors(most_of_one))
+        config.http_protocol_class = partial(_Connection, connections)  # type: ignore[assignment]
         if files is not None:
             # Certificates that are renewed count from the next connection on.
             config.ssl = files.context()
@@ -152,9 +152,9 @@ class _Connection(H11Protocol):
     """Closes a connection on which the head of a request has begun and does not end, or never begins; one that takes
     nothing; and one too many."""
 
-    def __init__(self, share: _Connections, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, connections: _Connections, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._share = share
+        self._connections = connections
         self._machine = ""
         self._too_late: asyncio.TimerHandle | None = None
         self._stuck: asyncio.TimerHandle | None = None
@@ -162,7 +162,7 @@ class _Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._machine = self.client[0] if self.client else ""
-        if self._share.enter(self._machine):
+        if self._connections.enter(self._machine):
             self._expect_head()
         else:
             transport.abort()
@@ -189,7 +189,7 @@ class _Connection(H11Protocol):
             self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._share.leave(self._machine)
+        self._connections.leave(self._machine)
         self._stop_waiting()
         self._flows()
         super().connection_lost(exc)
