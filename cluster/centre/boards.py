@@ -13,13 +13,15 @@ from cluster.messages import ReplicaJoined
 
 
 class Boards:
-    """A board by model. `closed`: models that take nothing new, because they are being unloaded."""
+    """A board by model. `closed`: models that take nothing new, because they are being unloaded. `changes` counts how
+    often it changed who is here and what is closed."""
 
     def __init__(self, books: Books) -> None:
         self._books = books
         self._settings = books.settings
         self._boards: dict[str, Board] = {}
         self.closed: set[str] = set()
+        self.changes = 0
 
     def find(self, model: str) -> Board | None:
         return self._boards.get(model)
@@ -29,6 +31,7 @@ class Boards:
         return self._boards[model]
 
     def add(self, replica: Replica) -> None:
+        self.changes += 1
         self._boards.setdefault(replica.joined.model, Board(self._settings)).add(replica)
 
     def why_not(self, joined: ReplicaJoined) -> str:
@@ -38,6 +41,7 @@ class Boards:
 
     def remove(self, replica: Replica) -> None:
         """It is lost: what fits there alone waits a while for it to come back."""
+        self.changes += 1
         until = self._books.now + self._settings.replica_return_s
         self._boards[replica.joined.model].remove(replica, until)
 
@@ -46,8 +50,18 @@ class Boards:
         for board in self._boards.values():
             board.sizes.expire(self._books.now)
 
+    def close(self, model: str) -> None:
+        """It takes nothing new from now on."""
+        self.changes += 1
+        self.closed.add(model)
+
+    def reopen(self, model: str) -> None:
+        self.changes += 1
+        self.closed.discard(model)
+
     def forget(self, model: str) -> None:
         """It was closed and its last replica is gone: it is as if it had never been here."""
+        self.changes += 1
         self.closed.discard(model)
         self._boards.pop(model, None)
 

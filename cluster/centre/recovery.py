@@ -160,9 +160,9 @@ class Recovery:
     def on_close_model(self, close: CloseModel) -> None:
         """What is accepted of this model ends; nothing new is taken."""
         if not close.on:
-            self._boards.closed.discard(close.model)
+            self._boards.reopen(close.model)
         elif self._boards.replicas_of(close.model):
-            self._boards.closed.add(close.model)
+            self._boards.close(close.model)
         elif self._boards.find(close.model) is not None:
             self._unload(close.model)
 

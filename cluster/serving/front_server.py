@@ -63,7 +63,9 @@ class FrontServer:
         self._models: tuple[wire.ServedModel, ...] = ()
         self._num_wishes = 0
         self.sessions: dict[str, Session] = {}
-        shell.after_turn.append(self._send_notices)
+        # Of the boards, when gateways were told last what is served.
+        self._num_changes = 0
+        shell.after_turn.append(self._after_turn)
         listener = Listener(
             SCHEDULER,
             shell.scheduler.epoch,
@@ -102,18 +104,25 @@ class FrontServer:
         return {name: one.result() if one.done() else [] for name, one in asked.items()}
 
     async def _watch_models(self) -> None:
+        """A replica that makes no steps any more is not ready, though nothing happens."""
         while True:
-            models = self._served()
-            if models != self._models:
-                self._models = models
-                for name in list(self.sessions):
-                    self.end.say(name, wire.models_to(models))
+            self._tell_models()
             await asyncio.sleep(self.end.listener.terms.silence_s / PULSES)
+
+    def _tell_models(self) -> None:
+        self._num_changes = self._shell.scheduler.boards.changes
+        models = self._served()
+        if models != self._models:
+            self._models = models
+            for name in list(self.sessions):
+                self.end.say(name, wire.models_to(models))
 
     # -- of the shell
 
-    def _send_notices(self) -> None:
-        """All of a turn in one write to each gateway."""
+    def _after_turn(self) -> None:
+        """All of a turn in one write to each gateway. Who has joined is served before anybody can know that."""
+        if self._shell.scheduler.boards.changes != self._num_changes:
+            self._tell_models()
         for session in list(self.sessions.values()):
             if session.notices:
                 notices, session.notices = session.notices, []

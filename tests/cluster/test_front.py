@@ -56,10 +56,11 @@ class Wired:
     fronts: list[FrontServer] = field(default_factory=list)
     # The gateway's public one.
     port: int = 0
+    silence_s: float = SILENCE_S
 
     async def serve_front(self) -> None:
         """The front server of the scheduler that there is now; gateways find it behind the proxy."""
-        front = FrontServer(self.cluster.host, self.cluster.served, hash_key=b"key", silence_s=SILENCE_S)
+        front = FrontServer(self.cluster.host, self.cluster.served, hash_key=b"key", silence_s=self.silence_s)
         self.scheduler_proxy.target = await front.listen(Inside("127.0.0.1", SECURITY))
         self.front = front
         self.fronts.append(front)
@@ -72,7 +73,7 @@ class Wired:
 
 
 @contextlib.asynccontextmanager
-async def wired(num_workers: int = 1, step_s: float = 0.01) -> AsyncIterator[Wired]:
+async def wired(num_workers: int = 1, step_s: float = 0.01, silence_s: float = SILENCE_S) -> AsyncIterator[Wired]:
     cluster = LiveCluster()
     scheduler_proxy, token_proxy = LinkProxy(), LinkProxy()
     await scheduler_proxy.start()
@@ -90,6 +91,7 @@ async def wired(num_workers: int = 1, step_s: float = 0.01) -> AsyncIterator[Wir
     server = GatewayServer(gateway)
     parts: dict[str, Any] = {"front": None, "client": None}
     one = Wired(cluster, parts["front"], scheduler_proxy, token_proxy, gateway, parts["client"], link, intake)
+    one.silence_s = silence_s
     try:
         await one.serve_front()
         token_proxy.target = await intake.listen(Inside("127.0.0.1", SECURITY))
@@ -291,6 +293,21 @@ def test_readiness_comes_from_the_scheduler():
         await one.client.wait_ready(5.0)
 
     over_the_wire(story)
+
+
+def test_who_joined_or_left_is_known_at_once_and_not_at_the_next_look():
+    async def story(one: Wired) -> None:
+        async def until(num_replicas: int) -> None:
+            async with asyncio.timeout(5):
+                while [m.num_replicas for m in await one.client.models()] != [num_replicas]:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+
+        one.cluster.add_worker("r1", slow(0.01))
+        await until(2)
+        one.cluster.kill_worker("r1")
+        await until(1)
+
+    over_the_wire(story, silence_s=400.0)
 
 
 def test_tokens_of_a_dead_incarnation_and_for_another_gateway_are_refused():
