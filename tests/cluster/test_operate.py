@@ -127,7 +127,8 @@ def test_models_and_workers_come_and_go_under_load_and_nothing_fails(running: Ru
     answers: list[Answers] = []
 
     def ask_on() -> None:
-        while not going.is_set():
+        # A breath between them: at full load the workers that start would have no core to do it on.
+        while not going.wait(0.5):
             answers.append(ask_all(running, SAMPLED))
 
     asking = threading.Thread(target=ask_on)

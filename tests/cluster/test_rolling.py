@@ -44,7 +44,8 @@ class Load:
 
     def _run(self, place: int) -> None:
         turn = place
-        while not self._is_over.is_set():
+        # A breath between them: at full load the processes that start would have no core to do it on.
+        while not self._is_over.wait(0.3):
             which = turn % len(PARAMS)
             turn += 1
             try:
