@@ -83,5 +83,4 @@ def _emit(code: Code, shape: ProductShape) -> None:
         next_weights=weights,
         counter=ARGUMENTS.counter(code),
     )
-    thread = ARGUMENTS.ticket(code).fetch_add(1)
-    cpu_product.emit_product(code, shape, product, thread, args.integer("num_threads"))
+    cpu_product.emit_product(code, shape, product, args.integer("num_threads"))

@@ -105,7 +105,7 @@ class Product:
     mode: Value
     out: Pointer  # for STORE and ADD of float32, for ACTIVATE of the rows' kind
     out_stride: Value
-    next_weights: Pointer  # where this thread reads first in the next product
+    next_weights: Pointer  # where this thread is likely to read first in the next product
     counter: Pointer
 
 
@@ -126,9 +126,9 @@ def repeat(code: Code) -> Iterator[Callable[[Value], None]]:
     code.builder.position_at_end(end)
 
 
-def emit_product(code: Code, shape: ProductShape, product: Product, thread: Value, num_threads: Value) -> None:
-    """This thread's share. A task is a panel and a run of rows; each thread begins with a task of its own and then
-    takes from the counter, one ahead, so that it can fetch the weights that it will need next."""
+def emit_product(code: Code, shape: ProductShape, product: Product, num_threads: Value) -> None:
+    """This thread's share. A task is a panel and a run of rows; each thread takes from the counter, one ahead, so that
+    it can fetch the weights that it will need next."""
     most = shape.tiles[0]
     tiles = (product.rows + (most - 1)) // most
     # Few panels and many threads: rows are shared out as well.
@@ -137,11 +137,11 @@ def emit_product(code: Code, shape: ProductShape, product: Product, thread: Valu
     rows_per_group = (tiles + groups - 1) // groups * most
     num_tasks = product.panels * groups
     panel_elements = product.depth * shape.panel
-    task = code.variable(thread)
+    task = code.variable(product.counter.fetch_add(1))
     with repeat(code) as go_on_while:
         current = task.get()
         go_on_while(current < num_tasks)
-        following = product.counter.fetch_add(1) + num_threads
+        following = product.counter.fetch_add(1)
         panel = current // groups
         here = product.weights.at(panel * panel_elements)
         there = product.weights.at((following // groups) * panel_elements)

@@ -1,13 +1,16 @@
 """A decoder's whole step as one call: a table of ops that threads of one team walk through together.
 
 `decoder` writes the table once per model and runs it once per step, or for several steps of decodes in which each
-step's tokens, the likeliest or drawn ones, are the next one's inputs (`advance`). After each op the threads wait for
-one another; nothing returns to Python in between. An op is a product, something done to rows, or a call of another
-kernel, which is attention or the draw. A program knows addresses only; who owns the memory keeps it alive.
+step's tokens, the likeliest or drawn ones, are the next one's inputs (`advance`); nothing returns to Python in between.
+After each op a thread waits until nobody is at work on it, and not for who has not come to it: a thread that has lost
+its core to another process between two tasks keeps nobody up, and passes over what was done meanwhile. All come
+together between two steps. An op is a product, something done to rows, or a call of another kernel, which is attention
+or the draw. A program knows addresses only; who owns the memory keeps it alive.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -40,7 +43,7 @@ WORDS = {
     DRAW: ("function", "arguments"),
 }  # fmt: skip
 OP_WORDS = 24
-# One cache line for each op: the counter of its tasks, and how many threads have come to its end.
+# One cache line for each op: the counter of its tasks, and how many threads are at work on it.
 LINE_WORDS = 8
 ALL_ROWS, LOGIT_ROWS = 0, 1
 
@@ -94,7 +97,7 @@ class Program:
         self._call = KernelCall(ARGUMENTS)
         memory = np.zeros((len(table) + 2) * LINE_WORDS, np.int64)
         skip = (-memory.ctypes.data % 64) // 8
-        # A line per op, and one for the end of a step.
+        # A line per op, and one for the end of a step: how often threads have come there, and steps that are over.
         self._sync = memory[skip : skip + (len(table) + 1) * LINE_WORDS]
         self._call.set(
             ops=table.ctypes.data, num_ops=len(table), counts=self.counts.ctypes.data, sync=self._sync.ctypes.data
@@ -144,6 +147,8 @@ class _Interpreter:
         self.products = products
         self.rows = rows
         self.args = ARGUMENTS.reader(code)
+        # Rows are shared out in as many tasks as there are threads.
+        self._of_rows = {EMBEDDING: self._embedding, NORM: self._norm, ROTATION: self._rotation, BEST: self._best}
 
     def emit(self) -> None:
         code, args = self.code, self.args
@@ -151,16 +156,22 @@ class _Interpreter:
         num_threads, num_ops = args.integer("num_threads"), args.integer("num_ops")
         sync, num_steps = args.pointer("sync", I64), args.integer("num_steps")
         with code.range(0, num_steps) as step:
-            # All threads have come once more in each step.
-            self._ops(thread, num_threads, num_threads * (step + 1))
+            self._ops(thread, num_threads)
             advance = args.pointer("advance", I64)
             with code.when(advance.is_null().equals(0)):
                 last = step + 1 >= num_steps
-                with code.when(thread.equals(0)):
+                come = sync.at(num_ops * LINE_WORDS)
+                over = come.at(1)
+                self._fence()
+                # All threads come once more in each step; the last one goes on to the next for all.
+                with code.when((come.fetch_add(1) + 1).equals(num_threads * (step + 1))):
+                    self._fence()
                     num_rows = args.pointer("counts", I64).load(ALL_ROWS)
                     cpu_advance.emit_advance(code, advance, step, num_rows, last)
                     self._reset(args.pointer("ops", I64), num_ops, sync, num_rows)
-                self._meet(sync.at(num_ops * LINE_WORDS + 1), num_threads * (step + 1))
+                    self._fence()
+                    over.fetch_add(1)
+                self._wait(lambda: self._seen(over) < step + 1)
                 code.return_unless(cpu_advance.halted(code, advance).equals(0))
 
     def _reset(self, ops: Pointer, num_ops: Value, sync: Pointer, num_rows: Value) -> None:
@@ -184,29 +195,32 @@ class _Interpreter:
             arguments.store(word, self.code.integer(0))
         return arguments
 
-    def _ops(self, thread: Value, num_threads: Value, all_here: Value) -> None:
+    def _ops(self, thread: Value, num_threads: Value) -> None:
         code, args = self.code, self.args
         sync = args.pointer("sync", I64)
         with code.range(0, args.integer("num_ops")) as number:
             words = args.pointer("ops", I64).at(number * OP_WORDS)
             kind = words.load(0)
             num_rows = args.pointer("counts", I64).load(words.load(1))
-            first, end = cpu_rows.share(code, num_rows, thread, num_threads)
-            with code.when(kind.equals(PRODUCT)):
-                self._product(_Op(code, words, PRODUCT), num_rows, sync.at(number * LINE_WORDS), thread, num_threads)
-            with code.when(kind.equals(EMBEDDING)):
-                self._embedding(_Op(code, words, EMBEDDING), first, end)
-            with code.when(kind.equals(NORM)):
-                self._norm(_Op(code, words, NORM), first, end)
-            with code.when(kind.equals(ROTATION)):
-                self._rotation(_Op(code, words, ROTATION), first, end)
-            for calls in (CALL, DRAW):
-                with code.when(kind.equals(calls)):
-                    self._call(_Op(code, words, calls))
-            with code.when(kind.equals(BEST)):
-                self._best(_Op(code, words, BEST), first, end)
+            counter = sync.at(number * LINE_WORDS)
+            inside = counter.at(1)
             with code.when(kind > NOTHING):
-                self._meet(sync.at(number * LINE_WORDS + 1), all_here)
+                inside.fetch_add(1)
+                self._fence()
+                with code.when(kind.equals(PRODUCT)):
+                    self._product(_Op(code, words, PRODUCT), num_rows, counter, thread, num_threads)
+                for calls in (CALL, DRAW):
+                    with code.when(kind.equals(calls)):
+                        self._call(_Op(code, words, calls))
+                for kind_of_rows, emit in self._of_rows.items():
+                    with code.when(kind.equals(kind_of_rows)), cpu_product.repeat(code) as go_on_while:
+                        task = counter.fetch_add(1)
+                        go_on_while(task < num_threads)
+                        emit(_Op(code, words, kind_of_rows), *cpu_rows.share(code, num_rows, task, num_threads))
+                # Whoever is done has seen that no task is left.
+                self._fence()
+                inside.fetch_add(-1)
+                self._wait(lambda: self._seen(inside) > 0)
 
     def _call(self, op: _Op) -> None:
         builder = self.code.builder
@@ -215,22 +229,24 @@ class _Interpreter:
         )
         builder.call(function, [op.integers("arguments").ir])
 
-    def _meet(self, here: Pointer, all_here: Value) -> None:
-        """Waits until all threads have come here. Each op has a word of its own to count them."""
+    def _fence(self) -> None:
+        self.code.builder.fence("seq_cst")
+
+    def _seen(self, word: Pointer) -> Value:
+        return Value(self.code, self.code.builder.load_atomic(word.ir, "acquire", 8, typ=ir.IntType(64)))
+
+    def _wait(self, condition: Callable[[], Value]) -> None:
+        """As long as the condition holds, looked at anew each time."""
         code = self.code
-        code.builder.fence("seq_cst")
-        arrived = here.fetch_add(1) + 1
-        with code.when(arrived < all_here):
-            spins = code.variable(code.integer(0))
-            with cpu_product.repeat(code) as go_on_while:
-                seen = Value(code, code.builder.load_atomic(here.ir, "acquire", 8, typ=ir.IntType(64)))
-                go_on_while(seen < all_here)
-                spins.add(code.integer(1))
-                with code.when(spins.get() > _SPINS):
-                    code.call("sched_yield", I32T, [])
-                with code.when(spins.get() > _SPINS + _YIELDS):
-                    code.call("usleep", I32T, [Value(code, ir.Constant(I32T, _SLEEP_US))])
-        code.builder.fence("seq_cst")
+        spins = code.variable(code.integer(0))
+        with cpu_product.repeat(code) as go_on_while:
+            go_on_while(condition())
+            spins.add(code.integer(1))
+            with code.when(spins.get() > _SPINS):
+                code.call("sched_yield", I32T, [])
+            with code.when(spins.get() > _SPINS + _YIELDS):
+                code.call("usleep", I32T, [Value(code, ir.Constant(I32T, _SLEEP_US))])
+        self._fence()
 
     def _product(self, op: _Op, num_rows: Value, counter: Pointer, thread: Value, num_threads: Value) -> None:
         code, shape = self.code, self.products
@@ -250,7 +266,7 @@ class _Interpreter:
             counter=counter,
         )
         with code.when(num_rows > 0):
-            cpu_product.emit_product(code, shape, product, thread, num_threads)
+            cpu_product.emit_product(code, shape, product, num_threads)
 
     def _embedding(self, op: _Op, first: Value, end: Value) -> None:
         embedding = Embedding(

@@ -1,7 +1,10 @@
 """The one call that stands for a recognised decoder: token-exact beside its modules, the same bits in any batch, bf16
 close to transformers, and what is not recognised is left as it is."""
 
+import random
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,8 @@ import pytest
 import torch
 
 from cluster import LLM, SamplingParams
+from kernels.cpu import call
+from kernels.cpu.jit import Kernel
 from tests.engine import models
 from worker.model.packed_experts import PackedExperts
 
@@ -75,6 +80,47 @@ def test_biases_and_many_threads(tmp_path: Path) -> None:
             assert llm._worker.parts.model._fused is not None
             outputs = llm.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=12, ignore_eos=True))
             assert [output.outputs[0].token_ids for output in outputs] == wanted
+    finally:
+        torch.set_num_threads(before)
+
+
+class LateTeam:
+    """Threads that come one after the other, when the first is somewhere in the program, at its end or past it."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self.num_calls = 0
+
+    def run(self, kernel: Kernel, address: int, num_threads: int) -> None:
+        self.num_calls += 1
+        others = [threading.Thread(target=self._come, args=(kernel, address)) for _ in range(num_threads - 1)]
+        for other in others:
+            other.start()
+        kernel(address)
+        for other in others:
+            other.join()
+
+    def _come(self, kernel: Kernel, address: int) -> None:
+        time.sleep(self._random.choice((0.0, 0.0002, 0.001)))
+        kernel(address)
+
+
+def test_threads_that_come_late(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They find what is left to do, in any op of a prompt or of steps in one go, greedy or drawn."""
+    folder = models.build(tmp_path, "qwen2")
+    params = [SamplingParams(temperature=0.8 * (at % 2), seed=at, max_tokens=24, ignore_eos=True) for at in range(5)]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        wanted = engine(folder, debug=False).generate(PROMPTS, params)
+        torch.set_num_threads(3)
+        llm, late = engine(folder, debug=False), LateTeam(seed)
+        monkeypatch.setattr(call, "_team", lambda: late)
+        for asked in (params, params[::2], params[1::2]):
+            picked = [at for at, one in enumerate(params) if one in asked]
+            outputs = llm.generate([PROMPTS[at] for at in picked], asked)
+            assert [one.outputs[0].token_ids for one in outputs] == [wanted[at].outputs[0].token_ids for at in picked]
+        assert late.num_calls >= 6
     finally:
         torch.set_num_threads(before)
 

@@ -2,13 +2,15 @@
 that come out the same bit for bit whatever they are multiplied beside."""
 
 import itertools
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
 
+from kernels.cpu.call import KernelCall
 from kernels.cpu.ir import BF16, F32
-from kernels.cpu.jit import host
+from kernels.cpu.jit import Kernel, host
 from kernels.cpu.linear import Products
 from kernels.cpu.product import ACTIVATE, ADD, STORE, ProductShape, interleave, pack, supports
 from kernels.cpu.program import PRODUCT, Program, ProgramWriter, program_kernel
@@ -95,6 +97,25 @@ def test_products_are_right_at_odd_sizes(name: str, mode: int, seed: int) -> Non
             error = (case.run(x, threads).double() - wanted).abs().max()
             scale = wanted.abs().max() if mode == ACTIVATE else 1.0
             assert error <= case.tolerance * max(1.0, float(scale)), (depth, columns, rows, threads)
+
+
+def test_a_thread_that_does_not_come_keeps_nobody_up(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of three does it all: the cores of the others are another process's."""
+    torch.manual_seed(seed)
+    case, found = Case("float32", 256, 384, STORE, shape_of("float32")), []
+    x = torch.randn(50, 256)
+    wanted = case.run(x, 3)
+
+    def alone(call: KernelCall, kernel: Kernel, num_threads: int) -> None:
+        call.begin()
+        kernel(call.address)
+
+    monkeypatch.setattr(KernelCall, "run", alone)
+    running = threading.Thread(target=lambda: found.append(case.run(x, 3)), daemon=True)
+    running.start()
+    running.join(20.0)
+    assert found, "it waits for threads that do not come"
+    assert torch.equal(found[0], wanted)
 
 
 @pytest.mark.parametrize("name", KINDS)
