@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from cluster.errors import ProtocolError, QuireError, Unavailable
+from cluster.errors import ProtocolError, QueueFull, QuireError, Unavailable
 from cluster.gateway.answer import Answer, Cursor, Outlet
 from cluster.gateway.catalogue import Catalogue, LoadText, cluster_id
 from cluster.gateway.door.door import Door, DoorSettings
@@ -112,10 +112,24 @@ class Gateway:
                 span.end(str(error))
             raise
 
+    async def begin(self, tenant: str, question: Question, outlet: Outlet, tag: int = 0) -> Answer:
+        """A new request, or one that its client comes back to. What is refused is counted. Raises `QuireError`."""
+        ask = self.ask if question.positions is None else self.resume
+        try:
+            return await ask(tenant, question, outlet, tag)
+        except QuireError as error:
+            known = question.model if question.model in self.catalogue.served else ""
+            self.watch.refused(error, question.client_id, known)
+            raise
+
     def begin_stream(self, tenant: str) -> None:
         """Raises QueueFull where this tenant has too many streams for many requests."""
-        settings = self.settings
-        self.door.quotas.begin_stream(tenant, settings.tokens.limits(tenant), settings.max_streams_per_tenant)
+        limits = self.settings.tokens.limits(tenant)
+        try:
+            self.door.quotas.begin_stream(tenant, limits, self.settings.max_streams_per_tenant)
+        except QueueFull as error:
+            self.watch.refused(error)
+            raise
 
     async def resume(self, tenant: str, question: Question, outlet: Outlet, tag: int = 0) -> Answer:
         """Goes on with a request at the client's positions, whichever gateway it began at. Raises `QuireError`."""

@@ -17,7 +17,7 @@ from cluster.gateway.calls import Call, Method
 from cluster.gateway.errors import resumed_elsewhere, status_of
 from cluster.gateway.gateway import Gateway
 from cluster.gateway.gateways import lister
-from cluster.gateway.intake import Question, check_request_id, read_generate, read_ttl
+from cluster.gateway.intake import check_request_id, read_generate, read_ttl
 from cluster.gateway.pace import PacedStream
 from protos.quire.v1 import inference_pb2 as pb
 
@@ -83,7 +83,7 @@ class InferenceService:
 
     async def _ask(self, request: pb.GenerateRequest, call: Call, outlet: Outlet) -> Answer:
         question = read_generate(request, call.time_left_s, call.traceparent)
-        return await _begin(self._gateway, call.caller.tenant, question, outlet, 0)
+        return await self._gateway.begin(call.caller.tenant, question, outlet)
 
     async def generate_many(self, requests: AsyncIterator[pb.GenerateManyRequest], call: Call) -> None:
         gateway, tenant = self._gateway, call.caller.tenant
@@ -190,7 +190,7 @@ class ManyStream:
             if tag in self._answers:
                 raise InvalidRequest("tag", f"{tag} is under way on this stream", "give each request its own")
             question = read_generate(request.generate, self._timeout_s(request), self._call.traceparent)
-            answer = await _begin(self._gateway, self._call.caller.tenant, question, self._outlet, tag)
+            answer = await self._gateway.begin(self._call.caller.tenant, question, self._outlet, tag)
         except QuireError as error:
             self._refuse(tag, error)
             return
@@ -252,15 +252,6 @@ class ManyStream:
                 del self._answers[tag]
                 self._has_room.set()
                 return
-
-
-async def _begin(gateway: Gateway, tenant: str, question: Question, outlet: Outlet, tag: int) -> Answer:
-    ask = gateway.ask if question.positions is None else gateway.resume
-    try:
-        return await ask(tenant, question, outlet, tag)
-    except QuireError as error:
-        gateway.watch.refused(question, question.model in gateway.catalogue.served, error)
-        raise
 
 
 def _fill_failed(message: pb.GenerateResponse, tag: int, error: QuireError) -> None:

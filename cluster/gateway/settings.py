@@ -52,8 +52,9 @@ class GatewaySettings:
     max_connections_per_machine: int = 2_048
     # Requests under way here, over all clients; one more is refused with a time to try again.
     max_open: int = 20_000
-    # GenerateMany streams of one tenant at once: a message that is half sent on each is kept until the rest comes.
-    max_streams_per_tenant: int = 256
+    # What may be half sent on all GenerateMany streams of one tenant: on each the largest message, kept until the rest
+    # comes. gRPC does not say how much of it is there, so that this bounds the streams themselves.
+    half_sent_bytes: int = 1 << 30
     # Requests under way on one GenerateMany stream; the gateway reads no further until one has ended.
     max_open_per_stream: int = 4_096
     # What clients have not read of their answers; where it is more, what has most unread ends.
@@ -75,6 +76,11 @@ class GatewaySettings:
             raise ConfigError(f"max_messages_per_s is {self.max_messages_per_s}; give at least 1")
         if self.max_message_bytes < 1 << 16:
             raise ConfigError(f"max_message_bytes is {self.max_message_bytes:,}; give at least 65,536")
+
+    @property
+    def max_streams_per_tenant(self) -> int:
+        """GenerateMany streams at once."""
+        return max(1, self.half_sent_bytes // self.max_message_bytes)
 
     @property
     def door(self) -> PublicPort:

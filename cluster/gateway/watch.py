@@ -35,10 +35,11 @@ class Watch:
         span = self._tracer.begin("request", question.trace, **told)
         return replace(submit, trace=span.traceparent), span
 
-    def refused(self, question: Question, is_known: bool, error: QuireError) -> None:
-        """A question that never became a request. A model that nobody serves is the client's own word, and no label."""
-        self.metrics.refused(question.model if is_known else "unknown", error)
-        log.info("refused: %s", error, extra={"request_id": question.client_id})
+    def refused(self, error: QuireError, client_id: str = "", model: str = "") -> None:
+        """A call that never became a request. `model`: where it is served; what nobody serves is the client's own word,
+        and no label."""
+        self.metrics.refused(model or "unknown", error)
+        log.info("refused: %s", error, extra={"request_id": client_id})
 
     def started(self, answer: Answer, started: Started) -> None:
         answer.is_started = True

@@ -220,10 +220,16 @@ def test_streams_of_many_requests_are_bounded_by_tenant(tmp_path):
         def num_streams() -> int:
             return door.gateway.door.quotas.num_streams
 
+        def counted() -> float:
+            families = door.gateway.watch.metrics.families(0, True, 0)
+            samples = next(one.samples for one in families if one.name == "requests_total")
+            return sum(one.value for one in samples if dict(one.labels)["outcome"] == "queue_full")
+
         one, two = open_streams("one", 2), open_streams("two", 3)
         await door.until(lambda: num_streams() == 5)
         assert "2 GenerateMany streams of this tenant are open here, and 2 is its bound" in await refusal("one")
         assert "3 is its bound" in await refusal("two")
+        assert counted() == 2
         one[0].cancel()
         await door.until(lambda: num_streams() == 4)
         one += open_streams("one", 1)
@@ -231,7 +237,7 @@ def test_streams_of_many_requests_are_bounded_by_tenant(tmp_path):
         for stream in (*one, *two):
             stream.cancel()
 
-    settings = GatewaySettings(port=0, tokens=load_tokens(path), max_streams_per_tenant=3)
+    settings = GatewaySettings(port=0, tokens=load_tokens(path), max_message_bytes=1 << 20, half_sent_bytes=3 << 20)
     at_the_door(story, settings=settings)
 
 

@@ -112,13 +112,9 @@ class Quotas:
         tenant.tokens.left += num_unwritten
 
     def begin_stream(self, tenant: str, limits: TenantLimits, most: int) -> None:
-        """On which many requests may come, `most` of them unless the tenant's own bound is lower. Raises QueueFull."""
-        known, most = self._tenants.setdefault(tenant, _Tenant()), min(most, limits.streams or most)
-        if known.num_streams >= most:
-            detail = (
-                f"{known.num_streams:,} GenerateMany streams of this tenant are open here, and {most:,} is its bound"
-            )
-            raise QueueFull(f"{detail}; ask on one of them", RETRY_S)
+        """On which many requests may come; `most` streams unless the tenant's own bound is lower. Raises QueueFull."""
+        known = self._tenants.setdefault(tenant, _Tenant())
+        _check_count(known.num_streams, min(most, limits.streams or most), "GenerateMany streams", "open here")
         known.num_streams += 1
 
     def end_stream(self, tenant: str) -> None:
@@ -128,10 +124,8 @@ class Quotas:
         """A prefix is to be kept until then. Raises QueueFull."""
         known = self._tenants.setdefault(tenant, _Tenant())
         known.pins = {one: kept for one, kept in known.pins.items() if kept > now}
-        if limits.pins and len(known.pins) >= limits.pins:
-            first_s = min(known.pins.values()) - now
-            detail = f"{len(known.pins):,} prefixes of this tenant are kept, and {limits.pins:,} is its bound"
-            raise QueueFull(detail, max(RETRY_S, first_s))
+        first_s = min(known.pins.values(), default=now) - now
+        _check_count(len(known.pins), limits.pins, "prefixes", "kept", max(RETRY_S, first_s))
         known.pins[route] = until
 
     def unpin(self, tenant: str, route: int) -> None:
@@ -145,9 +139,13 @@ def _check_rate(wait_s: float, what: str) -> None:
 
 
 def _check_open(tenant: _Tenant, most: int) -> None:
-    if most and tenant.num_open >= most:
-        what = f"{tenant.num_open:,} requests of this tenant are under way here, and {most:,}"
-        raise QueueFull(f"{what} is its bound", RETRY_S)
+    _check_count(tenant.num_open, most, "requests", "under way here")
+
+
+def _check_count(count: int, most: int, things: str, are: str, wait_s: float = RETRY_S) -> None:
+    """`most` 0: any number."""
+    if most and count >= most:
+        raise QueueFull(f"{count:,} {things} of this tenant are {are}, and {most:,} is its bound", wait_s)
 
 
 def num_asked(submit: Submit) -> int:

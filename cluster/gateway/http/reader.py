@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from cluster.errors import QuireError
 from cluster.gateway.answer import Answer, Cursor, Outlet
 from cluster.gateway.errors import resumed_elsewhere
 from cluster.gateway.gateway import Gateway
@@ -48,18 +47,9 @@ class HttpReader:
                 submit = one.submit
                 answer = self._gateway.go_on(submit, one.positions, submit.grace_s, self._outlet, tag)
             else:
-                answer = await self._ask(one, tag)
+                answer = await self._gateway.begin(self.tenant, one, self._outlet, tag)
             assert answer.cursor is not None
             self._open[tag] = (answer, answer.cursor)
-
-    async def _ask(self, question: Question, tag: int) -> Answer:
-        gateway = self._gateway
-        ask = gateway.ask if question.positions is None else gateway.resume
-        try:
-            return await ask(self.tenant, question, self._outlet, tag)
-        except QuireError as error:
-            gateway.watch.refused(question, question.model in gateway.catalogue.served, error)
-            raise
 
     @property
     def prompt(self) -> Ids:
