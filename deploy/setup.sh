@@ -56,7 +56,9 @@ _is_ready() {
 _leave_linked() {
     local owner
     [ -L "$QUIRE_VENV" ] || return 0
-    owner="$(sed -n 3p "$QUIRE_VENV/quire.stamp" 2>/dev/null)" || return 0
+    # Stamps of old have no third line; pip knows as well.
+    owner="$(sed -n 3p "$QUIRE_VENV/quire.stamp" 2>/dev/null)" || owner=""
+    [ -n "$owner" ] || owner="$(sed -n 's|.*"url": *"file://\([^"]*\)".*|\1|p' "$QUIRE_VENV"/lib/python3*/site-packages/quire-*.dist-info/direct_url.json 2>/dev/null)" || return 0
     if [ -n "$owner" ] && [ "$owner" != "$QUIRE_ROOT" ] && [ -d "$owner" ]; then
         say "$QUIRE_VENV is a link to the environment of $owner, which stays as it is; this checkout gets one of its own."
         rm "$QUIRE_VENV"

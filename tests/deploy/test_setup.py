@@ -3,6 +3,7 @@
 The script is the real one; only the programs that it asks about the machine (python, df) are put before it on PATH.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -36,7 +37,7 @@ def machine(tmp_path: Path) -> Path:
 
 def setup(machine: Path, extras: str = "serve", **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(machine / "bash"), "-c", f"source '{ROOT}/deploy/setup.sh'; quire_setup {extras}"],
+        [str(machine / "bash"), "-c", f"set -eu; source '{ROOT}/deploy/setup.sh'; quire_setup {extras}"],
         env={
             "PATH": str(machine),
             "QUIRE_VENV": str(machine.parent / "venv"),
@@ -126,17 +127,23 @@ def test_the_test_command_refuses_what_it_does_not_know() -> None:
         assert says in done.stderr
 
 
-def test_an_environment_of_another_checkout_is_left_alone(machine: Path) -> None:
-    """What a link leads to goes on running the code that it ran."""
+@pytest.mark.parametrize("is_old", [False, True])
+def test_an_environment_of_another_checkout_is_left_alone(machine: Path, is_old: bool) -> None:
+    """What a link leads to goes on running the code that it ran. Stamps of old do not say whose it is."""
     link, theirs, checkout = (machine.parent / name for name in ("venv", "theirs", "checkout"))
     theirs.mkdir()
     checkout.mkdir()
     link.symlink_to(theirs)
-    (theirs / "quire.stamp").write_text(f"1 2\nserve\n{checkout}\n")
+    (theirs / "quire.stamp").write_text("1 2\nserve\n" + ("" if is_old else f"{checkout}\n"))
+    if is_old:
+        noted = theirs / "lib" / "python3.11" / "site-packages" / "quire-0.1.0.dist-info" / "direct_url.json"
+        noted.parent.mkdir(parents=True)
+        noted.write_text(json.dumps({"dir_info": {"editable": True}, "url": checkout.as_uri()}))
+    before = sorted(theirs.rglob("*"))
     done = setup(machine)
     assert "stays as it is; this checkout gets one of its own." in done.stdout
     fails_with(done, "no Python 3.11 or 3.12 found")
-    assert [path.name for path in theirs.iterdir()] == ["quire.stamp"]
+    assert sorted(theirs.rglob("*")) == before
     # That checkout is gone: then nothing is taken from it.
     checkout.rmdir()
     link.symlink_to(theirs)
