@@ -163,6 +163,12 @@ class ModelError(QuireError):
     grpc_status = "FAILED_PRECONDITION"
 
 
+def unreadable(what: object, error: Exception, remedy: str = "", kind: type[QuireError] = ConfigError) -> QuireError:
+    """A file of a user's that does not open or does not parse, in one line."""
+    why = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+    return kind(f"{what} cannot be read: {why}{'; ' if remedy else ''}{remedy}")
+
+
 class TransferError(QuireError):
     """A transfer that did not commit. Its source blocks are whole; recompute is always possible."""
 

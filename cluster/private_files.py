@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, unreadable
 
 MAX_BYTES = 16 << 20
 TURN_S = 10.0
@@ -65,7 +65,7 @@ def read_private(path: Path, what: str) -> bytes:
             check_private(path, os.fstat(file.fileno()), what)
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"{what}: {path} cannot be read: {error.strerror}") from error
+        raise unreadable(f"{what}: {path}", error) from error
     if len(content) > MAX_BYTES:
         raise ConfigError(f"{what}: {path} is larger than {MAX_BYTES >> 20} MiB; is it the right file?")
     return content

@@ -1,6 +1,6 @@
-"""Amounts of memory as people write and read them: "2GiB" to bytes and back.
+"""Amounts as people write and read them: "2GiB" to bytes and back, and "1 request" or "2 requests".
 
-Settings, command line and start-up lines use it. Nothing here knows what the memory is for.
+Settings, command line and start-up lines use it. Nothing here knows what the amount is of.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ def parse_bytes(amount: int | str, name: str) -> int:
     if size < 1:
         raise ConfigError(f"{name} is {amount!r}; give more than nothing")
     return size
+
+
+def counted(number: int, thing: str) -> str:
+    """The number with its noun: "1 request", "1,024 requests"."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def format_bytes(size: float) -> str:

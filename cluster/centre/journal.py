@@ -28,7 +28,7 @@ from types import UnionType
 from typing import Any, Literal, TextIO, Union, get_args, get_origin, get_type_hints
 
 from cluster import messages
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, unreadable
 from cluster.messages import Event, Order
 from cluster.private_files import check_private
 from cluster.sampling import SamplingParams
@@ -249,10 +249,8 @@ def read(path: Path, *, life: int = -1) -> Journal:
         epochs = tuple([int(other["epoch"]) for _, other in heads])
     except ConfigError:
         raise
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read as a journal: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} cannot be read as a journal: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable(f"the journal {path}", error) from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         detail = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{path} is no journal that a scheduler has written: {detail}") from error

@@ -19,7 +19,7 @@ import typer
 from typer.main import get_command
 
 from cluster import __version__
-from cluster.cli import exits
+from cluster.cli import exits, interrupts
 from cluster.errors import QuireError
 
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
@@ -101,15 +101,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--debug" in words[:own]:
         words.remove("--debug")
         debug = True
+    with interrupts.second_leaves():
+        return _run(words, debug)
+
+
+def _run(words: list[str], debug: bool) -> int:
     try:
         code = build()(args=words or ["--help"], prog_name="quire", standalone_mode=False)
         sys.stdout.flush()
         # typer turns Ctrl-C into this code by itself.
-        return _fail("interrupted", code, debug) if code == exits.INTERRUPTED else int(code or exits.DONE)
+        return _interrupted(debug) if code == exits.INTERRUPTED else int(code or exits.DONE)
     except QuireError as error:
         return _fail(str(error), exits.code_of(error), debug)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", exits.INTERRUPTED, debug)
+        return _interrupted(debug)
     except BrokenPipeError as error:
         return _unread() if _nobody_reads() else _fail(_of_a_pipe(error), exits.FAILED, debug)
     except SystemExit as leaving:
@@ -148,6 +153,18 @@ def _unread() -> int:
     """Whoever read our output has seen enough. Python would complain once more at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return exits.DONE
+
+
+def _interrupted(debug: bool) -> int:
+    """What was printed goes out here, where a second Ctrl-C is still heard."""
+    if debug:
+        traceback.print_exc()
+    interrupts.tell()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _unread()
+    return exits.INTERRUPTED
 
 
 def _fail(line: str, code: int, debug: bool) -> int:

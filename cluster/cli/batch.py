@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -21,7 +22,7 @@ from typing import BinaryIO
 
 from cluster.cli.batch_lines import BEGINS, LineAsked, answer, answered, read_line
 from cluster.client.asynchronous import AsyncClient
-from cluster.errors import ConfigError, InvalidRequest, QuireError
+from cluster.errors import ConfigError, InvalidRequest, QuireError, unreadable
 from cluster.offline.outputs import RequestOutput
 from cluster.sampling import SamplingParams
 
@@ -109,18 +110,17 @@ Place = tuple[int, int, str]  # the line's number, where it begins, its fingerpr
 @contextmanager
 def _opened(file: str) -> Iterator[BinaryIO]:
     """The file of questions; what comes through a pipe is kept aside, because it is read twice."""
-    try:
-        if file != "-" and Path(file).is_file():
-            with open(file, "rb") as lines:
-                yield lines
-            return
-        with tempfile.TemporaryFile() as kept, sys.stdin.buffer if file == "-" else open(file, "rb") as source:
-            while piece := source.read(1 << 20):
-                kept.write(piece)
-            kept.seek(0)
-            yield kept
-    except OSError as error:
-        raise ConfigError(f"--file {file} cannot be read: {error.strerror}; give a file of JSON lines, or -") from error
+    with ExitStack() as stack:
+        try:
+            lines = stack.enter_context(sys.stdin.buffer if file == "-" else Path(file).open("rb"))  # noqa: SIM115
+            if file == "-" or not lines.seekable():
+                kept = stack.enter_context(tempfile.TemporaryFile())
+                shutil.copyfileobj(lines, kept)
+                kept.seek(0)
+                lines = kept
+        except OSError as error:
+            raise unreadable(f"--file {file}", error, "give a file of JSON lines, or -") from error
+        yield lines
 
 
 def _read(lines: BinaryIO, file: str, defaults: Defaults) -> list[Place]:

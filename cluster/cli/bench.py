@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from cluster.cli import interrupts
+
 # The benchmark reads its own options, `--help` too.
 _FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -19,4 +21,5 @@ def bench(context: typer.Context) -> None:
     """
     from cluster.bench.__main__ import run
 
+    interrupts.end_in_order()
     raise typer.Exit(run(context.args))

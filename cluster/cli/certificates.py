@@ -17,6 +17,7 @@ import typer
 from cluster.bench.report import Row, render
 from cluster.errors import ConfigError, NotFound
 from cluster.private_files import check_folder, in_turn
+from cluster.sizes import counted
 
 TokensOption = Annotated[
     Path | None,
@@ -174,7 +175,7 @@ def revoke(
             raise NotFound(f"no tenant {tenant} is in {path}; there is {names}")
         write_list(path, left)
     count = len(known) - len(left)
-    print(f"{'1 token' if count == 1 else f'{count} tokens'} of {tenant} taken back; {NEXT_CALL} {path}")
+    print(f"{counted(count, 'token')} of {tenant} taken back; {NEXT_CALL} {path}")
 
 
 def _token_file(given: Path | None) -> Path:

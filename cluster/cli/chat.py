@@ -18,6 +18,7 @@ from typing import Annotated
 
 import typer
 
+from cluster.cli import interrupts
 from cluster.cli.connecting import GatewayOption, TokenOption, open_client
 from cluster.cli.line_editor import LineEditor
 from cluster.cli.models import NONE_SERVED
@@ -25,6 +26,7 @@ from cluster.client.blocking import Client
 from cluster.client.request import Options
 from cluster.errors import InvalidRequest, NeverFits, NotFound, QuireError, Unavailable
 from cluster.sampling import SamplingParams
+from cluster.sizes import counted
 
 HELP = """\
 /system TEXT       what the model is told first; no TEXT: nothing
@@ -99,6 +101,7 @@ def _say(talk: ChatConversation, line: str) -> None:
     except KeyboardInterrupt:
         if not sys.stdin.isatty():
             raise
+        interrupts.dealt_with()
     finally:
         print(flush=True)
 
@@ -235,4 +238,4 @@ class ChatConversation:
                 file.write("\n")
         except OSError as error:
             raise InvalidRequest("/save", f"{name}: {error.strerror}", "name another file") from error
-        print(f"saved: {len(system) + len(self.messages)} messages in {name}")
+        print(f"saved: {counted(len(system) + len(self.messages), 'message')} in {name}")

@@ -12,6 +12,7 @@ import typer
 
 from cluster.cli import exits
 from cluster.private_files import check_file
+from cluster.sizes import counted
 
 _SIGNS = {"ok": "ok   ", "note": "note ", "wrong": "WRONG"}
 
@@ -43,6 +44,6 @@ def doctor(
             print(f"{_SIGNS[one.state]}  {one.what:{width}}  {one.detail}")
     if bundle or out is not None:
         names = write_bundle(path, findings)
-        print(f"{path}: {len(names)} files, without tokens or keys; look into it before you send it")
+        print(f"{path}: {counted(len(names), 'file')}, without tokens or keys; look into it before you send it")
     if any(one.state == "wrong" for one in findings):
         raise typer.Exit(exits.FAILED)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ import typer
 
 from cluster.cli.connecting import GatewayOption, TokenOption, open_async_client, open_client
 from cluster.errors import ConfigError, InvalidRequest
+from cluster.sizes import counted
 
 if TYPE_CHECKING:
     from cluster.client.request import Prompt
@@ -191,14 +193,15 @@ def _run_here(
     show(llm.stream(wanted, sampling), prompts, chat, quiet)
 
 
-def show(stream: Iterable[StreamOutput], prompts: Sequence[str], chat: Sequence[str], quiet: bool) -> None:
+def show(stream: Generator[StreamOutput, None, None], prompts: Sequence[str], chat: Sequence[str], quiet: bool) -> None:
     """Several streams under their titles, and what they came to."""
     from cluster.cli.streams import ShownTexts
 
     titles = [f"{i + 1} {' '.join(question.split())}" for i, question in enumerate([*prompts, *chat])]
     titles = [title if len(title) < 70 else f"{title[:67]}..." for title in titles]
     num_tokens, began, cut = 0, time.monotonic(), dict[str, list[int]]()
-    with ShownTexts(titles, [*prompts, *("" for _ in chat)], quiet=quiet) as streams:
+    # Left early, what runs is ended before what came is shown: whoever reads that may be slow.
+    with ShownTexts(titles, [*prompts, *("" for _ in chat)], quiet=quiet) as streams, closing(stream):
         for news in stream:
             num_tokens += len(news.token_ids)
             streams.add(news.prompt_index, news.text, news.finish_reason)
@@ -209,8 +212,5 @@ def show(stream: Iterable[StreamOutput], prompts: Sequence[str], chat: Sequence[
         for detail, numbers in cut.items():
             print(f"{', '.join(map(str, numbers))}: {detail}", file=sys.stderr)
         rate = num_tokens / max(took, 1e-9)
-        count = f"{len(titles)} request{'' if len(titles) == 1 else 's'}"
-        print(
-            f"{count}, {num_tokens:,} token{'' if num_tokens == 1 else 's'} in {took:.2f} s: {rate:,.0f} tokens/s",
-            file=sys.stderr,
-        )
+        what = f"{counted(len(titles), 'request')}, {counted(num_tokens, 'token')}"
+        print(f"{what} in {took:.2f} s: {rate:,.0f} tokens/s", file=sys.stderr)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, TracebackType
 
+from cluster.cli import interrupts
+
 HISTORY = 1_000
 LEAVING = "(Ctrl-D or /quit leaves)"
 FENCE = '"""'
@@ -53,6 +55,7 @@ class LineEditor:
                 print()
                 return
             except KeyboardInterrupt:
+                interrupts.dealt_with()
                 print()
                 if self._readline is not None and self._readline.get_line_buffer().strip():
                     was_interrupted = False

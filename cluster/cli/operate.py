@@ -12,6 +12,7 @@ from cluster.cli.admin import AddressOption, JsonOption, TokenOption, open_admin
 from cluster.cli.tables import table_lines
 from cluster.errors import ConfigError
 from cluster.serving.admin_client import plain
+from cluster.sizes import counted
 
 
 def register(app: typer.Typer) -> None:
@@ -50,7 +51,7 @@ def drain(
     from protos.quire.v1 import admin_pb2 as pb
 
     answer = open_admin(address, token_file).call("Drain", pb.DrainRequest(worker=worker, undo=undo))
-    print(f"{worker} takes work again" if undo else f"{worker} drains: {answer.num_moving} requests move")
+    print(f"{worker} takes work again" if undo else f"{worker} drains: {counted(answer.num_moving, 'request')} to move")
 
 
 def usage(

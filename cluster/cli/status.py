@@ -11,6 +11,7 @@ import typer
 from cluster.bench.report import Row, render
 from cluster.cli.admin import AddressOption, JsonOption, TokenOption, open_admin
 from cluster.serving.admin_client import status_of
+from cluster.sizes import counted
 
 MAX_REQUESTS = 50
 # What an operator asks first: how it is told, and the counters that make it up.
@@ -47,8 +48,8 @@ def status(
     print(
         f"Quire {cluster['version']}, scheduler epoch {cluster['epoch']}, up {cluster['uptime_s']:.0f} s: "
         f"{_of(num_workers, num_workers + len(workers['missing']), 'worker')}, "
-        f"{_of(num_gateways, len(cluster['gateways']), 'gateway')}, {cluster['num_running']} requests run, "
-        f"{cluster['num_waiting']} wait"
+        f"{_of(num_gateways, len(cluster['gateways']), 'gateway')}, "
+        f"{counted(cluster['num_running'], 'request')} under way, {cluster['num_waiting']:,} waiting"
     )
     tables: list[list[Row]] = [
         [_gateway_row(one) for one in cluster["gateways"]],
@@ -68,8 +69,7 @@ def status(
 
 
 def _of(number: int, wanted: int, what: str) -> str:
-    things = what if max(number, wanted) == 1 else f"{what}s"
-    return f"{number} {things}" if number >= wanted else f"{number} of {wanted} {things}"
+    return counted(number, what) if number >= wanted else f"{number} of {counted(wanted, what)}"
 
 
 def _counted(counters: Mapping[str, int]) -> list[Row]:

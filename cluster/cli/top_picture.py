@@ -15,6 +15,7 @@ from rich.text import Text
 
 from cluster.centre.notes import Note
 from cluster.cli.top_view import HELP, KEYS, MAP, SORTS, View
+from cluster.sizes import counted
 
 # BlockState -> a letter, and a style where there are colours. States run from 1.
 LETTERS = " .#SCmq"
@@ -116,8 +117,8 @@ def draw(scene: Scene, width: int, plain: bool, view: View, height: int | None =
     parts.append(_owner_legend(letters, width) if by_request else _legend(plain))
     for worker in scene.workers[: room.workers]:
         state = "drains" if worker.draining else f"{worker.step_s * 1e3:.1f} ms a step"
-        count = f"{worker.num_sequences} sequence{'' if worker.num_sequences == 1 else 's'}"
-        told = f"{count}, {state}, {worker.steps:,} steps, {worker.dry_leases:,} dry leases"
+        told = f"{counted(worker.num_sequences, 'sequence')}, {state}, {counted(worker.steps, 'step')}"
+        told += f", {counted(worker.dry_leases, 'dry lease')}"
         parts.append(Text(f"{worker.name}: {told}"[:width]))
     parts += [Text(line[:width]) for line in _cut(*listed, most=room.lists)]
     return Group(*parts)
@@ -150,8 +151,7 @@ def _head(scene: Scene, width: int, plain: bool, view: View) -> list[Text]:
     head = scene.head
     first = "-" if scene.first_ms is None else f"{scene.first_ms:,.0f} ms"
     gap = "-" if scene.gap_ms is None else f"{scene.gap_ms:,.1f} ms"
-    num_workers = head["workers"]
-    workers = f"{num_workers} worker{'' if num_workers == 1 else 's'}"
+    workers = counted(head["workers"], "worker")
     order = "" if view.sort == SORTS[0] else f"  sorted by {view.sort}"
     moment = (
         f"Quire {head['version']}  {workers}  {head['running']} run  {head['waiting']} wait  "

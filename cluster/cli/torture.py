@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.cli import exits
+from cluster.cli import exits, interrupts
 from cluster.errors import ConfigError
 
 
@@ -45,6 +45,7 @@ def torture(
     from cluster.torture.run import Torture
     from cluster.torture.run import torture as burn
 
+    interrupts.end_in_order()
     verdict = burn(
         Torture(seed, minutes, num_streams=streams, every_s=every, num_nodes=nodes, num_ranks=tp, is_paced=paced),
         lambda line: print(line, flush=True),

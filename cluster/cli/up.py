@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.cli import exits
+from cluster.cli import exits, interrupts
 from cluster.cli.cluster_options import read_settings, takes_settings
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ def up(**given: Any) -> None:
     from cluster.lifecycle.launch import up as launch
     from cluster.lifecycle.page_process import start_page
 
-    running = launch(settings := read_settings(given), _say)
+    with _ended_in_order():
+        running = launch(settings := read_settings(given), _say)
     start_page(running, settings.page_port, _say)
     print(f"try: {_asking(settings.tokens)}\n     quire top\n     quire down")
 
@@ -54,27 +57,35 @@ def serve(
 ) -> None:
     """Start a cluster and stay in front of it, with its logs.
 
-    Ctrl-C ends everything.
+    Ctrl-C ends everything; a second one does not wait for requests.
     """
     from cluster.cli.logs import follow
-    from cluster.lifecycle.launch import down as end
     from cluster.lifecycle.launch import up as launch
     from cluster.lifecycle.page_process import start_page
 
-    running = launch(settings := read_settings({**given, "model": models}), _say)
-    start_page(running, settings.page_port, _say)
-    # A service manager ends us so; what we started ends too.
-    signal.signal(signal.SIGTERM, _as_interrupt)
-    try:
-        print(f"try: {_asking(settings.tokens)}\nCtrl-C ends the cluster", flush=True)
-        follow(lambda: not _runs(running))
-        print("the cluster was ended by another command, or has died")
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-    finally:
-        left = end(_say, grace)
+    with _ended_in_order():
+        running = launch(settings := read_settings({**given, "model": models}), _say)
+        try:
+            start_page(running, settings.page_port, _say)
+            print(f"try: {_asking(settings.tokens)}\nCtrl-C ends the cluster", flush=True)
+            follow(lambda: not _runs(running))
+            print("the cluster was ended by another command, or has died")
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+        finally:
+            left = _end(grace)
     if left:
         raise typer.Exit(exits.FAILED)
+
+
+def _end(grace: float) -> list[str]:
+    """Another Ctrl-C ends the grace."""
+    from cluster.lifecycle.launch import down as end
+
+    try:
+        return end(_say, grace)
+    except KeyboardInterrupt:
+        return end(_say)
 
 
 def _asking(tokens: str) -> str:
@@ -105,6 +116,17 @@ def _runs(running: Running) -> bool:
     noted = Running.load()
     is_ours = noted is not None and noted.gateways == running.gateways
     return is_ours and (not running.ray_temp or ray_head.serves(running.ray_temp))
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Whoever ends this command in here, a person or a service manager: what it started ends too."""
+    interrupts.end_in_order()
+    before = signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _as_interrupt(number: int, frame: FrameType | None) -> None:

@@ -17,7 +17,7 @@ import grpc
 import grpc.aio
 
 from cluster.client.errors import connection_error, error_from_call
-from cluster.errors import ConfigError, QuireError
+from cluster.errors import ConfigError, QuireError, unreadable
 from protos.quire.v1 import inference_pb2 as pb
 from protos.quire.v1.inference_pb2_grpc import InferenceServiceAsyncStub
 
@@ -73,7 +73,7 @@ class Tls:
                 for path in (self.authority, self.key, self.certificate)
             ]
         except OSError as error:
-            raise ConfigError(f"TLS: {error.filename} cannot be read: {error.strerror}") from error
+            raise unreadable(f"TLS: {error.filename}", error) from error
         return grpc.ssl_channel_credentials(*parts)
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import DeadlineExceeded, InvalidRequest, ModelError, NeverFits
+from cluster.errors import DeadlineExceeded, InvalidRequest, ModelError, NeverFits, unreadable
 from cluster.gateway.byte_level import ByteTable, ByteWindow
 from cluster.gateway.detokenizer import detokenizers
 from cluster.gateway.templates import Conversation, Template, render
@@ -279,7 +279,7 @@ def _with_class_defaults(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         whole, inner = config.to_dict(), config.get_text_config().to_dict()
     except Exception as error:
         # Configurations raise classes of their own, one per wrong field.
-        raise ModelError(f"{folder / 'config.json'} cannot be read: {' '.join(str(error).split())}") from error
+        raise unreadable(folder / "config.json", error, kind=ModelError) from error
     if not inner.get("vocab_size"):
         raise ModelError(f"{folder / 'config.json'} names no vocab_size; give the folder of a language model")
     return whole, inner

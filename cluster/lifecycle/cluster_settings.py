@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, unreadable
 from cluster.lifecycle.autoscale import ScaleBounds
 from cluster.lifecycle.served import ModelToServe, read_models
 from cluster.serving.auth import Caller, TokenBook, TokenEntry, digest_of, load_tokens
@@ -239,10 +239,10 @@ def _from_file(file: Path, known: Mapping[str, Any]) -> dict[str, Any]:
         if len(text) > MAX_FILE_BYTES:
             raise ConfigError(f"the settings file {file} has more than {MAX_FILE_BYTES:,} bytes; is it the right one?")
         read = tomllib.loads(text.decode())
-    except OSError as error:
-        raise ConfigError(f"the settings file {file} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"the settings file {file} cannot be read: {error}") from error
+    except ConfigError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise unreadable(f"the settings file {file}", error) from error
     for name, value in read.items():
         if name not in known:
             raise ConfigError(f"{file} has a setting {name!r} that there is not; there are {', '.join(known)}")

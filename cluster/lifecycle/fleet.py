@@ -28,6 +28,7 @@ from cluster.lifecycle.ray_connection import quiet_ray
 from cluster.lifecycle.running import Running
 from cluster.lifecycle.served import ModelToServe, noted_model, read_models
 from cluster.lifecycle.stages import wait_for_all
+from cluster.sizes import counted
 
 if TYPE_CHECKING:
     import grpc
@@ -201,7 +202,7 @@ def scale(workers: int, model: str | None, say: Say) -> None:
     with own_fleet(say) as (_, fleet):
         chosen = _choose(model, sorted({one.model for one in fleet.workers()}))
         before, after = fleet.set_size(chosen, workers)
-    say(f"{chosen}: {after} worker{'' if after == 1 else 's'} now, {before} before")
+    say(f"{chosen}: {counted(after, 'worker')} now, {before} before")
 
 
 def load(model: ModelToServe, workers: int, say: Say) -> None:

@@ -119,15 +119,16 @@ def _start_head(running: Running) -> None:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """A second Ctrl-C does not stop the cleaning."""
+    """Nobody stops the cleaning, which has deadlines of its own."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 # -- down
@@ -145,14 +146,15 @@ def down(say: Say, grace_s: float = 0.0) -> list[str]:
     if running.admin and grace_s > 0:
         with running.admin_channel() as channel:
             leave_ray.let_finish(channel, grace_s, say)
-    left: list[str] = end_page(running)
-    if running.ray_temp:
-        left += [f"process {pid} ({ray_head.name_of(pid)})" for pid in ray_head.end(running.ray_temp)]
-    else:
-        left += _leave_ray(running, say)
-    left += [f"port {port}" for port in _ports_taken(running)]
-    if not left:
-        Running.forget()
+    with _undisturbed():
+        left: list[str] = end_page(running)
+        if running.ray_temp:
+            left += [f"process {pid} ({ray_head.name_of(pid)})" for pid in ray_head.end(running.ray_temp)]
+        else:
+            left += _leave_ray(running, say)
+        left += [f"port {port}" for port in _ports_taken(running)]
+        if not left:
+            Running.forget()
     say("down: nothing is left" if not left else f"left behind: {', '.join(left)}")
     return left
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from cluster.lifecycle.ray_head import alive
+from cluster.sizes import counted
 
 if TYPE_CHECKING:
     import grpc
@@ -33,7 +34,7 @@ def let_finish(channel: grpc.Channel, grace_s: float, say: Callable[[str], None]
         if not count:
             return
         if not told:
-            say(f"{count} requests run; they have {grace_s:g} s to end")
+            say(f"{counted(count, 'request')} under way, with {grace_s:g} s to end")
             told = True
         time.sleep(0.1)
 

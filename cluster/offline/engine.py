@@ -11,7 +11,7 @@ import secrets
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeAlias
 
@@ -124,7 +124,7 @@ class LLM:
 
     def stream(
         self, prompts: Prompts, sampling_params: SamplingParams | Sequence[SamplingParams] | None = None
-    ) -> Iterator[StreamOutput]:
+    ) -> Generator[StreamOutput, None, None]:
         """Writes for each prompt and yields new tokens of any of them as they come."""
         given, requests = self._make(prompts, sampling_params, keeps_pieces=True)
         results = OfflineResults(self._text, given)

@@ -25,7 +25,7 @@ from cluster import __version__
 from cluster.errors import QuireError
 from cluster.lifecycle.ray_head import alive
 from cluster.lifecycle.running import Running, state_folder
-from cluster.sizes import format_bytes
+from cluster.sizes import counted, format_bytes
 from cluster.watching.logs import log_files, read_lines, shown
 
 MIN_SHM, MIN_MEMORY = 512 << 20, 2 << 30
@@ -241,7 +241,7 @@ def _logs(running: Running | None) -> Iterator[Finding]:
     files = log_files(folder)
     level = running.settings.get("log_level", "info") if running is not None else "info"
     raising = "more: --log-level debug or QUIRE_LOG_LEVEL=debug at `quire up`"
-    yield Finding("ok", "logs", f"{len(files)} files of JSON lines in {folder}, level {level}; {raising}")
+    yield Finding("ok", "logs", f"{counted(len(files), 'file')} of JSON lines in {folder}, level {level}; {raising}")
     if running is not None and running.ray_temp:
         yield Finding("ok", "ray's logs", f"{running.ray_temp}/session_latest/logs")
     for line in read_lines(folder, level="error")[-CAUSES_SHOWN:] if files else ():

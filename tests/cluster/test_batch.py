@@ -31,8 +31,8 @@ def batch(door: Door, *words: str, given: str | None = None) -> "asyncio.Future[
     return asyncio.ensure_future(asyncio.to_thread(run))
 
 
-def start(words: list[str]) -> "subprocess.Popen[str]":
-    return subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+def start(words: list[str], stdout: int | None = None) -> "subprocess.Popen[str]":
+    return subprocess.Popen(words, cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def command(door: Door, *words: str) -> list[str]:

@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from cluster.lifecycle.served import ModelToServe, read_models
 from cluster.watching.logs import processes_of, read_lines
 
 FREE = ["--port", "0", "--admin-port", "0", "--metrics-port", "0", "--http-port", "0", "--kv-blocks", "64"]
+LONG = {"max_tokens": 900, "ignore_eos": True}
 
 
 @pytest.mark.parametrize(
@@ -114,7 +117,7 @@ def test_it_serves_in_front_and_a_second_model_breaks_nobody(tmp_path: Path, mon
     copy = shutil.copytree(Path(worker.demo.__file__).parent, tmp_path / "copy")
     command = [sys.executable, "-m", "cluster.cli"]
     served = subprocess.Popen(
-        [*command, "serve", "story=demo", "--workers", "1", *FREE],
+        [*command, "serve", "story=demo", "--workers", "1", "--grace", "100", *FREE],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     lines: list[str] = []
@@ -153,9 +156,19 @@ def test_it_serves_in_front_and_a_second_model_breaks_nobody(tmp_path: Path, mon
             # The one that is left.
             assert client.generate("Once", max_tokens=3).outputs[0].text
         assert '"replicas lost"' not in quire("status", "--json")
+        with Client(running.gateways) as client, closing(client.stream_many(["Once"] * 16, **LONG)) as pieces:
+            next(pieces)
+            os.killpg(served.pid, signal.SIGTERM)
+            while not any("under way, with 100 s to end" in line for line in lines):
+                assert served.poll() is None, lines
+                time.sleep(0.05)
+            # Another one does not wait for them, and still leaves nothing.
+            os.killpg(served.pid, signal.SIGINT)
+            assert served.wait(30) == 0, lines
     finally:
-        os.killpg(served.pid, signal.SIGTERM)
-        assert served.wait(30) == 0, lines
+        if served.poll() is None:
+            os.killpg(served.pid, signal.SIGTERM)
+        assert served.wait(150) == 0, lines
         reader.join(10)
     told = "".join(lines)
     assert "model other is served from now on" in told and lines[-1] == "down: nothing is left\n"
