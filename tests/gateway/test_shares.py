@@ -209,25 +209,33 @@ def test_whole_answers_of_one_tenant_leave_room_for_others() -> None:
         held.change("c", 0, 60)
 
 
-def test_a_tenant_has_few_large_bodies_on_the_way_and_others_have_theirs() -> None:
+@pytest.mark.parametrize("way", ["a length", "chunks", "chunks and a small length"])
+def test_a_tenant_has_few_large_bodies_on_the_way_and_others_have_theirs(way: str) -> None:
     """16 bodies of one tenant that do not come whole: its next one waits, and another tenant's does not."""
     book = TokenBook(TokenEntry(digest_of(name * 20), Caller(name, frozenset(["inference"]))) for name in ("a", "b"))
     body = b'{"prompt": "x"' + b" " * 100_000 + b"}"
 
     def asked(tenant: str) -> bytes:
-        return post("/tokenize", body, f"Authorization: Bearer {tenant * 20}")
+        whole = post("/tokenize", body, f"Authorization: Bearer {tenant * 20}")
+        if way == "a length":
+            return whole
+        length, told = f"Content-Length: {len(body)}\r\n".encode(), b"Transfer-Encoding: chunked\r\n"
+        told += b"Content-Length: 5\r\n" if way == "chunks and a small length" else b""
+        return whole.replace(length, told).replace(body, b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
+
+    end = b"}" if way == "a length" else b"\r\n0\r\n\r\n"
 
     async def story(stage: Stage, client: Any) -> None:
         port = int(client.base_url.port)
         slow = [await asyncio.open_connection("127.0.0.1", port) for _ in range(16)]
         for _, writer in slow:
-            writer.write(asked("a")[:-1])
+            writer.write(asked("a")[: -len(end)])
         await asyncio.sleep(0.2)
         waits = asyncio.create_task(raw(port, asked("a")))
         assert (await raw(port, asked("b"))).startswith(b"HTTP/1.1 200")
         await asyncio.sleep(0.2)
         assert not waits.done()
-        slow[0][1].write(b"}")
+        slow[0][1].write(end)
         assert (await waits).startswith(b"HTTP/1.1 200")
         for _, writer in slow:
             writer.close()

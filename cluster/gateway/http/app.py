@@ -145,7 +145,9 @@ class HttpDoor:
         if kind != "application/json":
             raise InvalidRequest("content-type", f"is {kind[:80]!r}", "send application/json")
         max_bytes, announced = self.gateway.max_body_bytes, request.headers.get("content-length", "")
-        size = int(announced) if announced.isascii() and announced.isdigit() else max_bytes
+        # A length that is told beside chunks says nothing of them.
+        is_told = announced.isascii() and announced.isdigit() and "transfer-encoding" not in request.headers
+        size = int(announced) if is_told else max_bytes
         if size > max_bytes:
             raise InvalidRequest("body", f"has {size:,} bytes", f"send at most {max_bytes:,}")
         if size > SMALL_BYTES:
