@@ -15,7 +15,7 @@ import numpy as np
 from cluster.desk import loops
 from cluster.desk.batcher import Batch
 from cluster.desk.residence import DeskBooks, Residence
-from cluster.desk.words import NOT_NUMBERS, Copies, Drawn, Flight, GroupStep
+from cluster.desk.words import NO_TOKEN_OF_STRUCTURE, NOT_NUMBERS, Copies, Drawn, Flight, GroupStep
 from cluster.messages import Copy, Reason
 
 _REASONS = {loops.STOP: Reason.STOP, loops.LENGTH: Reason.LENGTH, loops.BROKEN: Reason.FAILED}
@@ -119,11 +119,14 @@ class Steps:
             self._reasons,
         )
         for row, why in zip(self._found[:num_ended].tolist(), self._reasons[:num_ended].tolist(), strict=True):
-            self._residence.end(row, _REASONS[why], NOT_NUMBERS if why == loops.BROKEN else "")
+            self._residence.end(row, _REASONS[why], self._why_broken(row) if why == loops.BROKEN else "")
         if drawn.groups:
             self._search(drawn.groups)
         self._residence.leave_quiet()
         self._report(flight)
+
+    def _why_broken(self, row: int) -> str:
+        return NOT_NUMBERS if self._books.rows.at(row).sampling.structured_outputs is None else NO_TOKEN_OF_STRUCTURE
 
     def _note_logprobs(self, drawn: Drawn) -> None:
         rows = self._books.rows

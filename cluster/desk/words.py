@@ -152,3 +152,7 @@ class Drawn:
 NO_IDS: Int64 = np.zeros(0, np.int64)
 # Why a sequence fails whose logits can't be compared.
 NOT_NUMBERS = "the model's logits are not numbers; try another dtype"
+NO_TOKEN_OF_STRUCTURE = (
+    "no token could be drawn: the structure of the answer takes too much work behind what was said, or the model's "
+    "logits are not numbers; make the structure simpler"
+)

@@ -8,7 +8,9 @@ import re
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from cluster import LLM, InvalidRequest, SamplingParams, StructuredOutputsParams
 from cluster.bench import structures
@@ -18,6 +20,7 @@ from cluster.speech.tools import Tools, read_tools
 from cluster.wire.chat import chat_of
 from tests.http.scripted import HARMONY, HERMES, QWEN, text_model
 from worker.sampling.guide import matcher_of, tokenizer_of
+from worker.sampling.structures import Structures
 
 SCHEMA = {
     "type": "object",
@@ -62,6 +65,17 @@ def test_answers_are_of_their_structure(llm: LLM, settings: dict[str, Any]) -> N
         for output in result.outputs:
             assert output.finish_reason == "stop", (structure, output)
             assert re.fullmatch(pattern, output.text), (structure, output.text)
+
+
+def test_one_of_as_many_choices_as_there_may_be(llm: LLM) -> None:
+    """They were accepted, and failed at their second token."""
+    choices = [*(f"choice {at}" for at in range(9_998)), "\u00e9 \U0001f600", '"\\\n']
+    outputs = llm.generate([PROMPT], params({"choice": choices}, n=3, temperature=1.5, seed=3), use_tqdm=False)[
+        0
+    ].outputs
+    assert all(output.text in choices and output.finish_reason == "stop" for output in outputs)
+    rare = llm.generate([PROMPT], params({"choice": choices[-2:]}, n=3, temperature=1.5, seed=3), use_tqdm=False)[0]
+    assert all(output.text in choices[-2:] and output.finish_reason == "stop" for output in rare.outputs)
 
 
 def test_json_of_a_schema_and_beside_others(llm: LLM) -> None:
@@ -129,10 +143,50 @@ def test_no_step_waits_for_a_structure_that_compiles(way: dict[str, Any]) -> Non
     assert re.fullmatch("[a-z]{3}[0-9]{3}", texts[1])
 
 
+LARGE_SCHEMA = {
+    "type": "object",
+    "properties": {f"p{at}": {"type": ["string", "integer"]} for at in range(700)},
+    "additionalProperties": False,
+}
+AMBIGUOUS = "start: e\ne: e e e | e e | /[a-z ]/"
+"""In each answer of this more can be read than in the one before: the work for a token grows with the cube of it."""
+
+
+def test_a_structure_that_takes_ever_more_work_ends_by_itself_alone(llm: LLM) -> None:
+    """Each of its tokens held up the whole process for seconds, and every other structure's masks besides."""
+    (word,) = llm.get_tokenizer().encode(" leather", add_special_tokens=False)
+    bias = {word: 100.0}
+    plain = SamplingParams(temperature=0.0, max_tokens=60)
+    asked = [params({"grammar": AMBIGUOUS}, max_tokens=34, logit_bias=bias), plain, params({"regex": "[a-z ]{40}"})]
+    alone = llm.generate([PROMPT] * 2, asked[1:], use_tqdm=False)
+    ended, *others = llm.generate([PROMPT] * 3, asked, use_tqdm=False)
+    assert ended.error is not None and "structure of the answer takes too much work" in ended.error
+    assert [one.outputs[0].token_ids for one in others] == [one.outputs[0].token_ids for one in alone]
+
+
+def test_a_long_mask_holds_up_no_other_row(llm: LLM) -> None:
+    """Whoever came behind it in the same step waited for it."""
+    (word,) = llm.get_tokenizer().encode(" leather", add_special_tokens=False)
+    rows, done = Structures(len(llm.get_tokenizer()), torch.device("cpu")), list[int]()
+    rows.tokenizer = llm._worker.sampler.structures.tokenizer
+    rows.enter(0, params({"grammar": AMBIGUOUS}), [word] * 8)
+    rows.enter(1, params({"regex": "( leather)+"}), [word])
+    while rows.late():
+        rows.wait(20.0)
+    rows.heard(np.arange(2), np.array([word, word]))
+    for row, state in rows._rows.items():
+        state.coming.add_done_callback(lambda _, row=row: done.append(row))  # type: ignore[misc]
+    assert all(state.coming.result(20.0).mask.any() for state in rows._rows.values())
+    assert done == [1, 0]
+
+
 @pytest.mark.parametrize(
     "structure, more, field",
     [
         ({"regex": "("}, {}, "structured_outputs.regex"),
+        # Their first token can come, and is too much for the parser.
+        ({"grammar": "start: " + " | ".join(f"/a{at}/" for at in range(5_000))}, {}, "structured_outputs.grammar"),
+        ({"json": LARGE_SCHEMA}, {}, "structured_outputs.json_schema"),
         ({"json": "{"}, {}, "structured_outputs.json_schema"),
         ({"json": {"not": {"type": "string"}}}, {}, "structured_outputs.json_schema"),
         ({"grammar": "???"}, {}, "structured_outputs.grammar"),

@@ -6,6 +6,7 @@ be obeyed. llguidance is imported only when a structure is asked for; no torch.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from copy import copy
 from importlib.util import find_spec
@@ -16,6 +17,9 @@ from cluster.structure import BLANKS, StructuredOutputsParams
 
 _FIELD = "structured_outputs"
 
+TRIED_TOKENS = 4
+"""Some structures can be begun, and are too much for the parser at the next token."""
+
 
 def matcher_of(structure: StructuredOutputsParams, tokenizer: Any) -> Any:
     """An llguidance matcher at the beginning of an answer. ValueError for what cannot be obeyed within these bounds."""
@@ -24,6 +28,9 @@ def matcher_of(structure: StructuredOutputsParams, tokenizer: Any) -> Any:
     kind: Any = structure.kind
     if kind == "json_schema":
         grammar = LLMatcher.grammar_from_json_schema(structure.text, defaults={"whitespace_pattern": BLANKS})
+    elif structure.choice is not None:
+        # As one word of the lexer: thousands of rules would be more than the parser may look at together.
+        grammar = LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {' | '.join(map(json.dumps, structure.choice))}")
     else:
         grammar = grammar_from(kind, structure.text)
     limits = LLParserLimits(
@@ -73,7 +80,11 @@ def check_structure(structure: StructuredOutputsParams, tokenizer: Any) -> None:
     wrong = ""
     try:
         matcher = matcher_of(structure, tokenizer)
-        matcher.compute_bitmask()
+        for _ in range(TRIED_TOKENS):
+            mask = int.from_bytes(matcher.compute_bitmask(), "little")
+            if not matcher.is_error() and mask and not matcher.is_stopped():
+                # The lowest id that is allowed.
+                matcher.consume_token((mask & -mask).bit_length() - 1)
         wrong = matcher.get_error() if matcher.is_error() else ""
     except (ValueError, TypeError, RuntimeError) as error:
         wrong = str(error) or type(error).__name__

@@ -29,7 +29,12 @@ MAX_REMEMBERED = 32
 _WORD_BITS = 32
 
 LONG_S = 0.002
-"""A row whose last mask took longer gets its next one outside of steps, which would wait for it."""
+"""A row whose last mask took longer gets its next one outside of steps, which would wait for it, and on a thread of its
+own, so that nobody else's masks wait either."""
+MOST_TAKING_S = 0.05
+MOST_MASKING_S = 0.5
+"""Of a processor, for one token: to take it, while no other thread of this process runs, and to make the mask behind
+it. In an ambiguous grammar both grow with the cube of the answer's length. A row that needs more has failed."""
 
 
 @dataclass(slots=True)
@@ -45,9 +50,15 @@ class _Guide:
 
         if self.matcher.is_error():
             raise ValueError(self.matcher.get_error())
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.thread_time()
         fill_next_token_bitmask(self.matcher, self.mask, 0)
         self.mask_s = time.perf_counter() - began
+        _check_work("the next mask", time.thread_time() - worked, MOST_MASKING_S)
+
+    def take(self, token: int) -> None:
+        worked = time.thread_time()
+        self.matcher.consume_token(token)
+        _check_work("a token", time.thread_time() - worked, MOST_TAKING_S)
 
 
 @dataclass(slots=True)
@@ -77,6 +88,7 @@ class Structures:
         # The last structures that were asked for, compiled, by kind and text. The compiler's alone.
         self._beginnings: dict[tuple[str, str], Any] = {}
         self._masker: ThreadPoolExecutor | None = None
+        self._long_masker: ThreadPoolExecutor | None = None
         self._shifts = torch.arange(_WORD_BITS, dtype=torch.int32, device=device)
 
     @property
@@ -100,12 +112,15 @@ class Structures:
         if self._compiler is None:
             self._compiler = ThreadPoolExecutor(1, thread_name_prefix="quire-structures")
             self._masker = ThreadPoolExecutor(1, thread_name_prefix="quire-masks")
+            self._long_masker = ThreadPoolExecutor(1, thread_name_prefix="quire-long-masks")
         structure, known = params.structured_outputs, [int(token) for token in outputs]
 
         def make() -> _Guide:
             matcher = self._beginning(structure)
-            matcher.consume_tokens(known)
             guide = _Guide(matcher, np.zeros((1, self._num_words), np.int32))
+            # One by one: between two of them other threads run.
+            for token in known:
+                guide.take(token)
             guide.fill()
             return guide
 
@@ -155,9 +170,11 @@ class Structures:
             before, coming = state.coming, Future[_Guide]()
             is_long = before.exception() is None and before.result().mask_s > LONG_S
             self._rows[row] = _Row(coming, True, is_long)
-            if is_long:
+            if is_long and self._long_masker is not None:
                 coming.add_done_callback(self._woken)
-            work.append((coming, before, token))
+                self._long_masker.submit(_go_on_all, [(coming, before, token)])
+            else:
+                work.append((coming, before, token))
         if work and self._masker is not None:
             # All as one job: each that is handed over takes the interpreter from the step.
             self._masker.submit(_go_on_all, work)
@@ -201,6 +218,11 @@ def _go_on(before: Future[_Guide], token: int) -> _Guide:
     # The step that drew the token has had the mask before it: it is done.
     guide = before.result()
     if not guide.matcher.is_stopped():
-        guide.matcher.consume_token(token)
+        guide.take(token)
     guide.fill()
     return guide
+
+
+def _check_work(what: str, took_s: float, most_s: float) -> None:
+    if took_s > most_s:
+        raise ValueError(f"{what} of the structure took {took_s:.2f} s of a processor; at most {most_s:g} are allowed")
