@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from cluster.errors import InvalidRequest, QueueFull
 from cluster.gateway import confined, work
 from cluster.gateway.door.unread import UnreadBounds
+from cluster.gateway.http import asks
 from cluster.gateway.http.generation import HeldAnswers
 from cluster.gateway.intake import read_prompt
 from cluster.gateway.models import TextModel
@@ -127,6 +130,34 @@ def test_parts_are_counted_before_they_are_made(name: str) -> None:
     with pytest.raises(InvalidRequest, match="is no JSON"):
         # What is counted is what is read: in another code a quote would look otherwise.
         parsed("body", '{"a": 1}'.encode("utf-16"))
+
+
+def alone_s(do: Callable[[], Any]) -> float:
+    """Seconds of a processor that `do`, in a thread, took at a stretch while no other thread of Python's could run."""
+    longest, last = 0.0, time.process_time()
+    thread = threading.Thread(target=do)
+    thread.start()
+    while thread.is_alive():
+        time.sleep(0.001)
+        now = time.process_time()
+        longest, last = max(longest, now - last), now
+    return longest
+
+
+@pytest.mark.parametrize("number", [b"1", b"1e99"])
+def test_numbers_of_a_long_body_stop_nobody_while_a_thread_reads_them(number: bytes) -> None:
+    """Threads share one lock: a body of 8 MB, read in one of them, stood in every stream's way for half a second."""
+    raw = b'{"prompt": [' + b",".join([number] * ((8 << 20) // (len(number) + 1))) + b"]}"
+    read = list[Any]()
+
+    def ask() -> None:
+        with contextlib.suppress(InvalidRequest):
+            read.append(parsed("body", raw, len(raw)))
+            read.append(asks.read("completion", read[0], "r"))
+
+    assert alone_s(ask) < 0.15
+    # Token ids, or refused as none.
+    assert len(read) == (1 if b"e" in number else 2)
 
 
 def test_what_a_text_says_is_no_part() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from cluster.errors import InvalidRequest
 from cluster.gateway.http import fields
 from cluster.gateway.http.look import Look
+from cluster.gateway.intake import PIECE_IDS
 from cluster.speech.tools import read_tools
 from cluster.wire import values
 from cluster.wire.chat import fill_message, fill_tools
@@ -230,6 +231,7 @@ def _token_prompt(field: str, tokens: list[Any]) -> pb.Prompt:
     for at, token in enumerate(tokens):
         if type(token) is not int or not -(1 << 31) <= token < 1 << 31:
             raise InvalidRequest(f"{field}[{at}]", f"is {str(token)[:40]!r}", "give token ids")
-    prompt.token_ids.ids.extend(tokens)
     prompt.token_ids.SetInParent()
+    for at in range(0, len(tokens), PIECE_IDS):
+        prompt.token_ids.ids.extend(tokens[at : at + PIECE_IDS])
     return prompt
