@@ -169,6 +169,15 @@ class TextModel:
         (text,) = backend.decode_batch([list(tokens)], skip_special_tokens=skip_special_tokens)
         return str(text)
 
+    def spell(self, token: int) -> bytes:
+        """The text of a token alone in UTF-8, of which it may be a part of a character; empty without a tokenizer."""
+        if self.tokenizer is None:
+            return b""
+        table = self._table(False)
+        if table is None:
+            return self.decode([token], False).encode()
+        return table.known[token] or table.find(token)
+
     def cutters(self, params: SamplingParams) -> Callable[[], TextCutter | None]:
         """Makes what cuts the text of each sequence of a request; None where there is no text, or its client
         wants none."""
@@ -177,13 +186,17 @@ class TextModel:
         return detokenizers(params, self._decoder(params.skip_special_tokens), self._windows(params))
 
     def _windows(self, params: SamplingParams) -> Callable[[], ByteWindow] | None:
+        table = self._table(params.skip_special_tokens)
+        return None if table is None else partial(ByteWindow, table)
+
+    def _table(self, skip_special_tokens: bool) -> ByteTable | None:
+        """None: text is more than its tokens' bytes."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if not ByteTable.fits(backend) or getattr(self.tokenizer, "clean_up_tokenization_spaces", False):
             return None
-        skips = params.skip_special_tokens
-        if skips not in self._tables:
-            self._tables[skips] = ByteTable(backend, self.vocab_size, skips)
-        return partial(ByteWindow, self._tables[skips])
+        if skip_special_tokens not in self._tables:
+            self._tables[skip_special_tokens] = ByteTable(backend, self.vocab_size, skip_special_tokens)
+        return self._tables[skip_special_tokens]
 
     def _decoder(self, skip_special_tokens: bool) -> Callable[[list[int]], str]:
         decode = (self._backend() or self.tokenizer).decode

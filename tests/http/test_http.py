@@ -13,11 +13,16 @@ import openai
 import pytest
 
 from cluster.bench.engines import of_server
+from cluster.gateway.http.answers import Writer
+from cluster.gateway.http.look import Look
 from cluster.gateway.http.server import HttpServer
 from cluster.gateway.settings import GatewaySettings
 from cluster.serving.auth import Caller, TokenBook, TokenEntry, digest_of
 from cluster.settings import SchedulerSettings
+from protos.quire.v1 import common_pb2
+from protos.quire.v1 import inference_pb2 as pb
 from tests.cluster.front_door import PROMPT, Door, at_the_door, expected, long_seed, slow, text_model
+from tests.http import scripted
 
 Story = Callable[[Door, HttpServer, openai.AsyncOpenAI], Awaitable[None]]
 
@@ -143,6 +148,29 @@ def test_chat_streams_role_text_and_end() -> None:
         assert again.choices[0].message.content == whole.choices[0].message.content
 
     over_http(story)
+
+
+def test_tokens_that_are_parts_of_characters_are_told_as_their_bytes() -> None:
+    """A client puts the bytes together; each part was told as the bytes of the mark that stands for what is broken."""
+    model, text = scripted.text_model(scripted.HERMES), "a\u00e9\U0001f600"
+
+    def told(kind: str) -> Any:
+        writer = Writer(Look(kind, num_top=2), 1, 1, "r", "m", model.spell)
+        response = pb.GenerateResponse()
+        response.tokens.ids.extend(model.encode(text))
+        for token in response.tokens.ids:
+            top = [common_pb2.TopLogprob(token=other, logprob=-1.0) for other in (token, token + 1)]
+            response.tokens.logprobs.add(token=token, logprob=-1.0, top=top)
+        writer.take(response)
+        return writer.whole()["choices"][0]["logprobs"]
+
+    entries = told("chat")["content"]
+    assert bytes(byte for entry in entries for byte in entry["bytes"]).decode() == text
+    found = told("completion")
+    assert found["tokens"] == ["a", *(f"bytes:\\x{byte}" for byte in ("c3", "a9", "f0", "9f", "98", "80"))]
+    assert found["text_offset"] == [0, 1, 2, 2, 3, 3, 3]
+    # Tokens that look the same were one.
+    assert all(len(top) == 2 for top in found["top_logprobs"])
 
 
 def test_vllms_fields_count() -> None:
@@ -321,12 +349,12 @@ def test_a_client_that_leaves_ends_its_request() -> None:
             seed=seed,
             max_tokens=200,
             stream=True,
-            extra_headers={"X-Request-Id": "mine"},
+            extra_headers={"X-Request-Id": "mine/or yours"},
             extra_body={"request_id": "other"},
         )
-        assert stream.response.headers["x-request-id"] == "mine"
-        found = await client.delete("/requests/mine", cast_to=object)
-        assert found == {"id": "mine", "object": "request", "cancelled": True}
+        assert stream.response.headers["x-request-id"] == "mine/or yours"
+        found = await client.delete("/requests/mine%2For%20yours", cast_to=object)
+        assert found == {"id": "mine/or yours", "object": "request", "cancelled": True}
         ends = [choice.finish_reason async for chunk in stream for choice in chunk.choices]
         assert ends[-1] == "abort"
         await door.settled(3.0)

@@ -51,10 +51,10 @@ KEPT_LOGPROB_BYTES = 700
 
 class Writer:
     """`choices` are by prompt and sequence; `usage` is complete when every request has said Done. `spells` gives a
-    token's text; `num_bytes` is about what was taken."""
+    token's text in UTF-8, of which it may be a part of a character; `num_bytes` is about what was taken."""
 
     def __init__(
-        self, look: Look, per_prompt: int, num_prompts: int, request_id: str, model: str, spells: Callable[[int], str]
+        self, look: Look, per_prompt: int, num_prompts: int, request_id: str, model: str, spells: Callable[[int], bytes]
     ) -> None:
         self._look = look
         self._spells = spells
@@ -231,8 +231,15 @@ class Writer:
         return entry
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        spelt = self._spells(token)
-        return {"token": spelt, "logprob": max(logprob, -9999.0), "bytes": list(spelt.encode())}
+        raw = self._spells(token)
+        return {"token": self._shown(raw), "logprob": max(logprob, -9999.0), "bytes": list(raw)}
+
+    def _shown(self, raw: bytes) -> str:
+        """Completions tell tokens apart by their text alone: parts of characters are written as OpenAI writes them."""
+        text = raw.decode(errors="replace")
+        if self._is_chat or text.encode() == raw:
+            return text
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
     def _logprobs(self, choice: HttpChoice, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         if self._look.num_top is None:
@@ -242,7 +249,8 @@ class Writer:
         offsets = []
         for entry in entries:
             offsets.append(choice.num_chars)
-            choice.num_chars += len(entry["token"])
+            # Those that begin in it.
+            choice.num_chars += sum(byte & 0xC0 != 0x80 for byte in entry["bytes"])
         return {
             "tokens": [entry["token"] for entry in entries],
             "token_logprobs": [entry["logprob"] for entry in entries],

@@ -66,8 +66,8 @@ class HttpDoor:
                 self._route("/v1/completions", "POST", HttpDoor.completions),
                 self._route("/v1/models", "GET", HttpDoor.models),
                 self._route("/v1/models/{name:path}", "GET", HttpDoor.model),
-                self._route("/v1/requests/{request_id}", "DELETE", HttpDoor.cancel),
-                self._route("/v1/requests/{request_id}/stream", "GET", HttpDoor.go_on),
+                self._route("/v1/requests/{request_id:path}", "DELETE", HttpDoor.cancel),
+                self._route("/v1/requests/{request_id:path}/stream", "GET", HttpDoor.go_on),
                 self._route("/tokenize", "POST", HttpDoor.tokenize),
                 self._route("/detokenize", "POST", HttpDoor.detokenize),
                 self._route("/openapi.json", "GET", HttpDoor.describe),
@@ -327,14 +327,12 @@ def _positions(request: Request) -> tuple[int, ...] | None:
     return tuple(int(part) for part in parts)
 
 
-def _speller(model: TextModel) -> Callable[[int], str]:
-    known: dict[int, str] = {}
+def _speller(model: TextModel) -> Callable[[int], bytes]:
+    known: dict[int, bytes] = {}
 
-    def spell(token: int) -> str:
-        if model.tokenizer is None:
-            return ""
+    def spell(token: int) -> bytes:
         if token not in known:
-            known[token] = model.decode([token], False)
+            known[token] = model.spell(token)
         return known[token]
 
     return spell
