@@ -100,9 +100,13 @@ class Clients:
             books.refuse(pin, "UNAVAILABLE", detail, ends_at - books.now)
             return
         limit, pinned = self._boards.pin_limit(pin.model), self._pins.num_blocks(pin.model)
+        if len(pin.hashes) > limit > 0:
+            detail = f"needs {len(pin.hashes)} blocks, and {limit} may be pinned in all; pin a shorter prefix"
+            books.refuse(pin, "INVALID_ARGUMENT", detail)
+            return
         if pinned + len(pin.hashes) > limit:
             detail = f"{len(pin.hashes)} blocks beside the {pinned} pinned now pass the bound of {limit} on pins"
-            books.refuse(pin, "RESOURCE_EXHAUSTED", detail)
+            books.refuse(pin, "RESOURCE_EXHAUSTED", detail, 1.0)
             return
         request = self._enter(pin)
         if request is not None:

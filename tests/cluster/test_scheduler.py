@@ -271,6 +271,22 @@ def test_a_pin_keeps_its_blocks_until_its_time_and_gives_way_to_work() -> None:
     assert driver.scheduler.counters["pins given up"] == 1
 
 
+def test_a_pin_that_can_never_fit_is_refused_for_good_and_one_too_many_for_now() -> None:
+    """Both were told to try again in no time at all, which a client may do for ever."""
+    driver = Driver(num_blocks=8)
+
+    def pin(name: str, first: int, num_tokens: int) -> Pin:
+        prompt = ids(range(first, first + num_tokens))
+        return Pin(name, "g", 1, "m", "t", prompt, HASHER.prompt(prompt), until=100.0)
+
+    (never,) = driver.turn(pin("large", 0, 96))
+    assert isinstance(never, Refused) and (never.code, never.retry_after_s) == ("INVALID_ARGUMENT", 0.0)
+    start = starts(driver.turn(pin("kept", 0, 32)))["kept"]
+    driver.result(stopped=[(start, Reason.LENGTH, 32, 1)])
+    (later,) = driver.turn(pin("more", 500, 32))
+    assert isinstance(later, Refused) and (later.code, later.retry_after_s) == ("RESOURCE_EXHAUSTED", 1.0)
+
+
 def test_closed_requests_leave_nothing_behind() -> None:
     driver = Driver()
     start = starts(driver.turn(submit("q", range(40), 4)))["q"]
