@@ -20,8 +20,11 @@ from typer.main import get_command
 
 from cluster import __version__
 from cluster.cli import exits, interrupts
+from cluster.cli.environment import misspelt
 from cluster.errors import QuireError
 
+# Set while a shell asks what can follow.
+COMPLETION = "_QUIRE_COMPLETE"
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 # Files of this folder with `register(app)`, in the order of the help page.
 GROUPS = (
@@ -101,6 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--debug" in words[:own]:
         words.remove("--debug")
         debug = True
+    if COMPLETION not in os.environ:
+        for line in misspelt(os.environ):
+            print(f"note: {line}", file=sys.stderr)
     with interrupts.second_leaves():
         return _run(words, debug)
 

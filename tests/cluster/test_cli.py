@@ -2,18 +2,22 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from cluster import errors
 from cluster.cli import exits, main, models
+from cluster.cli.environment import OTHERS
 from cluster.client.blocking import Client
 from cluster.gateway.settings import GatewaySettings
+from cluster.lifecycle.cluster_settings import ENVIRONMENT, ClusterSettings
 from cluster.serving.auth import Caller, TokenBook, TokenEntry, digest_of
 from tests.cluster.front_door import Door, at_the_door
 
@@ -81,6 +85,22 @@ def test_a_wrong_command_line_names_the_help_of_its_own_command(capsys: pytest.C
     ):
         assert main(words.split()) == exits.WRONG_INPUT
         assert f"{said} lists what there is\n" in capsys.readouterr().err
+
+
+def test_a_variable_that_is_nearly_ours_is_told_with_the_one_that_is() -> None:
+    for name, meant in (("WROKERS", "WORKERS"), ("TOKENFILE", "TOKEN_FILE"), ("kv_block", "KV_BLOCKS")):
+        done = quire("size", **{f"QUIRE_{name}": "2"})
+        assert done.stderr == f"note: QUIRE_{name} is passed over; is QUIRE_{meant} meant?\n" and done.returncode == 0
+    done = quire("size", QUIRE_SERVICE_HOST="10.0.0.1", QUIRE_MODEL="demo", QUIRE_VENV="x")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_variable_that_our_files_read_is_known() -> None:
+    files = [file for folder in ("cluster", "worker", "deploy") for file in (ROOT / folder).rglob("*")]
+    texts = [file.read_text() for file in files if file.suffix in (".py", ".sh", ".md", ".yaml")]
+    named = set(re.findall(r"\bQUIRE_[A-Z_]+\b", "\n".join(texts)))
+    own = {f"{ENVIRONMENT}{name}" for name in (*OTHERS, *(one.name.upper() for one in fields(ClusterSettings)))}
+    assert len(named) > 10 and named <= own, named - own
 
 
 def test_a_traceback_only_with_debug() -> None:
