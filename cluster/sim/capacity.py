@@ -62,6 +62,8 @@ class CapacityOutcome:
     asked: int = 0
     finished: int = 0
     refused: int = 0
+    # Of those that are neither finished nor refused when it ends.
+    waiting: int = 0
     num_tokens: int = 0
     num_steps: int = 0
     gaps: Gaps = field(default_factory=Gaps)
@@ -75,6 +77,11 @@ class CapacityOutcome:
     copied_bytes: int = 0
     scheduler_s: float = 0.0
     wall_s: float = 0.0
+
+    @property
+    def running(self) -> int:
+        """When it ends."""
+        return self.asked - self.finished - self.refused - self.waiting
 
     @property
     def tokens_per_s(self) -> float:
@@ -173,7 +180,13 @@ class Capacity:
             if self.now - self._sampled_at >= 1.0:
                 self._sample()
                 on_progress(self.now / self.until_s if self.until_s else outcome.finished / self.num_requests)
+        # What came since the last second began counts too; a run that is shorter has this sample alone.
+        if outcome.samples:
+            fleet.send_tokens()
+        else:
+            self._sample()
         outcome.seconds = self.now
+        outcome.waiting = self.scheduler.waiting.num_waiting("m")
         outcome.num_tokens, outcome.num_steps = fleet.num_tokens, fleet.num_steps
         outcome.counters = self.scheduler.counters
         outcome.prompt_tokens, outcome.cached_tokens = fleet.prompt_tokens, fleet.cached_tokens

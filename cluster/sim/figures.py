@@ -31,7 +31,7 @@ def _figures(outcome: CapacityOutcome) -> dict[str, str]:
         "between tokens p50 / p90 / p99": _times([outcome.gaps.between.percentile(share) for share in _PERCENTILES]),
         "whole request p50 / p90 / p99": _times([_share(outcome.latencies, share) for share in _PERCENTILES]),
         "memory held, mean / most": f"{_percent(outcome.held)} / {_percent(_most_held(outcome))}",
-        "running, waiting at the end": _end(outcome),
+        "running, waiting at the end": f"{outcome.running:,}, {outcome.waiting:,}",
         "preempted": _preempted(outcome),
         "times a request was preempted, median / most": _preemptions(outcome),
         "copied to and from host memory": f"{outcome.copied_bytes / 1e9:,.1f} GB",
@@ -62,10 +62,6 @@ def _share(values: list[float], share: float) -> float:
 
 def _most_held(outcome: CapacityOutcome) -> float:
     return max((sample.held for sample in outcome.samples), default=0.0)
-
-
-def _end(outcome: CapacityOutcome) -> str:
-    return f"{outcome.samples[-1].running:,}, {outcome.samples[-1].waiting:,}" if outcome.samples else "-"
 
 
 def _preempted(outcome: CapacityOutcome) -> str:

@@ -9,6 +9,7 @@ from cluster.cli import exits, main
 from cluster.settings import PreemptionName, SchedulerSettings
 from cluster.sim.capacity import Capacity, CapacityOutcome, PaperSite
 from cluster.sim.costs import StepCost, fit, machine
+from cluster.sim.figures import compared
 from cluster.sim.gaps import Times
 from cluster.sim.load import ArrivingLoad, requests
 from cluster.sim.traces import TRACES
@@ -43,6 +44,22 @@ def test_every_request_ends_and_every_block_comes_back(preemption: PreemptionNam
     assert preempted <= {"preempted recompute", "preempted swap", "preempted migrate"}
     if preemption == "swap":
         assert outcome.copied_bytes > 0
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.6, 1.7, 3.0])
+def test_what_runs_and_waits_at_the_end_is_what_has_not_ended(seconds: float) -> None:
+    """However short the run is, and whatever second it ends in."""
+    site = PaperSite(1, SMALL, max_batch=4)
+    load = ArrivingLoad(TRACES["azure-conv"], 20.0, 2_000)
+    planned = Capacity(site, load, SchedulerSettings(), until_s=seconds)
+    outcome = planned.run()
+    assert outcome.samples and outcome.running <= 4
+    assert outcome.asked == outcome.finished + outcome.refused + outcome.running + outcome.waiting
+    assert (outcome.running, outcome.waiting) == (planned.fleet.num_running, planned.scheduler.waiting.num_waiting("m"))
+    shown = {row["figure"]: row["run"] for row in compared({"run": outcome})}
+    assert shown["running, waiting at the end"] == f"{outcome.running:,}, {outcome.waiting:,}"
+    if seconds > 0.5:
+        assert outcome.waiting > 0 and outcome.gaps.first.percentile(0.5) > 0
 
 
 def test_the_same_seed_gives_the_same_run() -> None:
