@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -234,3 +235,20 @@ def test_ctrl_c_keeps_what_was_answered_and_ends_what_runs(tmp_path: Path) -> No
         assert len(read(out)) == 30
 
     at_the_door(story, shapes=[slow()], timeout_s=60)
+
+
+def test_a_reader_of_the_answers_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    async def story(door: Door) -> None:
+        questions = tmp_path / "in.jsonl"
+        questions.write_text("\n".join(ids(9, number + 1) for number in range(200)))
+        words = shlex.join(command(door, "--quiet", "--file", str(questions)))
+        done = await asyncio.to_thread(
+            subprocess.run,
+            ["bash", "-c", f"set -o pipefail; {words} | head -n 1"],
+            cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        assert json.loads(done.stdout)["token_ids"]
+        await door.settled(5.0)
+
+    at_the_door(story, shapes=[slow(0.005)], timeout_s=90)
