@@ -136,7 +136,9 @@ def _scheduler(running: Running) -> Iterator[Finding]:
     try:
         found = status_of(running.admin_client(), most=1)
     except QuireError as error:
-        yield Finding("wrong", "scheduler", f"{error}; `quire logs --causes` says why, `quire down` clears up")
+        # Without its advice, which may be to come here.
+        problem = str(error).partition("; ")[0]
+        yield Finding("wrong", "scheduler", f"{problem}; `quire logs --causes` says why, `quire down` clears up")
         return
     cluster = found["cluster"]
     detail = f"epoch {cluster['epoch']}, up {cluster['uptime_s']:.0f} s, {cluster['num_running']} run, "
