@@ -22,6 +22,7 @@ from kernels.dispatch import Backend, backend
 from kernels.layout import BlockLayout
 from worker.model import budget, loading
 from worker.model.budget import Budget
+from worker.model.loading import Loaded
 from worker.model.model import Model
 from worker.model.proof import prove, try_out
 from worker.model.trial import Trial
@@ -84,6 +85,47 @@ def _start(settings: WorkerSettings, say: Say, place: RankPlace | None, device: 
     left_out = not_honoured(loaded.defaults)
     if left_out:
         say(f"generation config: {', '.join(left_out)} not honoured; set what you need in each request")
+    token_budget = settings.token_budget or (GPU_TOKEN_BUDGET if seam.is_apart else CPU_TOKEN_BUDGET)
+    model, layout = _make(settings, say, loaded, device, token_budget, in_slices=team is not None)
+    found = _profile(settings, say, model, layout, min(token_budget, loaded.max_model_len), team)
+    free_bytes = _free_bytes(settings, seam)
+    if team is not None:
+        # Ranks on one CPU take from the same memory; all have the same blocks.
+        free_bytes = team.least(free_bytes if seam.is_apart else free_bytes // team.size)
+    sizes = budget.decide(
+        settings,
+        layout,
+        free_bytes=free_bytes,
+        weights_bytes=model.weights_bytes,
+        working_bytes=found.working_bytes,
+        max_model_len=loaded.max_model_len,
+        graph_bytes=found.graph_bytes,
+    )
+    wants_sharing = settings.share_pool and team is None
+    pool = DevicePool(layout, sizes.num_blocks, device, debug=settings.debug, wants_sharing=wants_sharing)
+    model.attach_pool(pool)
+    for line in sizes.lines(loaded.max_model_len):
+        say(line)
+    return WorkerParts(
+        device=device,
+        backend=model.backend,
+        model=model,
+        layout=layout,
+        pool=pool,
+        budget=sizes,
+        # A longer sequence could never be held.
+        max_model_len=min(loaded.max_model_len, sizes.num_tokens),
+        token_budget=token_budget,
+        prefill_tokens_per_s=found.prefill_tokens_per_s,
+        digest=loaded.digest,
+        team=team,
+    )
+
+
+def _make(
+    settings: WorkerSettings, say: Say, loaded: Loaded, device: torch.device, token_budget: int, *, in_slices: bool
+) -> tuple[Model, BlockLayout]:
+    """The model on its kernels, all of them compiled; fused, or proven to say what transformers' own says."""
     began = time.perf_counter()
     try:
         kernels = backend(device, settings.kernels, debug=settings.debug)
@@ -93,8 +135,7 @@ def _start(settings: WorkerSettings, say: Say, place: RankPlace | None, device: 
     layout = model.layout(settings.block_size)
     softcap, sinks = any(call.softcap for call in model.calls), any(call.has_sinks for call in model.calls)
     kernels.warm_up(layout, model.num_heads, softcap=softcap, sinks=sinks)
-    token_budget = settings.token_budget or (GPU_TOKEN_BUDGET if seam.is_apart else CPU_TOKEN_BUDGET)
-    reason = "fuse is off" if not settings.fuse else model.fuse(token_budget, in_slices=team is not None)
+    reason = "fuse is off" if not settings.fuse else model.fuse(token_budget, in_slices=in_slices)
     if reason:
         model.replace(partial(try_out, model, layout))
     fused = "decoder fused" if not reason else f"decoder not fused: {reason}"
@@ -107,10 +148,26 @@ def _start(settings: WorkerSettings, say: Say, place: RankPlace | None, device: 
         began = time.perf_counter()
         _prove(model, layout, say)
         say(f"proof: the same logits as by transformers' attention, {time.perf_counter() - began:.1f} s")
+    return model, layout
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a step takes, and how fast it is; of a team: what the rank that takes most does."""
+
+    working_bytes: int
+    graph_bytes: int
+    prefill_tokens_per_s: float
+
+
+def _profile(
+    settings: WorkerSettings, say: Say, model: Model, layout: BlockLayout, num_tokens: int, team: Team | None
+) -> _Found:
+    """Runs the largest step that there will be."""
     began = time.perf_counter()
-    num_tokens = min(token_budget, loaded.max_model_len)
+    seam = device_of(model.device)
     try:
-        trial = Trial(model, layout, device, num_tokens, settings)
+        trial = Trial(model, layout, model.device, num_tokens, settings)
         working_bytes = seam.peak_bytes(trial.run)
         if seam.is_apart and (team is None or team.leads):
             # Nothing is computed while tokens are chosen.
@@ -129,40 +186,9 @@ def _start(settings: WorkerSettings, say: Say, place: RankPlace | None, device: 
     seconds = trial.time()
     say(f"profile: a step of {trial.num_tokens:,} tokens takes {seconds:.3f} s")
     graph_bytes = trial.graph_bytes() if seam.has_graphs else 0
-    del trial
-    free_bytes = _free_bytes(settings, seam)
     if team is not None:
         graph_bytes = team.most(graph_bytes)
-        # Ranks on one CPU take from the same memory; all have the same blocks.
-        free_bytes = team.least(free_bytes if seam.is_apart else free_bytes // team.size)
-    sizes = budget.decide(
-        settings,
-        layout,
-        free_bytes=free_bytes,
-        weights_bytes=model.weights_bytes,
-        working_bytes=working_bytes,
-        max_model_len=loaded.max_model_len,
-        graph_bytes=graph_bytes,
-    )
-    wants_sharing = settings.share_pool and team is None
-    pool = DevicePool(layout, sizes.num_blocks, device, debug=settings.debug, wants_sharing=wants_sharing)
-    model.attach_pool(pool)
-    for line in sizes.lines(loaded.max_model_len):
-        say(line)
-    return WorkerParts(
-        device=device,
-        backend=kernels,
-        model=model,
-        layout=layout,
-        pool=pool,
-        budget=sizes,
-        # A longer sequence could never be held.
-        max_model_len=min(loaded.max_model_len, sizes.num_tokens),
-        token_budget=token_budget,
-        prefill_tokens_per_s=min(token_budget, loaded.max_model_len) / seconds,
-        digest=loaded.digest,
-        team=team,
-    )
+    return _Found(working_bytes, graph_bytes, num_tokens / seconds)
 
 
 def _free_bytes(settings: WorkerSettings, seam: Device) -> int:
