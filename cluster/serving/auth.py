@@ -230,6 +230,6 @@ def check_exposure(host: str, has_tls: bool, has_tokens: bool) -> None:
         what for what, there in (("a TLS certificate", has_tls), ("a token file", has_tokens)) if not there
     )
     raise ConfigError(
-        f"listening on {host} lets other machines in, and {missing} is missing; "
+        f"listening on {host} lets other machines in, without {missing}; "
         f"give both (`quire certificates FOLDER` makes a first set), or listen on 127.0.0.1"
     )

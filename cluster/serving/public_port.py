@@ -16,7 +16,7 @@ from pathlib import Path
 import grpc
 import grpc.aio
 
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, unreadable
 from cluster.serving.auth import TokenBook, check_exposure
 from cluster.serving.connections import share_of_descriptors
 
@@ -103,10 +103,13 @@ class Renewed:
         try:
             self._read()
         except (OSError, ValueError) as error:
-            why = f"{error.filename}: {error.strerror}" if isinstance(error, FileNotFoundError) else str(error)
+            remedy = "`quire certificates FOLDER` makes a first set"
+            if isinstance(error, OSError) and error.filename:
+                raise unreadable(f"TLS: {error.filename}", error, remedy) from error
+            why = str(error)
             if isinstance(error, ssl.SSLError):
                 why = f"{files.certificate} and {files.key} are no certificate and its key ({error.reason})"
-            raise ConfigError(f"TLS: {why}; `quire certificates FOLDER` makes a first set") from error
+            raise ConfigError(f"TLS: {why}; {remedy}") from error
 
     def has_changed(self) -> bool:
         """Whether there is something new, which has been read then."""
@@ -127,12 +130,14 @@ class Renewed:
         return grpc.ssl_server_certificate_configuration([(key, certificate)], authority[0] if authority else None)
 
     def _read(self) -> None:
+        # Read first: an error of ssl's own does not name the file.
+        content = [path.read_bytes() for path in self._paths]
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(self._paths[0], self._paths[1])
         if len(self._paths) > 2:
             context.load_verify_locations(self._paths[2])
             context.verify_mode = ssl.CERT_REQUIRED
-        self._content, self.context = [path.read_bytes() for path in self._paths], context
+        self._content, self.context = content, context
 
     def _state(self) -> list[tuple[int, int]]:
         with contextlib.suppress(OSError):

@@ -33,7 +33,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--workers", "1", "--autoscale", "2:3"], 2, "outside of autoscale 2:3"),
         (["--log-level", "loud"], 2, "log_level is 'loud'"),
         (["--host", "0.0.0.0"], 2, "quire certificates FOLDER"),
-        (["--tls-certificate", "/n.pem", "--tls-key", "/n.key"], 2, "quire certificates FOLDER"),
+        (["--tls-certificate", "/n.pem", "--tls-key", "/n.key"], 2, "/n.pem cannot be read: No such file or directory"),
         (["--config", "/nowhere.toml"], 2, "the settings file /nowhere.toml cannot be read"),
         (["--address", "127.0.0.1:9"], 3, "no Ray cluster answers at 127.0.0.1:9"),
         (["--device", "cuda"], 2, "device is cuda"),

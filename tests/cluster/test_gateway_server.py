@@ -315,9 +315,9 @@ def test_beyond_loopback_it_needs_tls_and_tokens(tmp_path: Path):
 
     for host in ("0.0.0.0", "[::]"):
         for settings, missing in (
-            (GatewaySettings(host=host, port=0), "a TLS certificate and a token file is missing"),
-            (GatewaySettings(host=host, port=0, tls=tls), "a token file is missing"),
-            (GatewaySettings(host=host, port=0, tokens=book), "a TLS certificate is missing"),
+            (GatewaySettings(host=host, port=0), "lets other machines in, without a TLS certificate and a token file"),
+            (GatewaySettings(host=host, port=0, tls=tls), "machines in, without a token file;"),
+            (GatewaySettings(host=host, port=0, tokens=book), "machines in, without a TLS certificate;"),
         ):
             with pytest.raises(ConfigError, match=missing):
                 asyncio.run(attempt(settings))
