@@ -13,6 +13,7 @@ from cluster.errors import ProtocolError, QuireError
 from cluster.gateway.door.door import Door
 from cluster.gateway.door.entry import Begun, Chunk, Entry, Finished, Part, PromptChunk, Reader, Whole
 from cluster.gateway.door.log import RequestLog, SequenceLog
+from cluster.gateway.pace import Pace, PacedStream
 from cluster.gateway.texts import Texts
 from cluster.messages import Accepted, Done, Ids, Reason, Submit
 from cluster.watching.model_figures import ModelFigures
@@ -33,17 +34,29 @@ _REASONS = {
 
 
 class Outlet:
-    """Where a stream waits: the answers that have something new to tell it."""
+    """Where a stream waits: the answers that have something new to tell it. Ends come at once, all else when the stream
+    may write again."""
 
-    __slots__ = ("_event", "ready")
+    __slots__ = ("_event", "_has_turn", "pace", "ready")
 
-    def __init__(self) -> None:
+    def __init__(self, pace: Pace) -> None:
         self.ready: dict[int, Answer] = {}
+        self.pace = PacedStream(pace)
         self._event = asyncio.Event()
+        self._has_turn = False
 
     def wake(self, answer: Answer) -> None:
         self.ready[answer.route] = answer
-        self._event.set()
+        if answer.is_over:
+            self._event.set()
+        elif not self._has_turn and not self._event.is_set():
+            self._has_turn = True
+            self.pace.call(self._turn)
+
+    def _turn(self) -> None:
+        self._has_turn = False
+        if self.ready:
+            self._event.set()
 
     def nudge(self) -> None:
         """Wakes the stream though no answer has news."""

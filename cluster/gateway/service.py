@@ -18,7 +18,6 @@ from cluster.gateway.errors import resumed_elsewhere, status_of
 from cluster.gateway.gateway import Gateway
 from cluster.gateway.gateways import lister
 from cluster.gateway.intake import check_request_id, read_generate, read_ttl
-from cluster.gateway.pace import PacedStream
 from protos.quire.v1 import inference_pb2 as pb
 
 MAX_REFUSALS = 256
@@ -47,7 +46,7 @@ class InferenceService:
         }
 
     async def generate(self, request: pb.GenerateRequest, call: Call) -> None:
-        outlet = Outlet()
+        outlet = Outlet(self._gateway.pace)
         answer = await self._ask(request, call, outlet)
         # The stream may last; its prompt need not.
         del request
@@ -59,26 +58,23 @@ class InferenceService:
             messages.append(pb.GenerateResponse())
             return messages[-1]
 
-        pace = PacedStream(self._gateway.pace)
         try:
             while not cursor.is_told:
                 if not cursor.has_more:
                     await outlet.news()
-                    if not answer.is_over:
-                        await pace.wait()
                     outlet.take()
                 if answer.cursor is not cursor:
                     raise resumed_elsewhere()
                 # Its first token waits for nothing.
                 if cursor.fill(add) and answer.first_token is not None:
-                    pace.writes()
+                    outlet.pace.writes()
                 for message in messages:
                     await call.write(message)
                 messages.clear()
             if answer.failure is not None:
                 raise answer.failure
         finally:
-            pace.rests()
+            outlet.pace.rests()
             self._gateway.leave(answer, cursor, is_final=call.is_past_deadline)
 
     async def _ask(self, request: pb.GenerateRequest, call: Call, outlet: Outlet) -> Answer:
@@ -139,8 +135,7 @@ class ManyStream:
     def __init__(self, gateway: Gateway, call: Call) -> None:
         self._gateway = gateway
         self._call = call
-        self._pace = PacedStream(gateway.pace)
-        self._outlet = Outlet()
+        self._outlet = Outlet(gateway.pace)
         self._answers: dict[int, tuple[Answer, Cursor]] = {}
         self._refused: list[tuple[int, QuireError]] = []
         self._has_room = asyncio.Event()
@@ -152,18 +147,17 @@ class ManyStream:
         try:
             while not (reader.done() and not self._answers and not self._refused):
                 await self._outlet.news()
-                await self._pace.wait()
                 ready = self._outlet.take()
                 # First tokens wait for nothing, and what only waits does not count.
                 if any(answer.first_token is not None for answer in ready):
-                    self._pace.writes()
+                    self._outlet.pace.writes()
                 if reader.done() and not reader.cancelled() and reader.exception() is not None:
                     reader.result()
                 await self._write(ready)
                 if not self._answers:
-                    self._pace.rests()
+                    self._outlet.pace.rests()
         finally:
-            self._pace.rests()
+            self._outlet.pace.rests()
             reader.cancel()
             for answer, cursor in self._answers.values():
                 self._gateway.leave(answer, cursor, is_final=self._call.is_past_deadline)

@@ -183,7 +183,7 @@ class Front:
         stops = sampling.pop("stop", ())
         message = request(PROMPT, request_id=f"q{self._number}", seed=1, **sampling)
         message.sampling.stop.extend(stops)
-        answer = await self.gateway.ask("t", read_generate(message, None), Outlet())
+        answer = await self.gateway.ask("t", read_generate(message, None), Outlet(self.gateway.pace))
         entry = answer.entry
         self.gateway.take(Accepted(entry.submit.gateway, entry.route, entry.request_id, 0, ""))
         return answer

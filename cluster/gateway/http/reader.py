@@ -14,7 +14,6 @@ from cluster.gateway.answer import Answer, Cursor, Outlet
 from cluster.gateway.errors import resumed_elsewhere
 from cluster.gateway.gateway import Gateway
 from cluster.gateway.intake import Question
-from cluster.gateway.pace import PacedStream
 from cluster.messages import Ids, Submit
 from protos.quire.v1 import inference_pb2 as pb
 
@@ -36,9 +35,8 @@ class HttpReader:
     def __init__(self, gateway: Gateway, tenant: str) -> None:
         self._gateway = gateway
         self.tenant = tenant
-        self._outlet = Outlet()
+        self._outlet = Outlet(gateway.pace)
         self._open: dict[int, tuple[Answer, Cursor]] = {}
-        self._pace = PacedStream(gateway.pace)
 
     async def begin(self, asked: Sequence[Asking]) -> None:
         """Asks or resumes each. Raises `QuireError`; what was asked before it is left."""
@@ -65,11 +63,9 @@ class HttpReader:
         """Until all have ended. Raises the first failure."""
         while self._open:
             await self._outlet.news()
-            if not any(answer.is_over for answer in self._outlet.ready.values()):
-                await self._pace.wait()
             # First tokens wait for nothing.
             if any(answer.first_token is not None for answer in self._outlet.ready.values()):
-                self._pace.writes()
+                self._outlet.pace.writes()
             batch: list[pb.GenerateResponse] = []
 
             def add(batch: list[pb.GenerateResponse] = batch) -> pb.GenerateResponse:
@@ -93,7 +89,7 @@ class HttpReader:
                 yield batch
 
     def leave(self, *, is_final: bool) -> None:
-        self._pace.rests()
+        self._outlet.pace.rests()
         for answer, cursor in self._open.values():
             self._gateway.leave(answer, cursor, is_final=is_final)
         self._open.clear()
