@@ -105,10 +105,9 @@ class Admission:
             request.measured = board.sizes.version
             return True
         hearing, now = self._books.hearing, self._books.now
-        due = [board.sizes.next_due, hearing.ends_at, hearing.replicas_until if request.may_fit_unheard else None]
-        later = [when for when in due if when is not None and when > now]
+        later = [when for when in (board.sizes.next_due, hearing.replicas_until) if when is not None and when > now]
         detail = board.why_never(request)
-        if detail and (hearing.ends_at is None and not (request.may_fit_unheard and now < hearing.replicas_until)):
+        if detail and hearing.replicas_until <= now:
             self._endings.break_off(request, "INVALID_ARGUMENT", detail, Reason.DROPPED)
         else:
             self._waiting.set_aside(request, min(later, default=now))

@@ -187,13 +187,11 @@ class Leases:
         if alien:
             raise ProtocolError(f"{sequence}: its beams hold blocks {sorted(alien)}, which it was never given")
         width = sequence.request.width
-        if not 0 < len(group.tables) <= width or not 0 <= group.position <= sequence.lease_end:
+        if len(group.tables) != width or not 0 <= group.position <= sequence.lease_end:
             raise ProtocolError(f"{sequence}: {len(group.tables)} of {width} beams at {group.position}")
         sequence.position = group.position
-        # Blocks that are on their way to the worker are in no table either. A beam that is still missing, because its
-        # parent has no second heir yet, will take a copy of a part-filled block.
-        missing = sequence.request.width - len(group.tables) if group.position % replica.block_size else 0
-        sequence.purse = len(sequence.table) - len(in_tables) - missing
+        # Blocks that are on their way to the worker are in no table either.
+        sequence.purse = len(sequence.table) - len(in_tables)
         if sequence.request.state is State.RUNNING:
             self._renew_group(replica, sequence)
 
@@ -204,8 +202,7 @@ class Leases:
         if target <= sequence.lease_end:
             return
         # Up to its position every beam has its own tail; for each block behind it may need one more from the purse.
-        # Missing beams have been counted, when the purse was.
-        num_new = max(0, num_purse(request, size, sequence.position, request.width, target) - sequence.purse)
+        num_new = max(0, num_purse(request, size, sequence.position, target) - sequence.purse)
         blocks = None if replica.wanting and num_new else replica.ledger.allocate(num_new, sequence.seq)
         if blocks is None:
             replica.wanting[sequence.seq] = sequence

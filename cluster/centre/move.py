@@ -37,8 +37,6 @@ class Move:
     # The read under way and the target's blocks of it; 0: none.
     transfer: int = 0
     landing: list[int] = field(default_factory=list)
-    # All but a little is copied, and it runs on until fewer others stand still.
-    waits: bool = False
     stopped_at: float = 0.0
     is_given_up: bool = False
 
@@ -50,6 +48,11 @@ class Move:
     @property
     def held_up(self) -> Request | None:
         return self.request if self.phase is MovePhase.FINISHING else None
+
+    @property
+    def is_waiting(self) -> bool:
+        """It runs on, and nothing is copied."""
+        return self.phase is MovePhase.COPYING and not self.transfer
 
     @property
     def has_stopped(self) -> bool:

@@ -90,7 +90,7 @@ class Moves:
         names = sequence.names[: full * HASH_BYTES]
         hit = self._books.index.match(names).blocks(move.target.ledger.pool)
         if hit:
-            move.target.ledger.share(hit, 0)
+            move.target.ledger.share(hit)
             sources = list(sequence.table[: len(hit)])
             move.source.ledger.begin_moving(sources)
             move.place_of.update(zip(sources, hit, strict=True))
@@ -101,7 +101,7 @@ class Moves:
         covered = sum(block in move.place_of for block in blocks_of(move.request, whole=True))
         lacking = num_needed(move.request, move.source, self._settings.ahead) - covered - len(move.spare)
         if lacking > 0:
-            blocks = move.target.ledger.allocate(lacking, 0)
+            blocks = move.target.ledger.allocate(lacking)
             if blocks is None:
                 return False
             move.spare += blocks
@@ -116,22 +116,18 @@ class Moves:
         if not is_last and self._lend(move):
             move.num_rounds += 1
             self._read(move, blocks)
-        elif self._num_standing(move.target) >= MAX_STANDING:
-            move.waits = True
-        else:
+        elif self._num_standing(move.target) < MAX_STANDING:
             self.stop(move)
 
     def _num_standing(self, target: Replica) -> int:
         under_way = [*self._movable.incoming(target), *(move for _, move in self._transfers.of(target, Move))]
         return sum(move.phase is not MovePhase.COPYING for move in under_way)
 
-    def _stop_next(self, target: Replica) -> None:
-        """One pause ended: the next one may begin."""
-        for move in self._movable.incoming(target):
-            if move.waits:
-                move.waits = False
+    def turn(self) -> None:
+        """Called in every turn: those of which all but a little is copied run on until fewer others stand still."""
+        for move in list(self._movable.by_request.values()):
+            if move.is_waiting:
                 self._next_round(move)
-                return
 
     def _read(self, move: Move, blocks: list[int]) -> None:
         """Orders a read of these blocks of the source. Both sides keep theirs until it has ended."""
@@ -199,7 +195,6 @@ class Moves:
             self._pauses.begin(target, move.stopped_at, source.step_seconds)
             self._books.counters["moves without a last read"] += 1
             self._moved(move)
-            self._stop_next(target)
 
     def _written_again(self, move: Move, held: list[HeldBlocks]) -> list[HeldBlocks] | None:
         """Its sequences as they go on without a last read, the rest of their tokens written again; None if the read is
@@ -232,7 +227,6 @@ class Moves:
                 self._let_go(move)
                 move.request.may_fetch = False  # by the same road
                 self._leaving.give_up(target, move.request)
-            self._stop_next(target)
         elif not told.ok:
             self.cancel(move.request)
         elif move.phase is MovePhase.COPYING:
@@ -265,7 +259,7 @@ class Moves:
             return
         target = move.target
         self._movable.remove(move)
-        target.ledger.release(move.kept(), 0)
+        target.ledger.release(move.kept())
         move.is_given_up = True
         target.write()
         self._books.counters["moves given up"] += 1
@@ -273,10 +267,8 @@ class Moves:
             target.write().aborts.append(move.transfer)
         else:
             self._let_go(move)
-        if move.phase is MovePhase.STOPPING:
-            if move.has_stopped:
-                self._leaving.give_up(move.source, request)
-            self._stop_next(target)
+        if move.phase is MovePhase.STOPPING and move.has_stopped:
+            self._leaving.give_up(move.source, request)
 
     def _give_up(self, move: Move) -> None:
         """Its source has stopped it, and it can't go on elsewhere."""
@@ -289,8 +281,6 @@ class Moves:
         """Before its residents are taken away: moves from it and to it end here, but for last reads from it, which
         succeed or fail by themselves."""
         self._pauses.lose_replica(replica)
-        for move in self._movable.incoming(replica):
-            move.waits = False
         for move in list(self._movable.by_request.values()):
             if replica in (move.source, move.target):
                 self.cancel(move.request)
@@ -319,10 +309,8 @@ class Moves:
             assert move.request.replica is move.source and not move.is_given_up, f"{move.request} does not leave"
             assert move in self._movable.incoming(move.target)
             assert move.phase is not MovePhase.FINISHING
-            # Each goes on by itself: a read ends, a source answers, or the last one that stands still lets it go on.
-            is_let_go = move.waits and self._num_standing(move.target)
-            assert move.transfer or is_let_go or move.phase is MovePhase.STOPPING, (
-                f"the move of {move.request} stands still"
-            )
+            # Each goes on by itself: a read ends, a source answers, or others that stand still let it go on.
+            is_held_up = not move.is_waiting or self._num_standing(move.target) >= MAX_STANDING
+            assert is_held_up, f"the move of {move.request} stands still"
         for number, move in self._transfers.all(Move):
             assert move.transfer == number and move.landing, f"read {number:#x} of {move.request} has no blocks"

@@ -23,8 +23,6 @@ def num_group_blocks(request: Request, block_size: int, end: int) -> int:
     return shared + request.width * (-(-end // block_size) - shared)
 
 
-def num_purse(request: Request, block_size: int, position: int, num_tables: int, end: int) -> int:
-    """Blocks that its beams need from a position on up to `end` beside those that they hold. A beam that is still
-    missing, because its parent has no second heir yet, will take a copy of a part-filled block."""
-    missing = request.width - num_tables if position % block_size else 0
-    return missing + request.width * (-(-end // block_size) - -(-position // block_size))
+def num_purse(request: Request, block_size: int, position: int, end: int) -> int:
+    """Blocks that its beams need from a position on up to `end` beside those that they hold."""
+    return request.width * (-(-end // block_size) - -(-position // block_size))

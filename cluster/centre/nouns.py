@@ -115,7 +115,7 @@ class Request:
         "arrival", "attempt", "block_seconds", "cached_tokens", "charged_seconds", "deadline", "digest", "forked_from",
         "gateway", "grace_s", "heard", "host", "host_block_seconds", "host_paid", "is_adopted", "is_cacheable",
         "is_cancelled", "is_confirmed", "is_partial", "is_sealing", "look", "max_tokens", "may_fetch",
-        "may_fit_unheard", "measured", "model", "moved_at", "names", "orphaned_until", "parked_on", "pin_until",
+        "measured", "model", "moved_at", "names", "orphaned_until", "parked_on", "pin_until",
         "preemptions", "priority", "prompt", "queue_seconds", "queued_at", "refusal", "replica", "request_id",
         "reserved", "route", "salt", "sampling", "seal_deadline", "sequences", "state", "tenant", "trace", "turn",
         "why_preempted", "width", "witnesses",
@@ -142,9 +142,6 @@ class Request:
         self.is_cancelled = False
         # The version of its model's sizes by which a replica that is here could hold it (see `Sizes`).
         self.measured = 0
-        # It was accepted by a scheduler before this one, or while this one listened: a replica that is not here yet may
-        # hold it.
-        self.may_fit_unheard = False
         # Its blocks are named and can be shared: prefix caching is on and its prompt came with names.
         self.is_cacheable = False
         self.queued_at = now

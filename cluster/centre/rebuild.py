@@ -171,7 +171,6 @@ class Rebuild:
         request = self._endings.enter(open_request.submit)
         request.state = State.SEALING
         request.attempt = open_request.attempt
-        request.may_fit_unheard = True
         request.turn = open_request.turn
         # It came to this gateway from another one, and may lack what that one had.
         request.is_adopted = open_request.turn > 0

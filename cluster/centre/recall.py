@@ -95,7 +95,7 @@ class Recall:
     def _enter(self, request: Request, told: Mapping[int, tuple[Departed, ReplicaJoined]]) -> None:
         """What has ended is told; all else waits, sealed, for the gateway that its client comes back through."""
         books = self._books
-        request.turn, request.is_confirmed, request.may_fit_unheard = -1, False, True
+        request.turn, request.is_confirmed = -1, False
         for sequence in request.sequences:
             if sequence.index in told:
                 _take(sequence, told[sequence.index][0])

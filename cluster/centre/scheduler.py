@@ -179,6 +179,7 @@ class Scheduler:
                 self.drains.drain(replica)
             if replica.wanting:
                 self.pressure.relieve(replica)
+        self.moves.turn()
         self.balance.level()
         self.admission.admit(list(books.touched.values()))
         orders, books.orders = books.orders, []

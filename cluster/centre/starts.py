@@ -103,7 +103,7 @@ class Starts:
         if sequence.group is None:
             num_spare = num_group_blocks(request, size, end) - len(sequence.table)
         else:
-            num_spare = num_purse(request, size, sequence.group[0], len(sequence.group[1]), end)
+            num_spare = num_purse(request, size, sequence.group[0], end)
         purse = replica.ledger.allocate(num_spare, sequence.seq)
         assert purse is not None, f"{sequence} was admitted to {replica.name} without room"
         sequence.purse = len(purse)

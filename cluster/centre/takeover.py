@@ -141,7 +141,6 @@ class Takeover:
                 books.requests[request_id] = request
         request.state, request.replica = State.RUNNING, replica
         request.attempt = start.attempt
-        request.may_fit_unheard = True
         for resident in residents:
             self._settle(request.sequences[resident.index], resident)
             enter(replica, request.sequences[resident.index])

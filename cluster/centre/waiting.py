@@ -58,7 +58,6 @@ class Waiting:
 
     def accept(self, request: Request) -> str:
         """It waits from now on; returns what its client is told of that."""
-        request.may_fit_unheard = self._books.hearing.ends_at is not None
         self.queue(request)
         if self._boards.find(request.model) is not None:
             return ""
