@@ -244,6 +244,15 @@ class Buddy:
             self._runs[order][rest] = None
             self._order_of[rest] = order
 
+    def check(self) -> None:
+        """Runs are aligned, known once, merged as far as can be, and hold all that is free."""
+        orders = {head: order for order, heads in enumerate(self._runs) for head in heads}
+        assert orders == self._order_of and self.num_free == sum(1 << order for order in orders.values()), orders
+        for head, order in orders.items():
+            buddy = head ^ (1 << order)
+            assert head % (1 << order) == 0, f"a run of {1 << order} blocks begins at {head}"
+            assert order == self._max_order or orders.get(buddy) != order, f"runs at {head} and {buddy} are one"
+
 
 def make_allocator(name: AllocatorName, num_blocks: int) -> Allocator:
     if name == "fifo":

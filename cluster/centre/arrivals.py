@@ -42,7 +42,7 @@ class Arrivals:
             enter(target, sequence)
         # Copies of blocks whose sequence has ended meanwhile, and room that was not needed.
         unused = [block for block in move.place_of.values() if block not in taken]
-        ledger.release([*unused, *move.spare], 0)
+        ledger.release([*unused, *move.spare])
         move.spare = []
 
     def _lease(self, sequence: Sequence, had: HeldBlocks, target: Replica) -> int:
@@ -50,7 +50,7 @@ class Arrivals:
         size, request = target.block_size, sequence.request
         sequence.lease_end = self._leases.first(target, sequence)
         if had.group is not None:
-            sequence.purse = num_purse(request, size, had.position, len(had.group[1]), sequence.lease_end)
+            sequence.purse = num_purse(request, size, had.position, sequence.lease_end)
             return sequence.purse
         num_new = -(-sequence.lease_end // size) - len(had.table)
         if request.width:

@@ -87,9 +87,9 @@ class Fetches:
         if found is None:
             return 0
         source, theirs = found
-        source.ledger.share(theirs, 0)
+        source.ledger.share(theirs)
         source.ledger.begin_moving(theirs)
-        source.ledger.release(theirs, 0)
+        source.ledger.release(theirs)
         if isinstance(source, Replica):
             # Blocks that were at hand there are not, until they are read.
             self._boards.refresh(source)

@@ -67,11 +67,11 @@ class HostCache:
         room = host.ledger.num_available - int(KEPT_FREE * host.ledger.num_blocks)
         if not chosen or room < len(chosen):
             return
-        places = host.ledger.allocate(len(chosen), 0)
+        places = host.ledger.allocate(len(chosen))
         assert places is not None
         ledger.watched.update(chosen)
         if self._settings.clear_tenants:
-            ledger.share(list(chosen), 0)
+            ledger.share(list(chosen))
             self._boards.refresh(replica)
         self._transfers.order(WriteBehind(replica, host, chosen, places), Road.WRITE, host, list(chosen), places)
 
@@ -104,15 +104,15 @@ class HostCache:
                 if block in replica.ledger.watched:
                     host.ledger.set_names([place], [name])
                     self._books.counters["blocks written behind"] += 1
-            host.ledger.release(write.places, 0)
+            host.ledger.release(write.places)
         replica.ledger.watched.clear()
         if self._settings.clear_tenants:
-            replica.ledger.release(list(write.names), 0)
+            replica.ledger.release(list(write.names))
 
     def _quarantine(self, number: int, write: WriteBehind) -> None:
         if self._books.is_here(write.host):
             write.host.ledger.begin_moving(write.places)
-            write.host.ledger.release(write.places, 0)
+            write.host.ledger.release(write.places)
             self._host_memory.quarantine(write.host, number, write.places)
 
     def lose_replica(self, replica: Replica) -> None:

@@ -20,7 +20,7 @@ class HostMemory:
         self.quarantined: dict[tuple[str, int], list[int]] = {}
 
     def reserve(self, request: Request, host: HostPool, num_blocks: int) -> None:
-        reserved = host.ledger.allocate(num_blocks, 0)
+        reserved = host.ledger.allocate(num_blocks)
         assert reserved is not None, f"{request} was to go to {host.name}, which has no room"
         request.host, request.reserved = host, reserved
         host.requests[request.request_id] = request
@@ -33,9 +33,9 @@ class HostMemory:
             sequence.group = None
         if host is None:
             return
-        cost = host.ledger.release(request.reserved, 0)
+        cost = host.ledger.release(request.reserved)
         for sequence in request.sequences:
-            cost += host.ledger.release(sequence.host_table, 0)
+            cost += host.ledger.release(sequence.host_table)
             sequence.host_table = []
         request.host_block_seconds += cost - request.host_paid
         request.host_paid = 0.0

@@ -129,7 +129,7 @@ class Ledger:
 
     # -- holding
 
-    def allocate(self, count: int, owner: int, after: int = -1) -> list[int] | None:
+    def allocate(self, count: int, owner: int = 0, after: int = -1) -> list[int] | None:
         """`count` blocks with one holder each, or None if there are not so many. Cached ones lose their content."""
         unheld = self._unheld
         if count > unheld.num_free + unheld.num_cached:
@@ -169,7 +169,7 @@ class Ledger:
             paid[block] = 0.0
             paid_at[block] = clock
 
-    def share(self, blocks: Sequence[int], owner: int) -> float:
+    def share(self, blocks: Sequence[int], owner: int = 0) -> float:
         """One holder more for each block: held, or cached and now in use again. Returns what they have cost so far."""
         holders, total = self._holders, 0.0
         for block in blocks:
@@ -190,7 +190,7 @@ class Ledger:
         self._operations.append(("share", tuple(blocks), owner))
         return total
 
-    def release(self, blocks: Sequence[int], owner: int) -> float:
+    def release(self, blocks: Sequence[int], owner: int = 0) -> float:
         """One holder less for each block, tail first. Without a holder a named block stays as cache, another is free.
 
         Returns what the blocks have cost up to now; the holder owes the difference to what it was told when it came.
@@ -271,7 +271,7 @@ class Ledger:
     def restore(self, holders: dict[int, int], moving: Iterable[int], names: dict[int, bytes]) -> None:
         """Takes over a pool that a scheduler before this one kept: who holds what, what moves, what is cached."""
         assert self._unheld.num_free == self.num_blocks, f"pool {self.pool} is in use already"
-        every = self.allocate(self.num_blocks, 0)
+        every = self.allocate(self.num_blocks)
         assert every is not None
         # A block that was written behind may have been given up and be read into by another transfer.
         for block in moving:
@@ -280,7 +280,7 @@ class Ledger:
         for block, count in holders.items():
             self._holders[block] = count
         self.num_shared = sum(count > 1 for count in holders.values())
-        self.release([block for block in every if block not in holders], 0)
+        self.release([block for block in every if block not in holders])
 
     # -- transfers
 
@@ -334,6 +334,8 @@ class Ledger:
             if name:
                 listed = self.index.block_in(name, self.pool)
                 assert listed == block, self._blame(block, f"its name is listed for block {listed}")
+        if isinstance(self._unheld, Buddy):
+            self._unheld.check()
         unwatched = [block for block in (*self.watched, *self.copied) if not self._names[block]]
         assert not unwatched, f"pool {self.pool}: blocks {unwatched} lost their names and are still known as copied"
         counts, states = self.counts(), self.states(_CODES)

@@ -54,12 +54,12 @@ def leave(replica: Replica, sequence: Sequence) -> None:
 
 def pin(replica: Replica, request_id: str, blocks: list[int]) -> None:
     """Keeps these blocks, which a resident holds now, until `unpin`."""
-    replica.ledger.share(blocks, 0)
+    replica.ledger.share(blocks)
     replica.pins[request_id] = blocks
 
 
 def unpin(replica: Replica, request_id: str) -> None:
-    replica.ledger.release(replica.pins.pop(request_id, []), 0)
+    replica.ledger.release(replica.pins.pop(request_id, []))
     replica.write()
 
 
@@ -71,7 +71,7 @@ def hold_for_copy(replica: Replica, block: int) -> None:
 def end_copies(replica: Replica, plan: int) -> None:
     """The worker has obeyed this plan."""
     while replica.copying and replica.copying[0][0] <= plan:
-        replica.ledger.release([replica.copying.popleft()[1]], 0)
+        replica.ledger.release([replica.copying.popleft()[1]])
 
 
 def close(replica: Replica) -> None:

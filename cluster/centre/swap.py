@@ -132,12 +132,12 @@ class Swaps:
             return
         reserved, request.reserved = request.reserved, []
         targets, excess = reserved[: len(blocks)], reserved[len(blocks) :]
-        host.ledger.release(excess, 0)
+        host.ledger.release(excess)
         place_of = dict(zip(blocks, targets, strict=True))
         seen: set[int] = set()
         for sequence, had in zip(request.live, held, strict=True):
             sequence.host_table = [place_of[block] for block in had.table]
-            request.host_paid += host.ledger.share([block for block in sequence.host_table if block in seen], 0)
+            request.host_paid += host.ledger.share([block for block in sequence.host_table if block in seen])
             seen.update(sequence.host_table)
             sequence.saved = had.position
         replica.ledger.begin_moving(blocks)

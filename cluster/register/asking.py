@@ -74,11 +74,11 @@ class Asking:
         self._waiting.append(errand)
         return errand
 
-    def abort(self, transfer: int) -> None:
-        """The scheduler wants no more of this transfer; it is answered as every other."""
+    def abort(self, transfer: int, why: str = "aborted by the scheduler") -> None:
+        """Nobody wants more of this transfer; it is answered as every other."""
         for errand in (*self._waiting, *self._running):
             if errand.order.transfer == transfer:
-                errand.problem = errand.problem or "aborted by the scheduler"
+                errand.problem = errand.problem or why
 
     def adopt_epoch(self, epoch: int, now: float) -> None:
         """A new scheduler: what older ones ordered and did not see committed is given up."""
@@ -87,10 +87,6 @@ class Asking:
             if errand.epoch < self.epoch:
                 errand.problem = errand.problem or f"epoch {self.epoch} began"
         self._register.adopt_epoch(epoch, now)
-
-    def give_up_all(self, why: str) -> None:
-        for errand in (*self._waiting, *self._running):
-            errand.problem = errand.problem or why
 
     def under_way(self) -> list[Transfer]:
         """What has not been answered, for a scheduler that rebuilds."""

@@ -12,7 +12,7 @@ from cluster.centre.sealing import REPLACED
 from cluster.gateway.door.check import check
 from cluster.messages import Event
 from cluster.sim.client import SimClient, Violation
-from cluster.sim.model import before_first, other_weights, pairs_of, values
+from cluster.sim.model import STEP_FAILED, before_first, other_weights, pairs_of, values
 from cluster.sim.progress import Standstills
 from cluster.sim.transfers import Pool
 from cluster.sim.world import World
@@ -85,7 +85,8 @@ class Judge:
             return
         if code == "CANCELLED" and ask.model in world.replaced and REPLACED in client.detail:
             return
-        if ask.request_id in world.failed and code in ("INTERNAL", "lost"):
+        is_told = code == "INTERNAL" and STEP_FAILED in client.detail
+        if ask.request_id in world.failed and (is_told or code == "lost"):
             # Nobody remembers it when its gateway and the scheduler have died: there is nothing to go on with.
             return
         if code == "DEADLINE_EXCEEDED" and ask.deadline_s is not None:

@@ -100,7 +100,8 @@ class TransferAgent:
         """Gives everything up, waits for the threads and lets go of the peers' memory."""
         with self._wake:
             self._closing = True
-            self._asking.give_up_all("the worker is being closed")
+            for order in self._asking.under_way():
+                self._asking.abort(order.transfer, "the worker is being closed")
             self._wake.notify_all()
         for thread in self._threads:
             thread.join()
