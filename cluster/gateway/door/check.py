@@ -52,6 +52,9 @@ def _check_end(entry: Entry) -> None:
         assert entry.waits_until is not None, f"{_where(entry)} was not accepted, and waits for ever"
     if entry.done is not None and not is_complete:
         assert entry.waits_until is not None, f"{_where(entry)} lacks its last tokens, and waits for ever"
+    if entry.grace_until is not None:
+        most = entry.away_since + entry.grace_s + entry.grace_s
+        assert entry.grace_until <= most, f"{_where(entry)} is kept until {entry.grace_until}, and {most} is the bound"
     if not entry.is_read:
         is_ending = entry.ended is None and (entry.is_cancelled or entry.failure is not None)
         assert entry.grace_until is not None or is_ending, f"{_where(entry)} is kept for ever for a client who has left"

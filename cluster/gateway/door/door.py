@@ -244,7 +244,7 @@ class Door:
             _part(entry)
             return
         if entry.grace_s > 0 and not is_final and entry.failure is None:
-            entry.grace_met_s = entry.grace_s
+            entry.away_since = now
             self._set_grace(entry, now + (min(entry.grace_s, LINGER_S) if reader.is_told else entry.grace_s))
         else:
             self._abandon(entry, now)
@@ -361,13 +361,12 @@ class Door:
     def meet(self, now: float, *, wants_state: bool) -> None:
         """The scheduler is there, again perhaps: whose client is away has a grace from now on, because what it told
         another gateway meanwhile nobody could hear. `wants_state`: it is new, or had given this gateway up. Where the
-        same one is met again and again, that grace is half as long each time: a link that flaps keeps nobody."""
+        same one is met again and again, nobody is kept for more than twice a grace: a link may flap."""
         for entry in self.entries.values():
             if entry.grace_until is not None and entry.ended is None:
                 if wants_state:
-                    entry.grace_met_s = entry.grace_s
-                self._set_grace(entry, max(entry.grace_until, now + entry.grace_met_s))
-                entry.grace_met_s /= 2
+                    entry.away_since = now
+                self._set_grace(entry, min(now, entry.away_since + entry.grace_s) + entry.grace_s)
         if wants_state:
             self._tell_state()
 
@@ -533,6 +532,7 @@ class Door:
                 continue
             entry.grace_until = None
             if not is_met and entry.ended is None:
+                entry.away_since = now
                 self._set_grace(entry, now + entry.grace_s)
             elif not entry.is_gone:
                 self._abandon(entry, now)

@@ -184,10 +184,10 @@ class Entry:
 
     __slots__ = (
         "accepted",
+        "away_since",
         "done",
         "ended",
         "failure",
-        "grace_met_s",
         "grace_s",
         "grace_until",
         "is_adopted",
@@ -232,9 +232,9 @@ class Entry:
         self.turn = 0
         # Until then the scheduler must have taken it, or, behind its Done, its last tokens must have come.
         self.waits_until: float | None = None
-        # Until then its client must be back; and so long at least it has when the scheduler is met.
+        # Until then its client must be back; and when it left, or nobody could hear it any more.
         self.grace_until: float | None = None
-        self.grace_met_s = 0.0
+        self.away_since = 0.0
         # The last stream that showed it, and the bytes that it had not taken (see `Reader.unread_bytes`).
         self.reader = Reader(self)
         self.unread = 0
