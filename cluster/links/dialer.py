@@ -188,8 +188,7 @@ class Dialer:
         if not terms.oldest_protocol <= welcome.protocol <= terms.newest_protocol:
             raise ProtocolError(f"{self.peer} speaks protocol {welcome.protocol}; install the same Quire on both")
         if welcome.life < self.peer_life:
-            orders.append(self._close(f"life {welcome.life} of {self.peer} answers, and {self.peer_life} was met"))
-            return
+            raise ProtocolError(f"life {welcome.life} of {self.peer} answers, and {self.peer_life} was met")
         try:
             card = self._read_card(welcome.card)
         except Exception as error:

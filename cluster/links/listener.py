@@ -69,24 +69,26 @@ class Listener:
         # Connections that have said nothing yet, by when they came; and whose the others are.
         self._silent: dict[Connection, float] = {}
         self._owners: dict[Connection, Peer] = {}
-        self._ticked_at: float | None = None
+        # When something last happened here, and for how long nothing could: this end itself stood still.
+        self._last_at = float("inf")
+        self._missed_s = 0.0
 
     # -- connections
 
     def opened(self, connection: Connection, now: float) -> None:
-        self._silent[connection] = now
+        self._silent[connection] = self._here(now)
 
     def broke(self, connection: Connection, now: float) -> None:
         self._silent.pop(connection, None)
         peer = self._owners.pop(connection, None)
         if peer is not None:
-            peer.connection, peer.broken_at = None, now
+            peer.connection, peer.broken_at = None, self._here(now)
 
     def touched(self, connection: Connection, now: float) -> None:
         """Bytes have come, be they a whole frame or not."""
         peer = self._owners.get(connection)
         if peer is not None:
-            peer.heard_at = now
+            peer.heard_at = self._here(now)
 
     def heard(self, connection: Connection, frames: Sequence[Frame], now: float) -> list[Order]:
         orders: list[Order] = []
@@ -113,7 +115,7 @@ class Listener:
             orders.append(self._close(connection, now, str(error), is_garbled=True))
             peer = None
         if peer is not None:
-            peer.heard_at = now
+            peer.heard_at = self._here(now)
             if peer.numbers.num_sent != peer.numbers.num_kept:
                 orders += self._due(peer)
             if peer.numbers.owes_word:
@@ -144,7 +146,7 @@ class Listener:
             orders += self.lose(peer.name, f"it started anew as {hello.life}", now)
         if peer is None or is_new:
             self._away.pop(hello.name, None)
-            peer = self.peers[hello.name] = Peer(hello.name, hello.life, Numbers(self.terms), now)
+            peer = self.peers[hello.name] = Peer(hello.name, hello.life, Numbers(self.terms), self._here(now))
             peer.wants_state = hello.has_state
         self._adopt(peer, connection, hello, now, orders)
         if hello.peer_life == self.life:
@@ -158,7 +160,7 @@ class Listener:
         del self._silent[connection]
         self._owners[connection] = peer
         peer.connection, peer.connection_number = connection, hello.connection
-        peer.broken_at, peer.heard_at, peer.was_told = None, now, True
+        peer.broken_at, peer.heard_at, peer.was_told = None, self._here(now), True
         peer.numbers.reopen()
         terms = self.terms
         protocol = min(terms.newest_protocol, hello.newest_protocol)
@@ -221,38 +223,32 @@ class Listener:
 
     def tick(self, now: float) -> list[Order]:
         """Called `PULSES` times in `Terms.silence_s`: who is gone, and a pulse for those who were told nothing."""
-        terms, orders = self.terms, list[Order]()
-        self._stood_still(now)
+        terms, orders, here = self.terms, list[Order](), self._here(now)
         for connection, since in list(self._silent.items()):
-            if now - since > terms.silence_s:
+            if here - since > terms.silence_s:
                 orders.append(self._close(connection, now, "it has not said who it is"))
         for peer in list(self.peers.values()):
-            silent_s = now - peer.heard_at
+            silent_s = here - peer.heard_at
             if silent_s > terms.silence_s and terms.loses:
                 orders += self.lose(peer.name, f"nothing was heard of it for {silent_s:.1f} s", now)
             elif silent_s > terms.silence_s and peer.connection is not None:
                 orders.append(self._close(peer.connection, now, f"{peer.name} said nothing for {silent_s:.1f} s"))
-            elif peer.broken_at is not None and terms.broken_s is not None and now - peer.broken_at > terms.broken_s:
-                detail = f"its connection broke and has not come back for {now - peer.broken_at:.1f} s"
+            elif peer.broken_at is not None and terms.broken_s is not None and here - peer.broken_at > terms.broken_s:
+                detail = f"its connection broke and has not come back for {here - peer.broken_at:.1f} s"
                 orders += self.lose(peer.name, detail, now)
             elif peer.connection is not None and not peer.was_told:
                 orders.append(Send(peer.connection, peer.numbers.pulse()))
             peer.was_told = False
         return orders
 
-    def _stood_still(self, now: float) -> None:
-        """Time in which this end itself did not listen counts as nobody's silence."""
+    def _here(self, now: float) -> float:
+        """Time as this end has listened: that in which it stood still counts as nobody's silence."""
         pulse_s = self.terms.silence_s / PULSES
-        missed = 0.0 if self._ticked_at is None else now - self._ticked_at - pulse_s
-        self._ticked_at = now
-        if missed <= pulse_s:
-            return
-        for connection, since in self._silent.items():
-            self._silent[connection] = min(now, since + missed)
-        for peer in self.peers.values():
-            peer.heard_at = min(now, peer.heard_at + missed)
-            if peer.broken_at is not None:
-                peer.broken_at = min(now, peer.broken_at + missed)
+        missed_s = now - self._last_at - pulse_s
+        self._last_at = now
+        if missed_s > pulse_s:
+            self._missed_s += missed_s
+        return now - self._missed_s
 
     def lose(self, name: str, detail: str, now: float) -> list[Order]:
         """This life of the peer is over."""
@@ -274,6 +270,18 @@ class Listener:
 
     def check(self) -> None:
         """Raises AssertionError if anything here does not fit together."""
+        terms, here = self.terms, self._last_at - self._missed_s
+        # A tick may be as late as is not counted as standing still.
+        late_s = 2 * terms.silence_s / PULSES
+        for since in self._silent.values():
+            assert 0 <= here - since <= terms.silence_s + late_s, (
+                f"a stranger is silent since {since}, and it is {here}"
+            )
+        for peer in self.peers.values():
+            if terms.loses or peer.connection is not None:
+                assert 0 <= here - peer.heard_at <= terms.silence_s + late_s, f"{peer.name} is silent, and is kept"
+            if terms.broken_s is not None and peer.broken_at is not None:
+                assert 0 <= here - peer.broken_at <= terms.broken_s + late_s, f"{peer.name} is away, and is kept"
         for connection, owner in self._owners.items():
             assert self.peers.get(owner.name) is owner and owner.connection == connection, owner.name
             assert connection not in self._silent, owner.name

@@ -104,6 +104,8 @@ class Called:
         self._network = network
         self._take = take
         self._wires: set[Wire] = set()
+        # When anything of each peer last arrived.
+        self._heard: dict[str, float] = {}
         # A look at silences is due, and has not been taken yet.
         self._is_due = False
         self._tick()
@@ -138,6 +140,7 @@ class Called:
             self._wires.add(wire)
             self.listener.opened(wire, now)
         self.listener.touched(wire, now)
+        self._heard[wire.link.dialer.me] = now
         frames = wire.up.read()
         if frames:
             self._do(self.listener.heard(wire, frames, now))
@@ -178,6 +181,14 @@ class Called:
         self._is_due = False
         self.listener.check()
         self._do(self.listener.tick(self.process.clock.now))
+        self._check_silence()
+
+    def _check_silence(self) -> None:
+        """Raises AssertionError if a peer is silent for longer than is borne, and is here all the same."""
+        since = self.process.clock.now - 2 * SILENCE_S
+        if self.listener.terms.loses and self.process.woke_at < since:
+            for name in self.listener.peers:
+                assert self._heard[name] >= since, f"{name} is not declared lost, and says nothing"
 
 
 class SimLink:

@@ -9,7 +9,7 @@ from typing import Any
 from cluster.links.dialer import Dialer
 from cluster.links.frames import FrameBuffer
 from cluster.links.listener import Listener
-from cluster.links.terms import Close, Heard, Met, Order, PeerLost, RefusedByPeer, Send, Terms
+from cluster.links.terms import PULSES, Close, Heard, Met, Order, PeerLost, RefusedByPeer, Send, Terms
 
 TERMS = Terms(1, 1, silence_s=4.0, broken_s=1.0, part_bytes=8, max_message_bytes=1000)
 SILENT = 3.9
@@ -81,12 +81,15 @@ class Pair:
             self._listener_does(self.listener.say("d", message, self.now))
 
     def tick(self, seconds: float) -> None:
-        self.now += seconds
-        if self.wire is not None:
-            for frame in self.dialer.pulse():
-                self._send(self.wire.up, frame)
-        self._dialer_does(self.dialer.silence(self.now))
-        self._listener_does(self.listener.tick(self.now))
+        """So long passes, with a tick for every pulse in it."""
+        until, pulse_s = self.now + seconds, self.terms.silence_s / PULSES
+        while self.now < until:
+            self.now = min(until, self.now + pulse_s)
+            if self.wire is not None:
+                for frame in self.dialer.pulse():
+                    self._send(self.wire.up, frame)
+            self._dialer_does(self.dialer.silence(self.now))
+            self._listener_does(self.listener.tick(self.now))
 
     # -- what the network does
 

@@ -75,7 +75,7 @@ def who_was_lost_is_let_in_again(patch: Patch) -> None:
 
 
 def own_standstill_is_everybodys_silence(patch: Patch) -> None:
-    patch.setattr(Listener, "_stood_still", lambda self, now: None)
+    patch.setattr(Listener, "_here", lambda self, now: now)
 
 
 def a_lost_replica_is_waited_for_for_ever(patch: Patch) -> None:
