@@ -190,7 +190,7 @@ class Request:
             self.trace, self.priority, self.deadline = submit.trace, submit.priority, submit.deadline
             self.grace_s, self.max_tokens, self.width = submit.grace_s, sampling.max_tokens or 1, sampling.width
             self.look = submit.look
-            count = 1 if self.width else sampling.n or 1
+            count = 1 if self.width else sampling.n
         limit = len(self.prompt) + self.max_tokens - 1
         self.sequences = [Sequence(self, index, limit, self.names) for index in range(count)]
 

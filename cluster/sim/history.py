@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 
 from cluster.centre.scheduler import Scheduler
 from cluster.messages import Event, Order
+from cluster.sim.bounds import check_bounds
 from cluster.sim.client import SimClient, Violation, Warm
 from cluster.sim.coverage import Coverage
+from cluster.sim.edges import check_edges
 from cluster.sim.faults import Fault, strike
 from cluster.sim.judge import Judge
 from cluster.sim.mishaps import Mishaps
@@ -72,6 +74,9 @@ class History:
         if self.story is not None:
             self.story.scenario(self.scenario)
         try:
+            if self.judge.full_check:
+                check_edges()
+                check_bounds()
             self.world.clock.run(self._last_s + LIMIT_S, self._is_over)
             self.judge.end(self.world, self.clients)
         except Exception as error:  # whatever breaks is this history's verdict

@@ -106,11 +106,16 @@ class Judge:
             if shape.model != ask.model or f"w{number}" in world.buried:
                 continue
             length = len(ask.prompt) + ask.max_tokens - 1
+            reserve = world.shape.settings.reserve
             shared = len(ask.prompt) // shape.block_size if ask.n > 1 else 0
             needed = shared + ask.n * (-(-length // shape.block_size) - shared)
             if ask.beam_width:
                 shared = len(ask.prompt) // shape.block_size
                 needed = shared + ask.beam_width * (-(-length // shape.block_size) - shared)
+            if reserve != "none":
+                end = {"oracle": length, "longest": shape.max_model_len}.get(reserve)
+                end = end or min(shape.max_model_len, len(ask.prompt) + _power_of_two(ask.max_tokens))
+                needed = _power_of_two(-(-end // shape.block_size))
             seats = ask.beam_width or ask.n
             room = shape.num_blocks if world.fewest is None else world.fewest
             if needed <= room and length + 1 <= shape.max_model_len and seats <= shape.max_batch:
@@ -159,6 +164,11 @@ class Judge:
             counts = ledger.counts()
             if counts.held or counts.moving or counts.quarantined:
                 raise Violation(f"{name}: at the end {counts}")
+
+
+def _power_of_two(number: int) -> int:
+    """The lowest that is not below it."""
+    return 1 << (number - 1).bit_length()
 
 
 def _worker_died(world: World) -> bool:

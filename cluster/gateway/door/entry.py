@@ -212,7 +212,7 @@ class Entry:
         self.submit = submit
         self.route = submit.route
         self.grace_s = grace_s
-        self.log = RequestLog(sampling.n or 1, sampling.logprobs is not None)
+        self.log = RequestLog(sampling.n, sampling.logprobs is not None)
         self.token_bytes = KEPT_TOKEN_BYTES + _logprob_bytes(sampling.logprobs)
         self.prompt_token_bytes = _logprob_bytes(sampling.prompt_logprobs)
         self.accepted: Accepted | None = None

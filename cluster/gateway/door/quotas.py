@@ -151,4 +151,4 @@ def _check_count(count: int, most: int, things: str, are: str, wait_s: float = R
 def num_asked(submit: Submit) -> int:
     """Tokens of the prompt, and of the answer if it is as long as it may be."""
     sampling = submit.sampling
-    return len(submit.prompt) + (sampling.n or 1) * (sampling.max_tokens or 1)
+    return len(submit.prompt) + sampling.n * (sampling.max_tokens or 1)
