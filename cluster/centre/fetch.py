@@ -159,11 +159,13 @@ class Fetches:
                 source.write()
 
     def _came(self, fetch: Fetch) -> None:
-        """Or it will not come."""
+        """Or it will not come. Of two that fetch the same the second has nothing here once the first has come."""
         pool = fetch.replica.ledger.pool
-        self._coming[pool].remove(fetch.sequence, fetch.names)
-        if not self._coming[pool]:
-            del self._coming[pool]
+        coming = self._coming.get(pool)
+        if coming is not None:
+            coming.remove(fetch.sequence, fetch.names)
+            if not coming:
+                del self._coming[pool]
 
     def lose(self, pool: Replica | HostPool) -> None:
         """This pool is gone: reads into it with it; reads from it succeed or fail by themselves."""

@@ -31,6 +31,7 @@ from cluster.messages import (
     StopAt,
     Submit,
 )
+from cluster.sampling import required
 
 MAX_BLOCKS = 1 << 23
 """Blocks of one pool: the scheduler keeps about 100 bytes for each."""
@@ -123,17 +124,11 @@ def _asked(asked: Submit | Pin) -> str:
 
 
 def _submit(submit: Submit) -> str:
-    sampling = submit.sampling
-    flaw = _asked(submit)
-    priority, most = submit.priority, sampling.max_tokens or 1
-    is_within = -MAX_PRIORITY <= priority <= MAX_PRIORITY and 1 <= most <= MAX_TOKENS
-    if not flaw and not (is_within and 1 <= sampling.n <= MAX_SEQUENCES and 0 <= sampling.width <= MAX_SEQUENCES):
-        flaw = _range(
-            priority=(submit.priority, -MAX_PRIORITY, MAX_PRIORITY),
-            n=(sampling.n, 1, MAX_SEQUENCES),
-            beam_width=(sampling.width, 0, MAX_SEQUENCES),
-            max_tokens=(most, 1, MAX_TOKENS),
-        )
+    # What else its sampling says was looked at when it was read.
+    flaw = _asked(submit) or _range(
+        priority=(submit.priority, -MAX_PRIORITY, MAX_PRIORITY),
+        max_tokens=(submit.sampling.max_tokens or 0, 1, MAX_TOKENS),
+    )
     if not flaw and len(submit.look) > MAX_LOOK:
         flaw = f"its look has {len(submit.look):,} characters, more than {MAX_LOOK:,}"
     if not flaw and submit.deadline is not None and math.isnan(submit.deadline):
@@ -200,7 +195,7 @@ def _replica_state(state: ReplicaState) -> str:
 def _departed(departed: Departed) -> str:
     start = departed.start
     flaw = _start(start, departed.seq, departed.index)
-    if not flaw and len(start.tokens) > start.num_prompt + (start.sampling.max_tokens or 1):
+    if not flaw and len(start.tokens) > start.num_prompt + required(start.sampling.max_tokens):
         flaw = f"it has {len(start.tokens)} tokens, and {start.sampling.max_tokens} behind its prompt were asked for"
     return flaw or ("" if departed.reason in ENDS else "it was let go without a reason")
 
@@ -209,9 +204,7 @@ def _start(start: Start, seq: int, index: int) -> str:
     sampling = start.sampling
     flaw = _range(
         seq=(seq, 1, MAX_NUMBER),
-        n=(sampling.n, 1, MAX_SEQUENCES),
-        beam_width=(sampling.width, 0, MAX_SEQUENCES),
-        max_tokens=(sampling.max_tokens or 1, 1, MAX_TOKENS),
+        max_tokens=(sampling.max_tokens or 0, 1, MAX_TOKENS),
         index=(index, 0, (1 if sampling.width else sampling.n) - 1),
         attempt=(start.attempt, 1, MAX_NUMBER),
         num_prompt=(start.num_prompt, 1, len(start.tokens)),

@@ -70,15 +70,12 @@ def check_edges() -> None:
         raise Violation("outputs of beams of an open request are wrongly judged")
 
 
-def _figures(event: Any, **bounds: tuple[float, float]) -> Iterator[tuple[Any, bool]]:
+def _figures(event: Any, **bounds: tuple[Any, Any]) -> Iterator[tuple[Any, bool]]:
     for name, (low, high) in bounds.items():
-        beyond = high * 1.01 if isinstance(high, float) else high + 1
-        yield replace(event, **{name: low}), False
-        yield replace(event, **{name: high}), False
-        yield replace(event, **{name: low - 1}), True
-        yield replace(event, **{name: beyond}), True
-        if isinstance(high, float):
-            yield replace(event, **{name: NAN}), True
+        values = [(low, False), (high, False), (low - 1, True)]
+        values += [(1.01 * high, True), (NAN, True)] if isinstance(high, float) else [(high + 1, True)]
+        for value, is_flawed in values:
+            yield replace(event, **{name: value}), is_flawed
 
 
 def _names(event: Any, name: str) -> Iterator[tuple[Any, bool]]:
@@ -87,13 +84,13 @@ def _names(event: Any, name: str) -> Iterator[tuple[Any, bool]]:
 
 
 def _words() -> Iterator[tuple[Any, bool]]:
-    for event in (JOINED, POOL, RESULT, SUBMIT, PIN, STATE, Adopt(SUBMIT), GatewayState("g", ())):
-        yield event, False
+    rights: list[Any] = [JOINED, POOL, RESULT, SUBMIT, PIN, STATE, Adopt(SUBMIT), GatewayState("g", ())]
+    yield from ((event, False) for event in rights)
     yield GatewayState("", ()), True
     yield from _names(JOINED, "replica")
     yield from _names(POOL, "pool")
-    for event in (SUBMIT, PIN, Find("t/r", "g", 1)):
-        yield from _names(event, "request_id")
+    for named in (SUBMIT, PIN, Find("t/r", "g", 1)):
+        yield from _names(named, "request_id")
     sizes = {"num_blocks": (1, flaws.MAX_BLOCKS), "block_bytes": (1, flaws.MAX_BYTES)}
     yield from _figures(POOL, incarnation=NUMBER, bytes_per_s=RATE, **sizes)
     for figure in _figures(
@@ -135,12 +132,9 @@ def _asked() -> Iterator[tuple[Any, bool]]:
 
 
 def _samplings() -> Iterator[tuple[SamplingParams, bool]]:
-    for max_tokens, is_flawed in ((None, False), (1, False), (flaws.MAX_TOKENS, False), (flaws.MAX_TOKENS + 1, True)):
+    """What was asked for is told with all its figures."""
+    for max_tokens, is_flawed in ((1, False), (flaws.MAX_TOKENS, False), (flaws.MAX_TOKENS + 1, True), (None, True)):
         yield replace(SAMPLING, max_tokens=max_tokens), is_flawed
-    most = flaws.MAX_SEQUENCES
-    for num, is_flawed in ((1, False), (most, False), (most + 1, True)):
-        yield replace(SAMPLING, n=num), is_flawed
-        yield replace(SAMPLING, n=1, beam_width=num), is_flawed
 
 
 def _results() -> Iterator[tuple[Any, bool]]:
@@ -182,9 +176,6 @@ def _states() -> Iterator[tuple[Any, bool]]:
     # Of four tokens behind the prompt none can be the fifth.
     for num, is_flawed in ((10, False), (11, True)):
         yield replace(STATE, departed=(replace(DEPARTED, start=replace(START, tokens=ids(range(num)))),)), is_flawed
-    unsaid = replace(START, sampling=replace(SAMPLING, max_tokens=None))
-    for num, is_flawed in ((7, False), (8, True)):
-        yield replace(STATE, departed=(replace(DEPARTED, start=replace(unsaid, tokens=ids(range(num)))),)), is_flawed
     yield from _sharing()
 
 

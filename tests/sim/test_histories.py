@@ -158,6 +158,16 @@ def test_seeds_that_once_failed(seed: int) -> None:
     assert not verdict.failure, f"{FOUND[seed]}: {verdict.failure}\n{verdict.where}"
 
 
+# The same where nothing goes wrong.
+FOUND_QUIET = {5016: "of two that fetched the same prefix into one pool the second was looked for in vain"}
+
+
+@pytest.mark.parametrize("seed", FOUND_QUIET, ids=str)
+def test_seeds_that_once_failed_without_faults(seed: int) -> None:
+    verdict = run_seed(seed, with_faults=False)
+    assert not verdict.failure, f"{FOUND_QUIET[seed]}: {verdict.failure}\n{verdict.where}"
+
+
 # The same with clients that change gateways while both live.
 FOUND_MOVING = {
     2032: "an adopted request was told as done with nothing, while its first gateway had all",
