@@ -65,6 +65,9 @@ class Standstills:
         most = size_of(request.live, size)
         kept = int(replica.ledger.num_blocks * settings.admit_reserve)
         seats = sum(sequence.num_places for sequence in request.live)
+        run = scheduler.boards.of(request.model).num_reserved(request)
+        if run > (replica.ledger.longest_run if run else 0):
+            return False
         return (
             replica.ledger.num_blocks >= most.num_blocks
             and replica.ledger.num_available - kept >= num_blocks(request, size, ends)
