@@ -36,6 +36,7 @@ from cluster.serving.front_server import FrontServer
 from cluster.serving.inside import Inside
 from cluster.serving.shell import SchedulerShell, tune_collector
 from cluster.settings import SchedulerSettings
+from cluster.sim.quiet import quiet_steps
 from cluster.wire import control as wire
 from cluster.wire.gateways import ServedModel
 
@@ -130,7 +131,7 @@ class _Worker:
         batch = desk.next()
         if not batch.num_tokens:
             return
-        num_steps = desk.quiet_steps(batch, RUN)
+        num_steps = quiet_steps(desk, batch, RUN)
         flight = desk.launched(batch, num_steps)
         self._is_stepping = True
         asyncio.get_running_loop().call_later(num_steps * self._step_s, self._retire, flight, num_steps)

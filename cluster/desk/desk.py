@@ -312,10 +312,6 @@ class Desk:
         """See `Steps.most_steps`."""
         return self.steps.most_steps(batch, allowed, part_keys)
 
-    def quiet_steps(self, batch: Batch, allowed: int) -> int:
-        """See `Steps.quiet_steps`."""
-        return self.steps.quiet_steps(batch, allowed)
-
     def launched(self, batch: Batch, num_steps: int = 1) -> Flight:
         """The device has issued what `next` gave, so many times over."""
         return self.steps.launched(batch, num_steps)

@@ -175,25 +175,6 @@ def most_steps(rows, state, part_keys, allowed):
     return max(most, np.int64(1))
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
-def quiet_steps(rows, state, ahead, allowed):
-    """After how many steps of these rows of decodes the first of them ends or reports: `find_reports`, ahead of time.
-
-    state: written, lease_end, limit, asked, known, ends, num_start int32 [max_batch]. No step is under way.
-    """
-    written, lease_end, limit, asked, known, ends, num_start = state
-    most = np.int64(allowed)
-    for i in range(rows.size):
-        row = rows[i]
-        left = np.int64(lease_end[row] - written[row])
-        most = min(most, left, np.int64(ends[row] - known[row]))
-        if asked[row] == NEVER and lease_end[row] < limit[row]:
-            most = min(most, left - ahead)
-        if written[row] < num_start[row]:
-            most = np.int64(1)
-    return max(most, np.int64(1))
-
-
 def warm_up() -> None:
     """Compiles all of them, or finds them in the cache, so that no request waits for it."""
     rows, each, grid = np.zeros(0, np.int32), np.zeros(1, np.int32), np.zeros((1, 1), np.int32)
@@ -204,4 +185,3 @@ def warm_up() -> None:
     take_tokens(rows, (ids, ids[0], flags[:0]), (grid, each, each, grid, kinds), each, each)
     find_reports(rows, (flags, each), (each, each, each, each, each, kinds), 1, 1, each)
     most_steps(rows, (each, each, each, each), 1, 1)
-    quiet_steps(rows, (each, each, each, each, each, each, each), 1, 1)

@@ -67,18 +67,6 @@ class Steps:
         state = batcher.position, batcher.lease_end, rows.known, rows.end
         return int(loops.most_steps(batch.rows, state, part_keys, allowed))
 
-    def quiet_steps(self, batch: Batch, allowed: int) -> int:
-        """After how many steps of this batch, which is all there is to run, something is to be told. Whoever plans with
-        a desk need not take those before one by one. 1: a prompt is computed, or somebody stands still."""
-        if allowed == 1 or batch.num_decodes != len(batch.rows) or batch.num_dry or self.flights:
-            return 1
-        books = self._books
-        rows, batcher = books.rows, books.batcher
-        if books.groups.groups or len(batch.rows) != len(rows.row_of):
-            return 1
-        state = rows.written, batcher.lease_end, batcher.limit, rows.asked, rows.known, rows.end, rows.num_start
-        return int(loops.quiet_steps(batch.rows, state, books.reporter.ahead, allowed))
-
     def launched(self, batch: Batch, num_steps: int) -> Flight:
         """The device has issued this batch: its positions are taken and its tokens are coming."""
         books = self._books

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.centre import flaws
+from cluster.centre.scheduler import Scheduler
 from cluster.hashing import HASH_BYTES
 from cluster.messages import (
     Adopt,
@@ -18,11 +19,14 @@ from cluster.messages import (
     Beams,
     Cancel,
     Departed,
+    Event,
+    Expel,
     Find,
     GatewayState,
     HostPoolJoined,
     Pin,
     Reason,
+    Refused,
     ReplicaJoined,
     ReplicaState,
     Resident,
@@ -34,9 +38,11 @@ from cluster.messages import (
     Submit,
     Transfer,
     Transferred,
+    TurnAway,
     ids,
 )
 from cluster.sampling import SamplingParams
+from cluster.settings import SchedulerSettings
 from cluster.sim.client import Violation
 
 NAN = float("nan")
@@ -68,6 +74,45 @@ def check_edges() -> None:
     beams = replace(SUBMIT, sampling=replace(SAMPLING, n=1, beam_width=2))
     if flaws.flaw_of_open(beams, 0, 2, 2) or not flaws.flaw_of_open(beams, 0, 2, 1):
         raise Violation("outputs of beams of an open request are wrongly judged")
+    _check_refusals()
+
+
+def _check_refusals() -> None:
+    """Who tells what cannot be hears so by name, and nobody else."""
+    scheduler = Scheduler(SchedulerSettings())
+    place = "g", 1, "t/r"
+
+    def answers(event: Event) -> list[tuple[object, ...]]:
+        told: list[tuple[object, ...]] = []
+        for order in scheduler.turn([event], 1.0):
+            if isinstance(order, Refused):
+                told.append((order.gateway, order.route, order.request_id, order.code))
+            elif isinstance(order, TurnAway | Expel):
+                told.append((type(order), order.replica, order.incarnation))
+        return told
+
+    submit = replace(SUBMIT, prompt=ids())
+    of_others = replace(RESULT, incarnation=2, dry=-1), replace(RESULT, epoch=2, dry=-1)
+    wrong: list[tuple[Event, tuple[object, ...]]] = [
+        (submit, (*place, "INVALID_ARGUMENT")),
+        (Adopt(submit), (*place, "INVALID_ARGUMENT")),
+        (replace(PIN, prompt=ids()), ("g", 1, "t/p", "INVALID_ARGUMENT")),
+        (Find("", "g", 1), ("g", 1, "", "INVALID_ARGUMENT")),
+        (replace(JOINED, block_size=0), (TurnAway, "w", 1)),
+        (replace(STATE, cached=((8, NAME),)), (TurnAway, "w", 1)),
+        (replace(RESULT, dry=-1), ()),
+        (GatewayState("", ()), ()),
+        (JOINED, ()),
+        *((result, ()) for result in of_others),
+        (replace(RESULT, dry=-1), (Expel, "w", 1)),
+    ]
+    for event, answer in wrong:
+        told = answers(event)
+        if told != ([answer] if answer else []):
+            raise Violation(f"{str(event)[:300]} is answered by {told}, not {answer}")
+    num_wrong = sum(event is not JOINED for event, _ in wrong)
+    if scheduler.counters["events refused"] != num_wrong or scheduler.replicas:
+        raise Violation(f"{scheduler.counters['events refused']} of {num_wrong} events are refused")
 
 
 def _figures(event: Any, **bounds: tuple[Any, Any]) -> Iterator[tuple[Any, bool]]:

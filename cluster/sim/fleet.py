@@ -22,6 +22,7 @@ from cluster.messages import Plan, ReplicaJoined, Result, Road, Transfer, Transf
 from cluster.sim.copies import FleetCopies
 from cluster.sim.costs import Machine, figures
 from cluster.sim.gaps import Gaps
+from cluster.sim.quiet import quiet_steps
 from cluster.sim.tokens import MadeUpTokens
 
 NEVER = float("inf")
@@ -199,7 +200,7 @@ class PlannedWorker:
             return
         cost = self._fleet.machine.cost
         tokens, pairs, context = figures(batch)
-        num_steps = self.desk.quiet_steps(batch, self._fleet.most_steps)
+        num_steps = quiet_steps(self.desk, batch, self._fleet.most_steps)
         stolen, self._stolen_s = self._stolen_s, 0.0
         if num_steps == 1:
             self.step_s = float(cost.seconds(tokens, pairs, context)) + stolen

@@ -39,8 +39,8 @@ _ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
     ast.BitOr: ast.BitAnd,
     ast.BitAnd: ast.BitOr,
 }
-_LEFT_ALONE = ("check", "__repr__", "__str__", "why", "describe", "say", "figures", "snapshot")
-"""Functions whose names begin so judge, or speak to people."""
+_LEFT_ALONE = ("check", "__repr__", "__str__", "why", "describe", "say", "figures", "snapshot", "warm_up")
+"""Functions whose names begin so judge, speak to people, or only do ahead of time what would be done anyway."""
 _FOR_PEOPLE = ("counters", "notes", "log", "metrics", "counts")
 """A statement that calls or changes one of these is no rule."""
 

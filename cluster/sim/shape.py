@@ -24,6 +24,7 @@ class WorkerShape:
     weights: str = ""  # other ones than those of its model's name
     key: bytes = b"simulated"
     num_noises: int = 1  # 1: all replicas draw the same tokens; else a replica has one of so many noises of its own
+    holds: float = 0.0  # chance that it is not known yet what may come next of a sequence, for each before each step
     num_ranks: int = 1  # each holds its slice of every block; a replica lives for as long as all of them do
 
     @property

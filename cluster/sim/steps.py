@@ -33,6 +33,7 @@ from cluster.desk.words import (
 )
 from cluster.messages import Copy, Logprobs, Transfer
 from cluster.sim.beams import MadeUpSearch
+from cluster.sim.client import Violation
 from cluster.sim.clock import Process
 from cluster.sim.device import Blocks, SimStream
 from cluster.sim.model import STEP_FAILED, draw, logprob
@@ -125,8 +126,7 @@ class SimSteps:
             return
         desk = self._desk
         while self._num_issued < self.shape.depth:
-            batch = desk.next()
-            self.carry_out()
+            batch = self._next()
             if not batch.num_tokens:
                 return
             if self._has_failed(batch):
@@ -138,6 +138,21 @@ class SimSteps:
             self.stream.issue(seconds, partial(self._retire, issued, seconds))
             self.carry_out()
 
+    def _next(self) -> Batch:
+        desk, held = self._desk, set[int]()
+        if self.shape.holds:
+            rows = [row for row in desk.rows.row_of.values() if row not in desk.beams.groups]
+            held = {row for row in rows if self._random.random() < self.shape.holds}
+            desk.hold(sorted(held))
+        batch = desk.next()
+        self.carry_out()
+        for row, start, count in zip(batch.rows.tolist(), batch.starts.tolist(), batch.counts.tolist(), strict=True):
+            if row in held and start + count >= int(desk.batcher.length[row]):
+                raise Violation(f"row {row} is held, and gets a token")
+        if held and not batch.num_tokens:
+            self._owner.after(self.shape.step_base_s, self.issue)
+        return batch
+
     def _issue_at_once(self) -> None:
         if not self._num_issued:
             self._num_issued = 1
@@ -145,8 +160,7 @@ class SimSteps:
             self._owner.after(seconds, self._issue_run, seconds)
 
     def _issue_run(self, seconds: float) -> None:
-        batch = self._desk.next()
-        self.carry_out()
+        batch = self._next()
         if batch.num_tokens and not self._has_failed(batch):
             self.stream.issue(0.0, partial(self._run, batch, seconds))
             return
