@@ -14,7 +14,7 @@ from cluster.gateway.door.door import Door, DoorSettings
 from cluster.gateway.door.entry import KEPT_TOKEN_BYTES, Entry
 from cluster.gateway.door.quotas import BURST_S, Quotas
 from cluster.gateway.door.unread import UnreadBounds
-from cluster.messages import Pin, Tokens, ids
+from cluster.messages import Accepted, Cancel, GatewayState, Pin, Tokens, ids
 from cluster.sim.client import Violation
 from cluster.sim.edges import PIN, SUBMIT
 from cluster.tenants import TenantLimits
@@ -28,6 +28,7 @@ def check_bounds() -> None:
     _streams()
     _pins()
     _unread()
+    _graces()
 
 
 def _refuses(act: Callable[[], object], retry_s: float, what: str) -> None:
@@ -170,3 +171,43 @@ def _unread() -> None:
     assert tell(limited, 3) == [] and tell(limited, 1) == [5], "more than this tenant may have"
     unlimited = ask("c")
     assert tell(unlimited, 10) == []
+
+
+def _graces() -> None:
+    """A client that is away has its grace, and once more if the scheduler is met in it; a new one begins it anew."""
+    for wants_state, meets, until in (
+        (False, (), 4.0),
+        (False, (3.0,), 7.0),
+        (False, (3.0, 6.0, 7.5), 8.0),
+        (True, (3.0,), 7.0),
+        (True, (3.0, 6.9), 10.9),
+    ):
+        door = Door(DoorSettings("g"))
+        left, stays = (door.ask(replace(SUBMIT, request_id=f"t/{name}"), 4.0, 0.0) for name in ("left", "stays"))
+        for reader in (left, stays):
+            door.take(Accepted("g", reader.entry.route, reader.entry.request_id, 0, ""), 0.0)
+        door.leave(left, 0.0, is_final=False)
+        door.take_orders()
+        for at in meets:
+            door.meet(at, wants_state=wants_state)
+            check(door)
+        num_states = sum(isinstance(event, GatewayState) for event in door.take_orders().events)
+        assert num_states == wants_state * len(meets), "the state is told to whom it is new"
+        door.tick(until - 0.01, is_met=True)
+        check(door)
+        early = door.take_orders().events
+        door.tick(until, is_met=True)
+        (told,) = door.take_orders().events
+        assert not early and told == Cancel("t/left", "g", left.entry.route), (
+            f"{early} and {told} end a grace at {until}"
+        )
+        assert stays.entry.grace_until is None
+    door = Door(DoorSettings("g"))
+    reader = door.ask(SUBMIT, 4.0, 0.0)
+    door.take(Accepted("g", reader.entry.route, reader.entry.request_id, 0, ""), 0.0)
+    door.leave(reader, 0.0, is_final=False)
+    for at in (4.0, 8.0):
+        # Without a scheduler no grace ends.
+        door.tick(at, is_met=False)
+        check(door)
+        assert reader.entry.grace_until == at + 4.0 and not reader.entry.is_cancelled
