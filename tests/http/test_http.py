@@ -312,7 +312,7 @@ def test_bodies_that_are_none_end_nothing() -> None:
         head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         large = f"{head}Content-Length: {1 << 40}\r\n\r\n"
         assert b"400 Bad Request" in await raw(server.port, large.encode())
-        for path, status in (("/v1/nothing", b"404"), ("/v1/models", b"405")):
+        for path, status in (("/v1/nothing", b"404"), ("/v1/completions/", b"404"), ("/v1/models", b"405")):
             for host in ("127.0.0.1", "[::1", "[]:7", "%"):
                 assert (await raw(server.port, post(path, b"{}", host=host))).startswith(b"HTTP/1.1 " + status), host
         # The head of a stream would take it from whoever reads it.

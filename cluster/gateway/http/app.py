@@ -75,6 +75,8 @@ class HttpDoor:
             ],
             exception_handlers={HTTPException: _other},
         )
+        # A slash too many would be answered with a way to whatever host the client named, for its token and body.
+        self._paths.router.redirect_slashes = False
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The application. A head that came whole is bounded here; one that comes in parts, in `server.py`."""
