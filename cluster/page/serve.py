@@ -12,13 +12,16 @@ import json
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cluster.errors import InvalidRequest, QuireError
 from cluster.page import play
@@ -26,6 +29,7 @@ from cluster.page.news import News
 from cluster.page.play import Gateways
 from cluster.serving.admin_client import Admin
 
+MAX_CONNECTIONS = 48
 MAX_VIEWERS = 8
 MAX_PLAYING = 8
 MAX_BODY_BYTES = 1 << 18
@@ -129,6 +133,26 @@ class Page:
             self._num_playing -= 1
 
 
+class _Connection(H11Protocol):
+    """Where there are too many, the oldest on which nothing is asked makes room: whoever holds one needs no key."""
+
+    def __init__(self, connections: dict[_Connection, None], *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._connections = connections
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._connections[self] = None
+        if len(self._connections) > MAX_CONNECTIONS:
+            idle = next((one for one in self._connections if getattr(one.cycle, "response_complete", True)), self)
+            del self._connections[idle]
+            idle.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.pop(self, None)
+        super().connection_lost(exc)
+
+
 def server_of(page: Page) -> uvicorn.Server:
     config = uvicorn.Config(
         page.app,
@@ -137,8 +161,9 @@ def server_of(page: Page) -> uvicorn.Server:
         log_config=None,
         access_log=False,
         server_header=False,
-        limit_concurrency=64,
         # Viewers never end by themselves.
         timeout_graceful_shutdown=1,
     )
+    config.load()
+    config.http_protocol_class = partial(_Connection, dict[_Connection, None]())  # type: ignore[assignment]
     return uvicorn.Server(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import queue
 import shutil
@@ -390,6 +391,24 @@ def test_blocks_fly_between_pools(browser: Any, address: str) -> None:
     )
     assert not page.errors
     page.close()
+
+
+def test_connections_on_which_nothing_is_asked_keep_nobody_away(address: str) -> None:
+    """64 of them took the page away: whoever is on the machine can open them, and needs no key."""
+    root, _, key = address.partition("#")
+    host, _, port = root.removeprefix("http://").strip("/").partition(":")
+    with urllib.request.urlopen(f"{root}events?key={key}", timeout=20) as viewer:
+        assert viewer.readline()
+        idle = [socket.create_connection((host, int(port)), 5.0) for _ in range(100)]
+        for half in idle[::2]:
+            with contextlib.suppress(OSError):
+                half.sendall(b"GET / HTTP/1.1\r\n")
+        with urllib.request.urlopen(root, timeout=20) as answer:
+            assert answer.status == 200
+        # Who came before them, and is told something, stays.
+        assert viewer.readline() and viewer.readline()
+    for connection in idle:
+        connection.close()
 
 
 def test_the_pages_process_comes_with_the_cluster_and_goes_with_it(
