@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -309,6 +310,8 @@ def test_bodies_that_are_none_end_nothing() -> None:
             assert answer.startswith(b"HTTP/1.1 400"), (body[:20], answer)
         answer = await raw(server.port, post("/v1/completions", b"{}", "Content-Type: text/plain"))
         assert b"send application/json" in answer
+        answer = await raw(server.port, post("/v1/completions", gzip.compress(b"{}"), "Content-Encoding: gzip"))
+        assert answer.startswith(b"HTTP/1.1 400") and b'"param":"content-encoding"' in answer
         head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         large = f"{head}Content-Length: {1 << 40}\r\n\r\n"
         assert b"400 Bad Request" in await raw(server.port, large.encode())

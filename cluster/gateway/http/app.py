@@ -146,6 +146,9 @@ class HttpDoor:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise InvalidRequest("content-type", f"is {kind[:80]!r}", "send application/json")
+        coding = request.headers.get("content-encoding", "identity").strip().lower()
+        if coding != "identity":
+            raise InvalidRequest("content-encoding", f"is {coding[:80]!r}", "send the body as it is")
         max_bytes, announced = self.gateway.max_body_bytes, request.headers.get("content-length", "")
         # A length that is told beside chunks says nothing of them.
         is_told = announced.isascii() and announced.isdigit() and "transfer-encoding" not in request.headers
