@@ -10,6 +10,7 @@ from dataclasses import replace
 from random import Random
 
 from cluster.gateway.door.unread import UnreadBounds
+from cluster.settings import ReserveName
 from cluster.sim.client import Ask
 from cluster.sim.world import WorldShape
 
@@ -21,6 +22,9 @@ LOGPROBS_ONE_IN = 5
 RANKS_ONE_IN = 8
 LEAVES_ONE_IN = 5
 UNREAD_ONE_IN = 8
+RESERVES_ONE_IN = 12
+HOLDS_ONE_IN = 16
+NARROW_ONE_IN = 12
 
 
 def vary(seed: int, world: WorldShape, asks: tuple[Ask, ...]) -> tuple[WorldShape, tuple[Ask, ...]]:
@@ -59,6 +63,21 @@ def vary(seed: int, world: WorldShape, asks: tuple[Ask, ...]) -> tuple[WorldShap
     if not random.randrange(UNREAD_ONE_IN):
         most = random.choice((800, 2_000, 5_000))
         world = replace(world, unread=UnreadBounds(most, 2 * most, 4 * most))
+    random = Random(f"holds/{seed}")
+    if not random.randrange(HOLDS_ONE_IN):
+        holds = random.choice((0.1, 0.3))
+        world = replace(world, workers=tuple(replace(shape, holds=holds) for shape in world.workers))
+    random = Random(f"tokens of a step/{seed}")
+    if not random.randrange(NARROW_ONE_IN):
+        # A step takes fewer tokens than there are sequences.
+        world = replace(world, workers=tuple(replace(shape, token_budget=4) for shape in world.workers))
+    random = Random(f"reserves/{seed}")
+    if not random.randrange(RESERVES_ONE_IN):
+        reserves: tuple[ReserveName, ...] = ("oracle", "power_of_two", "longest")
+        settings = replace(world.settings, reserve=random.choice(reserves), allocator="buddy", prefix_caching=False)
+        world = replace(world, settings=settings)
+        # A run holds one sequence.
+        asks = tuple(replace(ask, n=1, beam_width=0, stop_at=ask.stop_at and (0, ask.stop_at[1])) for ask in asks)
     return world, asks
 
 
