@@ -233,7 +233,7 @@ class Scheduler:
         """Proves the rules of the ledgers and of every request; raises AssertionError with the figures."""
         for replica in self.replicas.values():
             kept = [*(move.kept() for move in self.movable.incoming(replica)), *self.host_cache.kept(replica)]
-            residents.check(replica, kept, self.settings)
+            residents.check(replica, kept, self.settings, self.epoch)
         for host in self.pools.values():
             tables = self.host_cache.held(host)
             for request in host.requests.values():

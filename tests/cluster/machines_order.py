@@ -305,7 +305,7 @@ class TableMachine(Counted):
     def agrees(self) -> None:
         if not hasattr(self, "replica"):
             return
-        residents.check(self.replica, [], self.settings)
+        residents.check(self.replica, [], self.settings, 0)
         taken: set[tuple[int, int]] = set()
         for written in self.live:
             for position, slot in written.slots.items():
