@@ -47,7 +47,7 @@ say "Four requests at once, through the gRPC client:"
 if [ "$model" = demo ]; then
     "$quire" generate "Once upon a time" "Long ago, a smith" --chat "What is a block?" --chat "Where does Mira live?"
 else
-    "$quire" generate "Once upon a time" --chat "What is the capital of France?" --chat "Name three colours." --max-tokens 60
+    "$quire" generate "Once upon a time" --chat "What is the capital of France?" --chat "Name three colours." --max-tokens 60 --temperature 0
 fi
 say ""
 say "The memory of the cluster, block by block:"
