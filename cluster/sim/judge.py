@@ -85,7 +85,9 @@ class Judge:
             return
         if code == "CANCELLED" and ask.model in world.replaced and REPLACED in client.detail:
             return
-        is_told = code == "INTERNAL" and STEP_FAILED in client.detail
+        # A new scheduler, and another gateway, may have heard no more than that it failed.
+        is_heard_of = client.has_come_back or world.shell.epoch > 1
+        is_told = code == "INTERNAL" and (STEP_FAILED in client.detail or is_heard_of)
         if ask.request_id in world.failed and (is_told or code == "lost"):
             # Nobody remembers it when its gateway and the scheduler have died: there is nothing to go on with.
             return
@@ -152,6 +154,8 @@ class Judge:
             raise Violation(f"requests wait: {waiting}")
         if scheduler.transfers or scheduler.movable.by_request:
             raise Violation(f"transfers or moves are left: {scheduler.transfers} {scheduler.movable.by_request}")
+        if scheduler.books.computing:
+            raise Violation(f"{len(scheduler.books.computing)} blocks are to be filled, and nobody is there")
         for replica in scheduler.replicas.values():
             if replica.residents:
                 raise Violation(f"{replica.name} still counts {list(replica.residents.values())} among its residents")
