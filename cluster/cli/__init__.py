@@ -20,7 +20,6 @@ from typer.main import get_command
 
 from cluster import __version__
 from cluster.cli import exits, interrupts
-from cluster.cli.environment import misspelt
 from cluster.errors import QuireError
 
 # Set while a shell asks what can follow.
@@ -105,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         words.remove("--debug")
         debug = True
     if COMPLETION not in os.environ:
+        with _quiet_grpc():
+            from cluster.cli.environment import misspelt
         for line in misspelt(os.environ):
             print(f"note: {line}", file=sys.stderr)
     with interrupts.second_leaves():
