@@ -54,7 +54,7 @@ class GatewaySettings:
     max_open: int = 20_000
     # What may be half sent on all GenerateMany streams of one tenant: on each the largest message, kept until the rest
     # comes. gRPC does not say how much of it is there, so that this bounds the streams themselves.
-    half_sent_bytes: int = 1 << 30
+    half_sent_bytes: int = 2 << 30
     # Requests under way on one GenerateMany stream; the gateway reads no further until one has ended.
     max_open_per_stream: int = 4_096
     # What clients have not read of their answers; where it is more, what has most unread ends.
