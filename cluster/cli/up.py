@@ -33,12 +33,18 @@ def up(**given: Any) -> None:
 
     Scheduler, workers, host memory, gateways, and a page in the browser.
     """
+    from cluster.lifecycle.launch import down as end
     from cluster.lifecycle.launch import up as launch
     from cluster.lifecycle.page_process import start_page
 
     with _ended_in_order():
         running = launch(settings := read_settings(given), _say)
-    start_page(running, settings.page_port, _say)
+        try:
+            start_page(running, settings.page_port, _say)
+        except KeyboardInterrupt:
+            _say("what was started is taken away")
+            end(_say)
+            raise
     print(f"try: {_asking(settings.tokens)}\n     quire top\n     quire down")
 
 

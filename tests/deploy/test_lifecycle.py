@@ -129,6 +129,20 @@ def test_ctrl_c_at_any_moment_leaves_nothing(home: Path, seed: int) -> None:
     interrupted_after(home, random.Random(seed).uniform(1.0, 9.0))
 
 
+@pytest.mark.trust
+@pytest.mark.timeout(200)
+def test_ctrl_c_while_the_page_starts_leaves_nothing(home: Path) -> None:
+    process = start(home, *UP)
+    while not noted(home).get("page_pid") and process.poll() is None:
+        time.sleep(0.005)
+    has = Holdings.of(home)
+    code, told = interrupt(process)
+    assert (code, told.splitlines()[-1]) == (130, "error: interrupted"), told
+    assert "ready after" in told and "down: nothing is left\n" in told, told
+    assert not has.left(patience_s=2.0), has.left()
+    assert not noted(home)
+
+
 @pytest.mark.timeout(100)
 def test_a_start_whose_process_is_killed_says_so_in_one_line(home: Path) -> None:
     """As the system does when memory runs out."""
