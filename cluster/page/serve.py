@@ -133,10 +133,10 @@ class Page:
             self._num_playing -= 1
 
 
-class _Connection(H11Protocol):
+class _PageConnection(H11Protocol):
     """Where there are too many, the oldest on which nothing is asked makes room: whoever holds one needs no key."""
 
-    def __init__(self, connections: dict[_Connection, None], *args: Any, **kwargs: Any) -> None:
+    def __init__(self, connections: dict[_PageConnection, None], *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._connections = connections
 
@@ -165,5 +165,5 @@ def server_of(page: Page) -> uvicorn.Server:
         timeout_graceful_shutdown=1,
     )
     config.load()
-    config.http_protocol_class = partial(_Connection, dict[_Connection, None]())  # type: ignore[assignment]
+    config.http_protocol_class = partial(_PageConnection, dict[_PageConnection, None]())  # type: ignore[assignment]
     return uvicorn.Server(config)

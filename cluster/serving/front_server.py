@@ -120,7 +120,7 @@ class FrontServer:
     # -- of the shell
 
     def _after_turn(self) -> None:
-        """All of a turn in one write to each gateway. Who has joined is served before anybody can know that."""
+        """All of a turn in one write to each gateway, and before it what is served, if that changed."""
         if self._shell.scheduler.boards.changes != self._num_changes:
             self._tell_models()
         for session in list(self.sessions.values()):

@@ -227,7 +227,10 @@ def test_streams_of_many_requests_are_bounded_by_tenant(tmp_path):
 
         one, two = open_streams("one", 2), open_streams("two", 3)
         await door.until(lambda: num_streams() == 5)
-        assert "2 GenerateMany streams of this tenant are open here, and 2 is its bound" in await refusal("one")
+        assert (
+            "2 GenerateMany streams of this tenant are open here, each for many requests, and 2 is its bound"
+            in await refusal("one")
+        )
         assert "3 is its bound" in await refusal("two")
         assert counted() == 2
         one[0].cancel()

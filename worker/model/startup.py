@@ -152,7 +152,7 @@ def _make(
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _StepNeeds:
     """What a step takes, and how fast it is; of a team: what the rank that takes most does."""
 
     working_bytes: int
@@ -162,7 +162,7 @@ class _Found:
 
 def _profile(
     settings: WorkerSettings, say: Say, model: Model, layout: BlockLayout, num_tokens: int, team: Team | None
-) -> _Found:
+) -> _StepNeeds:
     """Runs the largest step that there will be."""
     began = time.perf_counter()
     seam = device_of(model.device)
@@ -188,7 +188,7 @@ def _profile(
     graph_bytes = trial.graph_bytes() if seam.has_graphs else 0
     if team is not None:
         graph_bytes = team.most(graph_bytes)
-    return _Found(working_bytes, graph_bytes, num_tokens / seconds)
+    return _StepNeeds(working_bytes, graph_bytes, num_tokens / seconds)
 
 
 def _free_bytes(settings: WorkerSettings, seam: Device) -> int:

@@ -114,7 +114,8 @@ class Quotas:
     def begin_stream(self, tenant: str, limits: TenantLimits, most: int) -> None:
         """On which many requests may come; `most` streams unless the tenant's own bound is lower. Raises QueueFull."""
         known = self._tenants.setdefault(tenant, _Tenant())
-        _check_count(known.num_streams, min(most, limits.streams or most), "GenerateMany streams", "open here")
+        are = "open here, each for many requests"
+        _check_count(known.num_streams, min(most, limits.streams or most), "GenerateMany streams", are)
         known.num_streams += 1
 
     def end_stream(self, tenant: str) -> None:
