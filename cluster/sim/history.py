@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 from cluster.centre.scheduler import Scheduler
 from cluster.messages import Event, Order
-from cluster.sim.bounds import check_bounds
 from cluster.sim.client import SimClient, Violation, Warm
 from cluster.sim.coverage import Coverage
+from cluster.sim.door_bounds import check_bounds
 from cluster.sim.edges import check_edges
 from cluster.sim.faults import Fault, strike
 from cluster.sim.judge import Judge

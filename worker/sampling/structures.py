@@ -225,4 +225,7 @@ def _go_on(before: Future[_Guide], token: int) -> _Guide:
 
 def _check_work(what: str, took_s: float, most_s: float) -> None:
     if took_s > most_s:
-        raise ValueError(f"{what} of the structure took {took_s:.2f} s of a processor; at most {most_s:g} are allowed")
+        raise ValueError(
+            f"{what} of the structure took {took_s:.2f} s of a processor, and {most_s:g} is the "
+            "most; give a grammar that reads an answer in fewer ways"
+        )
