@@ -54,10 +54,14 @@ class ConnectionBound:
         """Until cancelled."""
         while True:
             await asyncio.sleep(EVERY_S)
-            # A process with few descriptors more than it had can't have too many connections.
             self._num_passed += 1
-            if len(_open_descriptors()) > self._num_others + self._most or self._num_passed >= LOOKS_EVERY:
+            if self._may_be_too_many(len(_open_descriptors())) or self._num_passed >= LOOKS_EVERY:
                 await asyncio.to_thread(self.look)
+
+    def _may_be_too_many(self, num_open: int) -> bool:
+        """A process with few descriptors more than it had can't have too many connections; but what was something else
+        may have been closed since, so where nearly all are taken one looks."""
+        return num_open > min(self._num_others, _num_descriptors() - 2 * self._most) + self._most
 
     def look(self) -> None:
         num_open = len(_open_descriptors())
