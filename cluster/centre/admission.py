@@ -107,7 +107,7 @@ class Admission:
         hearing, now = self._books.hearing, self._books.now
         later = [when for when in (board.sizes.next_due, hearing.replicas_until) if when is not None and when > now]
         detail = board.why_never(request)
-        if detail and hearing.replicas_until <= now:
+        if detail and not hearing.may_join(now):
             self._endings.break_off(request, "INVALID_ARGUMENT", detail, Reason.DROPPED)
         else:
             self._waiting.set_aside(request, min(later, default=now))
@@ -159,7 +159,7 @@ class Admission:
             return "no replica that is here could hold it, and one that could may come back"
         board = self._boards.find(request.model)
         if board is None or not board.replicas:
-            more = "" if self._books.hearing.ends_at is None else " yet: the scheduler has just started"
+            more = "" if not self._books.hearing.may_join(self._books.now) else " yet: the scheduler has just started"
             return f"no replica of {request.model} is here{more}"
         return board.why_none(board.need(request))
 

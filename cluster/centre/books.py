@@ -39,6 +39,10 @@ class Hearing:
             self._gateways_until = self.ends_at + self._settings.orphan_grace_s
             self.replicas_until = self.ends_at + self._settings.replica_return_s
 
+    def may_join(self, now: float) -> bool:
+        """A replica may still come that served before this scheduler: one that died with the last one starts anew."""
+        return now < self.replicas_until
+
     def may_hear(self, now: float) -> bool:
         """A gateway may still come that knows of a request which nobody has told of."""
         return self._gateways_until is not None and now <= self._gateways_until

@@ -94,10 +94,9 @@ class Clients:
                 # Its gateway had been given up, and may not have heard of the end.
                 self._endings.tell_done(known)
             return
-        ends_at = books.hearing.ends_at
-        if ends_at is not None and not self._boards.replicas_of(pin.model):
+        if books.hearing.may_join(books.now) and not self._boards.replicas_of(pin.model):
             detail = f"the scheduler has just started, and no replica of {pin.model} has reported yet; try again"
-            books.refuse(pin, "UNAVAILABLE", detail, ends_at - books.now)
+            books.refuse(pin, "UNAVAILABLE", detail, max(1.0, books.hearing.rest_s(books.now)))
             return
         limit, pinned = self._boards.pin_limit(pin.model), self._pins.num_blocks(pin.model)
         if len(pin.hashes) > limit > 0:

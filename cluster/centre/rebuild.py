@@ -202,12 +202,12 @@ class Rebuild:
     def expire(self) -> None:
         """Everybody had time to report: what nobody runs starts again, what no gateway knows is an orphan."""
         books, hearing = self._books, self._books.hearing
-        if hearing.ends_at is None or books.now < hearing.ends_at:
-            return
-        hearing.ends_at = None
         for request in self._waiting.take_unserved():
             detail = self._waiting.not_served(request.model)
             self._endings.break_off(request, "NOT_FOUND", detail, Reason.DROPPED)
+        if hearing.ends_at is None or books.now < hearing.ends_at:
+            return
+        hearing.ends_at = None
         unplaced, hearing.unplaced = list(hearing.unplaced.values()), {}
         before = (books.epoch - 1) << ATTEMPT_BITS
         for request in unplaced:

@@ -15,8 +15,7 @@ from cluster.centre.host_memory import HostMemory
 from cluster.centre.nouns import Request, Sequence, State
 from cluster.centre.waiting import Waiting
 from cluster.messages import GatewayLost, Ids, Reason, Replay, Seal, Sealed, Submit, Tokens, ids
-
-REPLACED = "was replaced by another of this name"
+from cluster.messages.resume import why_replaced
 
 
 class Sealing:
@@ -62,8 +61,7 @@ class Sealing:
         What has not begins there once its gateway knows, which tells a scheduler after this one with which weights its
         tokens were drawn."""
         if request.pin_until is not None or any(sequence.outputs for sequence in request.sequences):
-            digests = f"digest {request.digest.hex()} before and {digest.hex()} now"
-            detail = f"model {request.model} {REPLACED} before the end ({digests}); ask again"
+            detail = why_replaced(request.model, request.digest, digest)
             self._endings.break_off(request, "CANCELLED", detail, Reason.DROPPED)
             return
         self._waiting.withdraw(request)

@@ -39,13 +39,13 @@ class Waiting:
         """Why this request can never be served, or not now; None if it may wait."""
         if request.model in self._boards.closed:
             return "NOT_FOUND", f"model {request.model} is being unloaded; ask for another", 0.0
-        if self._books.hearing.ends_at is None:
-            board = self._boards.find(request.model)
+        board = self._boards.find(request.model)
+        if board is not None and board.fits_here(request):
+            request.measured = board.sizes.version
+        elif not self._books.hearing.may_join(self._books.now):
             if board is None:
                 return "NOT_FOUND", self.not_served(request.model), 0.0
-            if board.fits_here(request):
-                request.measured = board.sizes.version
-            elif detail := board.why_never(request):
+            if detail := board.why_never(request):
                 return "INVALID_ARGUMENT", detail, 0.0
         num_waiting = self.num_waiting(request.model)
         if num_waiting >= self._settings.max_queue:
@@ -65,7 +65,9 @@ class Waiting:
         return f"the scheduler has just started, and no replica of {request.model} has reported yet"
 
     def take_unserved(self) -> list[Request]:
-        """Every replica had time to report to this new scheduler: these wait for a model that none of them serves."""
+        """Once every replica had time to come back to this new scheduler: these wait for a model that none serves."""
+        if not self._unheard or self._books.hearing.may_join(self._books.now):
+            return []
         unheard, self._unheard = self._unheard, []
         return [one for one in unheard if self._boards.find(one.model) is None and one.state is State.QUEUED]
 
@@ -113,8 +115,12 @@ class Waiting:
 
     @property
     def next_due(self) -> float | None:
-        """When those that were set aside are looked at again."""
-        return self._look_at if self._aside else None
+        """When those that were set aside are looked at again, or those refused whose model nobody serves."""
+        look_at = self._look_at if self._aside else None
+        if not self._unheard:
+            return look_at
+        until = self._books.hearing.replicas_until
+        return until if look_at is None else min(look_at, until)
 
     def is_aside(self, request: Request) -> bool:
         return request.arrival in self._aside

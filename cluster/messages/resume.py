@@ -1,4 +1,5 @@
-"""Whether a client that comes back asks for the request that it began: doors and the scheduler compare by this rule.
+"""Whether a client that comes back asks for the request that it began, and whether that can go on: doors and the
+scheduler compare by these rules.
 
 What a client may change is how long it waits. Prompt, model, sampling and priority are those of the request under way.
 """
@@ -11,6 +12,7 @@ from cluster.messages.events import Submit
 from cluster.messages.values import Ids
 from cluster.sampling import SamplingParams
 
+REPLACED = "was replaced by another of this name"
 _SAMPLING = tuple(field.name for field in fields(SamplingParams))
 
 
@@ -31,6 +33,12 @@ def difference(asked: Submit, model: str, prompt: Ids, sampling: SamplingParams,
     if asked.priority != priority:
         return "priority", f"is {asked.priority}, and the request was asked with {priority}"
     return "", ""
+
+
+def why_replaced(model: str, before: bytes, now: bytes) -> str:
+    """Weights of another digest can't go on with what these had begun."""
+    digests = f"digest {before.hex()} before and {now.hex()} now"
+    return f"model {model} {REPLACED} before the end ({digests}); ask again"
 
 
 def _short(value: object) -> str:

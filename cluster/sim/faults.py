@@ -146,6 +146,10 @@ def draw_more(seed: int, shape: WorldShape, span_s: float) -> tuple[Fault, ...]:
         if not random.randrange(one_in):
             at, target = random.uniform(0.05, span_s), random.randrange(1 << 16)
             more.append(Fault(at, kind, target, random.uniform(0.2, 2.0)))
+    if shape.restart_s > shape.settings.rebuild_s:
+        random = Random(f"model/{seed}")
+        at, target = random.uniform(0.05, span_s), random.randrange(1 << 16)
+        more.append(Fault(at, "kill model and scheduler", target, random.uniform(0.0, 0.5)))
     ranked = [number for number, worker in enumerate(shape.workers) if worker.num_ranks > 1]
     if ranked:
         random = Random(f"ranks lost/{seed}")
@@ -172,6 +176,7 @@ def strike(mishaps: Mishaps, fault: Fault, clients: list[SimClient], come_back: 
         "kill node": lambda: mishaps.kill_node(node),
         "kill gateway": lambda: mishaps.kill_gateway(gateway, clients, come_back),
         "kill gateway and scheduler": lambda: _kill_both(mishaps, gateway, fault.seconds, clients, come_back),
+        "kill model and scheduler": lambda: _kill_model(mishaps, worker, fault.seconds),
         "stop gateway": lambda: mishaps.stop_gateway(gateway, min(fault.seconds, 0.4)),
         "cut gateway": lambda: mishaps.cut_gateway(gateway, min(fault.seconds, 0.4)),
         "lose gateway": lambda: mishaps.lose_gateway(gateway, fault.seconds),
@@ -207,6 +212,15 @@ def _kill_both(
     mishaps: Mishaps, gateway: int, down_s: float, clients: list[SimClient], come_back: Callable[[SimClient], None]
 ) -> None:
     mishaps.kill_gateway(gateway, clients, come_back)
+    mishaps.kill_scheduler(0.05 + down_s)
+
+
+def _kill_model(mishaps: Mishaps, worker: int, down_s: float) -> None:
+    """All replicas of one model die, and the scheduler that knew it."""
+    workers = mishaps.world.shape.workers
+    for number, shape in enumerate(workers):
+        if shape.model == workers[worker].model:
+            mishaps.kill_worker(number)
     mishaps.kill_scheduler(0.05 + down_s)
 
 

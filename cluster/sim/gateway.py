@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from cluster.centre.sealing import REPLACED
 from cluster.errors import (
     Aborted,
     AlreadyExists,
@@ -26,6 +25,7 @@ from cluster.gateway.door.entry import Begun, Chunk, Entry, Finished, Part, Prom
 from cluster.gateway.door.unread import UnreadBounds
 from cluster.hashing import BlockHasher
 from cluster.messages import Event, Found, Ids, Pin, Replay, Submit, Tokens, ids
+from cluster.messages.resume import REPLACED
 from cluster.sampling import SamplingParams
 from cluster.sim.client import GRACE_S, Ask, SimClient, Violation, Warm
 from cluster.sim.clock import Clock, Process

@@ -8,9 +8,9 @@ settled. On the way no request may stand still while memory is free. It looks in
 from __future__ import annotations
 
 from cluster.centre.scheduler import Scheduler
-from cluster.centre.sealing import REPLACED
 from cluster.gateway.door.check import check
 from cluster.messages import Event
+from cluster.messages.resume import REPLACED
 from cluster.sim.client import SimClient, Violation
 from cluster.sim.model import STEP_FAILED, before_first, other_weights, pairs_of, values
 from cluster.sim.progress import Standstills

@@ -25,6 +25,7 @@ UNREAD_ONE_IN = 8
 RESERVES_ONE_IN = 12
 HOLDS_ONE_IN = 16
 NARROW_ONE_IN = 12
+SLOW_ONE_IN = 6
 
 
 def vary(seed: int, world: WorldShape, asks: tuple[Ask, ...]) -> tuple[WorldShape, tuple[Ask, ...]]:
@@ -71,6 +72,10 @@ def vary(seed: int, world: WorldShape, asks: tuple[Ask, ...]) -> tuple[WorldShap
     if not random.randrange(NARROW_ONE_IN):
         # A step takes fewer tokens than there are sequences.
         world = replace(world, workers=tuple(replace(shape, token_budget=4) for shape in world.workers))
+    random = Random(f"slow/{seed}")
+    if not random.randrange(SLOW_ONE_IN):
+        # A worker starts for longer than a new scheduler listens.
+        world = replace(world, restart_s=random.uniform(2.0, 4.0) * world.settings.rebuild_s)
     random = Random(f"reserves/{seed}")
     if not random.randrange(RESERVES_ONE_IN):
         reserves: tuple[ReserveName, ...] = ("oracle", "power_of_two", "longest")

@@ -316,21 +316,26 @@ def test_a_new_scheduler_refuses_no_model_before_its_replicas_had_time_to_report
     assert accepted.reason == "the scheduler has just started, and no replica of m has reported yet"
     (refused,) = scheduler.turn([Pin("p", "g", 7, "m", "t", ids(range(16)), HASHER.prompt(ids(range(16))), 20.0)], 10.5)
     assert isinstance(refused, Refused)
-    assert (refused.code, refused.retry_after_s) == ("UNAVAILABLE", 1.5)
+    assert (refused.code, refused.retry_after_s) == ("UNAVAILABLE", 2.0)
     orders = scheduler.turn([joined()], 11.0)
     assert list(starts(orders)) == ["a"]
     assert not any(isinstance(order, Refused) for order in scheduler.turn([], 12.0))
 
 
-def test_a_new_scheduler_refuses_a_model_that_no_replica_reported() -> None:
-    scheduler = Scheduler(SchedulerSettings(rebuild_s=2.0), epoch=2)
+def test_a_new_scheduler_refuses_a_model_that_no_replica_came_back_with() -> None:
+    """All replicas of a model may have died with the scheduler before: they start for longer than this one listens."""
+    scheduler = Scheduler(SchedulerSettings(rebuild_s=2.0, replica_return_s=30.0), epoch=2)
     scheduler.turn([submit("a", range(8), 4)], 10.0)
     assert scheduler.next_deadline == 12.0
-    orders = scheduler.turn([], 12.0)
-    (refused,) = [order for order in orders if isinstance(order, Refused)]
-    assert (refused.request_id, refused.code) == ("a", "NOT_FOUND")
-    assert any(isinstance(order, Done) for order in orders)
-    (again,) = scheduler.turn([submit("b", range(8), 4)], 12.1)
+    assert scheduler.turn([], 12.0) == [] and scheduler.next_deadline == 42.0
+    pin = Pin("p", "g", 7, "m", "t", ids(range(16)), HASHER.prompt(ids(range(16))), 60.0)
+    accepted, refused = scheduler.turn([submit("b", range(8), 4), pin], 41.9)
+    assert isinstance(accepted, Accepted) and isinstance(refused, Refused) and refused.code == "UNAVAILABLE"
+    orders = scheduler.turn([], 42.0)
+    refused_ones = [(order.request_id, order.code) for order in orders if isinstance(order, Refused)]
+    assert refused_ones == [("a", "NOT_FOUND"), ("b", "NOT_FOUND")]
+    assert sum(isinstance(order, Done) for order in orders) == 2 and scheduler.next_deadline is None
+    (again,) = scheduler.turn([submit("c", range(8), 4)], 42.1)
     assert isinstance(again, Refused)
     assert again.code == "NOT_FOUND"
 

@@ -15,6 +15,7 @@ import pytest
 from cluster.centre import admission, starts
 from cluster.centre.adoption import Adoption
 from cluster.centre.boards import Boards
+from cluster.centre.books import Hearing
 from cluster.centre.fetch import Fetches
 from cluster.centre.host_cache import HostCache
 from cluster.centre.nouns import Request
@@ -199,6 +200,22 @@ def what_was_copied_is_copied_again(patch: Patch) -> None:
     patch.setattr(HostCache, "_choose", forgetful)
 
 
+def whoever_starts_for_longer_than_a_scheduler_listens_served_nothing(patch: Patch) -> None:
+    patch.setattr(Hearing, "may_join", lambda self, now: self.ends_at is not None and now < self.ends_at)
+
+
+def what_a_client_brought_may_be_of_any_weights(patch: Patch) -> None:
+    on_seal = Door._on_seal
+
+    def trusting(self: Door, seal: Seal, now: float) -> None:
+        entry = self.entries.get(seal.route)
+        if entry is not None:
+            entry.is_behind = False
+        on_seal(self, seal, now)
+
+    patch.setattr(Door, "_on_seal", trusting)
+
+
 KIND_PLANTS: dict[str, tuple[Plant, Kind]] = {
     plant.__name__.replace("_", " "): (plant, kind)
     for plant, kind in (
@@ -219,6 +236,8 @@ KIND_PLANTS: dict[str, tuple[Plant, Kind]] = {
         (slices_are_read_by_who_has_no_such_slices, has_ranks),
         (tokens_without_logprobs_are_not_drawn_again, has_logprobs),
         (a_prompt_is_judged_behind_a_cached_prefix, has_logprobs),
+        (whoever_starts_for_longer_than_a_scheduler_listens_served_nothing, meets("kill model and scheduler")),
+        (what_a_client_brought_may_be_of_any_weights, meets("replace weights")),
         (who_has_left_is_never_told, meets("kill gateway and scheduler")),
         (who_was_dropped_is_not_remembered, meets("kill gateway and scheduler")),
         (found_though_only_a_worker_has_told_of_it, meets("kill gateway and scheduler")),

@@ -147,6 +147,9 @@ FOUND = {
     109: "a new scheduler went on with other weights than those that had drawn what a gateway had",
     6286: "of two sequences one ended before a new scheduler heard its gateway, which was told it without logprobs",
     7116: "a replica that was given up went on with what its gateway had sealed, for an older gateway knew of no seal",
+    357: "all replicas of a model died with the scheduler, and the next one refused what it had taken as it listened",
+    1717: "a new scheduler refused what fits only a replica that had died with the one before",
+    1668: "other weights went on with what a client had, and neither its gateway nor the scheduler",
     2322: "what a replica remembered of an attempt before was recalled behind the end of the request",
 }
 

@@ -49,7 +49,7 @@ from cluster.messages import (
     Submit,
     Tokens,
 )
-from cluster.messages.resume import difference
+from cluster.messages.resume import difference, why_replaced
 from cluster.tenants import NO_LIMITS, TenantLimits
 
 ToldEvent: TypeAlias = Submit | Cancel | StopAt | Sealed | Closed | Adopt | Find | Claim | Pin | GatewayState
@@ -217,6 +217,7 @@ class Door:
         # An older stream ends when it finds itself followed: its client was back before the death of its connection
         # was noticed.
         entry.reader = Reader(entry, positions, tag)
+        entry.is_behind |= entry.reader.is_ahead
         entry.grace_until = None
         self.unread.set(entry, entry.reader.unread_bytes())
         self._news(entry)
@@ -443,11 +444,15 @@ class Door:
         if entry is None:
             self._tell(Sealed(*place, seal.attempt, *self._handed(seal.route)))
             return
-        if seal.digest != entry.submit.digest:
+        before = entry.submit.digest
+        if seal.digest != before:
             # It was asked of other weights: names of its blocks mean nothing.
             entry.submit = replace(entry.submit, digest=seal.digest, hashes=())
         entry.log.seal(seal.attempt)
         self._tell(Sealed(*place, seal.attempt, entry.log.outputs, entry.finished))
+        if seal.attempt and seal.digest != before and entry.is_behind and entry.failure is None:
+            # What its client has nobody else knows of: these weights would go on with another answer.
+            self._drop(entry, Aborted(why_replaced(entry.submit.model, before, seal.digest)), now)
 
     def _on_hand_over(self, order: HandOver, now: float) -> None:
         entry, place = self.entries.get(order.route), (order.request_id, order.gateway, order.route)

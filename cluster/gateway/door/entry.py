@@ -191,6 +191,7 @@ class Entry:
         "grace_s",
         "grace_until",
         "is_adopted",
+        "is_behind",
         "is_cancelled",
         "is_gone",
         "log",
@@ -224,6 +225,8 @@ class Entry:
         self.is_cancelled = False
         # It began at another gateway, and a client came back through this one.
         self.is_adopted = False
+        # A client came back with tokens that had not come here.
+        self.is_behind = False
         # The door keeps it no longer.
         self.is_gone = False
         # How often its client came back here and the scheduler was told so, and to which of these it has answered.
