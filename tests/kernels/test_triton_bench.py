@@ -45,6 +45,7 @@ def test_attention_and_what_surrounds_it_is_timed_and_checked(tmp_path: Path) ->
     assert len(found["checks"]) >= 12
 
 
+@pytest.mark.trust
 @pytest.mark.timeout(300)
 def test_tuning_compares_choices_with_the_table(tmp_path: Path) -> None:
     found = rehearse(tmp_path / "out.json", "--tune", "--shape", "llama-8b", "--no-peers")
