@@ -185,7 +185,9 @@ async def _closed_loop(ask: Ask, num: int, seconds: float) -> float:
     async def one() -> None:
         nonlocal served
         while time.perf_counter() < until:
-            served += (await ask()).retry_s is None
+            # Not `+=` of what is awaited: that would add to what stood there before.
+            told = await ask()
+            served += told.retry_s is None
 
     began = time.perf_counter()
     await asyncio.gather(*(one() for _ in range(num)))
