@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from cluster.bench.shell_child import spent
+from cluster.desk import loops
 from cluster.gateway.gateway import Gateway
 from cluster.gateway.http.server import HttpServer
 from cluster.gateway.models import TextModel
@@ -73,6 +74,8 @@ async def serve(told: dict[str, Any]) -> None:
     await server.start()
     await http.start()
     if told["freezes"]:
+        # What workers load when they start would be looked at with the first step otherwise.
+        loops.warm_up()
         gc.collect()
         gc.freeze()
     pauses = Pauses()
