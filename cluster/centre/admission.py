@@ -70,7 +70,8 @@ class Admission:
                     continue
                 names = _matchable(request, board)
                 hits = self._books.index.match(names)
-                owner = self._prefix_owner(request, names, hits.longest)
+                known = hits.longest
+                owner = self._prefix_owner(request, names, known)
                 if owner is not None:
                     queue.remove(request)
                     self._waiting.park(request, *owner)
@@ -85,7 +86,8 @@ class Admission:
                     # Nobody there could read what lies in host memory: it is computed again.
                     self._swaps.forget(request)
                     continue
-                owner = self._owner_there(request, names, hits, place)
+                if len(place.hit) < known and request.host is None:
+                    owner = self._owner_there(request, names, hits, place)
                 if owner is not None:
                     queue.remove(request)
                     self._waiting.park(request, *owner)
@@ -140,11 +142,8 @@ class Admission:
 
     def _owner_there(self, request: Request, names: bytes, hits: Hits, place: Place) -> tuple[Sequence, int] | None:
         """Of what other pools hold: who brings it to this place already, or computes it there if this request would."""
-        held = len(place.hit)
-        if held >= hits.longest or request.host is not None:
-            return None
         coming = self._fetches.coming(request, place)
-        owner = self._prefix_owner(request, names, held, place.replica)
+        owner = self._prefix_owner(request, names, len(place.hit), place.replica)
         if coming is None and owner is None:
             return None
         # Looks at all pools, and seldom has to.

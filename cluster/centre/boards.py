@@ -20,6 +20,8 @@ class Boards:
         self._books = books
         self._settings = books.settings
         self._boards: dict[str, Board] = {}
+        # Those of which a replica may come back.
+        self._expecting: dict[str, Board] = {}
         self.closed: set[str] = set()
         self.changes = 0
 
@@ -42,13 +44,16 @@ class Boards:
     def remove(self, replica: Replica) -> None:
         """It is lost: what fits there alone waits a while for it to come back."""
         self.changes += 1
-        until = self._books.now + self._settings.replica_return_s
-        self._boards[replica.joined.model].remove(replica, until)
+        model, until = replica.joined.model, self._books.now + self._settings.replica_return_s
+        board = self._expecting[model] = self._boards[model]
+        board.remove(replica, until)
 
     def expire(self) -> None:
         """At the beginning of a turn: who has not come back in time is counted no more."""
-        for board in self._boards.values():
+        for model, board in list(self._expecting.items()):
             board.sizes.expire(self._books.now)
+            if board.sizes.next_due is None:
+                del self._expecting[model]
 
     def close(self, model: str) -> None:
         """It takes nothing new from now on."""
@@ -64,6 +69,7 @@ class Boards:
         self.changes += 1
         self.closed.discard(model)
         self._boards.pop(model, None)
+        self._expecting.pop(model, None)
 
     def replicas_of(self, model: str) -> list[Replica]:
         board = self._boards.get(model)

@@ -24,6 +24,8 @@ class Detours:
 
     def note(self, replica: Replica, result: Result) -> None:
         """Gateways that are newly not reached are told all that is known, of what has ended too."""
+        if not result.unreached and not replica.unreached:
+            return
         told = frozenset(result.unreached)
         if told == replica.unreached:
             return

@@ -59,7 +59,10 @@ class WaitingQueue:
         assert request.arrival not in self._tickets, f"{request} waits already"
         self._num_tickets += 1
         self._tickets[request.arrival] = self._num_tickets
-        line = self._lines.setdefault(request.priority, {}).setdefault(request.tenant.name, _Line())
+        lines, name = self._lines.setdefault(request.priority, {}), request.tenant.name
+        line = lines.get(name)
+        if line is None:
+            line = lines[name] = _Line()
         entry = request.arrival, self._num_tickets, request
         if returns:
             heapq.heappush(line.returning, entry)
@@ -84,11 +87,12 @@ class WaitingQueue:
         least = 0.0
         tickets, gone = self._tickets, []
         for name, line in lines.items():
-            new = line.new
-            # Nearly all waits for the first time, and is still there.
-            if not line.returning and new and tickets.get(new[0][0]) == new[0][1]:
-                head: Request | None = new[0][2]
-            else:
+            head: Request | None = None
+            if line.new and not line.returning:
+                # Nearly all waits for the first time, and is still there.
+                arrival, ticket, first = line.new[0]
+                head = first if tickets.get(arrival) == ticket else None
+            if head is None:
                 head = line.head(tickets)
             if head is None:
                 gone.append(name)

@@ -77,10 +77,10 @@ class Fetches:
     def begin(self, request: Request, hits: Hits) -> int:
         """Its table stands: orders a read of what another pool has of it beyond. `hits`: cached blocks that begin it,
         by pool. Returns the transfer; 0: nothing is fetched."""
-        replica, sequence = request.replica, request.live[0]
-        assert replica is not None
         if not self._may_fetch(request, hits):
             return 0
+        replica, sequence = request.replica, request.live[0]
+        assert replica is not None
         size = replica.block_size
         first, last = sequence.position // size, (sequence.length - 1) // size
         found = self._cheapest(replica, hits, first, last)

@@ -90,7 +90,10 @@ class PoolSizes:
 
     def are_here(self, size: Size) -> bool:
         """One that is here could hold this much, or nobody is here to measure by."""
-        return not self._kinds or any(kind.holds(size) for kind in self._kinds)
+        for kind in self._kinds:
+            if kind.holds(size):
+                return True
+        return not self._kinds
 
     def refusal(self, request: Request, block_size: int, num_reserved: int = 0) -> str:
         """Why no replica, here or away, could ever hold this request alone, with the figures; empty if one could."""

@@ -58,10 +58,11 @@ def flaw_of(event: object) -> str:
 
 def _range(**figures: tuple[float, float, float]) -> str:
     """The first figure that is not between its bounds; NaN is between none."""
-    for name, (value, low, high) in figures.items():
-        if not low <= value <= high:
-            return f"{name} is {value}, which is not within {low:,} to {high:,}"
-    return ""
+    return next((flaw for name, figure in figures.items() if (flaw := _outside(name, *figure))), "")
+
+
+def _outside(name: str, value: float, low: float, high: float) -> str:
+    return "" if low <= value <= high else f"{name} is {value}, which is not within {low:,} to {high:,}"
 
 
 def _joined(joined: ReplicaJoined) -> str:
@@ -108,7 +109,7 @@ def _result(result: Result) -> str:
         return f"rates of {result.step_seconds} s a step and {result.prefill_tokens_per_s} tokens/s"
     if not (0 <= result.prefill_waiting <= MAX_NUMBER and 0 <= result.dry <= MAX_NUMBER):
         return f"{result.prefill_waiting} tokens that wait and {result.dry} dry steps"
-    if len(result.unreached) > MAX_GATEWAYS or any(len(name) > MAX_NAME for name in result.unreached):
+    if result.unreached and (len(result.unreached) > MAX_GATEWAYS or max(map(len, result.unreached)) > MAX_NAME):
         return f"{len(result.unreached)} gateways that take no tokens, or endless names of such"
     return ""
 
@@ -125,9 +126,10 @@ def _asked(asked: Submit | Pin) -> str:
 
 def _submit(submit: Submit) -> str:
     # What else its sampling says was looked at when it was read.
-    flaw = _asked(submit) or _range(
-        priority=(submit.priority, -MAX_PRIORITY, MAX_PRIORITY),
-        max_tokens=(submit.sampling.max_tokens or 0, 1, MAX_TOKENS),
+    flaw = (
+        _asked(submit)
+        or _outside("priority", submit.priority, -MAX_PRIORITY, MAX_PRIORITY)
+        or _outside("max_tokens", submit.sampling.max_tokens or 0, 1, MAX_TOKENS)
     )
     if not flaw and len(submit.look) > MAX_LOOK:
         flaw = f"its look has {len(submit.look):,} characters, more than {MAX_LOOK:,}"

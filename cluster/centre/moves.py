@@ -63,6 +63,8 @@ class Moves:
         self._arrivals = arrivals
         self._pauses = pauses
         self._small_read_s = SMALL_READ_S
+        # Those that run on with nothing being copied: they are looked at again in every turn.
+        self._held_up: list[Move] = []
 
     # -- the first phase
 
@@ -118,6 +120,8 @@ class Moves:
             self._read(move, blocks)
         elif self._num_standing(move.target) < MAX_STANDING:
             self.stop(move)
+        if move.is_waiting and not move.is_given_up:
+            self._held_up.append(move)
 
     def _num_standing(self, target: Replica) -> int:
         under_way = [*self._movable.incoming(target), *(move for _, move in self._transfers.of(target, Move))]
@@ -125,8 +129,9 @@ class Moves:
 
     def turn(self) -> None:
         """Called in every turn: those of which all but a little is copied run on until fewer others stand still."""
-        for move in list(self._movable.by_request.values()):
-            if move.is_waiting:
+        held_up, self._held_up = self._held_up, []
+        for move in held_up:
+            if move.is_waiting and not move.is_given_up:
                 self._next_round(move)
 
     def _read(self, move: Move, blocks: list[int]) -> None:

@@ -67,6 +67,9 @@ class Board:
         self._at_hand = np.zeros(0, np.float64)
         # Of each: tokens of a sequence, blocks of its pool.
         self._longest, self._largest = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        # The least of both: what is no more than that fits everywhere, so nobody is too small for it.
+        self._shortest = self._smallest = 0
+        self._nobody = np.zeros(0, np.bool_)
 
     def why_not(self, joined: ReplicaJoined) -> str:
         """Why this replica can't stand beside those that are here; empty if it can. Blocks of one model have one size,
@@ -102,6 +105,9 @@ class Board:
         count = len(replicas)
         self._longest = np.array([replica.joined.max_model_len for replica in replicas], np.int64)
         self._largest = np.array([replica.ledger.num_blocks for replica in replicas], np.int64)
+        self._shortest = min(self._longest.tolist(), default=0)
+        self._smallest = min(self._largest.tolist(), default=0)
+        self._nobody = np.zeros(count, np.bool_)
         self._free, self._seats = np.zeros(count, np.int64), np.zeros(count, np.int64)
         self._residents, self._prefill = np.zeros(count), np.zeros(count)
         self._at_hand = np.zeros(count)
@@ -129,10 +135,9 @@ class Board:
     def num_reserved(self, request: Request) -> int:
         """Blocks of the run that this request reserves; 0 where blocks are given as they are needed."""
         reserve = self._settings.reserve
-        if reserve == "none" or not len(self._longest):
+        if reserve == "none" or not self._shortest:
             return 0
-        longest = int(self._longest.min())
-        return num_reserved(reserve, len(request.prompt), request.max_tokens, self.block_size, longest)
+        return num_reserved(reserve, len(request.prompt), request.max_tokens, self.block_size, self._shortest)
 
     def need(self, request: Request) -> Need:
         """What it needs to start now."""
@@ -199,6 +204,8 @@ class Board:
 
     def _is_small(self, need: Need) -> NDArray[np.bool_]:
         """Which replicas could not hold it alone, were they empty."""
+        if need.most.num_tokens <= self._shortest and need.most.num_blocks <= self._smallest:
+            return self._nobody
         return (self._longest < need.most.num_tokens) | (self._largest < need.most.num_blocks)
 
     def _make_sure(

@@ -75,9 +75,10 @@ class Recall:
     def expire(self) -> None:
         """Called in every turn, before its events: once everybody had time to tell, what somebody has told of is
         forgotten, and later what nobody can come back for any more."""
-        books, wait_s = self._books, self._books.settings.rebuild_s
+        books = self._books
         if not books.departed or books.hearing.ends_at is not None or books.now < self._look_at:
             return
+        wait_s = books.settings.rebuild_s
         begins = self._told_at + wait_s
         until = {request_id: begins + self._longest_grace_s(request_id) for request_id in books.departed}
         for request_id, when in until.items():

@@ -132,8 +132,6 @@ class Starts:
         request = sequence.request
         replica = request.replica
         assert replica is not None
-        tokens = ids(request.prompt)
-        tokens.extend(sequence.outputs)
         num_told = len(sequence.table) - sequence.purse
         if self._books.settings.reserve != "none":
             # What is reserved behind the end is nobody's to write.
@@ -146,10 +144,10 @@ class Starts:
                 attempt=request.attempt,
                 gateway=request.gateway,
                 route=request.route,
-                tokens=tokens,
+                tokens=request.prompt + sequence.outputs,
                 num_prompt=len(request.prompt),
                 position=max(sequence.position, sequence.saved),
-                table=ids(sequence.table[:num_told]),
+                table=sequence.table[:num_told],
                 lease_end=sequence.lease_end,
                 precedence=request.precedence,
                 sampling=request.sampling if request.sampling is not None else PIN_SAMPLING,

@@ -75,7 +75,7 @@ class Waiting:
 
     def num_waiting(self, model: str) -> int:
         queue = self.queues.get(model)
-        num_waiting = self._num_parked[model] + (len(queue) if queue is not None else 0)
+        num_waiting = self._num_parked.get(model, 0) + (len(queue) if queue is not None else 0)
         return num_waiting + (sum(one.model == model for one in self._aside.values()) if self._aside else 0)
 
     def all(self) -> list[Request]:
