@@ -12,22 +12,20 @@ import json
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cluster.errors import InvalidRequest, QuireError
 from cluster.page import play
 from cluster.page.news import News
 from cluster.page.play import Gateways
 from cluster.serving.admin_client import Admin
+from cluster.serving.http_connections import bound_connections
 
 MAX_CONNECTIONS = 48
 MAX_VIEWERS = 8
@@ -133,26 +131,6 @@ class Page:
             self._num_playing -= 1
 
 
-class _PageConnection(H11Protocol):
-    """Where there are too many, the oldest on which nothing is asked makes room: whoever holds one needs no key."""
-
-    def __init__(self, connections: dict[_PageConnection, None], *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._connections = connections
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._connections[self] = None
-        if len(self._connections) > MAX_CONNECTIONS:
-            idle = next((one for one in self._connections if getattr(one.cycle, "response_complete", True)), self)
-            del self._connections[idle]
-            idle.transport.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._connections.pop(self, None)
-        super().connection_lost(exc)
-
-
 def server_of(page: Page) -> uvicorn.Server:
     config = uvicorn.Config(
         page.app,
@@ -165,5 +143,6 @@ def server_of(page: Page) -> uvicorn.Server:
         timeout_graceful_shutdown=1,
     )
     config.load()
-    config.http_protocol_class = partial(_PageConnection, dict[_PageConnection, None]())  # type: ignore[assignment]
+    # Whoever holds one needs no key.
+    bound_connections(config, MAX_CONNECTIONS, MAX_CONNECTIONS)
     return uvicorn.Server(config)

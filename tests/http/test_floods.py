@@ -185,7 +185,7 @@ def test_heads_and_bodies_that_are_too_large_are_refused() -> None:
 
 def test_half_a_request_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.gateway.http.app.BODY_S", 0.3)
-    monkeypatch.setattr("cluster.gateway.http.server.HEAD_S", 0.5)
+    monkeypatch.setattr("cluster.serving.http_connections.HEAD_S", 0.5)
     monkeypatch.setattr("cluster.gateway.http.server.IDLE_S", 1.0)
 
     async def story(door: Door, server: HttpServer, client: openai.AsyncOpenAI) -> None:
@@ -211,7 +211,7 @@ async def _drip(writer: asyncio.StreamWriter) -> None:
 
 
 def test_a_client_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.gateway.http.server.STUCK_S", 0.5)
+    monkeypatch.setattr("cluster.serving.http_connections.STUCK_S", 0.5)
     ended = asyncio.run(_unread(UnreadBounds()))
     assert ended == "cut off"
 
@@ -289,22 +289,41 @@ def test_whole_answers_that_are_too_large_are_refused() -> None:
     on_stage(PLAIN, story, settings=GatewaySettings(port=0, unread=bounds))
 
 
-def test_one_connection_too_many_is_closed() -> None:
+def test_of_connections_too_many_the_oldest_on_which_nothing_is_asked_makes_room() -> None:
     async def story(door: Door, server: HttpServer, client: openai.AsyncOpenAI) -> None:
         get = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
-        held: list[Any] = []
-        for _ in range(4):
+        held: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        for _ in range(8):
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             writer.write(get)
             assert b"200 OK" in await asyncio.wait_for(reader.readuntil(b"}"), 3)
+            held.append((reader, writer))
+        for reader, _ in held[:4]:
+            assert await closed(reader, 3.0) == b""
+        assert not any(reader.at_eof() or reader.exception() for reader, _ in held[4:])
+        for _, writer in held:
+            writer.close()
+
+    over_http(story, settings=GatewaySettings(port=0, max_connections_per_machine=4))
+
+
+def test_where_something_is_asked_on_each_connection_one_too_many_is_closed() -> None:
+    async def story(door: Door, server: HttpServer, client: openai.AsyncOpenAI) -> None:
+        # None of their bodies has come yet.
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        held: list[asyncio.StreamWriter] = []
+        for _ in range(4):
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(head + b"Content-Length: 99\r\n\r\n")
             held.append(writer)
+        await asyncio.sleep(0.1)
         for _ in range(20):
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             assert await closed(reader, 3.0) == b""
             writer.close()
         held.pop().close()
         await asyncio.sleep(0.1)
-        assert b"200 OK" in await raw(server.port, get)
+        assert b"200 OK" in await raw(server.port, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         for writer in held:
             writer.close()
 

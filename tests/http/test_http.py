@@ -451,7 +451,7 @@ def test_tokens_are_asked_for_before_anything_else() -> None:
 
 
 def test_half_a_head_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.gateway.http.server.HEAD_S", 0.3)
+    monkeypatch.setattr("cluster.serving.http_connections.HEAD_S", 0.3)
 
     async def story(door: Door, server: HttpServer, client: openai.AsyncOpenAI) -> None:
         for begun in (b"", b"POST /v1/comp", b"GET /health HTTP/1.1\r\nHost: localhost\r\n"):

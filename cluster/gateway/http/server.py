@@ -1,8 +1,6 @@
-"""The HTTP server of a gateway: uvicorn in the gateway's own loop, with the bounds that it leaves to others.
+"""The HTTP server of a gateway: uvicorn in the gateway's own loop, with bounded connections.
 
-A connection that has not sent a whole request head within `HEAD_S` is closed; so is one that was idle for long, and one
-that takes nothing of what it asked for; so is one too many. TLS and exposure are those of the gRPC door. Signals stay
-with the process.
+One that was idle for long is closed. TLS and exposure are those of the gRPC door. Signals stay with the process.
 """
 
 from __future__ import annotations
@@ -11,11 +9,8 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
+from dataclasses import replace
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -25,13 +20,11 @@ from cluster.gateway.gateway import Gateway
 from cluster.gateway.http.app import MAX_HEAD_BYTES, HttpDoor
 from cluster.serving.auth import is_loopback
 from cluster.serving.connections import ConnectionBound, share_of_descriptors
+from cluster.serving.http_connections import bound_connections
 
 log = logging.getLogger(__name__)
 
-HEAD_S = 10.0
 IDLE_S = 30.0
-STUCK_S = 60.0
-"""A client that has so much unread that nothing more can be written, and takes nothing for so long, is cut off."""
 BACKLOG = 512
 PORTS_TO_TRY = 20
 
@@ -80,8 +73,7 @@ class HttpServer:
         )
         config.load()
         most, most_of_one = settings.max_connections, settings.max_connections_per_machine
-        connections = _Connections(share_of_descriptors(most), share_of_descriptors(most_of_one))
-        config.http_protocol_class = partial(_Connection, connections)  # type: ignore[assignment]
+        bound_connections(config, share_of_descriptors(most), share_of_descriptors(most_of_one))
         if files is not None:
             # Certificates that are renewed count from the next connection on.
             config.ssl = files.context()
@@ -124,88 +116,6 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-@dataclass(slots=True)
-class _Connections:
-    """Connections that are there, in all and of each machine, and how many may be."""
-
-    most: int
-    most_of_one: int
-    num: int = 0
-    by_machine: Counter[str] = field(default_factory=Counter)
-
-    def enter(self, machine: str) -> bool:
-        """False: it is one too many. Counted in either case, until it leaves."""
-        self.num += 1
-        self.by_machine[machine] += 1
-        return self.num <= self.most and self.by_machine[machine] <= self.most_of_one
-
-    def leave(self, machine: str) -> None:
-        self.num -= 1
-        self.by_machine[machine] -= 1
-        if not self.by_machine[machine]:
-            del self.by_machine[machine]
-
-
-class _Connection(H11Protocol):
-    """Closes a connection on which the head of a request has begun and does not end, or never begins; one that takes
-    nothing; and one too many."""
-
-    def __init__(self, connections: _Connections, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._connections = connections
-        self._machine = ""
-        self._too_late: asyncio.TimerHandle | None = None
-        self._stuck: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._machine = self.client[0] if self.client else ""
-        if self._connections.enter(self._machine):
-            self._expect_head()
-        else:
-            transport.abort()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._stuck = asyncio.get_running_loop().call_later(STUCK_S, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._flows()
-
-    def _flows(self) -> None:
-        if self._stuck is not None:
-            self._stuck.cancel()
-            self._stuck = None
-
-    def data_received(self, data: bytes) -> None:
-        before = self.cycle
-        super().data_received(data)
-        if self.cycle is not before:
-            self._stop_waiting()
-        elif self._too_late is None and self.cycle.response_complete:
-            self._expect_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._connections.leave(self._machine)
-        self._stop_waiting()
-        self._flows()
-        super().connection_lost(exc)
-
-    def _expect_head(self) -> None:
-        self._too_late = asyncio.get_running_loop().call_later(HEAD_S, self._give_up)
-
-    def _stop_waiting(self) -> None:
-        if self._too_late is not None:
-            self._too_late.cancel()
-            self._too_late = None
-
-    def _give_up(self) -> None:
-        self._too_late = None
-        if not self.transport.is_closing():
-            self.transport.close()
 
 
 def _family(host: str) -> socket.AddressFamily:
