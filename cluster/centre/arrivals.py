@@ -30,12 +30,14 @@ class Arrivals:
             sequence.seq = self._books.next_seq()
             places = [move.place_of[block] for block in had.table]
             # A block that several sequences share came once; the first of them takes over the move's own hold.
-            sequence.paid = ledger.share([block for block in places if block in taken], sequence.seq)
+            ledger.share([block for block in places if block in taken], sequence.seq)
             taken.update(places)
             sequence.table = ids(places)
             sequence.group = had.group_at(move.place_of)
             num_new = self._lease(sequence, had, target)
             sequence.table.extend([move.spare.pop() for _ in range(num_new)])
+            # It pays from now on: what was copied while it ran, the cluster wanted.
+            sequence.paid = ledger.cost(sequence.table)
             sequence.saved = had.position
             num_cached = next((i for i, block in enumerate(places) if block not in cached), len(places))
             sequence.position = num_cached * target.block_size

@@ -215,6 +215,10 @@ class Ledger:
         self._operations.append(("release", tuple(blocks), owner))
         return total
 
+    def cost(self, blocks: Iterable[int]) -> float:
+        """What these held blocks have cost each of their holders up to now."""
+        return sum(map(self._settle, blocks))
+
     def _settle(self, block: int) -> float:
         paid = self._paid[block] + (self._clock.now - self._paid_at[block]) / self._holders[block]
         self._paid[block] = paid

@@ -132,7 +132,7 @@ class Swaps:
             return
         reserved, request.reserved = request.reserved, []
         targets, excess = reserved[: len(blocks)], reserved[len(blocks) :]
-        host.ledger.release(excess)
+        request.host_block_seconds += host.ledger.release(excess)
         place_of = dict(zip(blocks, targets, strict=True))
         seen: set[int] = set()
         for sequence, had in zip(request.live, held, strict=True):

@@ -11,6 +11,7 @@ from cluster.centre.scheduler import Scheduler
 from cluster.gateway.door.check import check
 from cluster.messages import Event
 from cluster.messages.resume import REPLACED
+from cluster.sim.bills import Bills
 from cluster.sim.client import SimClient, Violation
 from cluster.sim.model import STEP_FAILED, before_first, other_weights, pairs_of, values
 from cluster.sim.progress import Standstills
@@ -29,6 +30,8 @@ class Judge:
         self.num_turns = 0
         self.num_events = 0
         self._progress = Standstills()
+        # By the scheduler's epoch.
+        self._bills: dict[int, Bills] = {}
 
     def look(self, scheduler: Scheduler, events: list[Event], now: float | None) -> None:
         """After every turn; `now` is the world's time, which does not leap. None: nobody has to get on."""
@@ -36,6 +39,7 @@ class Judge:
         self.num_events += len(events)
         if now is not None:
             self._progress.look(scheduler, now)
+        self._bills.setdefault(scheduler.epoch, Bills()).look(scheduler)
         if self.full_check or self.num_turns % 64 == 0:
             scheduler.check()
         else:
