@@ -62,8 +62,6 @@ class Clients:
         if not reason:
             self._accepted.append((len(books.orders), request))
         books.tell(Accepted(request.gateway, request.route, request.request_id, place, reason))
-        if request.deadline is not None:
-            self._deadlines.wake_at(request.deadline, request)
 
     def _enter(self, event: Submit | Pin) -> Request | None:
         """None: it was refused."""

@@ -66,3 +66,10 @@ class Deadlines:
             if request is not None:
                 return request
         return None
+
+    def check(self) -> None:
+        """Nobody goes on behind a time that ends it."""
+        now = self._books.now
+        for request in self._books.requests.values():
+            ends = () if request.is_cancelled else (request.deadline, request.orphaned_until)
+            assert all(when is None or when > now for when in ends), f"{request} goes on at {now}, not to {ends}"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from cluster.centre.boards import Boards
 from cluster.centre.books import Books
+from cluster.centre.deadlines import Deadlines
 from cluster.centre.host_memory import HostMemory
 from cluster.centre.nouns import Request, Sequence, State
 from cluster.centre.transfers import Transfers
@@ -21,11 +22,18 @@ class Endings:
     """What is done with a request as a whole, wherever it is."""
 
     def __init__(
-        self, books: Books, boards: Boards, waiting: Waiting, host_memory: HostMemory, transfers: Transfers
+        self,
+        books: Books,
+        boards: Boards,
+        waiting: Waiting,
+        deadlines: Deadlines,
+        host_memory: HostMemory,
+        transfers: Transfers,
     ) -> None:
         self._books = books
         self._boards = boards
         self._waiting = waiting
+        self._deadlines = deadlines
         self._host_memory = host_memory
         self._transfers = transfers
         # What is kept for attempts that a lost replica may still be running, by request.
@@ -38,9 +46,14 @@ class Endings:
         request.is_cacheable = books.settings.prefix_caching and names_fit and not request.tenant.is_cleared
         books.tenants.enter(request.tenant)
         books.requests[request.request_id] = request
+        self._watch(request)
         # What a replica remembers of it is of an attempt before.
         books.departed.pop(request.request_id, None)
         return request
+
+    def _watch(self, request: Request) -> None:
+        if request.deadline is not None:
+            self._deadlines.wake_at(request.deadline, request)
 
     # -- it leaves its replica, or ends before its time
 
@@ -139,6 +152,8 @@ class Endings:
         self._books.requests[request.request_id] = request
         self._books.tenants.enter(request.tenant)
         self._waiting.queue(request)
+        # It may have passed since, when nothing was left to be ended.
+        self._watch(request)
         reason = "what its worker told last was lost with it"
         self._books.tell(Accepted(request.gateway, request.route, request.request_id, 0, reason, request.turn))
 

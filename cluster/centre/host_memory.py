@@ -64,3 +64,13 @@ class HostMemory:
         """It is gone, and with it whatever could be touched there."""
         for key in [key for key in self.quarantined if key[0] == host.name]:
             del self.quarantined[key]
+
+    def check(self) -> None:
+        """What a late writer may touch is in quarantine, and nothing else is."""
+        noted = dict.fromkeys(self._books.pools, 0)
+        for (pool, number), blocks in self.quarantined.items():
+            assert pool in noted, f"transfer {number:#x} may touch {len(blocks)} blocks of {pool}, which is gone"
+            noted[pool] += len(blocks)
+        for name, host in self._books.pools.items():
+            found = host.ledger.counts().quarantined
+            assert found == noted[name], f"{found} blocks of {name} are in quarantine, and {noted[name]} may be touched"

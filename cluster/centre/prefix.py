@@ -165,6 +165,13 @@ class PrefixIndex:
                 runs.append((depth + 1, alive))
         return Hits(self, names, runs)
 
+    def check(self) -> None:
+        """Names that many pools hold, and no others, have a mask, which says who holds them."""
+        many = {name: known for name, known in self._places.items() if isinstance(known, dict)}
+        assert many.keys() == self._masks.keys(), f"{len(self._masks)} masks of {len(many)} names"
+        for name, known in many.items():
+            assert self._masks[name] == sum(1 << pool for pool in known), f"{name.hex()} is held by pools {list(known)}"
+
 
 def _mask(places: tuple[int, ...]) -> int:
     mask = 0

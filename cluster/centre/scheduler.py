@@ -102,7 +102,7 @@ class Scheduler:
         self.plans = plans = Plans(epoch)
         revokes = Revokes(settings, leases)
         # How a request ends, leaves its replica, and starts on one.
-        endings = Endings(books, boards, waiting, host_memory, transfers)
+        endings = Endings(books, boards, waiting, deadlines, host_memory, transfers)
         self.sealing = sealing = Sealing(books, waiting, deadlines, host_memory, endings)
         pins = Pins(books, deadlines)
         leaving = Leaving(books, waiting, host_memory, endings, sealing, pins)
@@ -129,7 +129,7 @@ class Scheduler:
         confirming = Confirming(books, waiting, deadlines)
         self.recall = recall = Recall(books, deadlines)
         self.adoption = Adoption(books, endings, sealing, confirming, recall)
-        takeover = Takeover(books, waiting, transfers, endings, leases, sealing, recovery, recall)
+        takeover = Takeover(books, waiting, transfers, endings, leases, sealing, confirming, recovery, recall)
         self.rebuild = Rebuild(books, waiting, deadlines, endings, sealing, confirming, self.adoption, takeover)
         self.clients = clients = Clients(
             books, boards, waiting, deadlines, endings, sealing, pins, self.adoption, self.admission
@@ -241,6 +241,9 @@ class Scheduler:
                 tables.append(request.reserved)
                 tables += [sequence.host_table for sequence in request.sequences]
             host.ledger.check(tables)
+        self.index.check()
+        self.host_memory.check()
+        self.deadlines.check()
         self.moves.check()
         self.recall.check()
         for queue in self.waiting.queues.values():

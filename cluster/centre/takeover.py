@@ -7,7 +7,10 @@ are taken over as well, so that there are hits at once.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cluster.centre.books import Books
+from cluster.centre.confirming import Confirming
 from cluster.centre.endings import Endings
 from cluster.centre.leases import Leases
 from cluster.centre.nouns import Replica, Request, Sequence, State
@@ -33,6 +36,7 @@ class Takeover:
         endings: Endings,
         leases: Leases,
         sealing: Sealing,
+        confirming: Confirming,
         recovery: Recovery,
         recall: Recall,
     ) -> None:
@@ -42,6 +46,7 @@ class Takeover:
         self._endings = endings
         self._leases = leases
         self._sealing = sealing
+        self._confirming = confirming
         self._recovery = recovery
         self._recall = recall
         # Arrivals that residents brought: no two requests that wait may have one.
@@ -191,11 +196,9 @@ class Takeover:
         books.requests[request_id] = request
         if not older.is_confirmed:
             return
-        request.is_confirmed = True
-        books.tenants.leave(request.tenant)
-        request.tenant = older.tenant
-        books.tenants.enter(request.tenant)
-        request.model, request.deadline, request.grace_s = older.model, older.deadline, older.grace_s
+        # What is due of it comes up under its arrival.
+        request.arrival = older.arrival
+        self._confirming.told(request, replace(older.as_asked(), deadline=older.deadline))
         request.gateway, request.route, request.turn = older.gateway, older.route, older.turn
         request.witnesses, request.heard, request.is_adopted = older.witnesses, older.heard, older.is_adopted
         request.orphaned_until = older.orphaned_until
@@ -210,7 +213,7 @@ class Takeover:
         request = Request(told_by(start, joined), arrival, books.tenants.get(""), books.now)
         books.tenants.enter(request.tenant)
         # Whoever says that it is told to is believed.
-        request.turn, request.is_confirmed = -1, False
+        request.turn, request.is_confirmed, request.state = -1, False, State.RUNNING
         return request
 
     def _settle(self, sequence: Sequence, resident: Resident) -> None:

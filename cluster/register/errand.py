@@ -92,6 +92,8 @@ class Errand:
         # What the peer was told and did not hear: that this part was given up, and why.
         self.unheard: tuple[TransferName, str] | None = None
         self.answered = False
+        # Of ours, which ended it.
+        self.mistake: Exception | None = None
         self._name = name
         self._register = register
         self._settings = settings
@@ -139,7 +141,7 @@ class Errand:
             yield from self._give_up(detail)
         except Exception as error:
             # A mistake of ours must not leave the scheduler without its answer.
-            detail = f"{type(error).__name__}: {error}"
+            self.mistake, detail = error, f"{type(error).__name__}: {error}"
             yield from self._give_up(detail)
         yield AnswerScheduler(self.outcome(ok, detail, self._now))
         yield from self._let_go()

@@ -46,11 +46,11 @@ class Bills:
         for replica in scheduler.replicas.values():
             for sequence in replica.residents.values():
                 self._of(sequence.request).device_rate += _share(replica.ledger, sequence.table)
-        for pool in scheduler.pools.values():
-            for request in pool.requests.values():
-                held = self._of(request)
+        for request in scheduler.requests.values():
+            if request.host is not None:
+                # Also where that pool is gone, until it is known what was still written there.
                 for table in (request.reserved, *(sequence.host_table for sequence in request.sequences)):
-                    held.host_rate += _share(pool.ledger, table)
+                    self._of(request).host_rate += _share(request.host.ledger, table)
         for key, held in list(self._held.items()):
             if not held.device_rate:
                 _compare("device", held.request, held.request.block_seconds, held.device)

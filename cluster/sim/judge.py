@@ -40,6 +40,7 @@ class Judge:
         if now is not None:
             self._progress.look(scheduler, now)
         self._bills.setdefault(scheduler.epoch, Bills()).look(scheduler)
+        scheduler.deadlines.check()
         if self.full_check or self.num_turns % 64 == 0:
             scheduler.check()
         else:

@@ -35,8 +35,8 @@ MACHINES = (
 NOT_RUN = ("journal", "notes", "pauses", "rates", "replay")
 """Files of theirs that write or read for people, or say only what something costs: no promise hangs on them."""
 MOST_HISTORIES = 500
-HANGS_S = 120
-"""A history of a second or so that takes so long goes round in circles."""
+HANGS_S = 60
+"""Of computing: a history of a second or so that takes so long goes round in circles."""
 ENOUGH = 200
 """Histories of which each thing that is wanted is met by some: a twentieth of them meets it."""
 SURVIVORS = Path(__file__).with_name("survivors.json")
@@ -126,18 +126,18 @@ def _child(mutation: Mutation, histories: int) -> None:
     summary = Summary()
 
     def hangs(number: int, frame: object) -> None:
-        raise TimeoutError(f"a history took more than {HANGS_S} s")
+        raise TimeoutError(f"a history took more than {HANGS_S} s of computing")
 
-    signal.signal(signal.SIGALRM, hangs)
+    signal.signal(signal.SIGPROF, hangs)
     for seed in range(histories):
-        signal.alarm(HANGS_S)
+        signal.setitimer(signal.ITIMER_PROF, HANGS_S)
         try:
             verdict = run_seed(seed, with_faults=True)
             summary.add(verdict)
             failure = verdict.failure
         except Exception as error:
             failure = f"{type(error).__name__}: {error}"
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         if failure:
             print(json.dumps((seed + 1, failure[:300])))
             return

@@ -177,6 +177,8 @@ class SimTransfers:
         self._runs.remove(run)
 
     def answer(self, errand: Errand, transferred: Transferred) -> None:
+        if errand.mistake is not None:
+            raise errand.mistake
         self._asking.answer(errand, transferred, self._owner.clock.now)
         self._go_on()
 

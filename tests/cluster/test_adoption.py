@@ -289,6 +289,18 @@ def test_a_resume_of_what_nobody_knows_is_refused_when_everybody_had_time_to_tel
     assert not of(Refused, late.turn([], 13.0))
 
 
+def test_a_deadline_holds_at_the_next_scheduler_whoever_tells_of_the_request_first() -> None:
+    asked, start = running(Driver())
+    told = GatewayState("a", (OpenRequest(replace(asked, deadline=20.0), 1, (ids([7]),), (Reason.NONE,), 0),))
+    for events in ([told], [told, state_of(start, 2)], [state_of(start, 2), told]):
+        new = Scheduler(SchedulerSettings(), epoch=2)
+        new.turn(events, 10.0)
+        new.turn([], 19.0)
+        assert not new.requests["t/q"].is_cancelled and new.next_deadline == 20.0
+        (refused,) = of(Refused, new.turn([], 20.0))
+        assert isinstance(refused, Refused) and refused.code == "DEADLINE_EXCEEDED"
+
+
 def test_a_request_that_a_client_names_is_found_as_it_was_asked() -> None:
     driver, asked = Driver(), replace(at("a", 1, submit("t/q", range(40), 30, n=2)), look="chat")
     driver.turn(replace(asked, deadline=driver.now + 5.0))

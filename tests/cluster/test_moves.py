@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pytest
+
 from cluster.centre.nouns import State
 from cluster.centre.scheduler import Scheduler
 from cluster.messages import (
@@ -28,6 +30,7 @@ from cluster.messages import (
     ids,
 )
 from cluster.settings import SchedulerSettings
+from cluster.sim.bills import Bills
 from tests.cluster.test_scheduler import SIZE, joined, names_of, starts, submit
 
 PROMPT = range(100, 100 + 5 * SIZE)
@@ -44,6 +47,7 @@ class Two:
         """A last read is quicker than to write three tokens again at 100 tokens/s, and not at 1,000."""
         self.scheduler = Scheduler(SchedulerSettings(balance_gap=2.0))
         self.prefill_tokens_per_s = prefill_tokens_per_s
+        self.bills = Bills()
         self.now = 0.0
         self.numbers = {"r0": 0, "r1": 0}
         self.plans = {"r0": 0, "r1": 0}
@@ -60,6 +64,7 @@ class Two:
         for name, plan in found.items():
             self.plans[name] = plan.number
         self.scheduler.check()
+        self.bills.look(self.scheduler)
         return found
 
     def tell(
@@ -144,6 +149,28 @@ def test_where_little_is_left_the_target_writes_it_again_and_nothing_is_read() -
     two.tell("r1")
     # Two turns of 0.01 s, which is a step: the one that it takes now is not counted.
     assert [round(steps, 6) for steps in pauses.last] == [2.0] and sum(pauses.counts) == 1
+
+
+@pytest.mark.parametrize("rate", [100.0, 1000.0])
+def test_who_moves_pays_for_what_its_tables_hold_and_not_for_what_is_copied_meanwhile(rate: float) -> None:
+    two = Two(prefill_tokens_per_s=rate)
+    begun = two.start()
+    request, begun_at = two.scheduler.requests["q"], two.now - 0.02
+    (copies,) = two.turn(Drain("r0"))["r1"].transfers
+    two.now += 5.0
+    two.done("r1", copies)
+    held = len(request.sequences[0].table) * (two.now + 0.01 - begun_at)
+    orders = two.stop("r0", begun, len(PROMPT) + 3, 2)
+    assert request.block_seconds == pytest.approx(held)
+    stopped_at = two.now
+    for rest in orders["r1"].transfers:
+        two.done("r1", rest)
+    two.now += 1.0
+    two.turn(Cancel("q"))
+    (sequence,) = request.sequences
+    held += len(sequence.table) * (two.now + 0.01 - stopped_at)
+    two.tell("r1", stopped=(Stopped(sequence.seq, Reason.DROPPED, len(PROMPT), ids(), b""),))
+    assert request.state is State.ENDED and request.block_seconds == pytest.approx(held)
 
 
 def test_a_last_read_that_fails_ends_in_computing_again() -> None:

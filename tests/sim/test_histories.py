@@ -150,6 +150,7 @@ FOUND = {
     357: "all replicas of a model died with the scheduler, and the next one refused what it had taken as it listened",
     1717: "a new scheduler refused what fits only a replica that had died with the one before",
     1668: "other weights went on with what a client had, and neither its gateway nor the scheduler",
+    62: "a request whose last tokens were lost was made again behind its deadline",
     2322: "what a replica remembered of an attempt before was recalled behind the end of the request",
 }
 
