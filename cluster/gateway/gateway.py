@@ -20,8 +20,9 @@ from typing import TypeVar
 from cluster.errors import ProtocolError, QueueFull, QuireError, Unavailable
 from cluster.gateway.answer import Answer, Cursor, Outlet
 from cluster.gateway.catalogue import Catalogue, LoadText, cluster_id
-from cluster.gateway.door.door import Door, DoorSettings
+from cluster.gateway.door.door import Door
 from cluster.gateway.door.entry import Reader
+from cluster.gateway.door.kept import DoorSettings
 from cluster.gateway.front import Connected, Disconnected, Order, SchedulerLink
 from cluster.gateway.intake import Question, read_text
 from cluster.gateway.models import TextModel

@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from cluster.errors import QueueFull
 from cluster.gateway.door.check import check
-from cluster.gateway.door.door import Door, DoorSettings
+from cluster.gateway.door.door import Door
 from cluster.gateway.door.entry import KEPT_TOKEN_BYTES, Entry
+from cluster.gateway.door.kept import DoorSettings
 from cluster.gateway.door.quotas import BURST_S, Quotas
 from cluster.gateway.door.unread import UnreadBounds
 from cluster.messages import Accepted, Cancel, GatewayState, Pin, Tokens, ids

@@ -20,8 +20,10 @@ from cluster.errors import (
     WorkFailed,
 )
 from cluster.gateway.door.check import check
-from cluster.gateway.door.door import Door, DoorSettings, Notice
+from cluster.gateway.door.door import Door
 from cluster.gateway.door.entry import Begun, Chunk, Entry, Finished, Part, PromptChunk, Reader
+from cluster.gateway.door.kept import DoorSettings
+from cluster.gateway.door.notices import Notice
 from cluster.gateway.door.unread import UnreadBounds
 from cluster.hashing import BlockHasher
 from cluster.messages import Event, Found, Ids, Pin, Replay, Submit, Tokens, ids

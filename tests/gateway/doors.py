@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.gateway.door.check import check
-from cluster.gateway.door.door import Door, DoorSettings, Notice, Orders
+from cluster.gateway.door.door import Door
 from cluster.gateway.door.entry import Chunk, Entry, Finished, Part, Reader, Whole
+from cluster.gateway.door.kept import DoorSettings, Orders
+from cluster.gateway.door.notices import Notice
 from cluster.messages import Accepted, Done, Reason, Submit, Tokens, ids
 from cluster.sampling import SamplingParams
 

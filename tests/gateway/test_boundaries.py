@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cluster.gateway.door.notices import Notices
 from cluster.links.frames import KIND_AT, PULSE
 from cluster.messages import Claim
 from cluster.sim.client import Ask
@@ -137,7 +138,7 @@ def test_each_frame_is_lost_said_again_or_late(script: str, how: str) -> None:
 
 def test_a_claim_that_is_lost_with_a_scheduler_would_be_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     """These scripts see what no history of some hundreds does."""
-    never_says(monkeypatch, "meet", Claim)
+    never_says(monkeypatch, Notices, "meet", Claim)
 
     def struck(history: History, link: SimLink, way: SimWay) -> None:
         history.world.clock.after(0.0, STRIKES["new scheduler"], history)

@@ -3,8 +3,9 @@
 import pytest
 
 from cluster.errors import Aborted, AlreadyExists, NotFound, QueueFull, Unavailable, WorkFailed
-from cluster.gateway.door.door import CLOSE_AFTER_S, LAST_TOKENS_S
 from cluster.gateway.door.entry import KEPT_TOKEN_BYTES, Whole
+from cluster.gateway.door.kept import CLOSE_AFTER_S
+from cluster.gateway.door.notices import LAST_TOKENS_S
 from cluster.gateway.door.unread import UnreadBounds
 from cluster.messages import Cancel, Claim, Closed, Reason, Refused, StopAt
 from tests.gateway.doors import At, accepted, done, submit

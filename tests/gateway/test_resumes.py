@@ -3,7 +3,8 @@
 import pytest
 
 from cluster.errors import InvalidRequest, NotFound, QueueFull, Unavailable
-from cluster.gateway.door.door import HANDED_S, ROUTE_BITS
+from cluster.gateway.door.kept import ROUTE_BITS
+from cluster.gateway.door.notices import HANDED_S
 from cluster.messages import (
     Adopt,
     Cancel,

@@ -14,32 +14,34 @@ import pytest
 from cluster.gateway.door import door as doors
 from cluster.gateway.door.door import Door
 from cluster.gateway.door.entry import Entry, Finished, Part, Reader
+from cluster.gateway.door.kept import DoorSettings, Kept
 from cluster.gateway.door.log import RequestLog, SequenceLog
+from cluster.gateway.door.notices import Notices
 from cluster.gateway.door.unread import Unread
 from cluster.messages import Adopt, Claim, Done, GatewayState, HandOver, Ids, Sealed, Tokens
 
 Patch = pytest.MonkeyPatch
 
 
-def never_says(patch: Patch, method: str, kind: type) -> None:
+def never_says(patch: Patch, rules: type[Door | Notices], method: str, kind: type) -> None:
     """An event of this kind is lost when this method of the door makes it."""
-    real = getattr(Door, method)
+    real = getattr(rules, method)
 
-    def silent(self: Door, *args: Any, **kwargs: Any) -> Any:
-        tell = self._tell
-        self._tell = lambda event: None if isinstance(event, kind) else tell(event)  # type: ignore[method-assign]
+    def silent(self: Door | Notices, *args: Any, **kwargs: Any) -> Any:
+        kept, tell = self._kept, self._kept.tell
+        kept.tell = lambda event: None if isinstance(event, kind) else tell(event)  # type: ignore[method-assign]
         try:
             return real(self, *args, **kwargs)
         finally:
-            del self._tell  # type: ignore[method-assign]
+            del kept.tell  # type: ignore[method-assign]
 
-    patch.setattr(Door, method, silent)
+    patch.setattr(rules, method, silent)
 
 
 def routes_of_all_lives_are_alike(patch: Patch) -> None:
     make = Door.__init__
 
-    def forgetful(self: Door, settings: doors.DoorSettings) -> None:
+    def forgetful(self: Door, settings: DoorSettings) -> None:
         make(self, replace(settings, life=1))
 
     patch.setattr(Door, "__init__", forgetful)
@@ -102,7 +104,7 @@ def positions_that_are_ahead_are_refused(patch: Patch) -> None:
 
 
 def a_client_that_is_back_is_not_claimed(patch: Patch) -> None:
-    never_says(patch, "resume", Claim)
+    never_says(patch, Door, "resume", Claim)
 
 
 def another_request_of_the_name_is_taken_for_it(patch: Patch) -> None:
@@ -110,43 +112,43 @@ def another_request_of_the_name_is_taken_for_it(patch: Patch) -> None:
 
 
 def a_hand_over_is_obeyed_though_the_client_is_back(patch: Patch) -> None:
-    on_hand_over = Door._on_hand_over
+    on_hand_over = Notices._on_hand_over
 
-    def blind(self: Door, order: HandOver, now: float) -> None:
-        entry = self.entries.get(order.route)
+    def blind(self: Notices, order: HandOver, now: float) -> None:
+        entry = self._kept.entries.get(order.route)
         if entry is not None:
             entry.num_answered = entry.num_claims
             entry.reader.has_left = True
             entry.failure = None
-            self.forget(entry)
+            self._kept.forget(entry)
         on_hand_over(self, order, now)
 
-    patch.setattr(Door, "_on_hand_over", blind)
+    patch.setattr(Notices, "_on_hand_over", blind)
 
 
 def a_hand_over_is_not_answered(patch: Patch) -> None:
-    never_says(patch, "_on_hand_over", Sealed)
+    never_says(patch, Notices, "_on_hand_over", Sealed)
 
 
 def who_reads_what_was_handed_over_is_not_sent_away(patch: Patch) -> None:
-    on_hand_over = Door._on_hand_over
+    on_hand_over = Notices._on_hand_over
 
-    def mute(self: Door, order: HandOver, now: float) -> None:
-        entry = self.entries.get(order.route)
+    def mute(self: Notices, order: HandOver, now: float) -> None:
+        entry = self._kept.entries.get(order.route)
         failure = None if entry is None else entry.failure
         on_hand_over(self, order, now)
         if entry is not None and entry.is_gone:
             entry.failure = failure
 
-    patch.setattr(Door, "_on_hand_over", mute)
+    patch.setattr(Notices, "_on_hand_over", mute)
 
 
 def a_new_scheduler_is_not_told_the_state(patch: Patch) -> None:
-    never_says(patch, "meet", GatewayState)
+    never_says(patch, Notices, "meet", GatewayState)
 
 
 def a_new_scheduler_is_not_asked_again(patch: Patch) -> None:
-    never_says(patch, "meet", Adopt)
+    never_says(patch, Notices, "meet", Adopt)
 
 
 def what_is_asked_for_is_told_as_kept(patch: Patch) -> None:
@@ -154,23 +156,23 @@ def what_is_asked_for_is_told_as_kept(patch: Patch) -> None:
 
 
 def a_grace_has_no_end(patch: Patch) -> None:
-    patch.setattr(Door, "_set_grace", lambda self, entry, until: None)
+    patch.setattr(Kept, "set_grace", lambda self, entry, until: None)
 
 
 def an_end_is_taken_before_the_last_tokens(patch: Patch) -> None:
-    on_done = Door._on_done
+    on_done = Notices._on_done
 
-    def hasty(self: Door, done: Done, now: float) -> None:
-        entry = self.entries.get(done.route)
+    def hasty(self: Notices, done: Done, now: float) -> None:
+        entry = self._kept.entries.get(done.route)
         if entry is not None:
             entry.log.abort()
         on_done(self, done, now)
 
-    patch.setattr(Door, "_on_done", hasty)
+    patch.setattr(Notices, "_on_done", hasty)
 
 
 def an_end_is_never_closed(patch: Patch) -> None:
-    patch.setattr(Door, "_close", lambda self, entry, now: self.forget(entry))
+    patch.setattr(Kept, "close", lambda self, entry, now: self.forget(entry))
 
 
 def unread_bytes_are_never_read(patch: Patch) -> None:

@@ -26,8 +26,8 @@ from cluster.centre.sealing import Sealing
 from cluster.centre.waiting import Refusal, Waiting
 from cluster.desk.departures import Departures
 from cluster.desk.desk import Desk
-from cluster.gateway.door.door import Door
 from cluster.gateway.door.log import RequestLog
+from cluster.gateway.door.notices import Notices
 from cluster.links.frames import Hello
 from cluster.links.listener import Listener
 from cluster.messages import Find, Ids, OpenRequest, Reason, Seal
@@ -172,13 +172,13 @@ def an_answer_goes_on_with_other_weights(patch: Patch) -> None:
 
 
 def a_gateway_does_not_learn_whose_tokens_it_has(patch: Patch) -> None:
-    on_seal = Door._on_seal
+    on_seal = Notices._on_seal
 
-    def deaf(self: Door, seal: Seal, now: float) -> None:
-        entry = self.entries.get(seal.route)
+    def deaf(self: Notices, seal: Seal, now: float) -> None:
+        entry = self._kept.entries.get(seal.route)
         on_seal(self, seal if entry is None else replace(seal, digest=entry.submit.digest), now)
 
-    patch.setattr(Door, "_on_seal", deaf)
+    patch.setattr(Notices, "_on_seal", deaf)
 
 
 def who_tells_what_cannot_be_stays(patch: Patch) -> None:
@@ -205,15 +205,15 @@ def whoever_starts_for_longer_than_a_scheduler_listens_served_nothing(patch: Pat
 
 
 def what_a_client_brought_may_be_of_any_weights(patch: Patch) -> None:
-    on_seal = Door._on_seal
+    on_seal = Notices._on_seal
 
-    def trusting(self: Door, seal: Seal, now: float) -> None:
-        entry = self.entries.get(seal.route)
+    def trusting(self: Notices, seal: Seal, now: float) -> None:
+        entry = self._kept.entries.get(seal.route)
         if entry is not None:
             entry.is_behind = False
         on_seal(self, seal, now)
 
-    patch.setattr(Door, "_on_seal", trusting)
+    patch.setattr(Notices, "_on_seal", trusting)
 
 
 KIND_PLANTS: dict[str, tuple[Plant, Kind]] = {

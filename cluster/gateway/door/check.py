@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from cluster.gateway.door.door import ROUTE_BITS, Door
+from cluster.gateway.door.door import Door
 from cluster.gateway.door.entry import Entry
+from cluster.gateway.door.kept import ROUTE_BITS
 from cluster.messages import Reason
 
 
@@ -11,7 +12,7 @@ def check(door: Door) -> None:
     life = door.settings.life & 0x7FFF_FFFF
     unread: dict[str, int] = {}
     num_open: dict[str, int] = {}
-    due, gateway, by_id = set(door._deadlines), door.settings.gateway, door.by_id
+    due, gateway, by_id = set(door._kept.deadlines), door.settings.gateway, door.by_id
     for route, entry in door.entries.items():
         submit = entry.submit
         assert route == entry.route and route >> ROUTE_BITS == life, f"{_where(entry)} stands under route {route:#x}"
