@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
+from timeit import timeit
 from typing import Any
 
 from cluster.bench.cluster import with_tokenizer
@@ -26,7 +27,7 @@ from cluster.offline.engine import LLM
 from cluster.sampling import SamplingParams
 from cluster.structure import StructuredOutputsParams
 
-MAX_COST = 1.05
+MAX_COST, MAX_UNUSED = 1.05, 0.001
 PROMPT_TOKENS, AT_ONCE = 64, 64
 
 
@@ -189,6 +190,16 @@ def cost(report: Report, llm: LLM, batch: int, tokens: int, rounds: int) -> None
             what = f"{kind}: a step costs at most {MAX_COST:g}x of one of plain answers"
             report.check(what, by_step <= MAX_COST, f"{by_step:.3f}x")
     report.table(f"{batch} rows at once, {tokens} tokens each", rows)
+    unused_s = timeit(lambda: ask_nobody(llm), number=1_000) / 1_000
+    detail = f"{1e6 * unused_s:.1f} us of {1e3 * plain.step_s:.1f} ms"
+    what = f"where no answer has a structure, a step spends at most {MAX_UNUSED:g} of its time on them"
+    report.check(what, unused_s <= MAX_UNUSED * plain.step_s, detail)
+
+
+def ask_nobody(llm: LLM) -> None:
+    """What every step asks of structures, whether there are any or none."""
+    structures = llm._worker.sampler.structures
+    assert not structures.num_rows and not structures.has_long and not structures.late()
 
 
 def asked(num: int, seed: int) -> Iterator[tuple[str, list[dict[str, str]], SamplingParams]]:
