@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.bench.noise import Change, Figure, changes, figures, noise_of, yardstick
 from cluster.bench.page import Line, PagePlot, section, whole
+from cluster.bench.regressions import Change, Figure, changes, figures, noise_of, yardstick
 from cluster.bench.report import RawHelp, Report, Row
 
 ROOT = Path(__file__).parents[2]

@@ -25,7 +25,7 @@ from cluster.offline.engine import LLM
 from cluster.sampling import SamplingParams
 from kernels.device.host import HostDevice
 from kernels.device.seam import Graph, GraphPool, standing_in
-from kernels.gpu import launch, sampling
+from kernels.gpu import issuing, sampling
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -71,12 +71,12 @@ class HollowDevice(HostDevice):
 
     def call(self, work: Callable[P, object], *args: P.args, **more: P.kwargs) -> None:
         """Of a Triton kernel only what is looked at before it is launched."""
-        if work is not launch._launch:
+        if work is not issuing._launch:
             work(*args, **more)
             return
         self.num_launches += 1
         kernel, _, constants, *rest = args
-        launch.key_of(kernel, constants, tuple(rest))  # type: ignore[arg-type]
+        issuing.key_of(kernel, constants, tuple(rest))  # type: ignore[arg-type]
 
     def peak_bytes(self, work: Callable[[], object]) -> int:
         work()

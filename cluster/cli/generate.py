@@ -1,7 +1,7 @@
 """`quire generate`: writes on from prompts, several at once, and streams what comes.
 
 It asks the gateway of a cluster; with --local the model runs in this process through the embedded engine. It decides
-nothing: settings go on as they were given, and errors come back as they are. --file runs a batch (`batch.py`).
+nothing: settings go on as they were given, and errors come back as they are. --file runs a batch (`batch_file.py`).
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def generate(
         ignore_eos=ignore_eos,
     )
     if file is not None:
-        from cluster.cli.batch import Defaults, run_batch
+        from cluster.cli.batch_file import Defaults, run_batch
 
         if run_batch(file, out, partial(open_async_client, address, token_file), Defaults(sampling, model), quiet):
             raise typer.Exit(1)

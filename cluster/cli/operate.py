@@ -9,7 +9,7 @@ import typer
 
 from cluster.bench.report import Row, render
 from cluster.cli.admin import AddressOption, JsonOption, TokenOption, open_admin
-from cluster.cli.tables import table_lines
+from cluster.cli.table_lines import table_lines
 from cluster.errors import ConfigError
 from cluster.serving.admin_client import plain
 from cluster.sizes import counted

@@ -21,7 +21,7 @@ import typer
 
 from cluster.centre.notes import Note
 from cluster.cli.admin import AddressOption, TokenOption, open_admin
-from cluster.cli.tables import table_lines
+from cluster.cli.table_lines import table_lines
 from cluster.cli.top_picture import PoolPicture, Scene, draw, listed
 from cluster.cli.top_view import TABLES, View
 from cluster.errors import DeadlineExceeded, Unavailable

@@ -21,7 +21,7 @@ from kernels.gpu import copy as triton_copy
 from kernels.gpu import take as triton_take
 from kernels.gpu import write as triton_write
 from kernels.gpu.choices import DeviceFacts, device_facts, interpreting
-from kernels.gpu.launch import issue
+from kernels.gpu.issuing import issue
 from kernels.gpu.merge import merge_kernel
 from kernels.gpu.step import (
     FLAT_ROWS,

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from kernels.batch import AttentionBatch
-from kernels.gpu.launch import issue
+from kernels.gpu.issuing import issue
 from kernels.layout import LayerCache
 
 # What a sequence can have wrong; the two words behind the code say which entry and its value.

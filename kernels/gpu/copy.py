@@ -15,7 +15,7 @@ import triton.language as tl
 
 from kernels.checks import check_copy, check_copy_bounds
 from kernels.device.seam import device_of
-from kernels.gpu.launch import issue
+from kernels.gpu.issuing import issue
 
 # Bytes that one program moves.
 SPAN_BYTES = 16 * 1024

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from kernels.checks import FLOATS, expect
 from kernels.device.seam import device_of
-from kernels.gpu.launch import issue
+from kernels.gpu.issuing import issue
 
 SPAN = 1024
 # By rows of a tile and bytes of an element: columns and depth of a tile, warps, pipeline stages.

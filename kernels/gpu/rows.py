@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from kernels.checks import FLOATS, expect
-from kernels.gpu.launch import issue
+from kernels.gpu.issuing import issue
 
 GATE_SPAN = 1024
 Activation = Literal["silu", "gelu_tanh", "gelu"]

@@ -17,7 +17,7 @@ import triton
 from kernels import sampling
 from kernels.gpu.choices import device_facts
 from kernels.gpu.cuts import MOST_PARTS, NUM_CUTS, NUM_LISTED
-from kernels.gpu.launch import issue
+from kernels.gpu.issuing import issue
 from kernels.gpu.race import finish_kernel, race_kernel, top_kernel, weigh_kernel
 from kernels.sampling import MIN_TEMPERATURE, DrawSettings
 

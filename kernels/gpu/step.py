@@ -15,7 +15,7 @@ import triton
 from kernels.batch import AttentionBatch, Scoring
 from kernels.gpu.attention import attention_kernel
 from kernels.gpu.choices import MAX_GROUP, Choice, DeviceFacts, Schedule, choose
-from kernels.gpu.launch import issue
+from kernels.gpu.issuing import issue
 from kernels.gpu.merge import merge_pieces_kernel
 from kernels.gpu.plan import PLAN_SPAN, PlanShape, plan_kernel
 from kernels.layout import LayerCache

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from kernels.checks import expect
-from kernels.gpu.launch import issue
+from kernels.gpu.issuing import issue
 
 SPAN = 256
 

@@ -11,7 +11,7 @@ import pytest
 
 from cluster.bench import __main__ as bench
 from cluster.bench.all import FIGURES, LEFT_OUT, PARTS, BenchPart
-from cluster.bench.noise import Figure, changes, figures, kind_of
+from cluster.bench.regressions import Figure, changes, figures, kind_of
 from cluster.bench.report import Report
 
 PACKAGES = ("cluster.bench", "tests.bench")

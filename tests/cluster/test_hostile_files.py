@@ -20,7 +20,7 @@ from transformers import AutoConfig
 
 from cluster.centre.journal import read as read_journal
 from cluster.centre.replay import describe, replay
-from cluster.cli.batch import Defaults, _read
+from cluster.cli.batch_file import Defaults, _read
 from cluster.cli.size import read_config
 from cluster.errors import QuireError
 from cluster.gateway.models import TextModel

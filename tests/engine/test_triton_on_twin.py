@@ -12,7 +12,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("runs in Triton's interpreter through test_engine_on_twin.py", allow_module_level=True)
 
 from kernels.device.twin.device import ORDER
-from kernels.gpu import launch
+from kernels.gpu import issuing
 from tests.engine import models
 from tests.engine.test_engine_on_twin import SETTINGS, WORK, Written, engine, written
 from worker.sampling.sampler import Sampled
@@ -35,13 +35,13 @@ def test_tokens_are_those_of_the_cpu_and_nothing_is_compiled_while_serving(
     folder: Path, wanted: dict[str, Written], seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kinds: set[tuple[Any, ...]] = set()
-    start = launch._launch
+    start = issuing._launch
 
     def noted(kernel: Any, grid: tuple[int, ...], constants: dict[str, Any], *args: Any) -> None:
-        kinds.add((kernel.fn.__name__, *launch.key_of(kernel, constants, args)[1:]))
+        kinds.add((kernel.fn.__name__, *issuing.key_of(kernel, constants, args)[1:]))
         start(kernel, grid, constants, *args)
 
-    monkeypatch.setattr(launch, "_launch", noted)
+    monkeypatch.setattr(issuing, "_launch", noted)
     llm = engine(folder, "twin@0", kernels="triton", max_batch=6)
     graphs = llm._worker._launcher.graphs
     assert graphs is not None and llm._worker.parts.model.num_replaced

@@ -7,8 +7,8 @@ import pytest
 
 from cluster.errors import ProtocolError
 from protos.quire.v1 import transfer_pb2 as pb
+from worker.transfer.chunk_messages import PackedChunk, pack_chunks, unpack
 from worker.transfer.chunks import Outgoing
-from worker.transfer.packed import PackedChunk, pack_chunks, unpack
 
 NAME = pb.TransferName(epoch=3, transfer=1 << 45, part=2, caller="w0", caller_incarnation=1 << 40, pool_incarnation=7)
 SIZES = (0, 1, 127, 128, 16_383, 16_384, 100_000)

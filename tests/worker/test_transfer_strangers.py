@@ -44,11 +44,11 @@ from tests.worker.transfer_parts import (
     wait,
 )
 from worker.transfer.calls import Calls
+from worker.transfer.chunk_messages import SERVICE
 from worker.transfer.handover import HandoverServer, take_over
 from worker.transfer.memory import SharedMemory
-from worker.transfer.packed import SERVICE
 from worker.transfer.peer import PeerPool
-from worker.transfer.proof import Prover
+from worker.transfer.secret_proof import Prover
 
 BLOCK_BYTES = 1 << 16
 NUM_BLOCKS = 16

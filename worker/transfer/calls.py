@@ -17,8 +17,8 @@ from cluster.errors import NotAuthenticated, ProtocolError, TransferError
 from cluster.links.security import ClusterSecurity
 from cluster.register.states import CarrierLost
 from cluster.wire.plans import parsed
-from worker.transfer.packed import SERVICE, PackedBlocks, pack, unpack
-from worker.transfer.proof import Prover
+from worker.transfer.chunk_messages import SERVICE, PackedBlocks, pack, unpack
+from worker.transfer.secret_proof import Prover
 from worker.transfer.wire import error_from
 
 Response = TypeVar("Response", bound=Message)

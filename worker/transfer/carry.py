@@ -33,10 +33,10 @@ from cluster.register.steps import (
 from protos.quire.v1 import transfer_pb2 as pb
 from worker.transfer.bytes import Stop
 from worker.transfer.checksum import Addresses
+from worker.transfer.chunk_messages import PackedBlocks, pack_chunks
 from worker.transfer.chunks import sums_from
 from worker.transfer.copy import CopyStopped, block_rows
 from worker.transfer.end import PoolEnd
-from worker.transfer.packed import PackedBlocks, pack_chunks
 from worker.transfer.peer import PeerPool
 from worker.transfer.socket import Receiver, Sender
 from worker.transfer.wire import STREAM_BYTES, name_message, ranges_message

@@ -27,7 +27,7 @@ from worker.transfer.end import PoolEnd
 from worker.transfer.frames import prepare
 from worker.transfer.handover import HandoverServer
 from worker.transfer.memory import keep_freed_memory
-from worker.transfer.proof import Challenger
+from worker.transfer.secret_proof import Challenger
 from worker.transfer.service import TransferService
 from worker.transfer.socket import Receiver, Sender, welcome
 from worker.transfer.wire import name_from

@@ -20,11 +20,11 @@ from cluster.register.moving import Moving
 from cluster.register.states import Carrier, NotObeyed, TransferName, WhyRefused
 from cluster.wire.plans import parsed
 from protos.quire.v1 import transfer_pb2 as pb
+from worker.transfer.chunk_messages import SERVICE, PackedBlocks, PackedChunk, pack, pack_chunks, unpack
 from worker.transfer.chunks import sums_from, sums_message
 from worker.transfer.end import PoolEnd
 from worker.transfer.handover import HandoverServer, boot_id
-from worker.transfer.packed import SERVICE, PackedBlocks, PackedChunk, pack, pack_chunks, unpack
-from worker.transfer.proof import Challenger
+from worker.transfer.secret_proof import Challenger
 from worker.transfer.wire import (
     STREAM_BYTES,
     abort_call,
