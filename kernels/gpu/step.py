@@ -290,6 +290,19 @@ def launch_attention(
         num_warps=group.choice.warps,
         num_stages=group.choice.stages,
     )
+    _launch_merge(launch, shape, partials, sums, out, lse)
+
+
+def _launch_merge(
+    launch: Launch,
+    shape: AttentionShape,
+    partials: torch.Tensor,
+    sums: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor | None,
+) -> None:
+    """The merge of what the plan of one group split."""
+    group, layout = launch.group, launch.layout
     merge = merge_constants(group, shape, lse=lse is not None)
     programs = layout.merges * (1 if group.flat else shape.num_kv_heads)
     issue(
@@ -299,11 +312,11 @@ def launch_attention(
         partials,
         sums,
         out,
-        lse_or_any,
+        sums if lse is None else lse,
         layout.merges_at,
         out.stride(0),
         out.stride(1),
-        lse_stride,
+        0 if lse is None else lse.stride(0),
         **merge,
         num_warps=4,
     )
