@@ -12,8 +12,8 @@ from cluster.messages import HostPoolJoined, HostPoolSettled
 from cluster.register.states import layout_of
 from cluster.sim.clock import Clock, Process
 from cluster.sim.device import Blocks, StackedBlocks
+from cluster.sim.pool_end import LOOK_S, Mover, register_of
 from cluster.sim.shape import fingerprint_of
-from cluster.sim.transfers import LOOK_S, Mover, register_of
 
 
 class SimHostPool(Process):

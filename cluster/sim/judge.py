@@ -14,8 +14,8 @@ from cluster.messages.resume import REPLACED
 from cluster.sim.bills import Bills
 from cluster.sim.client import SimClient, Violation
 from cluster.sim.model import STEP_FAILED, before_first, other_weights, pairs_of, values
+from cluster.sim.pool_end import Pool
 from cluster.sim.progress import Standstills
-from cluster.sim.transfers import Pool
 from cluster.sim.world import World
 
 LOADED_S = 0.5

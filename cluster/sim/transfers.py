@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from random import Random
-from typing import Any, Protocol
+from typing import Protocol
 from zlib import crc32
 
 import numpy as np
@@ -21,20 +20,16 @@ from cluster.errors import TransferError
 from cluster.messages import Transfer, Transferred
 from cluster.register.asking import Asking, AskingSettings, Unheard
 from cluster.register.errand import Errand, ErrandSettings
-from cluster.register.register import Register, RegisterSettings
-from cluster.register.states import Blocks as Ids
 from cluster.register.states import (
     Carrier,
     CarrierLost,
     NotObeyed,
-    PoolLayout,
     TransferName,
     WhyRefused,
 )
 from cluster.register.steps import (
     CallOff,
     Commit,
-    Committed,
     Copied,
     Finish,
     Meet,
@@ -44,57 +39,25 @@ from cluster.register.steps import (
     PoolsMet,
     Ready,
     Reserve,
-    Reserved,
     Step,
 )
-from cluster.sim.clock import Action, Clock
-from cluster.sim.device import Blocks, SimStream, StackedBlocks
+from cluster.sim.device import SimStream
 from cluster.sim.network import Weather
-
-LOOK_S = 0.05
-"""How often somebody who has something under way looks at its deadlines."""
-REGISTER = RegisterSettings(idle_s=1.0, remember_s=5.0)
-Reply = Callable[[Outcome], None]
-Request = Callable[["Pool", Reply], None]
-_OF_A_CHUNK = {WhyRefused.DOUBLED, WhyRefused.CORRUPT, WhyRefused.TRUNCATED, WhyRefused.OUTSIDE}
-
-
-def register_of(layout: PoolLayout, num_blocks: int, incarnation: int, *, own_content: bool) -> Register:
-    """Of a simulated pool: a block is one chunk."""
-    return Register(layout, num_blocks, incarnation, REGISTER, own_content=own_content)
-
-
-class Pool(Protocol):
-    """A process that owns blocks and lets others read and write them by transfer."""
-
-    name: str
-    node: str
-    incarnation: int
-    alive: bool
-    stopped: bool
-    blocks: Blocks
-    stacked: StackedBlocks
-    random: Random
-    register: Register
-
-    def run(self, action: Action, *args: Any) -> None: ...
-
-    def session_of(self, caller: Mover) -> int:
-        """Leave for a process of the same node to reach the blocks by itself; 0: none."""
-
-    def when_written(self, then: Callable[[], None]) -> None:
-        """Calls back once all that was issued until now has been written to its blocks."""
-
-    def look(self) -> None:
-        """Something is under way from now on: deadlines are to be looked at."""
-
-
-class Mover(Pool, Protocol):
-    """A pool whose process moves blocks itself."""
-
-    clock: Clock
-
-    def after(self, delay_s: float, action: Action, *args: Any) -> None: ...
+from cluster.sim.pool_end import (
+    LOOK_S,
+    OF_A_CHUNK,
+    Mover,
+    Pool,
+    Reply,
+    Request,
+    SimChunk,
+    abort,
+    commit,
+    read_chunk,
+    reserve,
+    take_chunk,
+    take_commit,
+)
 
 
 class Faults:
@@ -208,7 +171,7 @@ class SimTransfers:
         def answered(outcome: Outcome) -> None:
             self._asking.told(word, outcome is True, self._owner.clock.now)
 
-        say = SimCall(self._owner, self._roads, word.peer, partial(_abort, word.name, word.reason, self._owner.clock))
+        say = SimCall(self._owner, self._roads, word.peer, partial(abort, word.name, word.reason, self._owner.clock))
         say.begin(self._asking.settings.settle_call_s, answered)
 
 
@@ -309,16 +272,16 @@ class _Run:
         elif isinstance(step, Meet):
             self._call(peer, self._meet, step.timeout_s)
         elif isinstance(step, Reserve):
-            self._call(peer, partial(_reserve, step, clock), step.timeout_s)
+            self._call(peer, partial(reserve, step, clock), step.timeout_s)
         elif isinstance(step, MoveChunks):
             self._copy(step)
         elif isinstance(step, Finish):
-            _commit(self._owner.register, step.part.here, clock.now)
+            commit(self._owner.register, step.part.here, clock.now)
             self._owner.run(self.feed, None)
         elif isinstance(step, Commit):
-            self._call(peer, partial(_take_commit, step, clock), step.timeout_s)
+            self._call(peer, partial(take_commit, step, clock), step.timeout_s)
         elif isinstance(step, CallOff):
-            say = SimCall(self._owner, self._roads, peer, partial(_abort, step.name, step.reason, clock))
+            say = SimCall(self._owner, self._roads, peer, partial(abort, step.name, step.reason, clock))
             say.begin(step.timeout_s, lambda outcome: self.feed(outcome is True))
         else:
             self._transfers.answer(self.errand, step.transferred)
@@ -413,12 +376,13 @@ class _Run:
         if part.write:
             content = self._owner.stacked.read(mine)
             came = self._spoiled(content)
-            request = partial(self._chunk_in, part.there, theirs, came, crc32(content))
+            landed = partial(self._roads.landed, self.errand.order)
+            request = partial(take_chunk, part.there, theirs, came, crc32(content), landed, self._clock)
         else:
-            request = partial(self._chunk_out, part.there, theirs)
+            request = partial(read_chunk, part.there, theirs, self._clock)
 
         def answered(outcome: Outcome) -> None:
-            if isinstance(outcome, NotObeyed) and outcome.refusal in _OF_A_CHUNK:
+            if isinstance(outcome, NotObeyed) and outcome.refusal in OF_A_CHUNK:
                 outcome = None  # what is missing is asked for again
             if isinstance(outcome, Exception):
                 self.copies = False
@@ -428,7 +392,7 @@ class _Run:
                 try:
                     self._take(part.here, at, self._spoiled(outcome.content), outcome.crc)
                 except NotObeyed as refused:
-                    if refused.refusal not in _OF_A_CHUNK:
+                    if refused.refusal not in OF_A_CHUNK:
                         self.feed(refused)
                         return
             self._piece(step, places[1:], [])
@@ -440,81 +404,3 @@ class _Run:
 
     def _seconds(self, times: int) -> float:
         return times * self._transfers.PIECE_S * (0.5 + self._owner.random.random())
-
-    def _chunk_in(self, name: TransferName, block: int, content: bytes, wanted: int, pool: Pool, reply: Reply) -> None:
-        """A chunk that came as a message is put in its place by the pool's process."""
-        register, now = pool.register, self._clock.now
-        moving = register.live_by(name, True, (Carrier.STREAM,), now)
-        number = register.number_of(moving, block, 0, len(content))
-
-        def write(number: int) -> int:
-            self._roads.landed(self.errand.order, block, content)
-            pool.stacked.write(block, content)
-            return crc32(content)
-
-        register.take_chunk(moving, number, wanted, write, now)
-        reply(None)
-
-    def _chunk_out(self, name: TransferName, block: int, pool: Pool, reply: Reply) -> None:
-        def read() -> None:
-            try:
-                moving = pool.register.live_by(name, False, (Carrier.STREAM,), self._clock.now)
-            except NotObeyed as refused:
-                reply(refused)
-                return
-            content = pool.stacked.read(block)
-            stored = pool.register.blocks.crcs(np.array([block], np.int32))
-            pool.register.touch(moving, self._clock.now)
-            reply(SimChunk(content, crc32(content) if stored is None else int(stored[0])))
-
-        # What it had issued into the blocks comes first.
-        pool.when_written(read)
-
-
-class SimChunk(Copied):
-    """Bytes on their way, and what the sender says that they sum to."""
-
-    def __init__(self, content: bytes, crc: int) -> None:
-        super().__init__()
-        object.__setattr__(self, "content", content)
-        object.__setattr__(self, "crc", crc)
-
-    content: bytes
-    crc: int
-
-
-def _reserve(step: Reserve, clock: Clock, pool: Pool, reply: Reply) -> None:
-    pool.register.reserve(step.asked, b"", clock.now)
-    pool.register.check()
-    blocks: Ids = step.asked.blocks
-    sums = None if step.asked.write else pool.register.blocks.crcs(blocks)
-    reply(Reserved(sums=sums))
-
-
-def _take_commit(step: Commit, clock: Clock, pool: Pool, reply: Reply) -> None:
-    register, copied = pool.register, step.copied
-    if copied.sums is not None and register.find(step.name, clock.now).live:
-        try:
-            moving = register.live_by(step.name, True, (Carrier.SHARED_MEMORY,), clock.now)
-            register.begin_chunks(moving, copied.first, len(copied.sums), clock.now)
-            register.end_chunks(moving, copied.first, len(copied.sums), copied.sums, clock.now)
-        except NotObeyed as refused:
-            if refused.refusal not in _OF_A_CHUNK:
-                raise
-    reply(_commit(register, step.name, clock.now))
-
-
-def _commit(register: Register, name: TransferName, now: float) -> Committed:
-    moving = register.find(name, now)
-    if register.begin_finish(moving, now):
-        register.end_finish(moving, True, now)
-    moving = register.commit(name, now)
-    return Committed(moving.missing(64), not moving.live)
-
-
-def _abort(name: TransferName, reason: str, clock: Clock, pool: Pool, reply: Reply) -> None:
-    try:
-        pool.register.abort(name, reason, True, clock.now)
-    except NotObeyed:
-        pass  # another life of it has no memory that this transfer could reach
-    reply(True)

@@ -18,9 +18,10 @@ from cluster.sim.clock import Clock, Process
 from cluster.sim.device import StackedBlocks
 from cluster.sim.model import END_TOKEN, SLOT_BYTES, VOCAB_SIZE, digest_of
 from cluster.sim.network import Weather
+from cluster.sim.pool_end import Mover, Pool, register_of
 from cluster.sim.shape import WorkerShape
 from cluster.sim.steps import SimSteps
-from cluster.sim.transfers import Mover, Pool, SimTransfers, register_of
+from cluster.sim.transfers import SimTransfers
 
 __all__ = ["Outlets", "SimWorker", "WorkerShape"]
 

@@ -31,9 +31,9 @@ from cluster.sim.gateway import SimGateway
 from cluster.sim.hostpool import SimHostPool
 from cluster.sim.model import pairs_of
 from cluster.sim.network import Called, Network, SimLink, Weather
+from cluster.sim.pool_end import Pool
 from cluster.sim.shell import SimShell
 from cluster.sim.streams import FrontStream, SchedulerEnds, SimPoolStream, TokenStream, WorkerStream, intake_of
-from cluster.sim.transfers import Pool
 from cluster.sim.worker import Outlets, SimWorker, WorkerShape
 
 
