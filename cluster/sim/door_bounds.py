@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from cluster.errors import QueueFull
+from cluster.errors import ProtocolError, QueueFull, WorkFailed
 from cluster.gateway.door.check import check
 from cluster.gateway.door.door import Door
 from cluster.gateway.door.entry import KEPT_TOKEN_BYTES, Entry
@@ -30,6 +30,7 @@ def check_bounds() -> None:
     _pins()
     _unread()
     _graces()
+    _ends()
 
 
 def _refuses(act: Callable[[], object], retry_s: float, what: str) -> None:
@@ -212,3 +213,17 @@ def _graces() -> None:
         door.tick(at, is_met=False)
         check(door)
         assert reader.entry.grace_until == at + 4.0 and not reader.entry.is_cancelled
+
+
+def _ends() -> None:
+    """A cancel ends what is under way, and only once; what a worker says and cannot be so ends its request."""
+    door = Door(DoorSettings("g"))
+    door.ask(SUBMIT, 1.0, 0.0)
+    (entry,) = door.entries.values()
+    ended = [door.cancel(name, 0.0) for name in (entry.request_id, entry.request_id, "nobody")]
+    assert ended == [True, False, False], ended
+    door = Door(DoorSettings("g"))
+    door.ask(SUBMIT, 1.0, 0.0)
+    (entry,) = door.entries.values()
+    door.misfit(entry, ProtocolError("a token behind the end"), 0.0)
+    assert isinstance(entry.failure, WorkFailed) and not door.cancel(entry.request_id, 0.0), entry.failure
