@@ -96,8 +96,11 @@ async def read_all(running: Running, victims: Sequence[int] = ()) -> list[Answer
             while any(len(tokens) < BEGUN for one in found for tokens in one.tokens or [[]]):  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
         over = [one for one in found if one.is_over]
+        begun = {one.kind: [len(tokens) for tokens in one.tokens] for one in found}
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
+    ends = {one.kind: [len(tokens) for tokens in one.tokens] for one in found}
+    print(f"tokens when {len(victims)} died: {begun}, at the end: {ends}")
     assert not victims or not over, f"{over} were over when somebody died"
     return found
 
