@@ -24,6 +24,7 @@ from cluster.tenants import TenantLimits
 def check_bounds() -> None:
     """Raises Violation or AssertionError where a bound is another one than it says."""
     _open_requests()
+    _open_of_all()
     _rates()
     _come_back()
     _streams()
@@ -60,6 +61,18 @@ def _open_requests() -> None:
     quotas.leave(SUBMIT, 0)
     quotas.leave(SUBMIT, 0)
     assert quotas.num_open() == {"other": 1}
+
+
+def _open_of_all() -> None:
+    """Whatever is open counts: requests, looks for requests and pins."""
+    door, other = Door(DoorSettings("g", max_open=3)), replace(SUBMIT, request_id="other")
+    door.ask(SUBMIT, 1.0, 0.0)
+    route = door.find("nobody")
+    door.pin(PIN, 0.0)
+    for act in (lambda: door.ask(other, 1.0, 0.0), lambda: door.find("nobody"), door.check_open):
+        _refuses(act, 1.0, "3 requests are under way here")
+    door.leave_find(route)
+    door.ask(other, 1.0, 0.0)
 
 
 def _rates() -> None:
