@@ -158,8 +158,7 @@ class Admission:
             return "no replica that is here could hold it, and one that could may come back"
         board = self._boards.find(request.model)
         if board is None or not board.replicas:
-            more = "" if not self._books.hearing.may_join(self._books.now) else " yet: the scheduler has just started"
-            return f"no replica of {request.model} is here{more}"
+            return self._waiting.nobody_is_here(request.model)
         return board.why_none(board.need(request))
 
     # -- starting

@@ -92,9 +92,10 @@ class Clients:
                 # Its gateway had been given up, and may not have heard of the end.
                 self._endings.tell_done(known)
             return
-        if books.hearing.may_join(books.now) and not self._boards.replicas_of(pin.model):
-            detail = f"the scheduler has just started, and no replica of {pin.model} has reported yet; try again"
-            books.refuse(pin, "UNAVAILABLE", detail, max(1.0, books.hearing.rest_s(books.now)))
+        is_known = books.hearing.may_join(books.now) or self._boards.find(pin.model) is not None
+        if is_known and not self._boards.replicas_of(pin.model):
+            retry_after_s = max(1.0, books.hearing.rest_s(books.now))
+            books.refuse(pin, "UNAVAILABLE", f"{self._waiting.nobody_is_here(pin.model)}; try again", retry_after_s)
             return
         limit, pinned = self._boards.pin_limit(pin.model), self._pins.num_blocks(pin.model)
         if len(pin.hashes) > limit > 0:

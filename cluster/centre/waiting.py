@@ -56,13 +56,18 @@ class Waiting:
         known = ", ".join(sorted(self._boards.names())) or "none"
         return f"no model {model} is served here; there is {known}"
 
+    def nobody_is_here(self, model: str) -> str:
+        """Why what is asked of this model does not begin, for people."""
+        more = " yet: the scheduler has just started" if self._books.hearing.may_join(self._books.now) else ""
+        return f"no replica of {model} is here{more}"
+
     def accept(self, request: Request) -> str:
         """It waits from now on; returns what its client is told of that."""
         self.queue(request)
         if self._boards.find(request.model) is not None:
             return ""
         self._unheard.append(request)
-        return f"the scheduler has just started, and no replica of {request.model} has reported yet"
+        return self.nobody_is_here(request.model)
 
     def take_unserved(self) -> list[Request]:
         """Once every replica had time to come back to this new scheduler: these wait for a model that none serves."""

@@ -285,6 +285,9 @@ def test_a_pin_that_can_never_fit_is_refused_for_good_and_one_too_many_for_now()
     driver.result(stopped=[(start, Reason.LENGTH, 32, 1)])
     (later,) = driver.turn(pin("more", 500, 32))
     assert isinstance(later, Refused) and (later.code, later.retry_after_s) == ("RESOURCE_EXHAUSTED", 1.0)
+    orders = driver.turn(ReplicaLost("r0", 1), pin("again", 900, 32))
+    refused = [order for order in orders if isinstance(order, Refused) and order.request_id == "again"]
+    assert [(one.code, one.detail) for one in refused] == [("UNAVAILABLE", "no replica of m is here; try again")]
 
 
 def test_closed_requests_leave_nothing_behind() -> None:
@@ -313,7 +316,7 @@ def test_a_new_scheduler_refuses_no_model_before_its_replicas_had_time_to_report
     scheduler = Scheduler(SchedulerSettings(rebuild_s=2.0), epoch=2)
     (accepted,) = scheduler.turn([submit("a", range(8), 4)], 10.0)
     assert isinstance(accepted, Accepted)
-    assert accepted.reason == "the scheduler has just started, and no replica of m has reported yet"
+    assert accepted.reason == "no replica of m is here yet: the scheduler has just started"
     (refused,) = scheduler.turn([Pin("p", "g", 7, "m", "t", ids(range(16)), HASHER.prompt(ids(range(16))), 20.0)], 10.5)
     assert isinstance(refused, Refused)
     assert (refused.code, refused.retry_after_s) == ("UNAVAILABLE", 2.0)
