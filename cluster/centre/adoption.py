@@ -140,6 +140,7 @@ class Adoption:
     def own(self, request: Request, gateway: str, route: int, turn: int = 0) -> None:
         """This gateway is told of the request from now on, in a new turn unless it was told which one it has."""
         before, after = (request.gateway, request.route), (gateway, route)
+        self._books.gateways.add(gateway)
         if before != after:
             # One that is known to be dead has nothing to hand over.
             if request.orphaned_until is None:

@@ -47,7 +47,7 @@ class Balance:
         """True: it leaves for another replica, because that costs less than `otherwise_s`, the cheapest other way."""
         books, replica = self._books, request.replica
         assert replica is not None
-        under_way = self._movable.by_request.get(request.request_id)
+        under_way = self._movable.by_request.get(request)
         if under_way is not None:
             if under_way.phase is MovePhase.COPYING:
                 self._moves.stop(under_way)
@@ -58,7 +58,7 @@ class Balance:
             self._moves.begin(request, target, in_a_hurry=True)
         if request.state is not State.STOPPING:
             return False
-        move = self._movable.by_request[request.request_id]
+        move = self._movable.by_request[request]
         estimate_ms = self.seconds(request, move.target) * 1e3
         request.why_preempted = f"{why}; move to {move.target.name}, estimated {estimate_ms:.1f} ms"
         books.counters["preempted move"] += 1

@@ -24,20 +24,24 @@ class Hearing:
 
     def __init__(self, settings: SchedulerSettings) -> None:
         self._settings = settings
-        # While replicas and gateways report; until when a gateway may still come that has not told what it holds; and a
-        # replica that could hold what one before this scheduler had accepted.
+        # While replicas and gateways report; until when a gateway may still come that has not told what it holds; and,
+        # behind the first turn alone, a replica that could hold what one before this scheduler had accepted.
         self.ends_at: float | None = None
         self._gateways_until: float | None = None
         self.replicas_until = 0.0
         # Requests that a gateway knows and no replica has claimed yet.
         self.unplaced: dict[str, Request] = {}
 
+    def begin_anew(self, now: float) -> None:
+        """From a first turn of a later epoch on."""
+        self.begin(now)
+        self.replicas_until = now + self._settings.rebuild_s + self._settings.replica_return_s
+
     def begin(self, now: float) -> None:
-        """From a first turn of a later epoch on, or from a late report."""
+        """From a late report on."""
         if self.ends_at is None:
             self.ends_at = now + self._settings.rebuild_s
             self._gateways_until = self.ends_at + self._settings.orphan_grace_s
-            self.replicas_until = self.ends_at + self._settings.replica_return_s
 
     def may_join(self, now: float) -> bool:
         """A replica may still come that served before this scheduler: one that died with the last one starts anew."""
@@ -67,6 +71,8 @@ class Books(TurnClock):
         self.requests: dict[str, Request] = {}
         # Ended requests whose gateway may still lack tokens, until it says Closed.
         self.unclosed: dict[str, Request] = {}
+        # Gateways that have said anything to this scheduler, and are not lost since.
+        self.gateways: set[str] = set()
         # Whose pool each number in the prefix index is.
         self.owners: dict[int, Replica | HostPool] = {}
         # What has left replicas, as a new scheduler was told: the last attempts of requests of which nobody else has

@@ -135,6 +135,9 @@ class Clients:
         if request.state is State.RUNNING and sequence.seq:
             self._endings.stop(request, sequence, Reason.STOP, stop.num_outputs)
             return
+        if request.state is State.SEALING and len(sequence.outputs) < stop.num_outputs:
+            self._sealing.stop(request, stop.index, stop.num_outputs)
+            return
         sequence.reason, sequence.cut = Reason.STOP, stop.num_outputs
         if request.state in (State.QUEUED, State.PARKED, State.SEALING) and not request.live:
             self._waiting.withdraw(request)

@@ -44,7 +44,7 @@ class Drains:
         stays = [
             request
             for request in replica.requests.values()
-            if request.state is State.RUNNING and request.request_id not in self._movable.by_request
+            if request.state is State.RUNNING and request not in self._movable.by_request
         ]
         # Those that find no place have looked at all replicas: after a few of them the others look in the next turn.
         first, num_left, num_begun = (self._num_searches % len(stays), MAX_SEARCHES, 0) if stays else (0, 0, 0)

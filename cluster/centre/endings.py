@@ -41,6 +41,7 @@ class Endings:
 
     def enter(self, event: Submit | Pin) -> Request:
         books = self._books
+        books.gateways.add(event.gateway)
         request = Request(event, books.next_arrival(), books.tenants.get(event.tenant), books.now)
         names_fit = len(event.hashes) == len(event.prompt) // self._boards.block_size(event.model)
         request.is_cacheable = books.settings.prefix_caching and names_fit and not request.tenant.is_cleared

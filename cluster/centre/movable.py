@@ -22,23 +22,23 @@ class Movable:
 
     def __init__(self, settings: SchedulerSettings) -> None:
         self._settings = settings
-        self.by_request: dict[str, Move] = {}
+        # By the request itself: one that is given up while it moves bears another name.
+        self.by_request: dict[Request, Move] = {}
         # By the target's life.
-        self._incoming: dict[tuple[str, int], dict[str, Move]] = {}
+        self._incoming: dict[tuple[str, int], dict[Request, Move]] = {}
 
     def incoming(self, target: Replica) -> list[Move]:
         """Requests that are on their way there and still run elsewhere."""
         return list(self._incoming.get(_life(target), {}).values())
 
     def add(self, move: Move) -> None:
-        request_id = move.request.request_id
-        self.by_request[request_id] = move
-        self._incoming.setdefault(_life(move.target), {})[request_id] = move
+        self.by_request[move.request] = move
+        self._incoming.setdefault(_life(move.target), {})[move.request] = move
         move.target.num_places += move.num_places
 
     def remove(self, move: Move) -> None:
-        request_id, life = move.request.request_id, _life(move.target)
-        del self.by_request[request_id], self._incoming[life][request_id]
+        life = _life(move.target)
+        del self.by_request[move.request], self._incoming[life][move.request]
         if not self._incoming[life]:
             del self._incoming[life]
         move.target.num_places -= move.num_places
@@ -46,7 +46,7 @@ class Movable:
     def can_move(self, request: Request) -> bool:
         """Whether it is of a kind that moves, and far enough to be moved."""
         live = request.live
-        if request.state is not State.RUNNING or request.request_id in self.by_request or not live:
+        if request.state is not State.RUNNING or request in self.by_request or not live:
             return False
         if request.pin_until is not None or request.sampling is None or request.is_partial:
             return False

@@ -152,7 +152,7 @@ class Moves:
 
     def is_stopping(self, request: Request) -> bool:
         """Whether it was dropped at its source to go on elsewhere."""
-        move = self._movable.by_request.get(request.request_id)
+        move = self._movable.by_request.get(request)
         return move is not None and move.phase is MovePhase.STOPPING
 
     def stop(self, move: Move) -> None:
@@ -168,7 +168,7 @@ class Moves:
 
     def finish(self, request: Request) -> None:
         """The source has stopped all of its sequences: their tables are built anew at the target."""
-        move = self._movable.by_request[request.request_id]
+        move = self._movable.by_request[request]
         source, target = move.source, move.target
         move.stopped_at = self._books.now
         if not request.live or request.is_cancelled or not all(map(can_go_on, request.live)):
@@ -259,7 +259,7 @@ class Moves:
 
     def cancel(self, request: Request) -> None:
         """It stays where it is, or is gone: the target gets its blocks back as soon as nothing is written to them."""
-        move = self._movable.by_request.get(request.request_id)
+        move = self._movable.by_request.get(request)
         if move is None:
             return
         target = move.target

@@ -62,13 +62,14 @@ class Rebuild:
         """Called in every turn, before its events: the first one of a scheduler that has a predecessor begins it."""
         if self._is_due:
             self._is_due = False
-            self._books.hearing.begin(self._books.now)
+            self._books.hearing.begin_anew(self._books.now)
 
     # -- what gateways have
 
     def on_gateway_state(self, state: GatewayState) -> None:
         books, unplaced = self._books, self._books.hearing.unplaced
         books.hearing.begin(books.now)
+        books.gateways.add(state.gateway)
         for open_request in state.requests:
             submit = open_request.submit
             known = books.find(submit.request_id)
@@ -108,7 +109,8 @@ class Rebuild:
         place, known = (submit.gateway, submit.route), (request.gateway, request.route)
         is_first = self._confirming.told(request, submit)
         if not is_first and place != known and open_request.turn <= request.turn:
-            self._sealing.hear(request, place, open_request.outputs, open_request.finished)
+            if submit.digest == request.digest:
+                self._sealing.hear(request, place, open_request.outputs, open_request.finished)
             books.tell(HandOver(*place, submit.request_id))
             return
         # What was sent to one that was given up has not arrived.
@@ -119,8 +121,9 @@ class Rebuild:
         elif place != known:
             self._adoption.own(request, *place, open_request.turn)
             if request.state is not State.RUNNING and request.digest != submit.digest:
-                # What it holds was computed with these weights.
+                # What it holds was computed with these weights, and what another one told was not.
                 request.take_weights(submit.digest)
+                self._sealing.forget_outputs(request)
         request.orphaned_until = None
         self._sealing.tell_weights(request, submit)
         if request.state is State.ENDED:

@@ -81,6 +81,10 @@ class Sealing:
     def is_late(self, request: Request) -> None:
         """Who has not said what it has is asked again, wherever its client is now: it may have sent more than was
         reported. Who is lost is waited for no longer."""
+        books = self._books
+        if not books.hearing.may_hear(books.now):
+            # One that this scheduler has never met can't be lost to it: it died with the one before.
+            request.witnesses = [place for place in request.witnesses if place[0] in books.gateways]
         if request.witnesses:
             self._wait(request)
         for gateway, route in request.witnesses:
@@ -128,9 +132,24 @@ class Sealing:
             for pair in zip(known, told, strict=True)
         ]
 
+    def stop(self, request: Request, index: int, num_outputs: int) -> None:
+        """A stop string was found in tokens of which nothing is known here yet. Whoever found it says so in its answer;
+        if that does not come, they are drawn again, and so is it."""
+        if request.heard is not None and len(request.heard[index][0]) >= num_outputs:
+            request.heard[index] = request.heard[index][0][:num_outputs], Reason.STOP
+
+    def forget_outputs(self, request: Request) -> None:
+        """What was told of this request, which waits, was drawn with other weights."""
+        if request.state is not State.ENDED:
+            request.heard = None
+            request.witnesses.clear()
+            for sequence in request.sequences:
+                sequence.outputs, sequence.reason = ids(), Reason.NONE
+
     def on_gateway_lost(self, lost: GatewayLost) -> None:
         """Its requests run on for a grace in which their clients can come back through another gateway."""
         books = self._books
+        books.gateways.discard(lost.gateway)
         for request in [*books.requests.values(), *books.unclosed.values()]:
             if request.gateway == lost.gateway and request.pin_until is None:
                 grace_s = max(books.settings.orphan_grace_s, request.grace_s)

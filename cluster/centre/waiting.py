@@ -24,8 +24,6 @@ class Waiting:
         self._settings = books.settings
         self._boards = boards
         self.queues: dict[str, WaitingQueue] = {}
-        # Requests that came before any replica of their model had reported to this new scheduler.
-        self._unheard: list[Request] = []
         # Requests that fit no replica which is here, and one that may come back: others go on without them. And when
         # they are looked at again.
         self._aside: dict[int, Request] = {}
@@ -64,17 +62,17 @@ class Waiting:
     def accept(self, request: Request) -> str:
         """It waits from now on; returns what its client is told of that."""
         self.queue(request)
-        if self._boards.find(request.model) is not None:
-            return ""
-        self._unheard.append(request)
-        return self.nobody_is_here(request.model)
+        return "" if self._boards.find(request.model) is not None else self.nobody_is_here(request.model)
 
     def take_unserved(self) -> list[Request]:
         """Once every replica had time to come back to this new scheduler: these wait for a model that none serves."""
-        if not self._unheard or self._books.hearing.may_join(self._books.now):
-            return []
-        unheard, self._unheard = self._unheard, []
-        return [one for one in unheard if self._boards.find(one.model) is None and one.state is State.QUEUED]
+        return [] if self._books.hearing.may_join(self._books.now) else self._unserved()
+
+    def _unserved(self) -> list[Request]:
+        """What no replica that was ever here could serve: it came, by its client or from a scheduler before this one,
+        while one might come."""
+        queues = [queue for model, queue in self.queues.items() if queue and self._boards.find(model) is None]
+        return [request for queue in queues for request in queue]
 
     # -- the queue
 
@@ -122,7 +120,7 @@ class Waiting:
     def next_due(self) -> float | None:
         """When those that were set aside are looked at again, or those refused whose model nobody serves."""
         look_at = self._look_at if self._aside else None
-        if not self._unheard:
+        if not self._unserved():
             return look_at
         until = self._books.hearing.replicas_until
         return until if look_at is None else min(look_at, until)

@@ -26,7 +26,7 @@ from cluster.gateway.door.kept import DoorSettings
 from cluster.gateway.door.notices import Notice
 from cluster.gateway.door.unread import UnreadBounds
 from cluster.hashing import BlockHasher
-from cluster.messages import Event, Found, Ids, Pin, Replay, Submit, Tokens, ids
+from cluster.messages import Cancel, Event, Found, Ids, Pin, Replay, Submit, Tokens, ids
 from cluster.messages.resume import REPLACED
 from cluster.sampling import SamplingParams
 from cluster.sim.client import GRACE_S, Ask, SimClient, Violation, Warm
@@ -71,6 +71,8 @@ class SimGateway(Process):
         self.replaced: Collection[str] = ()
         # Requests that were in a step which a device refused.
         self.failed: Collection[str] = ()
+        # Requests of which too much was unread.
+        self.cut_off: set[str] = set()
         # Whether this model is served; and whether this life was told so. Of the first lives none begins before.
         self.serves: Callable[[str], bool] = lambda model: True
         self._is_told = life == 1
@@ -244,6 +246,8 @@ class SimGateway(Process):
             check(self.door)
         orders = self.door.take_orders()
         for event in orders.events:
+            if isinstance(event, Cancel) and event.code == "RESOURCE_EXHAUSTED":
+                self.cut_off.add(event.request_id)
             self.tell(event)
         for entry in orders.news.values():
             if entry.route in self._wrong:

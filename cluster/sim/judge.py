@@ -93,6 +93,9 @@ class Judge:
         # A new scheduler, and another gateway, may have heard no more than that it failed.
         is_heard_of = client.has_come_back or world.shell.epoch > 1
         is_told = code == "INTERNAL" and (STEP_FAILED in client.detail or is_heard_of)
+        if code == "lost" and ask.request_id in world.cut_off:
+            # Its gateway was lost before it could say so.
+            return
         if ask.request_id in world.failed and (is_told or code == "lost"):
             # Nobody remembers it when its gateway and the scheduler have died: there is nothing to go on with.
             return

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from cluster.messages import GatewayLost, HostPoolLost, ReplicaLost
+from cluster.messages import HostPoolLost, ReplicaLost
 from cluster.sim.client import SimClient
 from cluster.sim.gateway import SimGateway
 from cluster.sim.hostpool import SimHostPool
@@ -162,11 +162,10 @@ class Mishaps:
         ends.shell.run(self._forget_gateway, ends, gateway.name)
 
     def _forget_gateway(self, ends: SchedulerEnds, name: str) -> None:
+        """One that this scheduler has never met can't be lost to it."""
         life = ends.gateways.life_of(name)
         if life:
             ends.gateways.lose(name, life, "its process died")
-        else:
-            ends.shell.take(GatewayLost(name))
 
     def kill_scheduler(self, down_s: float) -> None:
         if not self.world.shell.alive:

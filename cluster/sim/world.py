@@ -90,6 +90,8 @@ class World:
         self.unloaded: dict[str, float] = {}
         # Requests that were in a step which a device refused.
         self.failed: set[str] = set()
+        # Requests of which a gateway had too much that nobody read.
+        self.cut_off: set[str] = set()
         # Models of whose name other weights have come, and workers that tell what cannot be.
         self.replaced: set[str] = set()
         self.liars: set[tuple[str, int]] = set()
@@ -193,7 +195,7 @@ class World:
         gateway = SimGateway(name, life, self.clock, tell, names, unread)
         gateway.at_a_stop = self._stop_found
         gateway.unloaded, gateway.replaced, gateway.serves = self.unloaded, self.replaced, self.serves
-        gateway.failed = self.failed
+        gateway.failed, gateway.cut_off = self.failed, self.cut_off
         self.gateways[name] = gateway
         self.intakes[name] = intake_of(self, gateway)
         stream = self.front_streams[name] = FrontStream(self, gateway)

@@ -85,8 +85,9 @@ def test_four_times_too_much_is_told_when_to_come_back_at_once() -> None:
         p50, p99 = (refused[int(len(refused) * share)] * 1e3 for share in (0.5, 0.99))
         print(f"{4 * rate:.0f} requests/s: {served} served, {len(refused)} told 429 in {p50:.1f} ms, p99 {p99:.1f} ms")
         assert num / 3 < len(refused) < num and served >= 8
-        # Before anybody who was let in is done.
-        assert p50 < 20.0
+        # Long before anybody who was let in is done, which takes 400 ms of the worker's own.
+        soonest = min(seconds for status, _, seconds in found if status == 200)
+        assert p50 < soonest * 1e3 / 2
         for line in lines:
             line.close()
         await door.settled()
