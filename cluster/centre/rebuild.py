@@ -127,6 +127,8 @@ class Rebuild:
         request.orphaned_until = None
         self._sealing.tell_weights(request, submit)
         if request.state is State.ENDED:
+            # A seal of the scheduler before may have made it deaf to the attempt that has ended here.
+            request.attempt = max(request.attempt, open_request.attempt)
             # It may not have heard of the end, nor of what led to it. What it lacks of logprobs is drawn again.
             if place == known and request.wants_logprobs and not request.is_adopted:
                 self._sealing.ask(request)

@@ -15,6 +15,7 @@ from cluster.messages import (
     Order,
     Reason,
     Refused,
+    Replay,
     ReplicaJoined,
     ReplicaLost,
     ReplicaState,
@@ -124,6 +125,22 @@ def test_what_the_last_scheduler_had_accepted_of_a_model_that_does_not_come_back
     assert told.scheduler.next_deadline is not None and told.scheduler.next_deadline < 33.0
     (refused,) = [order for order in told.turn(after_s=10.0) if isinstance(order, Refused)]
     assert refused.code == "NOT_FOUND" and not told.scheduler.requests
+
+
+def test_what_ended_unheard_is_told_to_a_gateway_that_the_last_scheduler_had_sealed() -> None:
+    """Its replica was given up, and went on to the end; what was told of that bore an attempt that the gateway took no
+    more."""
+    first, here = Told(), replace(joined(), digest=A)
+    start = starts(first.turn(here, ASKED))["t/q"]
+    told = Told(epoch=3)
+    held = Resident(start.seq, 0, start, ids([*range(40), *[7] * 8]), 47, start.table, start.lease_end)
+    told.turn(ReplicaState(here, (held,), (), ()))
+    last = told.scheduler.replicas["r0"].last_plan
+    told.turn(Result("r0", 1, 3, 1, last, 1, stopped=(Stopped(start.seq, Reason.STOP, 47, ids()),)))
+    deaf = 2 << 16
+    state = GatewayState("a", (OpenRequest(ASKED, deaf + 1, (ids([7] * 5),), (Reason.NONE,)),))
+    (replay,) = [order for order in told.turn(state) if isinstance(order, Replay)]
+    assert replay.tokens.attempt > deaf and replay.tokens.reason is Reason.STOP
 
 
 def test_what_is_given_up_while_it_moves_takes_its_move_with_it() -> None:
