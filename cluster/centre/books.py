@@ -24,8 +24,8 @@ class Hearing:
 
     def __init__(self, settings: SchedulerSettings) -> None:
         self._settings = settings
-        # While replicas and gateways report; until when a gateway may still come that has not told what it holds; and,
-        # behind the first turn alone, a replica that could hold what one before this scheduler had accepted.
+        # While replicas and gateways report; until when a gateway may still come that has not told what it holds; and a
+        # replica that could hold what one before this scheduler had accepted, which no late report puts off.
         self.ends_at: float | None = None
         self._gateways_until: float | None = None
         self.replicas_until = 0.0

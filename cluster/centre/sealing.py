@@ -139,8 +139,8 @@ class Sealing:
             request.heard[index] = request.heard[index][0][:num_outputs], Reason.STOP
 
     def forget_outputs(self, request: Request) -> None:
-        """What was told of this request, which waits, was drawn with other weights."""
-        if request.state is not State.ENDED:
+        """What was told of this request was drawn with other weights. What a replica still runs of it stays."""
+        if request.state in (State.SEALING, State.QUEUED, State.PARKED):
             request.heard = None
             request.witnesses.clear()
             for sequence in request.sequences:
