@@ -109,7 +109,9 @@ class Rebuild:
         place, known = (submit.gateway, submit.route), (request.gateway, request.route)
         is_first = self._confirming.told(request, submit)
         if not is_first and place != known and open_request.turn <= request.turn:
-            if submit.digest == request.digest:
+            # What is older than the attempt that runs, or of other weights, nobody goes on from.
+            is_older = request.state is State.RUNNING and open_request.attempt < request.attempt
+            if submit.digest == request.digest and not is_older:
                 self._sealing.hear(request, place, open_request.outputs, open_request.finished)
             books.tell(HandOver(*place, submit.request_id))
             return
@@ -127,10 +129,13 @@ class Rebuild:
         request.orphaned_until = None
         self._sealing.tell_weights(request, submit)
         if request.state is State.ENDED:
-            # A seal of the scheduler before may have made it deaf to the attempt that has ended here.
+            # A seal of the scheduler before may have made it deaf to the attempt that has ended here; its answer to a
+            # seal of that attempt counts no more.
+            is_deaf = request.attempt < open_request.attempt
             request.attempt = max(request.attempt, open_request.attempt)
             # It may not have heard of the end, nor of what led to it. What it lacks of logprobs is drawn again.
-            if place == known and request.wants_logprobs and not request.is_adopted:
+            lacks_logprobs = place == known and request.wants_logprobs and not request.is_adopted
+            if lacks_logprobs or (is_deaf and request.is_sealing):
                 self._sealing.ask(request)
             self._adoption.tell_all(request)
         elif request.state is State.RUNNING and request.attempt < open_request.attempt:

@@ -46,6 +46,8 @@ class Sealing:
 
     def ask(self, request: Request) -> None:
         request.is_sealing = True
+        for sequence in request.live:
+            sequence.cut = None
         if request.orphaned_until is not None:
             self._go_on_if_said(request)
             return
@@ -133,9 +135,12 @@ class Sealing:
         ]
 
     def stop(self, request: Request, index: int, num_outputs: int) -> None:
-        """A stop string was found in tokens of which nothing is known here yet. Whoever found it says so in its answer;
-        if that does not come, they are drawn again, and so is it."""
-        if request.heard is not None and len(request.heard[index][0]) >= num_outputs:
+        """A stop string was found in tokens of which nothing is known here yet. Whoever found it says so in its answer
+        to the seal; if that does not come, they are drawn again, and so is it. Before it is asked, a replica may tell
+        of the request."""
+        if not request.is_sealing:
+            request.sequences[index].cut = num_outputs
+        elif request.heard is not None and len(request.heard[index][0]) >= num_outputs:
             request.heard[index] = request.heard[index][0][:num_outputs], Reason.STOP
 
     def forget_outputs(self, request: Request) -> None:

@@ -20,7 +20,7 @@ from cluster.centre.residents import enter
 from cluster.centre.sealing import Sealing
 from cluster.centre.transfers import Transfers
 from cluster.centre.waiting import Waiting
-from cluster.messages import EPOCH_BITS, Drop, ReplicaJoined, ReplicaState, Reroute, Resident, Start, ids
+from cluster.messages import EPOCH_BITS, Drop, Reason, ReplicaJoined, ReplicaState, Reroute, Resident, Start, ids
 
 ARRIVAL_MASK = (1 << 40) - 1
 
@@ -155,6 +155,7 @@ class Takeover:
             elif not known and not request.width:
                 # It may have told the old scheduler that its lease runs out, and says so once.
                 self._leases.renew(replica, request.sequences[resident.index])
+        self._stop_cut(request)
         self._fill(replica, request, start)
         # Who of them are forks is not told: until the first has its prompt, others may wait for that.
         request.forked_from = next(sequence for sequence in request.sequences if sequence.seq)
@@ -169,6 +170,12 @@ class Takeover:
             request.state = State.STOPPING
             replica.write().drops.extend(Drop(resident.seq) for resident in residents)
             books.counters["stale residents"] += 1
+
+    def _stop_cut(self, request: Request) -> None:
+        """A stop string was found before the replica had told of what it is in."""
+        for sequence in request.live:
+            if sequence.seq and sequence.cut is not None:
+                self._endings.stop(request, sequence, Reason.STOP, sequence.cut)
 
     def _fill(self, replica: Replica, request: Request, start: Start) -> None:
         """Some of its sequences may have left this replica already, which then remembers them."""

@@ -6,13 +6,17 @@ from dataclasses import replace
 
 from cluster.centre.nouns import State
 from cluster.centre.scheduler import Scheduler
+from cluster.gateway.door.door import Door
+from cluster.gateway.door.kept import DoorSettings
 from cluster.messages import (
+    Accepted,
     Adopt,
     Event,
     GatewayLost,
     GatewayState,
     OpenRequest,
     Order,
+    Plan,
     Reason,
     Refused,
     Replay,
@@ -29,6 +33,7 @@ from cluster.messages import (
     Transferred,
     ids,
 )
+from cluster.messages.resume import REPLACED
 from cluster.settings import SchedulerSettings
 from tests.cluster.test_scheduler import joined, starts, submit, transfers_of
 
@@ -125,6 +130,51 @@ def test_what_the_last_scheduler_had_accepted_of_a_model_that_does_not_come_back
     assert told.scheduler.next_deadline is not None and told.scheduler.next_deadline < 33.0
     (refused,) = [order for order in told.turn(after_s=10.0) if isinstance(order, Refused)]
     assert refused.code == "NOT_FOUND" and not told.scheduler.requests
+
+
+def test_a_stop_string_that_is_heard_before_its_replica_ends_the_answer_there() -> None:
+    """A new scheduler asked nobody about it, and the replica drew on to its last token."""
+    first, here = Told(), replace(joined(), digest=A)
+    start = starts(first.turn(here, ASKED))["t/q"]
+    told = Told(epoch=2)
+    told.turn(open_at("a", ASKED, 7, 7, 7))
+    told.turn(StopAt("t/q", 0, 5))
+    held = Resident(start.seq, 0, start, ids([*range(40), *[7] * 6]), 45, start.table, start.lease_end)
+    orders = told.turn(ReplicaState(here, (held,), (), ()))
+    assert [drop.seq for order in orders if isinstance(order, Plan) for drop in order.drops] == [start.seq]
+    last = told.scheduler.replicas["r0"].last_plan
+    told.turn(Result("r0", 1, 2, 1, last, 1, stopped=(Stopped(start.seq, Reason.DROPPED, 45, ids()),)))
+    sequence = told.scheduler.unclosed["t/q"].sequences[0]
+    assert (sequence.reason, sequence.num_billed) == (Reason.STOP, 5)
+
+
+def test_what_a_gateway_had_of_an_attempt_before_does_not_count_behind_the_next() -> None:
+    """It was cut off, not dead; another replica may draw other tokens."""
+    told = Told()
+    told.turn(replace(joined(), digest=A), ASKED)
+    told.turn(GatewayLost("a"))
+    told.turn(Adopt(replace(ASKED, gateway="b", route=9)))
+    (seal,) = seals(told.turn(ReplicaLost("r0", 1), replace(joined("r1"), digest=A)))
+    told.turn(sealed(seal))
+    told.turn(open_at("a", ASKED, 5, 5, 5, 5, 5))
+    (seal,) = seals(told.turn(ReplicaLost("r1", 1), replace(joined("r2"), digest=A)))
+    assert list(starts(told.turn(sealed(seal, 7, 7, 7)))["t/q"].tokens[40:]) == [7, 7, 7]
+
+
+def test_a_client_with_tokens_of_other_weights_is_refused_also_behind_the_seal() -> None:
+    """Back before the seal it was refused, and behind it was told another model's answer from where it stood."""
+    for is_first in (True, False):
+        door = Door(DoorSettings("a"))
+        reader = door.ask(ASKED, 60.0, 0.0)
+        entry = reader.entry
+        door.take(Accepted("a", entry.route, "t/q", 0, ""), 0.1)
+        door.leave(reader, 0.2, is_final=False)
+        if is_first:
+            door.resume(ASKED, [5], 60.0, 0.3)
+        door.take(Seal("a", entry.route, "t/q", 1 << 16, B), 0.4)
+        if not is_first:
+            door.resume(ASKED, [5], 60.0, 0.5)
+        assert REPLACED in str(entry.failure), is_first
 
 
 def test_what_ended_unheard_is_told_to_a_gateway_that_the_last_scheduler_had_sealed() -> None:

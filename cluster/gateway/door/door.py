@@ -142,6 +142,7 @@ class Door:
         entry.reader = Reader(entry, positions, tag)
         entry.is_behind |= entry.reader.is_ahead
         entry.grace_until = None
+        self._kept.refuse_others(entry, now)
         self.unread.set(entry, entry.reader.unread_bytes())
         self._kept.news(entry)
         return entry.reader

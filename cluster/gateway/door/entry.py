@@ -185,6 +185,7 @@ class Entry:
     __slots__ = (
         "accepted",
         "away_since",
+        "digest_before",
         "done",
         "ended",
         "failure",
@@ -227,6 +228,8 @@ class Entry:
         self.is_adopted = False
         # A client came back with tokens that had not come here.
         self.is_behind = False
+        # Of the weights that it was asked of, where it began anew with others.
+        self.digest_before = b""
         # The door keeps it no longer.
         self.is_gone = False
         # How often its client came back here and the scheduler was told so, and to which of these it has answered.

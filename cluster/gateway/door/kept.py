@@ -10,7 +10,7 @@ import heapq
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from cluster.errors import QuireError, WorkFailed
+from cluster.errors import Aborted, QuireError, WorkFailed
 from cluster.gateway.door.entry import Entry
 from cluster.gateway.door.quotas import Quotas, num_asked
 from cluster.gateway.door.unread import Unread, UnreadBounds
@@ -28,6 +28,7 @@ from cluster.messages import (
     StopAt,
     Submit,
 )
+from cluster.messages.resume import why_replaced
 
 ToldEvent: TypeAlias = Submit | Cancel | StopAt | Sealed | Closed | Adopt | Find | Claim | Pin | GatewayState
 
@@ -131,6 +132,13 @@ class Kept:
             entry.ended = now
         if not entry.is_read and (entry.failure is not None or entry.is_cancelled):
             self.close(entry, now)
+
+    def refuse_others(self, entry: Entry, now: float) -> None:
+        """What its client has and this gateway never had nobody knows of: other weights than those that it was asked of
+        would go on with another answer."""
+        before, digest = entry.digest_before, entry.submit.digest
+        if entry.is_behind and before and before != digest and entry.failure is None and entry.ended is None:
+            self.drop(entry, Aborted(why_replaced(entry.submit.model, before, digest)), now)
 
     def abandon(self, entry: Entry, now: float) -> None:
         """Nobody waits for it any more: what still runs is cancelled, and closed here when the scheduler says Done."""

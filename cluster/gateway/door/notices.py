@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from cluster.errors import Aborted, QuireError, Unavailable
+from cluster.errors import QuireError, Unavailable
 from cluster.gateway.door.kept import ROUTE_BITS, Kept
 from cluster.gateway.door.refusals import FINAL, error_of
 from cluster.messages import (
@@ -29,7 +29,6 @@ from cluster.messages import (
     Sealed,
     Started,
 )
-from cluster.messages.resume import why_replaced
 
 Notice: TypeAlias = Accepted | Started | Refused | Seal | HandOver | Found | Replay | Done
 
@@ -149,11 +148,11 @@ class Notices:
         if seal.digest != before:
             # It was asked of other weights: names of its blocks mean nothing.
             entry.submit = replace(entry.submit, digest=seal.digest, hashes=())
+            if seal.attempt:
+                entry.digest_before = entry.digest_before or before
         entry.log.seal(seal.attempt)
         self._kept.tell(Sealed(*place, seal.attempt, entry.log.outputs, entry.finished))
-        if seal.attempt and seal.digest != before and entry.is_behind and entry.failure is None:
-            # What its client has nobody else knows of: these weights would go on with another answer.
-            self._kept.drop(entry, Aborted(why_replaced(entry.submit.model, before, seal.digest)), now)
+        self._kept.refuse_others(entry, now)
 
     def _on_hand_over(self, order: HandOver, now: float) -> None:
         entry, place = self._kept.entries.get(order.route), (order.request_id, order.gateway, order.route)
