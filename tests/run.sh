@@ -58,6 +58,7 @@ for target in "${targets[@]}"; do
 done
 [ ${#top[@]} -eq 0 ] || computing=("tests/*.py" "${computing[@]}")
 
+failed_line='^(tests/[^ ]+ )?[.sxX]*[FE][.sxXFE]*( |$)'
 summary_line='(passed|failed|error|skipped|no tests ran).* in [0-9.]+s'
 
 # Runs a part and leaves what it printed, its status and its seconds. 40 minutes are far above what any may take; they
@@ -66,7 +67,7 @@ run_part() {
     local began=$SECONDS status
     timeout --kill-after 20 "${QUIRE_FOLDER_LIMIT_S:-2400}" "$@" >"$logs/out" 2>&1
     status=$?
-    if [ "$status" -eq 1 ] && [[ "$*" = *" pytest "* ]] && ! grep -qE "$summary_line" "$logs/out"; then
+    if [ "$status" -eq 1 ] && [[ "$*" = *" pytest "* ]] && ! grep -qE "$summary_line|$failed_line" "$logs/out"; then
         # A process that leaves a Ray cluster after it was with another one before is ended by Ray 2.60 now and then: its
         # metrics still go to the first one, and what takes their answers finds no core worker any more.
         say $'\nerror: the process ended within a test, and no test had failed; all of it once more' >>"$logs/out"

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_S = 10.0
 STUCK_S = 60.0
-"""A client that has so much unread that nothing more can be written, and takes nothing for so long, is cut off."""
+"""A client to which something is unsent, and that takes nothing of it for so long, is cut off."""
 
 
 def bound_connections(config: uvicorn.Config, most: int, most_of_one: int) -> None:
@@ -72,6 +72,8 @@ class _Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # Whatever is unsent is timed: below a bound of its own it would hold its place for ever.
+        transport.set_write_buffer_limits(high=0)
         self.machine = self.client[0] if self.client else ""
         if self._connections.enter(self):
             self._expect_head()
@@ -80,7 +82,18 @@ class _Connection(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stuck = asyncio.get_running_loop().call_later(STUCK_S, self.transport.abort)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Until all is taken; nothing is added meanwhile."""
+        num_unsent = self.transport.get_write_buffer_size()
+        self._stuck = asyncio.get_running_loop().call_later(STUCK_S, self._look, num_unsent)
+
+    def _look(self, num_unsent: int) -> None:
+        if self.transport.get_write_buffer_size() < num_unsent:
+            self._watch()
+        else:
+            self.transport.abort()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -115,5 +128,4 @@ class _Connection(H11Protocol):
 
     def _give_up(self) -> None:
         self._too_late = None
-        if not self.transport.is_closing():
-            self.transport.close()
+        self.transport.abort()

@@ -20,7 +20,7 @@ from cluster.gateway.http import asks
 from cluster.gateway.intake import read_generate
 from cluster.links.frames import FrameBuffer, Hello, Refusal, Welcome, hello_from, pack, refusal_from, welcome_from
 from cluster.links.terms import unreadable
-from cluster.wire import control, gateways, tokens
+from cluster.wire import control, gateways, tokens, values
 from protos.quire.v1 import control_pb2, front_pb2
 from protos.quire.v1 import inference_pb2 as pb
 from tests.cluster.test_hostile_files import KINDS
@@ -71,18 +71,20 @@ def _frames(_: Path) -> tuple[Read, list[bytes]]:
 
 def _generate(_: Path) -> tuple[Read, list[bytes]]:
     def reads(raw: bytes) -> None:
-        with suppress(DecodeError):
-            read_generate(pb.GenerateRequest.FromString(raw), None)
+        try:
+            request = pb.GenerateRequest.FromString(raw)
+        except DecodeError:
+            return
+        read_generate(request, None)
 
     return reads, [drawn(pb.GenerateRequest, Random(seed)).SerializeToString() for seed in range(200)]
 
 
 def _http(kind: str, good: Any) -> Target:
     def reads(raw: bytes) -> None:
-        with suppress(ValueError, RecursionError):
-            body = json.loads(raw)
-            if isinstance(body, dict):
-                asks.read(kind, body, "q")
+        body = values.parsed("body", raw, len(raw))
+        if isinstance(body, dict):
+            asks.read(kind, body, "q")
 
     return lambda _: (reads, [json.dumps(good).encode()])
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from cluster.gateway.door.door import Door
 from cluster.gateway.door.entry import Entry
-from cluster.gateway.door.kept import ROUTE_BITS
 from cluster.messages import Reason
 
 
 def check(door: Door) -> None:
-    life = door.settings.life & 0x7FFF_FFFF
+    is_own = door._kept.is_of_this_life
     unread: dict[str, int] = {}
     num_open: dict[str, int] = {}
     due, gateway, by_id = set(door._kept.deadlines), door.settings.gateway, door.by_id
     for route, entry in door.entries.items():
         submit = entry.submit
-        assert route == entry.route and route >> ROUTE_BITS == life, f"{_where(entry)} stands under route {route:#x}"
+        assert route == entry.route and is_own(route), f"{_where(entry)} stands under route {route:#x}"
         assert not entry.is_gone, f"{_where(entry)} is gone and kept"
         assert submit.gateway == gateway, f"{_where(entry)} is another gateway's"
         named = by_id.get(submit.request_id)
@@ -33,7 +32,7 @@ def check(door: Door) -> None:
     for route, (until, _) in door.handed.items():
         assert route not in door.entries and (until, route) in due, f"{route:#x} was handed over, and is kept"
     for route in door.pins:
-        assert route not in door.entries and route >> ROUTE_BITS == life, f"pin {route:#x} stands under another route"
+        assert route not in door.entries and is_own(route), f"pin {route:#x} stands under another route"
     assert {tenant: size for tenant, size in unread.items() if size} == door.unread.by_tenant, "unread by tenant"
     assert sum(unread.values()) == door.unread.total <= door.settings.unread.total, "unread in all"
     assert num_open == door.quotas.num_open(), "requests by tenant"

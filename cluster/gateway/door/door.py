@@ -47,7 +47,7 @@ class Door:
         return self._kept.take_orders()
 
     def take(self, notice: Notice, now: float) -> None:
-        """What the scheduler says. The tokens of a Replay come like a worker's before it."""
+        """What the scheduler says (see `Notices.take`)."""
         self._notices.take(notice, now)
 
     def meet(self, now: float, *, wants_state: bool) -> None:

@@ -105,6 +105,9 @@ class Kept:
         self.wait(entry, now + self.settings.accept_timeout_s)
         return entry
 
+    def is_of_this_life(self, route: int) -> bool:
+        return route >> ROUTE_BITS == self.settings.life & 0x7FFF_FFFF
+
     def next_route(self) -> int:
         self._num_routes += 1
         return self._num_routes

@@ -1,7 +1,4 @@
-"""What the scheduler says to a door: notices, answers to what was asked, and to a new one all that is kept.
-
-The tokens of a Replay come like a worker's before it.
-"""
+"""What the scheduler says to a door: notices, answers to what was asked, and to a new one all that is kept."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from cluster.errors import QuireError, Unavailable
-from cluster.gateway.door.kept import ROUTE_BITS, Kept
+from cluster.gateway.door.kept import Kept
 from cluster.gateway.door.refusals import FINAL, error_of
 from cluster.messages import (
     Accepted,
@@ -200,7 +197,7 @@ class Notices:
         if entry is None:
             # A route of an earlier life may belong to a client who is about to come back for it; one that was handed
             # over has an owner, whose word a new scheduler may not have heard yet.
-            is_of_this_life = done.route >> ROUTE_BITS == self._kept.settings.life & 0x7FFF_FFFF
+            is_of_this_life = self._kept.is_of_this_life(done.route)
             if is_of_this_life and done.route not in self._kept.handed:
                 self._kept.tell(Closed(done.request_id, done.gateway, done.route))
             return

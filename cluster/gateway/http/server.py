@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cluster.errors import ConfigError
 from cluster.gateway.gateway import Gateway
@@ -54,7 +53,6 @@ class HttpServer:
         files = settings.tls
         config = uvicorn.Config(
             HttpDoor(self._gateway, is_public=not is_loopback(settings.host)).app,
-            http=H11Protocol,
             ws="none",
             interface="asgi3",
             # Who asks is who is connected, whatever a head says.
